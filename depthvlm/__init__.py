@@ -1,0 +1,1 @@
+"""DepthVLM: dense metric depth inside a vision-language model."""
