@@ -1,0 +1,140 @@
+# Copyright 2026 The DepthVLM authors. Licensed under the Apache License, Version 2.0.
+"""Configuration of DepthVLM: a Qwen3-VL configuration and that of the depth head."""
+
+import os
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLConfig, Qwen3VLTextConfig, Qwen3VLVisionConfig
+
+from .published_layout import adopt_config_dict
+
+HUB_KWARGS = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
+HEAD_TYPES = ("dpt_light", "dpt", "mlp")
+FEATURE_SOURCES = ("vit+llm", "vit", "llm", "llm_final")
+
+# "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>" in Qwen3-VL's vocabulary:
+# what stands before the image in the prompt that the published checkpoints were trained with.
+QWEN3_VL_VISION_START_ID = 151652
+QWEN3_VL_DEPTH_PROMPT_IDS = (
+    *(151644, 8948, 198, 2610, 525, 264, 10950, 17847, 13, 151645, 198),
+    *(151644, 872, 198, QWEN3_VL_VISION_START_ID),
+)
+
+
+@strict
+class DepthHeadConfig(PreTrainedConfig):
+    r"""
+    Configuration of the depth head (paper, section 3.1 and tables 4 and 5).
+
+    Args:
+        head_type (`str`, *optional*, defaults to `"dpt_light"`):
+            `"dpt_light"`, the paper's head, which only upsamples (strides 4, 8, 16, 32); `"dpt"`, the original DPT
+            pyramid, which upsamples by 4 and 2, keeps and downsamples by 2; `"mlp"`, two linear layers per token.
+        feature_source (`str`, *optional*, defaults to `"vit+llm"`):
+            Equation 2: `"vit+llm"`, the DeepStack outputs and the final LLM state; `"vit"`, the DeepStack outputs and
+            the final ViT output; `"llm"`, three LLM layers at a quarter, a half and three quarters of the depth and
+            the final state; `"llm_final"`, the final state alone (MLP head only).
+        features (`int`, *optional*, defaults to 256):
+            Channels of the fusion blocks (DPT heads).
+        out_channels (`list[int]`, *optional*, defaults to `[256, 512, 1024, 1024]`):
+            Channels of the four feature maps after projection (DPT heads).
+        hidden_size (`int`, *optional*, defaults to 1024):
+            Width of the hidden layer of the MLP head.
+    """
+
+    model_type = "depthvlm_head"
+    base_config_key = "depth_config"
+
+    head_type: str = "dpt_light"
+    feature_source: str = "vit+llm"
+    features: int = 256
+    out_channels: list[int] | tuple[int, ...] = (256, 512, 1024, 1024)
+    hidden_size: int = 1024
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.head_type not in HEAD_TYPES:
+            raise ValueError(f"`head_type` is {self.head_type!r}, expected one of {', '.join(HEAD_TYPES)}.")
+        if self.feature_source not in FEATURE_SOURCES:
+            raise ValueError(f"`feature_source` is {self.feature_source!r}, expected one of {', '.join(FEATURE_SOURCES)}.")
+        if self.feature_source == "llm_final" and self.head_type != "mlp":
+            raise ValueError(
+                f"`feature_source='llm_final'` is one feature map, and head_type={self.head_type!r} fuses four. "
+                "Use `head_type='mlp'`, or another feature source."
+            )
+        if len(self.out_channels) != 4:
+            raise ValueError(f"`out_channels` needs four widths, one per feature map, got {self.out_channels}.")
+        if min(*self.out_channels, self.features, self.hidden_size) < 1 or self.features % 2:
+            raise ValueError(
+                f"Head widths must be positive and `features` even, got features={self.features}, "
+                f"out_channels={list(self.out_channels)}, hidden_size={self.hidden_size}."
+            )
+        super().__post_init__(**kwargs)
+
+
+@strict
+class DepthVLMConfig(Qwen3VLConfig):
+    r"""
+    Configuration of [`DepthVLMForConditionalGeneration`]: everything of Qwen3-VL, and the depth head's.
+
+    Args:
+        depth_config (`DepthHeadConfig` or `dict`, *optional*):
+            The depth head. Which ViT layers it reads is `vision_config.deepstack_visual_indexes`.
+        depth_loss_weight (`float`, *optional*, defaults to 1.0):
+            alpha of equation 5.
+        silog_lambda (`float`, *optional*, defaults to 0.5):
+            lambda of equation 4.
+        canonical_focal_length (`float`, *optional*, defaults to 1000.0):
+            f_c of equation 6, in pixels: the focal length that images are resampled to before the model sees them.
+        depth_prompt_ids (`list[int]`, *optional*):
+            Token ids that stand before an image's own tokens when only pixels are given
+            ([`DepthVLMForDepthEstimation`]). By default the chat prefix of Qwen3-VL where its vocabulary is used, else
+            `vision_start_token_id` alone.
+    """
+
+    model_type = "depthvlm"
+    # transformers renamed `sub_configs` to `sub_configs_defaults` after 5.18: both are read, by one version each.
+    sub_configs: ClassVar[dict[str, type[PreTrainedConfig]]] = {
+        "vision_config": Qwen3VLVisionConfig,
+        "text_config": Qwen3VLTextConfig,
+        "depth_config": DepthHeadConfig,
+    }
+    sub_configs_defaults: ClassVar[dict[str, Any]] = dict(sub_configs)
+
+    depth_config: dict | PreTrainedConfig | None = None
+    depth_loss_weight: float = 1.0
+    silog_lambda: float = 0.5
+    canonical_focal_length: float = 1000.0
+    depth_prompt_ids: list[int] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if not isinstance(self.depth_config, PreTrainedConfig):
+            self.depth_config = DepthHeadConfig(**(self.depth_config or {}))
+        super().__post_init__(**kwargs)
+        if not 0.0 <= self.silog_lambda <= 1.0:
+            raise ValueError(f"`silog_lambda` is {self.silog_lambda}, expected 0 to 1: the loss is unbounded beyond.")
+        if not self.canonical_focal_length > 0:
+            raise ValueError(f"`canonical_focal_length` is {self.canonical_focal_length}, expected pixels above 0.")
+        if self.depth_prompt_ids is None:
+            is_qwen = self.vision_start_token_id == QWEN3_VL_VISION_START_ID
+            self.depth_prompt_ids = list(QWEN3_VL_DEPTH_PROMPT_IDS) if is_qwen else [self.vision_start_token_id]
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Also reads published DepthVLM checkpoints and plain Qwen3-VL, both `model_type: qwen3_vl`."""
+        hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if config_dict.get("model_type") == Qwen3VLConfig.model_type:
+            config_dict = adopt_config_dict(config_dict, str(pretrained_model_name_or_path), hub_kwargs)
+        return config_dict, kwargs
+
+    @property
+    def input_stride(self) -> int:
+        """Pixels of the model's input per visual token and axis: patch size times merge size, 32 in Qwen3-VL."""
+        return self.vision_config.patch_size * self.vision_config.spatial_merge_size
+
+
+__all__ = ["DepthHeadConfig", "DepthVLMConfig"]

@@ -1,0 +1,222 @@
+# Copyright 2026 The DepthVLM authors. Licensed under the Apache License, Version 2.0.
+"""Depth heads: from visual tokens to depth (paper, section 3.1, equations 2 and 3, table 4)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from .configuration_depthvlm import DepthHeadConfig
+
+# softplus(x) = 1: a head that has learnt nothing yet says one metre.
+ONE_METRE = math.log(math.e - 1)
+
+
+class DepthHead(nn.Module):
+    """
+    Turns feature maps of the VLM's visual tokens into depth.
+
+    Args:
+        config: the head's configuration.
+        hidden_size: width of the visual tokens, that of the LLM.
+        stride: input pixels per token and axis (32 in Qwen3-VL).
+    """
+
+    def __init__(self, config: DepthHeadConfig, hidden_size: int, stride: int):
+        super().__init__()
+        self.config = config
+        self.stride = stride
+        self.norm = nn.LayerNorm(hidden_size)
+
+    def forward(self, features: list[Tensor], grid: tuple[int, int]) -> Tensor:
+        """
+        Args:
+            features: four (one for a single-scale MLP) maps `(N, h * w, hidden_size)` of N images of equal size.
+            grid: `(h, w)`, in tokens.
+
+        Returns:
+            `(N, h * stride, w * stride)`, float32, above zero: metres as seen by the canonical camera.
+        """
+        raise NotImplementedError
+
+    def init_weights(self) -> None:
+        """Draw every parameter that no checkpoint holds, so that an untrained head predicts depth near one metre."""
+        for module in self.modules():
+            if isinstance(module, nn.LayerNorm):
+                init.ones_(module.weight)
+                init.zeros_(module.bias)
+            elif isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+                init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+                if module.bias is not None:
+                    init.zeros_(module.bias)
+        last = self.last_layer
+        init.normal_(last.weight, std=0.01 / math.sqrt(last.weight[0].numel()))
+        init.constant_(last.bias, ONE_METRE)
+
+    @property
+    def last_layer(self) -> nn.Conv2d | nn.Linear:
+        """The layer before Softplus."""
+        raise NotImplementedError
+
+
+class TokenProjection(nn.Conv2d):
+    """A 1x1 convolution applied to tokens: `(N, h * w, in)` to `(N, out, h, w)`.
+
+    On tokens it is one matrix product, and what it returns lies channels-last, as the convolutions after it like it; no
+    map of full width is ever permuted.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        return F.linear(tokens, self.weight.flatten(1), self.bias).unflatten(1, grid).permute(0, 3, 1, 2)
+
+
+class Float32Conv2d(nn.Conv2d):
+    """A convolution in float32, whatever the model's or autocast's dtype: metres must not be rounded."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.float()
+            return self._conv_forward(x.float(), self.weight.float(), bias)
+
+
+class Float32Linear(nn.Linear):
+    """A linear layer in float32, for the same reason."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.float(), self.weight.float(), None if self.bias is None else self.bias.float())
+
+
+class ResidualConvUnit(nn.Module):
+    """Two 3x3 convolutions around a skip. The published weights were trained with in-place ReLUs, so the skip adds
+    `relu(x)`, not `x`."""
+
+    def __init__(self, features: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(features, features, 3, padding=1)
+        self.conv2 = nn.Conv2d(features, features, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(x)
+        return self.conv2(F.relu(self.conv1(x))) + x
+
+
+class FeatureFusionBlock(nn.Module):
+    """RefineNet block: adds a finer map to a coarser one, refines, and upsamples to the next resolution."""
+
+    def __init__(self, features: int, has_skip: bool):
+        super().__init__()
+        self.out_conv = nn.Conv2d(features, features, 1)
+        if has_skip:
+            self.resConfUnit1 = ResidualConvUnit(features)
+        self.resConfUnit2 = ResidualConvUnit(features)
+
+    def forward(self, x: Tensor, skip: Tensor | None, size: tuple[int, int]) -> Tensor:
+        if skip is not None:
+            x = x + self.resConfUnit1(skip)
+        # A 1x1 convolution and a bilinear upsampling commute exactly; this order costs a quarter.
+        x = self.out_conv(self.resConfUnit2(x))
+        return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+
+
+class DPTScratch(nn.Module):
+    """Fusion and output layers, under the names that DPT checkpoints use."""
+
+    def __init__(self, in_channels: list[int], features: int):
+        super().__init__()
+        self.layer1_rn = nn.Conv2d(in_channels[0], features, 3, padding=1, bias=False)
+        self.layer2_rn = nn.Conv2d(in_channels[1], features, 3, padding=1, bias=False)
+        self.layer3_rn = nn.Conv2d(in_channels[2], features, 3, padding=1, bias=False)
+        self.layer4_rn = nn.Conv2d(in_channels[3], features, 3, padding=1, bias=False)
+        self.refinenet1 = FeatureFusionBlock(features, has_skip=True)
+        self.refinenet2 = FeatureFusionBlock(features, has_skip=True)
+        self.refinenet3 = FeatureFusionBlock(features, has_skip=True)
+        self.refinenet4 = FeatureFusionBlock(features, has_skip=False)
+        self.output_conv1 = nn.Conv2d(features, features // 2, 3, padding=1)
+        self.output_conv2 = nn.Sequential(
+            nn.Conv2d(features // 2, 32, 3, padding=1), nn.ReLU(inplace=True), Float32Conv2d(32, 1, 1)
+        )
+
+    def forward(self, pyramid: list[Tensor]) -> Tensor:
+        fine, second, third, coarse = (
+            layer(x)
+            for layer, x in zip((self.layer1_rn, self.layer2_rn, self.layer3_rn, self.layer4_rn), pyramid, strict=True)
+        )
+        x = self.refinenet4(coarse, None, third.shape[-2:])
+        x = self.refinenet3(x, third, second.shape[-2:])
+        x = self.refinenet2(x, second, fine.shape[-2:])
+        x = self.refinenet1(x, fine, (2 * fine.shape[-2], 2 * fine.shape[-1]))
+        return self.output_conv1(x)
+
+
+class DPTDepthHead(DepthHead):
+    """
+    DPT-style head. `dpt_light` (the paper's) builds its pyramid by upsampling alone, since the VLM's merger has already
+    downsampled: x8, x4, x2, x1 of the token grid. `dpt` is the original: x4, x2, x1, x1/2.
+    """
+
+    def __init__(self, config: DepthHeadConfig, hidden_size: int, stride: int):
+        super().__init__(config, hidden_size, stride)
+        c1, c2, c3, c4 = config.out_channels
+        self.projects = nn.ModuleList(TokenProjection(hidden_size, c) for c in config.out_channels)
+        if config.head_type == "dpt_light":
+            resize_layers: list[nn.Module] = [
+                nn.ConvTranspose2d(c1, c1, 8, stride=8),
+                nn.ConvTranspose2d(c2, c2, 4, stride=4),
+                nn.ConvTranspose2d(c3, c3, 2, stride=2),
+                nn.Identity(),
+            ]
+        else:
+            resize_layers = [
+                nn.ConvTranspose2d(c1, c1, 4, stride=4),
+                nn.ConvTranspose2d(c2, c2, 2, stride=2),
+                nn.Identity(),
+                nn.Conv2d(c4, c4, 3, stride=2, padding=1),
+            ]
+        self.resize_layers = nn.ModuleList(resize_layers)
+        self.scratch = DPTScratch(list(config.out_channels), config.features)
+
+    @property
+    def last_layer(self) -> nn.Conv2d:
+        return self.scratch.output_conv2[2]
+
+    def forward(self, features: list[Tensor], grid: tuple[int, int]) -> Tensor:
+        height, width = grid
+        pyramid = [
+            resize(project(self.norm(tokens), grid))
+            for tokens, project, resize in zip(features, self.projects, self.resize_layers, strict=True)
+        ]
+        x = self.scratch(pyramid)
+        x = F.interpolate(x, size=(height * self.stride, width * self.stride), mode="bilinear", align_corners=True)
+        return F.softplus(self.scratch.output_conv2(x))[:, 0]
+
+
+class MLPDepthHead(DepthHead):
+    """Two linear layers that turn each token into its own `stride` x `stride` pixels (paper, table 4)."""
+
+    def __init__(self, config: DepthHeadConfig, hidden_size: int, stride: int):
+        super().__init__(config, hidden_size, stride)
+        maps = 1 if config.feature_source == "llm_final" else 4
+        self.mlp = nn.Sequential(
+            nn.Linear(maps * hidden_size, config.hidden_size), nn.GELU(), Float32Linear(config.hidden_size, stride**2)
+        )
+
+    @property
+    def last_layer(self) -> nn.Linear:
+        return self.mlp[2]
+
+    def forward(self, features: list[Tensor], grid: tuple[int, int]) -> Tensor:
+        tokens = torch.cat([self.norm(f) for f in features], dim=-1)
+        pixels = F.softplus(self.mlp(tokens)).unflatten(-1, (self.stride, self.stride)).unflatten(1, grid)
+        return pixels.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def build_depth_head(config: DepthHeadConfig, hidden_size: int, stride: int) -> DepthHead:
+    """The head that `config.head_type` names."""
+    head_class = MLPDepthHead if config.head_type == "mlp" else DPTDepthHead
+    return head_class(config, hidden_size, stride)

@@ -1,0 +1,442 @@
+# Copyright 2026 The DepthVLM authors. Licensed under the Apache License, Version 2.0.
+"""DepthVLM: Qwen3-VL with a depth head on its visual tokens (paper, section 3)."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, GenerationConfig, GenerationMixin
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.modeling_outputs import CausalLMOutputWithPast, DepthEstimatorOutput
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLForConditionalGeneration
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
+
+from .configuration_depthvlm import DepthVLMConfig
+from .depth_features import StateRecorder, feature_maps, llm_layer_indices, run_depth_head, token_grids
+from .depth_heads import DepthHead, build_depth_head
+from .silog import resize_depth, silog_loss
+
+logger = logging.get_logger(__name__)
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_depthvlm.DepthVLMConfig",
+    "AutoModel": "modeling_depthvlm.DepthVLMForConditionalGeneration",
+    "AutoModelForImageTextToText": "modeling_depthvlm.DepthVLMForConditionalGeneration",
+    "AutoModelForDepthEstimation": "modeling_depthvlm.DepthVLMForDepthEstimation",
+}
+
+
+@dataclass
+class DepthVLMCausalLMOutputWithPast(CausalLMOutputWithPast):
+    """
+    Args:
+        loss (`(1,)`): equation 5, `text_loss + depth_loss_weight * depth_loss`, of what labels were given for.
+        logits (`(batch, kept tokens, vocabulary)`): scores of the next token.
+        past_key_values, hidden_states, attentions: as in Qwen3-VL.
+        text_loss (`(1,)`): cross-entropy of the labelled tokens.
+        depth_loss (`(1,)`): SILog, the mean over the images with depth (equation 4).
+        predicted_depth: one float32 `(H_i, W_i)` per image of the batch, in the order of `image_grid_thw`: z-depth in
+            metres at the resolution of the model's input.
+        cameras (`(images, 7)`): the processor's camera records, handed through for post-processing.
+    """
+
+    text_loss: Tensor | None = None
+    depth_loss: Tensor | None = None
+    predicted_depth: list[Tensor] | None = None
+    cameras: Tensor | None = None
+
+
+class PredictedDepth(list[Tensor]):
+    """A list of depth maps, `(H_i, W_i)` float32 in metres, that post-processing takes as it takes a model output."""
+
+    def __init__(self, depth: Sequence[Tensor], cameras: Tensor | None = None):
+        super().__init__(depth)
+        self.cameras = cameras
+
+    @property
+    def predicted_depth(self) -> list[Tensor]:
+        return self
+
+
+class DepthVLMForConditionalGeneration(Qwen3VLForConditionalGeneration, GenerationMixin):
+    """
+    Qwen3-VL that answers in text and in metres: a depth head reads the visual tokens of the one vision pass and the one
+    prefill that the text needs anyway.
+
+    `from_pretrained` takes DepthVLM checkpoints, checkpoints of the published implementation, and plain Qwen3-VL
+    checkpoints, to which it adds a head that is yet to be trained.
+    """
+
+    config: DepthVLMConfig
+    config_class = DepthVLMConfig
+    depth_head: DepthHead
+
+    def __init__(self, config: DepthVLMConfig):
+        super().__init__(config)
+        self.depth_head = build_depth_head(config.depth_config, config.text_config.hidden_size, config.input_stride)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, DepthHead):
+            module.init_weights()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        pixel_values: Tensor | None = None,
+        pixel_values_videos: torch.FloatTensor | None = None,
+        image_grid_thw: torch.LongTensor | None = None,
+        video_grid_thw: torch.LongTensor | None = None,
+        mm_token_type_ids: torch.IntTensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+        depth_labels: Sequence[Tensor | None] | None = None,
+        focal_scale: Tensor | None = None,
+        cameras: Tensor | None = None,
+        output_depth: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | DepthVLMCausalLMOutputWithPast:
+        """
+        Everything of Qwen3-VL's forward, and:
+
+        Args:
+            depth_labels: for every image of the batch one `(H, W)` map of z-depth in metres, or None. Zero, negative,
+                NaN and infinite pixels do not count. Any resolution: the prediction is resized to it.
+            focal_scale (`(images,)`): effective over canonical focal length, by which the head's output is multiplied
+                to give metres (equation 6). 1 where it is not given.
+            cameras (`(images, 7)`): handed through to the output.
+            output_depth: whether to run the depth head. By default it runs where there are images and either
+                `depth_labels` are given or the model is in eval mode.
+
+        Raises:
+            ValueError: when depth is asked for and no image is given, or when the numbers of images and of
+                `depth_labels` or `focal_scale` differ.
+        """
+        if output_depth is None:
+            output_depth = pixel_values is not None and (depth_labels is not None or not self.training)
+        vision = None
+        if output_depth:
+            self._check_depth_inputs(pixel_values, image_grid_thw, depth_labels, focal_scale)
+            vision = self.get_image_features(pixel_values, image_grid_thw, return_dict=True, **kwargs)
+            pixel_values, mm_encoder_outputs = None, {**(mm_encoder_outputs or {}), "image": vision}
+            if pixel_values_videos is not None:  # the backbone refuses pixels beside encoded images
+                mm_encoder_outputs["video"] = self.get_video_features(
+                    pixel_values_videos, video_grid_thw, return_dict=True, **kwargs
+                )
+                pixel_values_videos = None
+
+        outputs, states = self._run_backbone(
+            keep_states=output_depth,
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            pixel_values_videos=pixel_values_videos,
+            image_grid_thw=image_grid_thw,
+            video_grid_thw=video_grid_thw,
+            position_ids=position_ids,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            mm_token_type_ids=mm_token_type_ids,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs[0][:, kept, :])
+
+        loss = text_loss = depth_loss = predicted_depth = None
+        if labels is not None:
+            loss = text_loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+            )
+        if output_depth:
+            mask, _ = self.model.get_placeholder_mask(
+                input_ids, inputs_embeds=outputs[0] if inputs_embeds is None else inputs_embeds
+            )
+            predicted_depth = self._depth_from_states(vision, states, mask[..., 0], image_grid_thw, focal_scale)
+        if depth_labels is not None:
+            depth_loss = silog_loss(predicted_depth, depth_labels, self.config.silog_lambda)
+            weighted = self.config.depth_loss_weight * depth_loss
+            loss = weighted if loss is None else loss + weighted.to(loss.device)
+        elif loss is not None and self.training:
+            # Distributed training waits for every parameter's gradient: a batch without depth gives zeros.
+            loss = loss + self._zero_from_head().to(loss.device)
+
+        return DepthVLMCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            text_loss=text_loss,
+            depth_loss=depth_loss,
+            predicted_depth=predicted_depth,
+            cameras=cameras if output_depth else None,
+        )
+
+    @torch.no_grad()
+    def predict_depth(
+        self,
+        input_ids: torch.LongTensor,
+        pixel_values: Tensor,
+        image_grid_thw: torch.LongTensor,
+        attention_mask: Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        mm_token_type_ids: torch.IntTensor | None = None,
+        focal_scale: Tensor | None = None,
+        cameras: Tensor | None = None,
+        output_size: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
+        **kwargs: Any,
+    ) -> PredictedDepth:
+        """
+        Depth alone, equal to `forward`'s: no LM head, no cache, and, attention being causal, nothing after the last
+        image token. With `feature_source="vit"` the LLM does not run at all.
+
+        Args:
+            output_size: `(height, width)` to resize the depth to, one for all images or one each; by default the
+                resolution of the model's input.
+
+        Returns:
+            One float32 `(H_i, W_i)` per image: z-depth in metres.
+
+        Raises:
+            ValueError: as in `forward`, and when `output_size` has another length than there are images.
+        """
+        self._check_depth_inputs(pixel_values, image_grid_thw, None, focal_scale)
+        vision = self.get_image_features(pixel_values, image_grid_thw, return_dict=True)
+        states, image_mask = [], None
+        if self.config.depth_config.feature_source != "vit":
+            image_mask = input_ids == self.config.image_token_id
+            end = input_ids.shape[1]
+            if kwargs.get("pixel_values_videos") is None:  # a video may go on after the last image
+                end = int(image_mask.any(0).nonzero()[-1]) + 1
+            rope_deltas = self.model.rope_deltas
+            _, states = self._run_backbone(
+                keep_states=True,
+                input_ids=input_ids[:, :end],
+                attention_mask=None if attention_mask is None else attention_mask[..., :end],
+                position_ids=None if position_ids is None else position_ids[..., :end],
+                mm_token_type_ids=None if mm_token_type_ids is None else mm_token_type_ids[:, :end],
+                image_grid_thw=image_grid_thw,
+                mm_encoder_outputs={"image": vision},
+                use_cache=False,
+                **kwargs,
+            )
+            self.model.rope_deltas = rope_deltas  # a conversation under way keeps its own
+            image_mask = image_mask[:, :end]
+        depth = self._depth_from_states(vision, states, image_mask, image_grid_thw, focal_scale)
+        if output_size is not None:
+            sizes = [output_size] * len(depth) if isinstance(output_size[0], int) else list(output_size)
+            if len(sizes) != len(depth):
+                raise ValueError(f"`output_size` has {len(sizes)} sizes for {len(depth)} images: give one, or one each.")
+            depth = [resize_depth(d[None], size)[0] for d, size in zip(depth, sizes, strict=True)]
+        return PredictedDepth(depth, cameras)
+
+    @torch.no_grad()
+    def generate(  # type: ignore[override]
+        self,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *args: Any,
+        output_depth: bool | None = None,
+        **kwargs: Any,
+    ) -> ModelOutput | torch.LongTensor:
+        """
+        Text, and with `return_dict_in_generate=True` also `predicted_depth` from the same vision pass and prefill, once
+        an image whatever the number of beams or returned sequences. Decoding steps never touch the depth head.
+
+        Args:
+            output_depth: whether to add `predicted_depth` (and the processor's `cameras`) to the output. By default
+                where images and `return_dict_in_generate` are given.
+
+        Raises:
+            ValueError: when depth is asked for without images, without `return_dict_in_generate`, or with
+                `inputs_embeds`, in which the image tokens cannot be told.
+        """
+        focal_scale, cameras = kwargs.pop("focal_scale", None), kwargs.pop("cameras", None)
+        kwargs.pop("depth_labels", None)
+        pixel_values, grid_thw = kwargs.get("pixel_values"), kwargs.get("image_grid_thw")
+        config = generation_config or self.generation_config
+        returns_dict = kwargs.get("return_dict_in_generate", config.return_dict_in_generate)
+        if output_depth is None:
+            output_depth = pixel_values is not None and bool(returns_dict)
+            if output_depth and kwargs.get("inputs_embeds") is not None:
+                logger.warning_once("`generate` got `inputs_embeds`: no depth is predicted. Pass `input_ids` to get it.")
+                output_depth = False
+        if not output_depth:
+            return super().generate(inputs, generation_config, *args, **kwargs)
+
+        if kwargs.get("inputs_embeds") is not None:
+            raise ValueError(
+                "`generate` got `inputs_embeds` and `output_depth=True`: image tokens cannot be told in embeddings. "
+                "Pass `input_ids`, or `output_depth=False`."
+            )
+        if not returns_dict:
+            raise ValueError("`output_depth=True` needs `return_dict_in_generate=True`, or there is no place for depth.")
+        self._check_depth_inputs(pixel_values, grid_thw, None, focal_scale)
+        input_ids = inputs if inputs is not None else kwargs["input_ids"]
+        length = self._prefill_length(input_ids, kwargs.get("attention_mask"), kwargs.get("past_key_values"))
+        vision = self.get_image_features(kwargs.pop("pixel_values"), grid_thw, return_dict=True)
+        # Generation repeats the features for beams in place: keep ours.
+        kept = type(vision)(pooler_output=vision.pooler_output, deepstack_features=vision.deepstack_features)
+        kwargs["mm_encoder_outputs"] = {**kwargs.get("mm_encoder_outputs", {}), "image": vision}
+        with StateRecorder([*self._recorded_layers(), self.model.language_model], length) as recorder:
+            output = super().generate(inputs, generation_config, *args, **kwargs)
+        image_mask = input_ids[:, -length:] == self.config.image_token_id
+        states = [state[:: state.shape[0] // image_mask.shape[0]] for state in recorder.states]
+        output["predicted_depth"] = self._depth_from_states(kept, states, image_mask, grid_thw, focal_scale)
+        output["cameras"] = cameras
+        return output
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """As in transformers; the folder also gets the code that loads it where this package is not installed."""
+        os.makedirs(save_directory, exist_ok=True)
+        self.config.auto_map = dict(AUTO_MAP)
+        custom_object_save(self, save_directory)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def _run_backbone(self, keep_states: bool, **inputs: Any) -> tuple[Any, list[Tensor]]:
+        """The backbone's output and, for the depth head, the LLM states that its `feature_source` reads."""
+        layers = self._recorded_layers() if keep_states else []
+        if not layers:
+            outputs = self.model(**inputs)
+            return outputs, [outputs[0]]
+        with StateRecorder(layers) as recorder:
+            outputs = self.model(**inputs)
+        return outputs, [*recorder.states, outputs[0]]
+
+    def _recorded_layers(self) -> list[nn.Module]:
+        if self.config.depth_config.feature_source != "llm":
+            return []
+        return [self.model.language_model.layers[i] for i in llm_layer_indices(self.config)]
+
+    def _depth_from_states(
+        self,
+        vision: Any,
+        states: Sequence[Tensor],
+        image_mask: Tensor | None,
+        grid_thw: torch.LongTensor,
+        focal_scale: Tensor | None,
+    ) -> list[Tensor]:
+        grids = token_grids(grid_thw.tolist(), self.config.vision_config.spatial_merge_size)
+        maps = feature_maps(self.config, vision, states, image_mask, [height * width for height, width in grids])
+        return run_depth_head(self.depth_head, maps, grids, focal_scale)
+
+    def _zero_from_head(self) -> Tensor:
+        """Zero, with the whole head in its graph."""
+        weight = self.depth_head.norm.weight
+        token = weight.new_zeros(1, 1, weight.shape[0])
+        maps = 1 if self.config.depth_config.feature_source == "llm_final" else 4
+        return self.depth_head([token] * maps, (1, 1)).sum() * 0
+
+    def _check_depth_inputs(
+        self,
+        pixel_values: Tensor | None,
+        grid_thw: Tensor | None,
+        depth_labels: Sequence[Tensor | None] | None,
+        focal_scale: Tensor | None,
+    ) -> None:
+        if pixel_values is None or grid_thw is None:
+            raise ValueError(
+                "Depth was asked for, but there is no image: pass `pixel_values` and `image_grid_thw` as the processor "
+                "makes them, or `output_depth=False`."
+            )
+        images = grid_thw.shape[0]
+        if depth_labels is not None and len(depth_labels) != images:
+            raise ValueError(
+                f"Got {len(depth_labels)} `depth_labels` for {images} images: give one per image, None where there is "
+                "no depth."
+            )
+        if focal_scale is not None and focal_scale.shape != (images,):
+            raise ValueError(f"`focal_scale` has shape {tuple(focal_scale.shape)}, expected one per image: ({images},).")
+
+    @staticmethod
+    def _prefill_length(input_ids: Tensor, attention_mask: Tensor | None, cache: Cache | None) -> int:
+        """Positions that the prefill runs: `input_ids` may hold the cached part as well, or only what is new."""
+        length = input_ids.shape[1]
+        if cache is None or (attention_mask is not None and attention_mask.shape[-1] != length):
+            return length
+        return length - int(cache.get_seq_length())
+
+
+class DepthVLMForDepthEstimation(DepthVLMForConditionalGeneration):
+    """
+    DepthVLM as a plain depth estimator, from pixels alone: what `AutoModelForDepthEstimation` and
+    `pipeline("depth-estimation")` load. The same weights; the prompt before the image is `config.depth_prompt_ids`.
+    """
+
+    main_input_name = "pixel_values"
+
+    def forward(  # type: ignore[override]
+        self,
+        pixel_values: Tensor,
+        image_grid_thw: torch.LongTensor,
+        focal_scale: Tensor | None = None,
+        cameras: Tensor | None = None,
+        depth_labels: Sequence[Tensor | None] | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> tuple | DepthEstimatorOutput:
+        """
+        Args:
+            pixel_values, image_grid_thw, focal_scale, cameras: as made by the image processor.
+            depth_labels: see [`DepthVLMForConditionalGeneration.forward`].
+
+        Returns:
+            `predicted_depth`, one float32 `(H_i, W_i)` in metres per image, and with `depth_labels` the depth loss.
+        """
+        inputs = self._depth_prompt(image_grid_thw)
+        if depth_labels is None and not self.training:
+            depth = self.predict_depth(
+                pixel_values=pixel_values, image_grid_thw=image_grid_thw, focal_scale=focal_scale, **inputs
+            )
+            loss = None
+        else:
+            outputs = super().forward(
+                pixel_values=pixel_values,
+                image_grid_thw=image_grid_thw,
+                focal_scale=focal_scale,
+                depth_labels=depth_labels,
+                output_depth=True,
+                logits_to_keep=1,
+                use_cache=False,
+                return_dict=True,
+                **inputs,
+            )
+            depth, loss = outputs.predicted_depth, outputs.depth_loss
+        output = DepthEstimatorOutput(loss=loss, predicted_depth=list(depth))
+        if cameras is not None:
+            output["cameras"] = cameras
+        return output if return_dict is not False else output.to_tuple()
+
+    def _depth_prompt(self, image_grid_thw: torch.LongTensor) -> dict[str, Tensor]:
+        """One row per image: `config.depth_prompt_ids`, then the image's tokens; shorter rows are padded right."""
+        prefix = self.config.depth_prompt_ids
+        merge_size = self.config.vision_config.spatial_merge_size
+        counts = [height * width for height, width in token_grids(image_grid_thw.tolist(), merge_size)]
+        device = image_grid_thw.device
+        position = torch.arange(len(prefix) + max(counts), device=device).expand(len(counts), -1)
+        ends = len(prefix) + torch.tensor(counts, device=device)[:, None]
+        is_image = (position >= len(prefix)) & (position < ends)
+        input_ids = torch.full_like(position, prefix[-1])
+        input_ids[:, : len(prefix)] = torch.tensor(prefix, device=device)
+        input_ids[is_image] = self.config.image_token_id
+        return {
+            "input_ids": input_ids,
+            "attention_mask": (position < ends).long(),
+            "mm_token_type_ids": is_image.int(),
+        }
+
+
+__all__ = ["DepthVLMCausalLMOutputWithPast", "DepthVLMForConditionalGeneration", "DepthVLMForDepthEstimation"]

@@ -1,0 +1,100 @@
+# Copyright 2026 The DepthVLM authors. Licensed under the Apache License, Version 2.0.
+"""The scale-invariant logarithmic loss (paper, equation 4)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def valid_depth(depth: Tensor) -> Tensor:
+    """Mask of the pixels that hold a depth: finite and above zero."""
+    return torch.isfinite(depth) & (depth > 0)
+
+
+def resize_depth(depth: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize dense predicted depth maps `(N, h, w)` to `(N, *size)`, bilinearly, corners on corners as in the head."""
+    if tuple(depth.shape[-2:]) == tuple(size):
+        return depth
+    return F.interpolate(depth[:, None], size=tuple(size), mode="bilinear", align_corners=True)[:, 0]
+
+
+def silog_per_image(
+    prediction: Tensor, target: Tensor, silog_lambda: float = 0.5, eps: float = 1e-8
+) -> tuple[Tensor, Tensor]:
+    """
+    SILog of every image of a stack, in float32.
+
+    Args:
+        prediction (`(N, h, w)`): predicted depth in metres, above zero; resized to the target's resolution.
+        target (`(N, H, W)`): true depth in metres; zero, negative, NaN and infinite pixels are left out.
+
+    Returns:
+        The loss of each image `(N,)`, zero where it has no valid pixel, and whether it has any, `(N,)`.
+    """
+    with torch.autocast(prediction.device.type, enabled=False):
+        prediction = resize_depth(prediction.float(), (target.shape[-2], target.shape[-1]))
+        target = target.to(prediction.device, torch.float32)
+        mask = valid_depth(target)
+        count = mask.sum((-2, -1))
+        # Invalid pixels get log 1 - log 1: `where` before the logarithm keeps NaN out of the gradient as well.
+        difference = torch.where(mask, prediction, 1.0).log() - torch.where(mask, target, 1.0).log()
+        pixels = count.clamp(min=1)
+        mean = difference.sum((-2, -1)) / pixels
+        # mean(d^2) - lambda mean(d)^2, written as variance + (1 - lambda) mean^2: never below zero by rounding.
+        centred = torch.where(mask, difference - mean[:, None, None], 0.0)
+        variance = centred.square().sum((-2, -1)) / pixels
+        loss = (variance + (1 - silog_lambda) * mean.square() + eps).sqrt()
+        return torch.where(count > 0, loss, 0.0), count > 0
+
+
+def silog_loss(
+    prediction: Tensor | Sequence[Tensor],
+    target: Tensor | Sequence[Tensor | None],
+    silog_lambda: float = 0.5,
+    eps: float = 1e-8,
+) -> Tensor:
+    """
+    Scale-invariant logarithmic loss: `sqrt(mean(d^2) - lambda * mean(d)^2 + eps)` per image with
+    `d = log(prediction) - log(target)` over its valid pixels, then the mean over the images that have any.
+
+    The paper's equation 4 prints the root over the first term alone. That form is unbounded below (a constant offset c
+    gives `|c| - lambda c^2`); this one is what was trained.
+
+    Args:
+        prediction (`(H, W)`, `(N, H, W)` or a list of `(H, W)`): predicted depth in metres, above zero.
+        target (the same): true depth in metres. Zero, negative, NaN and infinite pixels do not count. The resolution
+            may be another than the prediction's, which is then resized to it. In a list, None is an image without
+            depth.
+        silog_lambda (`float`): 0 keeps the absolute scale error whole, 1 is blind to it.
+
+    Returns:
+        A float32 scalar; zero, with zero gradients, where no pixel is valid.
+
+    Raises:
+        ValueError: when the numbers of predictions and targets differ.
+    """
+    predictions = _as_images(prediction)
+    targets = _as_images(target)
+    if len(predictions) != len(targets):
+        raise ValueError(f"Got {len(predictions)} predicted depth maps and {len(targets)} targets, expected one each.")
+    total = torch.stack([p.float().sum() * 0 for p in predictions]).sum()
+    count = torch.zeros((), device=total.device)
+    groups: dict[tuple[torch.Size, torch.Size], list[int]] = {}
+    for index, (p, t) in enumerate(zip(predictions, targets, strict=True)):
+        if t is not None:
+            groups.setdefault((p.shape, t.shape), []).append(index)
+    for indices in groups.values():
+        stacked = torch.stack([predictions[i] for i in indices])
+        truth = torch.stack([targets[i].to(total.device) for i in indices])  # type: ignore[union-attr]
+        losses, valid = silog_per_image(stacked, truth, silog_lambda, eps)
+        total = total + losses.sum()
+        count = count + valid.sum()
+    return total / count.clamp(min=1)
+
+
+def _as_images(depth: Tensor | Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    if isinstance(depth, Tensor):
+        return depth[None] if depth.ndim == 2 else depth
+    return depth
