@@ -41,20 +41,6 @@ class DepthHead(nn.Module):
         """
         raise NotImplementedError
 
-    def init_weights(self) -> None:
-        """Draw every parameter that no checkpoint holds, so that an untrained head predicts depth near one metre."""
-        for module in self.modules():
-            if isinstance(module, nn.LayerNorm):
-                init.ones_(module.weight)
-                init.zeros_(module.bias)
-            elif isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-                init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-                if module.bias is not None:
-                    init.zeros_(module.bias)
-        last = self.last_layer
-        init.normal_(last.weight, std=0.01 / math.sqrt(last.weight[0].numel()))
-        init.constant_(last.bias, ONE_METRE)
-
     @property
     def last_layer(self) -> nn.Conv2d | nn.Linear:
         """The layer before Softplus."""
@@ -90,6 +76,17 @@ class Float32Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(x.float(), self.weight.float(), None if self.bias is None else self.bias.float())
+
+
+def init_head_layer(layer: nn.Module) -> None:
+    """Draw a layer of a head so that an untrained head predicts depth near one metre; other layers are left alone."""
+    if isinstance(layer, Float32Conv2d | Float32Linear):
+        init.normal_(layer.weight, std=0.01 / math.sqrt(layer.weight[0].numel()))
+        init.constant_(layer.bias, ONE_METRE)
+    elif isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):  # the backbone has none of these
+        init.kaiming_uniform_(layer.weight, a=math.sqrt(5))
+        if layer.bias is not None:
+            init.zeros_(layer.bias)
 
 
 class ResidualConvUnit(nn.Module):

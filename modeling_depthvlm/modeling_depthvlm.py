@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_depthvlm import DepthVLMConfig
 from .depth_features import StateRecorder, feature_maps, llm_layer_indices, run_depth_head, token_grids
-from .depth_heads import DepthHead, build_depth_head
+from .depth_heads import DepthHead, build_depth_head, init_head_layer
 from .silog import resize_depth, silog_loss
 
 logger = logging.get_logger(__name__)
@@ -83,8 +83,7 @@ class DepthVLMForConditionalGeneration(Qwen3VLForConditionalGeneration, Generati
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, DepthHead):
-            module.init_weights()
+        init_head_layer(module)
 
     @can_return_tuple
     def forward(
@@ -117,15 +116,16 @@ class DepthVLMForConditionalGeneration(Qwen3VLForConditionalGeneration, Generati
             focal_scale (`(images,)`): effective over canonical focal length, by which the head's output is multiplied
                 to give metres (equation 6). 1 where it is not given.
             cameras (`(images, 7)`): handed through to the output.
-            output_depth: whether to run the depth head. By default it runs where there are images and either
-                `depth_labels` are given or the model is in eval mode.
+            output_depth: whether to run the depth head on the batch's images, if it has any. By default in eval mode;
+                always with `depth_labels`.
 
         Raises:
-            ValueError: when depth is asked for and no image is given, or when the numbers of images and of
+            ValueError: when `depth_labels` are given and no image is, or when the numbers of images and of
                 `depth_labels` or `focal_scale` differ.
         """
         if output_depth is None:
-            output_depth = pixel_values is not None and (depth_labels is not None or not self.training)
+            output_depth = not self.training
+        output_depth = bool(depth_labels) or (output_depth and pixel_values is not None)
         vision = None
         if output_depth:
             self._check_depth_inputs(pixel_values, image_grid_thw, depth_labels, focal_scale)
@@ -165,7 +165,7 @@ class DepthVLMForConditionalGeneration(Qwen3VLForConditionalGeneration, Generati
                 input_ids, inputs_embeds=outputs[0] if inputs_embeds is None else inputs_embeds
             )
             predicted_depth = self._depth_from_states(vision, states, mask[..., 0], image_grid_thw, focal_scale)
-        if depth_labels is not None:
+        if depth_labels:
             depth_loss = silog_loss(predicted_depth, depth_labels, self.config.silog_lambda)
             weighted = self.config.depth_loss_weight * depth_loss
             loss = weighted if loss is None else loss + weighted.to(loss.device)

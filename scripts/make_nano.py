@@ -1,0 +1,201 @@
+"""
+Makes depthvlm-nano from nothing: its tokenizer, its weights, its processor.
+
+    python scripts/make_nano.py --out runs/nano
+
+A Qwen3-VL-shaped model of 5.4 M parameters with the paper's depth head, trained on procedural scenes with the joint loss
+of equation 5. Interrupted, it goes on from its last checkpoint. Two CPU cores are enough.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from depthvlm.benchmark.synthetic import render_scene
+from depthvlm.modeling_depthvlm import DepthVLMConfig, DepthVLMForConditionalGeneration
+from depthvlm.processing import DepthVLMProcessor
+from nano_shape import REPLY, build_processor, depth_messages, nano_config
+from PIL import Image
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors.torch import load_file, save_file
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import get_cosine_schedule_with_warmup
+
+HELD_OUT = 1_000_000_000  # seeds from here on are for evaluation: training never sees them
+ASPECTS = (4 / 3, 4 / 3, 3 / 2, 16 / 9, 1.0)
+
+
+class SceneBatches(IterableDataset):
+    """Endless batches of one grid size each, ready for the model; every scene is new."""
+
+    def __init__(self, processor: DepthVLMProcessor, focal_length: float, batch_size: int, first_seed: int):
+        self.processor = processor
+        self.focal_length = focal_length
+        self.batch_size = batch_size
+        self.first_seed = first_seed
+        prompt, bare = depth_messages(), depth_messages(system=False)
+        template = processor.apply_chat_template
+        self.with_reply = template(prompt + [{"role": "assistant", "content": REPLY}], tokenize=False)
+        self.reply_length = len(processor.tokenizer(REPLY + "<|im_end|>\n").input_ids)
+        # Depth sees only what stands before and in the image, so most batches need no more text than that.
+        self.prefixes = [template(m, tokenize=False).split("<|vision_end|>")[0] for m in (prompt, prompt, prompt, bare)]
+
+    def sample(self, seed: int) -> dict[str, Any]:
+        rng = np.random.default_rng([7, seed])
+        fov = rng.uniform(45, 80)
+        oversampling = rng.choice([1.0, rng.uniform(1.0, 1.9)])
+        width = round(2 * self.focal_length * math.tan(math.radians(fov / 2)) * oversampling)
+        scene = render_scene(seed, width=width, height=round(width / rng.choice(ASPECTS)), fov=fov)
+        return {
+            "image": _jitter(scene.image, rng),
+            "depth": scene.depth,
+            "focal_length": float(scene.intrinsics[0, 0]),
+        }
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        buckets: dict[tuple[int, int], list[dict[str, Any]]] = {}
+        made = 0
+        seed = self.first_seed
+        while True:
+            sample = self.sample(seed)
+            seed += 1
+            size = tuple(
+                round(side * self.focal_length / sample["focal_length"] / 32) for side in sample["depth"].shape
+            )
+            bucket = buckets.setdefault(size, [])
+            bucket.append(sample)
+            if len(bucket) == self.batch_size:
+                yield self.collate(buckets.pop(size), made)
+                made += 1
+
+    def collate(self, samples: list[dict[str, Any]], index: int) -> dict[str, Any]:
+        reply = index % 4 == 0
+        text = self.with_reply if reply else self.prefixes[index % len(self.prefixes)]
+        batch = self.processor(
+            images=[[sample["image"]] for sample in samples],
+            text=[text] * len(samples),
+            focal_length=[sample["focal_length"] for sample in samples],
+            depth_maps=[sample["depth"] for sample in samples],
+            return_tensors="pt",
+        )
+        if reply:
+            labels = batch["input_ids"].clone()
+            labels[:, : -self.reply_length] = -100
+            batch["labels"] = labels
+        return dict(batch)
+
+
+def _jitter(image: np.ndarray, rng: np.random.Generator) -> Image.Image:
+    """Gamma and white balance, mildly: no light must be a cue for distance."""
+    tone = (image / 255.0) ** rng.uniform(0.75, 1.3) * rng.uniform(0.9, 1.1, 3)
+    return Image.fromarray((tone.clip(0, 1) * 255).astype(np.uint8))
+
+
+def _save_state(folder: Path, step: int, seed: int, tensors: dict[str, torch.Tensor]) -> None:
+    temporary = folder / "state.tmp"
+    save_file({k: v.contiguous().clone() for k, v in tensors.items()}, temporary, {"step": str(step), "seed": str(seed)})
+    os.replace(temporary, folder / "state.safetensors")
+
+
+def train(
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoint and the training state.")],
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 6000,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 32,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1.5e-3,
+    save_every: Annotated[int, typer.Option(help="Steps between two saved states.")] = 250,
+    seed: Annotated[int, typer.Option(help="Seed of the weights.")] = 0,
+) -> None:
+    """Train nano, resuming from `--out` where a state lies there."""
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    processor, prompt_ids = build_processor()
+    config: DepthVLMConfig = nano_config(processor.tokenizer, prompt_ids)
+    model = DepthVLMForConditionalGeneration(config).train()
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.998))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
+    schedule = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=round(0.04 * steps), num_training_steps=steps)
+    parameters = dict(model.named_parameters())
+    averaged = {name.removeprefix("module."): p for name, p in average.named_parameters()}
+
+    done = 0
+    state = out / "state.safetensors"
+    if state.exists():
+        done = _load_state(state, parameters, averaged, optimizer)
+        for _ in range(done):
+            schedule.step()
+        average.n_averaged.fill_(done)
+        print(f"Resuming at step {done} of {steps}.")
+
+    scenes = SceneBatches(processor, config.canonical_focal_length, batch_size, first_seed=10_000_000 * (done + 1) // 1000)
+    loader = iter(DataLoader(scenes, batch_size=None, num_workers=1, prefetch_factor=4))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    log = (out / "log.jsonl").open("a")
+    recent: list[float] = []
+    started = time.monotonic()
+    with Progress(*columns) as progress:
+        task = progress.add_task("nano", total=steps, completed=done)
+        for step in range(done + 1, steps + 1):
+            batch = next(loader)
+            kept = {} if "labels" in batch else {"logits_to_keep": 1}
+            with torch.autocast("cpu", torch.bfloat16):
+                outputs = model(**batch, **kept)
+            if not torch.isfinite(outputs.loss):
+                raise RuntimeError(f"The loss is {outputs.loss.item()} at step {step}: lower --lr and resume.")
+            outputs.loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            average.update_parameters(model)
+            recent.append(float(outputs.depth_loss))
+            if step % 25 == 0 or step == steps:
+                rate = (step - done) * batch_size / (time.monotonic() - started)
+                row = {"step": step, "depth_loss": float(np.mean(recent)), "images_per_second": round(rate, 1)}
+                log.write(json.dumps(row) + "\n")
+                log.flush()
+                recent.clear()
+                progress.update(task, completed=step, description=f"nano: depth loss {row['depth_loss']:.3f}")
+            if step % save_every == 0 or step == steps:
+                _save_state(out, step, seed, _state_tensors(parameters, averaged, optimizer))
+
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(averaged[name])
+    model.to(torch.bfloat16).save_pretrained(out / "checkpoint")
+    processor.save_pretrained(out / "checkpoint")
+    print(f"Wrote {out / 'checkpoint'}")
+
+
+def _state_tensors(parameters: dict, averaged: dict, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    tensors = {f"model.{name}": p.detach() for name, p in parameters.items()}
+    tensors |= {f"average.{name}": p.detach() for name, p in averaged.items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items()}
+    return tensors
+
+
+def _load_state(state: Path, parameters: dict, averaged: dict, optimizer: torch.optim.Optimizer) -> int:
+    tensors = load_file(state)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[f"model.{name}"])
+            averaged[name].copy_(tensors[f"average.{name}"])
+    moments: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".")
+            moments.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+    return int(next(iter(moments.values()))["step"])
+
+
+if __name__ == "__main__":
+    typer.run(train)
