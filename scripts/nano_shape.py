@@ -34,7 +34,7 @@ TEXT: dict[str, Any] = {
         "mrope_interleaved": True,
     },
 }
-HEAD: dict[str, Any] = {"features": 48, "out_channels": [48, 64, 96, 96]}
+HEAD: dict[str, Any] = {"features": 32, "out_channels": [32, 48, 64, 96]}
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
