@@ -14,6 +14,62 @@ from .configuration_depthvlm import DepthHeadConfig
 ONE_METRE = math.log(math.e - 1)
 
 
+class TokenProjection(nn.Conv2d):
+    """A 1x1 convolution applied to tokens: `(N, h * w, in)` to `(N, out, h, w)`.
+
+    On tokens it is one matrix product, and what it returns lies channels-last, as the convolutions after it like it; no
+    map of full width is ever permuted.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        return F.linear(tokens, self.weight.flatten(1), self.bias).unflatten(1, grid).permute(0, 3, 1, 2)
+
+
+class Float32Conv2d(nn.Conv2d):
+    """A convolution in float32, whatever the model's or autocast's dtype: metres must not be rounded."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.float()
+            return self._conv_forward(x.float(), self.weight.float(), bias)
+
+
+class HeadLinear(nn.Module):
+    """A linear layer that is no `nn.Linear`, so that quantisation and "all linear layers" adapters leave it alone."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features))
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class Float32Linear(HeadLinear):
+    """The last layer of the MLP head, in float32 as well."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.float(), self.weight.float(), self.bias.float())
+
+
+def init_head_layer(layer: nn.Module) -> None:
+    """Draw a layer of a head so that an untrained head predicts depth near one metre; other layers are left alone."""
+    if isinstance(layer, Float32Conv2d | Float32Linear):
+        init.normal_(layer.weight, std=0.01 / math.sqrt(layer.weight[0].numel()))
+        init.constant_(layer.bias, ONE_METRE)
+    elif isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | HeadLinear):  # the backbone has none of these
+        init.kaiming_uniform_(layer.weight, a=math.sqrt(5))
+        if layer.bias is not None:
+            init.zeros_(layer.bias)
+
+
 class DepthHead(nn.Module):
     """
     Turns feature maps of the VLM's visual tokens into depth.
@@ -40,53 +96,6 @@ class DepthHead(nn.Module):
             `(N, h * stride, w * stride)`, float32, above zero: metres as seen by the canonical camera.
         """
         raise NotImplementedError
-
-    @property
-    def last_layer(self) -> nn.Conv2d | nn.Linear:
-        """The layer before Softplus."""
-        raise NotImplementedError
-
-
-class TokenProjection(nn.Conv2d):
-    """A 1x1 convolution applied to tokens: `(N, h * w, in)` to `(N, out, h, w)`.
-
-    On tokens it is one matrix product, and what it returns lies channels-last, as the convolutions after it like it; no
-    map of full width is ever permuted.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int):
-        super().__init__(in_channels, out_channels, 1)
-
-    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        return F.linear(tokens, self.weight.flatten(1), self.bias).unflatten(1, grid).permute(0, 3, 1, 2)
-
-
-class Float32Conv2d(nn.Conv2d):
-    """A convolution in float32, whatever the model's or autocast's dtype: metres must not be rounded."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            bias = None if self.bias is None else self.bias.float()
-            return self._conv_forward(x.float(), self.weight.float(), bias)
-
-
-class Float32Linear(nn.Linear):
-    """A linear layer in float32, for the same reason."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x.float(), self.weight.float(), None if self.bias is None else self.bias.float())
-
-
-def init_head_layer(layer: nn.Module) -> None:
-    """Draw a layer of a head so that an untrained head predicts depth near one metre; other layers are left alone."""
-    if isinstance(layer, Float32Conv2d | Float32Linear):
-        init.normal_(layer.weight, std=0.01 / math.sqrt(layer.weight[0].numel()))
-        init.constant_(layer.bias, ONE_METRE)
-    elif isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):  # the backbone has none of these
-        init.kaiming_uniform_(layer.weight, a=math.sqrt(5))
-        if layer.bias is not None:
-            init.zeros_(layer.bias)
 
 
 class ResidualConvUnit(nn.Module):
@@ -178,10 +187,6 @@ class DPTDepthHead(DepthHead):
         self.resize_layers = nn.ModuleList(resize_layers)
         self.scratch = DPTScratch(list(config.out_channels), config.features)
 
-    @property
-    def last_layer(self) -> nn.Conv2d:
-        return self.scratch.output_conv2[2]
-
     def forward(self, features: list[Tensor], grid: tuple[int, int]) -> Tensor:
         height, width = grid
         pyramid = [
@@ -200,12 +205,8 @@ class MLPDepthHead(DepthHead):
         super().__init__(config, hidden_size, stride)
         maps = 1 if config.feature_source == "llm_final" else 4
         self.mlp = nn.Sequential(
-            nn.Linear(maps * hidden_size, config.hidden_size), nn.GELU(), Float32Linear(config.hidden_size, stride**2)
+            HeadLinear(maps * hidden_size, config.hidden_size), nn.GELU(), Float32Linear(config.hidden_size, stride**2)
         )
-
-    @property
-    def last_layer(self) -> nn.Linear:
-        return self.mlp[2]
 
     def forward(self, features: list[Tensor], grid: tuple[int, int]) -> Tensor:
         tokens = torch.cat([self.norm(f) for f in features], dim=-1)

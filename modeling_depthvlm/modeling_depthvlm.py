@@ -4,9 +4,11 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import Cache, GenerationConfig, GenerationMixin
 from transformers.dynamic_module_utils import custom_object_save
@@ -79,6 +81,28 @@ class DepthVLMForConditionalGeneration(Qwen3VLForConditionalGeneration, Generati
         super().__init__(config)
         self.depth_head = build_depth_head(config.depth_config, config.text_config.hidden_size, config.input_stride)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any
+    ) -> "DepthVLMForConditionalGeneration":
+        """
+        As in transformers, from a DepthVLM checkpoint, one of the published implementation, or a plain Qwen3-VL (with a
+        new head: `depth_config=` chooses which).
+
+        Raises:
+            ValueError: for `use_safetensors=False`: pickled weights are never read.
+            OSError: when there are no safetensors weights, or a file of them is incomplete.
+        """
+        if kwargs.setdefault("use_safetensors", True) is not True:
+            raise ValueError("DepthVLM reads safetensors alone, never pickle: leave `use_safetensors` out.")
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except SafetensorError as error:
+            raise OSError(
+                f"A safetensors file of {pretrained_model_name_or_path} is incomplete or damaged ({error})"
+                f"{_damaged_files(pretrained_model_name_or_path)}. Copy or download it again."
+            ) from error
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -368,6 +392,17 @@ class DepthVLMForConditionalGeneration(Qwen3VLForConditionalGeneration, Generati
         if cache is None or (attention_mask is not None and attention_mask.shape[-1] != length):
             return length
         return length - int(cache.get_seq_length())
+
+
+def _damaged_files(folder: str | os.PathLike | None) -> str:
+    damaged = []
+    for file in sorted(Path(folder).glob("*.safetensors")) if folder and Path(folder).is_dir() else []:
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except SafetensorError:
+            damaged.append(file.name)
+    return f": {', '.join(damaged)}" if damaged else ""
 
 
 class DepthVLMForDepthEstimation(DepthVLMForConditionalGeneration):

@@ -112,15 +112,17 @@ def _save_state(folder: Path, step: int, seed: int, tensors: dict[str, torch.Ten
 
 def train(
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint and the training state.")],
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 6000,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 4000,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 32,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1.5e-3,
     save_every: Annotated[int, typer.Option(help="Steps between two saved states.")] = 250,
+    threads: Annotated[int, typer.Option(help="Threads of the model; the scenes are rendered by one more.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the weights.")] = 0,
 ) -> None:
     """Train nano, resuming from `--out` where a state lies there."""
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
+    torch.set_num_threads(threads)
     processor, prompt_ids = build_processor()
     config: DepthVLMConfig = nano_config(processor.tokenizer, prompt_ids)
     model = DepthVLMForConditionalGeneration(config).train()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from depthvlm.modeling_depthvlm import DepthVLMForConditionalGeneration, DepthVLMForDepthEstimation
-from toy_models import IMAGE, toy_config, toy_inputs, toy_model
+from toy_models import IMAGE, last_layer, toy_config, toy_inputs, toy_model
 from transformers import Qwen3VLForConditionalGeneration, StaticCache
 
 HEADS = [
@@ -225,7 +225,7 @@ def test_half_precision_keeps_metres_in_float32(model):
     inputs = toy_inputs([[2, (2, 2), 3]])
     model.to(torch.bfloat16)
     seen = []
-    model.depth_head.last_layer.register_forward_hook(lambda m, a, o: seen.append((a[0].dtype, o.dtype)))
+    last_layer(model.depth_head).register_forward_hook(lambda m, a, o: seen.append((a[0].dtype, o.dtype)))
     depth = model.predict_depth(**inputs)
     assert depth[0].dtype == torch.float32
     assert seen == [(torch.bfloat16, torch.float32)]

@@ -4,17 +4,18 @@ from typing import Any
 
 import torch
 from depthvlm.modeling_depthvlm import DepthVLMConfig, DepthVLMForConditionalGeneration
+from depthvlm.modeling_depthvlm.depth_heads import Float32Conv2d, Float32Linear
 
 IMAGE, VIDEO, START, END, PAD = 90, 91, 92, 93, 0
 
 
-def toy_config(head: dict[str, Any] | None = None, **kwargs: Any) -> DepthVLMConfig:
-    """4 LLM layers, 4 ViT layers, width 32, vocabulary 99."""
+def toy_config(head: dict[str, Any] | None = None, width: int = 32, **kwargs: Any) -> DepthVLMConfig:
+    """4 LLM layers, 4 ViT layers, vocabulary 99."""
     return DepthVLMConfig(
         text_config={
             "vocab_size": 99,
-            "hidden_size": 32,
-            "intermediate_size": 48,
+            "hidden_size": width,
+            "intermediate_size": 2 * width,
             "num_hidden_layers": 4,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
@@ -30,10 +31,10 @@ def toy_config(head: dict[str, Any] | None = None, **kwargs: Any) -> DepthVLMCon
         },
         vision_config={
             "depth": 4,
-            "hidden_size": 32,
-            "intermediate_size": 48,
+            "hidden_size": width,
+            "intermediate_size": 2 * width,
             "num_heads": 2,
-            "out_hidden_size": 32,
+            "out_hidden_size": width,
             "deepstack_visual_indexes": [0, 1, 2],
             "num_position_embeddings": 64,
         },
@@ -46,11 +47,16 @@ def toy_config(head: dict[str, Any] | None = None, **kwargs: Any) -> DepthVLMCon
     )
 
 
+def last_layer(head: torch.nn.Module) -> torch.nn.Module:
+    """The layer of a depth head before Softplus."""
+    return next(m for m in head.modules() if isinstance(m, Float32Conv2d | Float32Linear))
+
+
 def toy_model(head: dict[str, Any] | None = None, seed: int = 0, **kwargs: Any) -> DepthVLMForConditionalGeneration:
     """A toy model in eval mode whose predictions vary: the last layer of the head is redrawn at a larger scale."""
     torch.manual_seed(seed)
     model = DepthVLMForConditionalGeneration(toy_config(head, **kwargs)).eval()
-    torch.nn.init.normal_(model.depth_head.last_layer.weight, std=0.3)
+    torch.nn.init.normal_(last_layer(model.depth_head).weight, std=0.3)
     return model
 
 
