@@ -1,1 +1,66 @@
-"""DepthVLM: dense metric depth inside a vision-language model."""
+"""DepthVLM: dense metric depth inside a vision-language model; metres and words from one prefill.
+
+The names below are imported on first use, so that `import depthvlm` (and `depthvlm --help`) costs milliseconds.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ._registration import register_when_needed
+
+if TYPE_CHECKING:
+    from .inference import DepthVLM, load, predict
+    from .modeling_depthvlm import (
+        DepthHeadConfig,
+        DepthVLMConfig,
+        DepthVLMForConditionalGeneration,
+        DepthVLMForDepthEstimation,
+        silog_loss,
+    )
+    from .prediction import Prediction
+    from .processing import DepthVLMImageProcessor, DepthVLMProcessor
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "DepthHeadConfig": "modeling_depthvlm",
+    "DepthVLM": "inference",
+    "DepthVLMConfig": "modeling_depthvlm",
+    "DepthVLMForConditionalGeneration": "modeling_depthvlm",
+    "DepthVLMForDepthEstimation": "modeling_depthvlm",
+    "DepthVLMImageProcessor": "processing",
+    "DepthVLMProcessor": "processing",
+    "Prediction": "prediction",
+    "load": "inference",
+    "predict": "inference",
+    "silog_loss": "modeling_depthvlm",
+}
+
+__all__ = [
+    "DepthHeadConfig",
+    "DepthVLM",
+    "DepthVLMConfig",
+    "DepthVLMForConditionalGeneration",
+    "DepthVLMForDepthEstimation",
+    "DepthVLMImageProcessor",
+    "DepthVLMProcessor",
+    "Prediction",
+    "__version__",
+    "load",
+    "predict",
+    "silog_loss",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+register_when_needed()

@@ -1,0 +1,127 @@
+"""The `depthvlm` command. Everything heavy is imported inside the commands, so that `--help` answers at once."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="depthvlm",
+    help="Dense metric depth inside a vision-language model: metres and words from one prefill.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from . import __version__
+
+        typer.echo(f"depthvlm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def predict(
+    images: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGE...", help="Image files, folders of images, or quoted patterns ('a/*.jpg')."),
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="Folder or Hub name of a model. [default: the bundled depthvlm-nano]")
+    ] = None,
+    focal_length: Annotated[
+        float | None, typer.Option(metavar="PX", help="Focal length in pixels of the image as given.")
+    ] = None,
+    fov: Annotated[float | None, typer.Option(metavar="DEG", help="Horizontal field of view in degrees.")] = None,
+    intrinsics: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="3x3 matrix, or fx fy cx cy, in pixels: .json, .npy or text.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Ask this about each image too.")] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the results go.")] = Path("depthvlm_results"),
+    save: Annotated[
+        str, typer.Option(metavar="LIST", help="What to write, of npy, png16, color, ply, glb, json.")
+    ] = "npy,png16,color,ply,glb,json",
+    device: Annotated[str, typer.Option(help="cuda, mps or cpu; auto: the first that is there.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; auto: the model's own.")] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 4,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Greatest length of the reply to --prompt.")] = 256,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Also redo images whose results are complete.")
+    ] = False,
+) -> None:
+    """Metric depth of images, with a point cloud, a mesh and the model's reply.
+
+    Without a camera option the focal length comes from an image's EXIF data, or is assumed, with a warning.
+    Images whose results are all there are skipped. The exit code is 1 if any failed; the reasons come at the end.
+    """
+    from ._command_predict import run
+
+    run(
+        images,
+        model=model,
+        focal_length=focal_length,
+        fov=fov,
+        intrinsics=intrinsics,
+        prompt=prompt,
+        out=out,
+        save=save,
+        device=device,
+        dtype=dtype,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        overwrite=overwrite,
+    )
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="Folder or Hub name: published layout, or plain Qwen3-VL.")
+    ],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="A new or empty folder.")],
+) -> None:
+    """Write a checkpoint in DepthVLM's own layout, which the Auto classes load."""
+    from .convert import convert_checkpoint
+
+    try:
+        folder = convert_checkpoint(source, destination)
+    except (OSError, ValueError) as error:
+        raise fail(error) from None
+    typer.echo(f"Written to {folder}")
+
+
+@app.command()
+def info(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="[MODEL]", help="Folder or Hub name of a model; its weights are not loaded."),
+    ] = None,
+) -> None:
+    """Versions, devices, and what a model is made of."""
+    from ._command_info import run
+
+    try:
+        run(model)
+    except (OSError, ValueError) as error:
+        raise fail(error) from None
+
+
+def fail(error: Exception | str, code: int = 1) -> typer.Exit:
+    """Print an error meant for the user; raise the result to end the command."""
+    typer.secho(f"Error: {error}", fg="red", err=True)
+    return typer.Exit(code)
+
+
+def main() -> None:
+    """Run the command."""
+    app()

@@ -1,0 +1,134 @@
+"""Writers of depth maps, point clouds and meshes. Every file appears whole or not at all.
+
+Depth is z-depth in metres. PLY is in the camera's frame as computer vision has it (x right, y down, z forward); GLB as
+glTF wants it (x right, y up, looking along -z), so that a viewer shows the scene the right way up.
+"""
+
+import io
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+import numpy as np
+import trimesh
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from .visualize import valid_mask
+
+if TYPE_CHECKING:
+    from .processing import Camera
+
+
+_UINT16_MAX = 65535
+_MAX_TEXTURE_SIZE = 4096  # what every WebGL viewer takes
+_OPENCV_TO_GLTF = np.diag([1.0, -1.0, -1.0, 1.0])
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that takes its place at `path` when the block ends well, and vanishes when it does not."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(partial, "wb") as file:
+            yield file
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_npy(path: Path, depth: NDArray[np.floating]) -> None:
+    """Write a depth map `(H, W)` in metres as a float32 `.npy` file."""
+    with atomic_write(path) as file:
+        np.save(file, depth.astype(np.float32), allow_pickle=False)
+
+
+class PngDepth(NamedTuple):
+    """What a 16-bit PNG holds: metres = value / `depth_scale`; and how many pixels were too far for it."""
+
+    depth_scale: int
+    clipped_pixels: int
+
+
+def write_png16(path: Path, depth: NDArray[np.floating]) -> PngDepth:
+    """Write a depth map `(H, W)` in metres as a 16-bit PNG.
+
+    In millimetres, or in 1/256 m when a depth is beyond 65.535 m; the PNG's text entry `depth_scale` says which
+    (1000 or
+    256: metres = value / depth_scale). 0 means no depth, so that a depth of less than half a unit is written as 1.
+    Depths beyond 255.996 m do not fit: they are clipped to it, with a warning, and counted in the result.
+    """
+    valid = valid_mask(depth)
+    values = np.where(valid, depth, 0).astype(np.float64)
+    scale = 1000 if np.round(values.max(initial=0) * 1000) <= _UINT16_MAX else 256
+    units = np.round(values * scale)
+    clipped = int((units > _UINT16_MAX).sum())
+    if clipped:
+        warnings.warn(
+            f"{path.name}: {clipped} of {depth.size} pixels are beyond {_UINT16_MAX / scale:.1f} m, the most that a "
+            "16-bit PNG holds, and are clipped to it. Use the .npy file where these matter.",
+            stacklevel=2,
+        )
+    text = PngInfo()
+    text.add_text("depth_scale", str(scale))
+    text.add_text("depth_unit", f"metres = value / {scale}; z-depth; 0 = no depth")
+    image = Image.fromarray(np.where(valid, np.clip(units, 1, _UINT16_MAX), 0).astype(np.uint16))
+    with atomic_write(path) as file:
+        image.save(file, format="PNG", pnginfo=text)
+    return PngDepth(scale, clipped)
+
+
+def write_png(path: Path, image: Image.Image) -> None:
+    """Write a picture as PNG."""
+    with atomic_write(path) as file:
+        image.save(file, format="PNG")
+
+
+def write_ply(path: Path, cloud: trimesh.PointCloud) -> None:
+    """Write a coloured point cloud as binary PLY, in the frame it is in (float32 metres, RGBA bytes)."""
+    with atomic_write(path) as file:
+        file.write(trimesh.exchange.ply.export_ply(cloud))
+
+
+def write_glb(path: Path, mesh: trimesh.Trimesh, image: Image.Image, camera: "Camera") -> None:
+    """Write a mesh given in the camera's frame as GLB, textured with the image that this camera took.
+
+    The texture is an unlit JPEG of at most 4096 pixels a side: the photograph has its light already.
+    """
+    texture = io.BytesIO()
+    image = image.copy()
+    image.thumbnail((_MAX_TEXTURE_SIZE, _MAX_TEXTURE_SIZE))
+    image.save(texture, format="JPEG", quality=92)
+
+    x, y, z = mesh.vertices.T
+    uv = np.stack(
+        [(x / z * camera.fx + camera.cx) / camera.width, 1 - (y / z * camera.fy + camera.cy) / camera.height], axis=1
+    )
+    material = trimesh.visual.material.PBRMaterial(
+        baseColorTexture=Image.open(texture), metallicFactor=0.0, roughnessFactor=1.0, doubleSided=True
+    )
+    textured = trimesh.Trimesh(
+        trimesh.transform_points(mesh.vertices, _OPENCV_TO_GLTF),
+        mesh.faces,
+        visual=trimesh.visual.TextureVisuals(uv=uv, material=material),
+        process=False,
+    )
+    with atomic_write(path) as file:
+        file.write(trimesh.exchange.gltf.export_glb(textured, include_normals=False, tree_postprocessor=_make_unlit))
+
+
+def _make_unlit(tree: dict[str, Any]) -> None:
+    for material in tree.get("materials", []):
+        material["extensions"] = {"KHR_materials_unlit": {}}
+    tree["extensionsUsed"] = ["KHR_materials_unlit"]
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Write a record as readable JSON (no NaN: JSON has none)."""
+    with atomic_write(path) as file:
+        file.write((json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())

@@ -1,0 +1,88 @@
+"""From a depth map to points and triangles in the camera's frame: x right, y down, z forward, in metres (OpenCV)."""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .visualize import valid_mask
+
+if TYPE_CHECKING:
+    from .processing import Camera
+
+
+# The relative depth step between neighbouring samples, above which they belong to different surfaces, is by default
+# this many pixels / fx: a surface seen at less than 1.4 degrees. Unlike a fixed step it suits any resolution.
+GRAZING = 40.0
+
+
+class DepthGrid(NamedTuple):
+    """Every `stride`-th pixel of a depth map in both directions, back-projected.
+
+    points: `(h, w, 3)` float32, x, y, z in metres; not finite where there is no depth.
+    valid: `(h, w)` bool.
+    max_jump: largest relative depth step, `z_far / z_near - 1`, between neighbours on one surface.
+    stride: in pixels.
+    """
+
+    points: NDArray[np.float32]
+    valid: NDArray[np.bool_]
+    max_jump: float
+    stride: int
+
+
+def back_project(
+    depth: NDArray[np.floating], camera: "Camera", max_points: int | None = None, max_jump: float | None = None
+) -> DepthGrid:
+    """Points of a depth map `(H, W)` in metres: `x = (u + 0.5 - cx) / fx * z`, pixel centres at half integers.
+
+    `max_points`: take every n-th pixel in both directions, with the smallest n that gives at most so many (None: all).
+    `max_jump`: see `DepthGrid`; None: `stride * GRAZING / fx`.
+    """
+    height, width = depth.shape
+    stride = 1
+    while max_points is not None and -(-height // stride) * -(-width // stride) > max_points:
+        stride += 1
+    z = depth[::stride, ::stride].astype(np.float32)
+    valid = valid_mask(z)
+    z = np.where(valid, z, np.float32(np.nan))
+    x = (np.arange(0, width, stride, dtype=np.float32) + 0.5 - camera.cx) / camera.fx
+    y = (np.arange(0, height, stride, dtype=np.float32) + 0.5 - camera.cy) / camera.fy
+    points = np.stack([x[None, :] * z, y[:, None] * z, z], axis=-1).astype(np.float32)
+    return DepthGrid(points, valid, stride * GRAZING / camera.fx if max_jump is None else max_jump, stride)
+
+
+def flying_pixels(grid: DepthGrid) -> NDArray[np.bool_]:
+    """Samples that hang between two surfaces, `(h, w)`.
+
+    They lie behind one neighbour and before the opposite one, both by more than `max_jump`. A thin object (before, or
+    behind, both neighbours) and the true edge of a surface (a jump on one side only) stay.
+    """
+    log_z = np.log(grid.points[..., 2])
+    limit = np.log1p(grid.max_jump)
+    flying = np.zeros(log_z.shape, dtype=bool)
+    for z, mask in ((log_z, flying), (log_z.T, flying.T)):  # along rows, then columns; .T are views
+        step = np.diff(z, axis=1)  # comparisons with NaN (no depth) are false
+        before, after = step[:, :-1], step[:, 1:]
+        mask[:, 1:-1] |= ((before > limit) & (after > limit)) | ((before < -limit) & (after < -limit))
+    return flying
+
+
+def surface_triangles(grid: DepthGrid) -> NDArray[np.int64]:
+    """Triangles `(n, 3)` between neighbouring samples of one surface, as indices into the flattened grid.
+
+    Two for every square of four neighbours, front side to the camera. A triangle is left out when a corner has no
+    depth or its corners' depths differ by more than `max_jump`: nothing is stretched across a depth discontinuity.
+    """
+    height, width = grid.valid.shape
+    index = np.arange(height * width).reshape(height, width)
+    top_left, top_right = index[:-1, :-1].ravel(), index[:-1, 1:].ravel()
+    bottom_left, bottom_right = index[1:, :-1].ravel(), index[1:, 1:].ravel()
+    triangles = np.concatenate(
+        [
+            np.stack([top_left, bottom_left, top_right], axis=1),
+            np.stack([top_right, bottom_left, bottom_right], axis=1),
+        ]
+    )
+    z = grid.points[..., 2].ravel()[triangles]
+    return triangles[z.max(axis=1) <= z.min(axis=1) * (1 + grid.max_jump)]

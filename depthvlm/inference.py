@@ -1,0 +1,341 @@
+"""From images to predictions: load a model once, predict batch by batch."""
+
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ._bundled import BUNDLED_MODEL, BUNDLED_MODEL_NOTE, resolve_model_path
+from .modeling_depthvlm import DepthVLMForConditionalGeneration
+from .prediction import Prediction
+from .processing import DEPTH_PROMPT, DEPTH_SYSTEM_PROMPT, DepthVLMProcessor, resolve_cameras
+from .processing.images_depthvlm import open_image, upright_rgb
+
+logger = logging.getLogger(__name__)
+
+_SMALL_MODEL = 500_000_000  # parameters: up to here float32 on a CPU is faster than bfloat16, and takes at most 2 GB
+_BATCHES_SORTED_TOGETHER = 8
+
+ImageInput: TypeAlias = str | PathLike[str] | Image.Image | np.ndarray | torch.Tensor
+
+
+def load(
+    model: str | PathLike[str] | None = None, device: str = "auto", dtype: str | torch.dtype = "auto", **kwargs: Any
+) -> "DepthVLM":
+    """Load a model and its processor.
+
+    Args:
+        model: a checkpoint's folder or its name on the Hub: DepthVLM's own, or in the published layout. None: the
+            small `depthvlm-nano` that comes with the package, with a warning that it is that.
+        device: `cuda`, `cuda:1`, `mps`, `cpu`; `auto`: the first of these that is there.
+        dtype: `float32`, `bfloat16`, `float16`; `auto`: the checkpoint's own, but float32 for a small model on a CPU.
+        **kwargs: passed on to `from_pretrained` of the model, such as `attn_implementation` or `revision`.
+
+    Raises:
+        ValueError: the device is not there, or the dtype is not one.
+        OSError: there is no such model.
+    """
+    name = BUNDLED_MODEL if model is None else str(model)
+    if model is None:
+        logger.warning("Using %s.", BUNDLED_MODEL_NOTE)
+    path = resolve_model_path(name)
+    where, what = _device(device), _dtype(dtype)
+    revision = {"revision": kwargs["revision"]} if "revision" in kwargs else {}
+    processor = DepthVLMProcessor.from_pretrained(path, **revision)
+    network = DepthVLMForConditionalGeneration.from_pretrained(path, dtype=what, **kwargs).eval()
+    if "device_map" not in kwargs and "quantization_config" not in kwargs:
+        network = network.to(where)
+        if what == "auto" and where.type == "cpu" and network.num_parameters() <= _SMALL_MODEL:
+            network = network.float()
+    return DepthVLM(network, processor, name)
+
+
+def predict(
+    images: ImageInput | Sequence[ImageInput],
+    model: "str | PathLike[str] | DepthVLM | None" = None,
+    *,
+    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    **kwargs: Any,
+) -> list[Prediction]:
+    """Metric depth, and with a `prompt` the reply to it, for one or more images.
+
+    ```python
+    import depthvlm
+
+    [prediction] = depthvlm.predict("photo.jpg")
+    print(prediction.depth.shape, prediction.summary(), prediction.camera)
+    prediction.save("results")
+    ```
+
+    Args:
+        images: one image or a list of them: a path, a URL, a PIL image, or an array or tensor.
+        model: see [`load`]; or what it returned, so as to load only once.
+        device, dtype: see [`load`]; not used with a loaded model.
+        **kwargs: `focal_length`, `fov`, `intrinsics`, `prompt`, `batch_size`, `max_new_tokens`: see
+        [`DepthVLM.predict`].
+
+    Returns:
+        One `Prediction` for every image, in their order. A list also for one image.
+    """
+    loaded = model if isinstance(model, DepthVLM) else load(model, device, dtype)
+    return loaded.predict(images, **kwargs)
+
+
+@dataclass(eq=False)
+class DepthVLM:
+    """A model with its processor, ready to predict. `load` makes one.
+
+    Attributes:
+        model: the network, in eval mode and on its device.
+        processor: its processor.
+        name: what the predictions call it.
+    """
+
+    model: DepthVLMForConditionalGeneration
+    processor: DepthVLMProcessor
+    name: str = "depthvlm"
+
+    def predict(self, images: ImageInput | Sequence[ImageInput], **kwargs: Any) -> list[Prediction]:
+        """Predict all images.
+
+        Args: see `predict_iter`, but for `on_error`.
+
+        Returns:
+            One prediction for every image, in their order.
+
+        Raises:
+            ValueError: an image cannot be read or used; the message names it.
+        """
+        found = sorted(self.predict_iter(images, **kwargs), key=lambda pair: pair[0])
+        return [prediction for _, prediction in found]
+
+    def predict_iter(
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        *,
+        focal_length: float | Sequence[float | None] | None = None,
+        fov: float | Sequence[float | None] | None = None,
+        intrinsics: Any = None,
+        prompt: str | None = None,
+        batch_size: int = 4,
+        max_new_tokens: int = 256,
+        on_error: Callable[[int, Exception], None] | None = None,
+        **generate_kwargs: Any,
+    ) -> Iterator[tuple[int, Prediction]]:
+        """Predict batch by batch, in the memory of a few images. Images of similar size share a batch.
+
+        Args:
+            images: one image or a sequence of them. Files are opened when their turn comes.
+            focal_length: in pixels of the image as given; one for all, or a list with one, or None, for each.
+            fov: horizontal field of view in degrees, likewise.
+            intrinsics: 3x3 matrix or `[fx, fy, cx, cy]` in pixels of the image as given, likewise. Without any of
+                these, EXIF data say, or a field of view is assumed, with one warning.
+            prompt: a question or instruction; its reply comes from the same prefill as the depth. None: depth alone.
+            batch_size: images in a batch.
+            max_new_tokens: greatest length of the reply.
+            on_error: called with the image's number and what was wrong with it; the other images go on. None: raise.
+            **generate_kwargs: passed on to `generate`, such as `do_sample=True`; greedy by default.
+
+        Yields:
+            The image's number and its prediction, in the order in which they are done.
+
+        Raises:
+            ValueError: an image cannot be read or used (without `on_error`), or there are as many focal lengths as
+                something else than images.
+        """
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+        items = list(images) if isinstance(images, (list, tuple)) else [images]
+        cameras: dict[str, Any] = {
+            "focal_length": _per_image("focal_length", focal_length, len(items), [()]),
+            "fov": _per_image("fov", fov, len(items), [()]),
+            "intrinsics": _per_image("intrinsics", intrinsics, len(items), [(3, 3), (4,)]),
+        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # only errors: a wrong number is the caller's, not an image's
+            resolve_cameras([(1000, 1000)] * len(items), **cameras)
+        run = _Run(self, items, cameras, prompt, {"max_new_tokens": max_new_tokens} | generate_kwargs, on_error)
+        window = batch_size * _BATCHES_SORTED_TOGETHER
+        for start in range(0, len(items), window):
+            indices = list(range(start, min(start + window, len(items))))
+            if batch_size > 1:
+                indices.sort(key=lambda index: _size(items[index]))
+            for first in range(0, len(indices), batch_size):
+                yield from run.batch(indices[first : first + batch_size])
+
+
+@dataclass
+class _Run:
+    """One call of `predict_iter`: its images, their cameras and the settings."""
+
+    depthvlm: DepthVLM
+    items: list[Any]
+    cameras: dict[str, list[Any]]
+    prompt: str | None
+    generation: dict[str, Any]
+    on_error: Callable[[int, Exception], None] | None
+    warned_assumed: bool = False
+
+    def batch(self, indices: list[int]) -> Iterator[tuple[int, Prediction]]:
+        """The predictions of a batch. Where it fails, its images go one by one, to find the one to blame."""
+        try:
+            results = self._predict(indices)
+        except Exception as error:
+            if len(indices) == 1:
+                if self.on_error is None:
+                    raise ValueError(f"{self._label(indices[0])}: {error}") from error
+                self.on_error(indices[0], error)
+                return
+            results = []
+        if results:
+            yield from zip(indices, results, strict=True)
+        else:  # out of the except clause, which would hold on to the memory of the batch
+            for index in indices:
+                yield from self.batch([index])
+
+    def _predict(self, indices: list[int]) -> list[Prediction]:
+        model, processor = self.depthvlm.model, self.depthvlm.processor
+        labels = [self._label(index) for index in indices]
+        images = [_open(self.items[index]) for index in indices]
+        conversation: list[Any] = [
+            {"role": "system", "content": [{"type": "text", "text": DEPTH_SYSTEM_PROMPT}]},
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": self.prompt or DEPTH_PROMPT}]},
+        ]
+        text = processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+        cameras = {name: [values[index] for index in indices] for name, values in self.cameras.items()}
+        with _warnings_about(labels):
+            inputs = processor(
+                images=images,
+                text=[text] * len(images),
+                padding=True,
+                padding_side="left",
+                return_tensors="pt",
+                **{name: values for name, values in cameras.items() if any(value is not None for value in values)},
+            )
+        inputs = inputs.to(model.device)
+        replies: list[str | None] = [None] * len(images)
+        with torch.inference_mode():
+            if self.prompt is None:
+                output: Any = model.predict_depth(**inputs)
+            else:
+                greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+                sampling = {} if self.generation.get("do_sample") else greedy
+                output = model.generate(**inputs, return_dict_in_generate=True, **(sampling | self.generation))
+                new_tokens = output.sequences[:, inputs["input_ids"].shape[1] :]
+                replies = [reply.strip() for reply in processor.batch_decode(new_tokens, skip_special_tokens=True)]
+            depths = processor.post_process_depth_estimation(output)
+        self._warn_assumed([depth["camera"] for depth in depths], labels)
+        return [
+            Prediction(
+                depth=depth["predicted_depth"].cpu().numpy(),
+                camera=depth["camera"],
+                image=_rgb(image),
+                text=reply,
+                prompt=self.prompt,
+                source=self._path(index),
+                model=self.depthvlm.name,
+            )
+            for index, image, depth, reply in zip(indices, images, depths, replies, strict=True)
+        ]
+
+    def _warn_assumed(self, cameras: list[Any], labels: list[str]) -> None:
+        assumed = [label for camera, label in zip(cameras, labels, strict=True) if camera.source == "assumed"]
+        if assumed and not self.warned_assumed:
+            self.warned_assumed = True
+            warnings.warn(
+                f"The focal length of {assumed[0]} is not known: no camera was given, and its EXIF data do not say. A "
+                f"field of view of {self.depthvlm.processor.image_processor.assumed_fov:g} degrees across the longer "
+                "side is assumed, for this image and for others like it. If it is wrong, all depths are wrong by the "
+                "same factor. Give the focal length in pixels, the field of view or the intrinsics.",
+                stacklevel=2,
+            )
+
+    def _path(self, index: int) -> Path | None:
+        item = self.items[index]
+        return Path(item) if isinstance(item, (str, PathLike)) and Path(item).is_file() else None
+
+    def _label(self, index: int) -> str:
+        item = self.items[index]
+        return str(item)[:200] if isinstance(item, (str, PathLike)) else f"Image {index}"
+
+
+def _open(item: Any) -> Any:
+    return open_image(item) if isinstance(item, (str, PathLike)) else item
+
+
+def _rgb(image: Any) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the processor has warned already
+        return Image.fromarray(upright_rgb(image, 0)[0])
+
+
+def _size(item: Any) -> int:
+    """About how many pixels, from the file's header alone; 0 where that cannot be read (its batch raises)."""
+    try:
+        if isinstance(item, (str, PathLike)):
+            with Image.open(item) as image:
+                return image.width * image.height
+        return item.width * item.height if isinstance(item, Image.Image) else int(np.prod(item.shape[:2]))
+    except Exception:  # Pillow raises whatever corrupt bytes lead to
+        return 0
+
+
+@contextmanager
+def _warnings_about(labels: list[str]) -> Iterator[None]:
+    """Have the processor's warnings name the images. That of an assumed field of view is left to `_warn_assumed`."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.filterwarnings("always")
+        warnings.filterwarnings("ignore", message="The focal length of")
+        yield
+    for warning in caught:
+        message = re.sub(r"^Image (\d+)", lambda match: labels[int(match[1])], str(warning.message))
+        warnings.warn(message, warning.category, stacklevel=2)
+
+
+def _per_image(name: str, value: Any, count: int, single: list[tuple[int, ...]]) -> list[Any]:
+    """`value` for each of `count` images: itself if its shape is one of `single`, else its entries."""
+    try:
+        shape: tuple[int, ...] | None = np.shape(value)
+    except ValueError:  # a list of unequal entries
+        shape = None
+    if value is None or shape in single:
+        return [value] * count
+    if not hasattr(value, "__len__") or len(value) != count:
+        given = f"{len(value)} entries" if hasattr(value, "__len__") else repr(value)
+        raise ValueError(
+            f"`{name}`: got {given} for {count} image(s). Give one for all, or a list with one, or None, for each."
+        )
+    return list(value)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"The device {name!r} cannot be used here ({reason}). Give 'auto', 'cpu', 'cuda' or 'mps'."
+        ) from None
+    return device
+
+
+def _dtype(name: str | torch.dtype) -> str | torch.dtype:
+    if name == "auto" or isinstance(name, torch.dtype):
+        return name
+    dtype = getattr(torch, name, None)
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"The dtype {name!r} is not known: give 'auto', 'float32', 'bfloat16' or 'float16'.")
+    return dtype

@@ -1,0 +1,185 @@
+"""What `predict` gives for an image: depth in metres, the camera, the reply; and the files they can be saved as."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .visualize import valid_mask
+
+if TYPE_CHECKING:
+    import trimesh
+
+    from .processing import Camera
+
+
+MAX_POINTS = 2**21  # a full HD frame: 31 MB of PLY
+MAX_VERTICES = 2**19  # about 1 M triangles: 18 MB of GLB, which a phone still shows
+
+# what each format of `Prediction.save` is called after the image's own name
+SUFFIXES = {
+    "npy": "_depth.npy",
+    "png16": "_depth.png",
+    "color": "_color.png",
+    "ply": ".ply",
+    "glb": ".glb",
+    "json": ".json",
+}
+FORMATS = tuple(SUFFIXES)
+
+
+@dataclasses.dataclass(eq=False)
+class Prediction:
+    """The prediction for one image of height H and width W.
+
+    Attributes:
+        depth: `(H, W)` float32, z-depth in metres.
+        camera: the intrinsics used, in pixels of this image, and where they came from (`camera.source`).
+        image: the image as the model saw it upright, RGB, `(W, H)`.
+        text: the model's reply, or None when no prompt was given.
+        prompt: the prompt, or None.
+        source: the file that the image was read from, or None.
+        model: name or path of the model.
+    """
+
+    depth: NDArray[np.float32]
+    camera: "Camera"
+    image: Image.Image
+    text: str | None = None
+    prompt: str | None = None
+    source: Path | None = None
+    model: str | None = None
+
+    @property
+    def valid(self) -> NDArray[np.bool_]:
+        """Where the depth is finite and positive, `(H, W)`."""
+        return valid_mask(self.depth)
+
+    def summary(self) -> dict[str, float | None]:
+        """Smallest, median and largest valid depth in metres, under `min`, `median` and `max` (None without any)."""
+        values = self.depth[self.valid]
+        if not values.size:
+            return {"min": None, "median": None, "max": None}
+        return {"min": float(values.min()), "median": float(np.median(values)), "max": float(values.max())}
+
+    def record(self) -> dict[str, Any]:
+        """What the JSON file holds: image, camera, depth statistics in metres, and the reply."""
+        return {
+            "source": None if self.source is None else str(self.source.resolve()),
+            "model": self.model,
+            "width": self.depth.shape[1],
+            "height": self.depth.shape[0],
+            "camera": {name: getattr(self.camera, name) for name in ("fx", "fy", "cx", "cy", "width", "height")},
+            "focal_source": self.camera.source,
+            "unit": "metres",
+            **self.summary(),
+            "prompt": self.prompt,
+            "text": self.text,
+        }
+
+    def to_point_cloud(
+        self, max_jump: float | None = None, max_points: int | None = MAX_POINTS
+    ) -> "trimesh.PointCloud":
+        """The valid pixels as coloured points in metres: x right, y down, z forward.
+
+        Args:
+            max_jump: relative depth step above which neighbouring pixels are on different surfaces; pixels that hang
+                between two surfaces are dropped. None: see `depthvlm.geometry.GRAZING`.
+            max_points: take every n-th pixel in both directions where there are more (None: all).
+        """
+        import trimesh
+
+        from .geometry import back_project, flying_pixels
+
+        grid = back_project(self.depth, self.camera, max_points, max_jump)
+        keep = grid.valid & ~flying_pixels(grid)
+        return trimesh.PointCloud(grid.points[keep], colors=self._colors(grid.stride)[keep])
+
+    def to_mesh(self, max_jump: float | None = None, max_vertices: int | None = MAX_VERTICES) -> "trimesh.Trimesh":
+        """The surface seen by the camera, with vertex colours, in metres: x right, y down, z forward.
+
+        No triangle spans a depth discontinuity. Args: as for `to_point_cloud`.
+        """
+        import trimesh
+
+        from .geometry import back_project, surface_triangles
+
+        grid = back_project(self.depth, self.camera, max_vertices, max_jump)
+        used, faces = np.unique(surface_triangles(grid), return_inverse=True)
+        return trimesh.Trimesh(
+            grid.points.reshape(-1, 3)[used],
+            faces.reshape(-1, 3),
+            vertex_colors=self._colors(grid.stride).reshape(-1, 3)[used],
+            process=False,  # keeps the vertices as they are
+        )
+
+    def save(
+        self,
+        directory: str | Path,
+        stem: str | None = None,
+        formats: Sequence[str] = FORMATS,
+        overwrite: bool = False,
+    ) -> dict[str, Path]:
+        """Write the prediction, and return the path of each format.
+
+        Args:
+            directory: made if it is not there.
+            stem: what the files' names begin with; the image's own name by default.
+            formats: `npy` (float32 metres), `png16` (16-bit PNG with its scale in the metadata), `color` (near blue
+                to far red, with a scale bar), `ply` (point cloud), `glb` (mesh), `json` (camera, statistics, reply).
+            overwrite: replace files that are there.
+
+        Raises:
+            ValueError: a format is not known, or there is no name to give the files.
+            FileExistsError: a file is there already, and `overwrite` is false. Nothing is written then.
+        """
+        stem = stem or (self.source.stem if self.source else None)
+        if not stem:
+            raise ValueError(
+                "This prediction's image did not come from a file: give save() a `stem` to name its files by."
+            )
+        paths = output_paths(Path(directory), stem, formats)
+        existing = [str(path) for path in paths.values() if path.exists()]
+        if existing and not overwrite:
+            raise FileExistsError(
+                f"{', '.join(existing)}: already there. Pass overwrite=True or another directory or stem."
+            )
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        self._write(paths)
+        return paths
+
+    def _write(self, paths: dict[str, Path]) -> None:
+        from . import export
+        from .visualize import color_picture
+
+        record = self.record() | {"files": {name: path.name for name, path in paths.items() if name != "json"}}
+        writers: dict[str, Callable[[Path], Any]] = {
+            "npy": lambda path: export.write_npy(path, self.depth),
+            "png16": lambda path: record.update(export.write_png16(path, self.depth)._asdict()),
+            "color": lambda path: export.write_png(path, color_picture(self.depth)),
+            "ply": lambda path: export.write_ply(path, self.to_point_cloud()),
+            "glb": lambda path: export.write_glb(path, self.to_mesh(), self.image, self.camera),
+            "json": lambda path: export.write_json(path, record),
+        }
+        for name, write in writers.items():  # the record last: it tells of the other files
+            if name in paths:
+                write(paths[name])
+
+    def _colors(self, stride: int) -> NDArray[np.uint8]:
+        return np.asarray(self.image)[::stride, ::stride]
+
+
+def output_paths(directory: Path, stem: str, formats: Sequence[str]) -> dict[str, Path]:
+    """The path of each format's file.
+
+    Raises:
+        ValueError: a format is not known, or none is given.
+    """
+    unknown = [name for name in formats if name not in SUFFIXES]
+    if unknown or not formats:
+        raise ValueError(f"Formats to save: got {', '.join(unknown) or 'none'}; choose from {', '.join(SUFFIXES)}.")
+    return {name: directory / f"{stem}{SUFFIXES[name]}" for name in formats}
