@@ -1,39 +1,11 @@
-"""The head against the plain order of operations, written out here."""
+"""The head against the plain order of operations (benchmarks/plain_head.py), and the shapes of its pyramids."""
 
 import pytest
 import torch
-import torch.nn.functional as F
 from depthvlm.modeling_depthvlm import DepthHeadConfig
 from depthvlm.modeling_depthvlm.depth_heads import build_depth_head
+from plain_head import plain_dpt
 from toy_models import last_layer
-
-
-def plain_dpt(head, features, grid):
-    """DPT as usually written: normalise, permute, project, upsample before the 1x1, everything in place."""
-    height, width = grid
-    levels = []
-    for x, project, resize in zip(features, head.projects, head.resize_layers, strict=True):
-        x = head.norm(x).permute(0, 2, 1).reshape(x.shape[0], -1, height, width)
-        levels.append(resize(F.conv2d(x, project.weight, project.bias)))
-    s = head.scratch
-    levels = [layer(x) for layer, x in zip((s.layer1_rn, s.layer2_rn, s.layer3_rn, s.layer4_rn), levels, strict=True)]
-
-    def unit(module, x):
-        x = F.relu(x)
-        return module.conv2(F.relu(module.conv1(x))) + x
-
-    def fuse(block, x, skip, size):
-        if skip is not None:
-            x = x + unit(block.resConfUnit1, skip)
-        x = F.interpolate(unit(block.resConfUnit2, x), size=size, mode="bilinear", align_corners=True)
-        return block.out_conv(x)
-
-    x = fuse(s.refinenet4, levels[3], None, levels[2].shape[2:])
-    x = fuse(s.refinenet3, x, levels[2], levels[1].shape[2:])
-    x = fuse(s.refinenet2, x, levels[1], levels[0].shape[2:])
-    x = fuse(s.refinenet1, x, levels[0], [2 * side for side in levels[0].shape[2:]])
-    x = F.interpolate(s.output_conv1(x), (height * 32, width * 32), mode="bilinear", align_corners=True)
-    return F.softplus(s.output_conv2(x))[:, 0]
 
 
 @pytest.mark.parametrize("head_type", ["dpt_light", "dpt"])
