@@ -1,0 +1,60 @@
+# `make demo` and `make test` work from a fresh clone with Python and make alone.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+IMAGE ?=
+OUT ?= outputs/demo
+
+.PHONY: demo test lint types check wheel test-torchvision clean
+
+demo: $(VENV)/.demo
+	$(BIN)/depthvlm predict $(if $(IMAGE),"$(IMAGE)",depthvlm/assets/room.jpg depthvlm/assets/street.jpg) \
+		--prompt "Given this image, estimate the metric depth (in meters, rounded to two decimal places) for every pixel of the image." \
+		--out "$(OUT)" --overwrite
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+check: test lint types
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The folders lie at the top and are one package when installed; the type checker sees them as installed.
+types: $(VENV)/.dev
+	rm -rf build/types && mkdir -p build/types
+	cp -r depthvlm build/types/depthvlm
+	cp -r modeling_depthvlm processing training benchmark hub_cards build/types/depthvlm/
+	$(BIN)/mypy build/types/depthvlm
+
+wheel: $(VENV)/.dev
+	$(BIN)/python -m build --wheel --outdir dist .
+
+# torch is installed first, alone: what depends on it then keeps this build.
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q "$$(grep '^torch==' constraints.txt)"
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(PIP) install -q -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(PIP) install -q -c constraints.txt -e ".[dev]"
+	touch $@
+
+# torchvision from the package index brings its own build of torch: an environment apart.
+test-torchvision:
+	$(PYTHON) -m venv .venv-torchvision
+	.venv-torchvision/bin/python -m pip install -q torch==2.15.0 torchvision==0.29.2
+	grep -v '^torch==' constraints.txt > build-constraints.txt
+	.venv-torchvision/bin/python -m pip install -q -c build-constraints.txt -e ".[dev,video]"
+	rm build-constraints.txt
+	.venv-torchvision/bin/python -m pytest tests/test_image_processing.py tests/test_processor.py tests/test_camera.py \
+		tests/test_depth_maps.py tests/test_post_processing.py
+
+clean:
+	rm -rf $(VENV) .venv-torchvision build dist *.egg-info outputs
