@@ -5,7 +5,7 @@ What metres cost beside words: ratios measured in one run, at full width with ra
     python benchmarks/forward.py --device cuda --size 992x1344
 
 1 is a plain Qwen3-VL prefill with the last token's logits, or plain `generate` of one token. Every round runs all
-candidates in turn; the table shows medians of their times and of their ratios, and the peak of memory above the weights.
+candidates in turn; the table shows medians of their times and of their ratios, and the peak memory above the weights.
 """
 
 import gc
@@ -28,11 +28,21 @@ from transformers.initialization import no_init_weights
 SHAPES: dict[str, dict[str, Any]] = {
     "4b": {
         "text": {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36},
-        "vision": {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "deepstack_visual_indexes": [5, 11, 17]},
+        "vision": {
+            "depth": 24,
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "deepstack_visual_indexes": [5, 11, 17],
+        },
     },
     "8b": {
         "text": {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36},
-        "vision": {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "deepstack_visual_indexes": [8, 16, 24]},
+        "vision": {
+            "depth": 27,
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "deepstack_visual_indexes": [8, 16, 24],
+        },
     },
 }
 PROMPT_TOKENS = 31  # after the image, as in the method's prompt
@@ -102,7 +112,7 @@ def _status(key: str) -> float:
 def compare(
     title: str, candidates: dict[str, Callable[[], Any]], rounds: int, device: str, pairs: dict[str, str]
 ) -> None:
-    """Run all candidates in turn, `rounds` times after one warm-up, and print medians; `pairs` says which is whose 1."""
+    """Run all candidates in turn, `rounds` times after a warm-up, and print medians; `pairs` says which is whose 1."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
     memory: dict[str, float] = {}
     for turn in range(rounds + 1):

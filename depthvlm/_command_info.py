@@ -77,9 +77,7 @@ def _kind_and_head(config: dict, head_parameters: int) -> tuple[str, str]:
             f"{head.get('head_type', 'dpt_light')}, features from {head.get('feature_source', 'vit+llm')}",
         )
     if head_parameters:
-        return "published layout (`depthvlm convert` makes a DepthVLM of it)", str(
-            config.get("depth_head_type", "dpt")
-        )
+        return "published layout (`depthvlm convert` makes a DepthVLM of it)", str(config.get("depth_head_type", "dpt"))
     return f"{config.get('model_type')}, without a depth head", "none"
 
 

@@ -140,9 +140,7 @@ def _not_complete(
     if skipped:
         console.print(f"Skipped {skipped} complete (--overwrite to redo).")
     if made_otherwise:
-        console.print(
-            f"Note: {made_otherwise} of them were made with another model, camera or prompt.", style="yellow"
-        )
+        console.print(f"Note: {made_otherwise} of them were made with another model, camera or prompt.", style="yellow")
     return todo
 
 

@@ -2,7 +2,7 @@
 """Configuration of DepthVLM: a Qwen3-VL configuration and that of the depth head."""
 
 import os
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -14,8 +14,8 @@ HUB_KWARGS = ("cache_dir", "force_download", "proxies", "token", "revision", "lo
 HEAD_TYPES = ("dpt_light", "dpt", "mlp")
 FEATURE_SOURCES = ("vit+llm", "vit", "llm", "llm_final")
 
-# "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>" in Qwen3-VL's vocabulary:
-# what stands before the image in the prompt that the published checkpoints were trained with.
+# "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>" in Qwen3-VL's
+# vocabulary: what stands before the image in the prompt that the published checkpoints were trained with.
 QWEN3_VL_VISION_START_ID = 151652
 QWEN3_VL_DEPTH_PROMPT_IDS = (
     *(151644, 8948, 198, 2610, 525, 264, 10950, 17847, 13, 151645, 198),
@@ -57,7 +57,9 @@ class DepthHeadConfig(PreTrainedConfig):
         if self.head_type not in HEAD_TYPES:
             raise ValueError(f"`head_type` is {self.head_type!r}, expected one of {', '.join(HEAD_TYPES)}.")
         if self.feature_source not in FEATURE_SOURCES:
-            raise ValueError(f"`feature_source` is {self.feature_source!r}, expected one of {', '.join(FEATURE_SOURCES)}.")
+            raise ValueError(
+                f"`feature_source` is {self.feature_source!r}, expected one of {', '.join(FEATURE_SOURCES)}."
+            )
         if self.feature_source == "llm_final" and self.head_type != "mlp":
             raise ValueError(
                 f"`feature_source='llm_final'` is one feature map, and head_type={self.head_type!r} fuses four. "
@@ -132,9 +134,24 @@ class DepthVLMConfig(Qwen3VLConfig):
         return config_dict, kwargs
 
     @property
+    def vision(self) -> Any:
+        """`vision_config` as it is once the configuration is built."""
+        return self.vision_config
+
+    @property
+    def text(self) -> Any:
+        """`text_config`, likewise."""
+        return self.text_config
+
+    @property
+    def head(self) -> DepthHeadConfig:
+        """`depth_config`, likewise."""
+        return cast(DepthHeadConfig, self.depth_config)
+
+    @property
     def input_stride(self) -> int:
         """Pixels of the model's input per visual token and axis: patch size times merge size, 32 in Qwen3-VL."""
-        return self.vision_config.patch_size * self.vision_config.spatial_merge_size
+        return self.vision.patch_size * self.vision.spatial_merge_size
 
 
 __all__ = ["DepthHeadConfig", "DepthVLMConfig"]

@@ -14,7 +14,7 @@ from .depth_heads import DepthHead
 
 def llm_layer_indices(config: DepthVLMConfig) -> list[int]:
     """The LLM layers whose outputs are maps 1 to 3 of `feature_source="llm"`: a quarter, a half, three quarters."""
-    depth = config.text_config.num_hidden_layers
+    depth = config.text.num_hidden_layers
     return [max(0, round(depth * share) - 1) for share in (0.25, 0.5, 0.75)]
 
 
@@ -29,8 +29,8 @@ class StateRecorder:
 
     Args:
         modules: the modules to listen to.
-        length: prompt length; once a module has returned that many positions it is listened to no more, so that decoding
-            steps stay untouched. Without it, until the context ends.
+        length: prompt length; once a module has returned that many positions it is listened to no more, so that
+            decoding steps stay untouched. Without it, until the context ends.
     """
 
     def __init__(self, modules: Sequence[nn.Module], length: int | None = None):
@@ -74,7 +74,7 @@ def feature_maps(
         image_mask (`(batch, positions)`): where image tokens stand.
         tokens: number of visual tokens of every image.
     """
-    source = config.depth_config.feature_source
+    source = config.head.feature_source
     maps: list[Sequence[Tensor]] = list(vision.deepstack_features) if source in ("vit+llm", "vit") else []
     if source == "vit":
         return [*maps, vision.pooler_output]

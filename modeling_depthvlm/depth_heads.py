@@ -2,6 +2,7 @@
 """Depth heads: from visual tokens to depth (paper, section 3.1, equations 2 and 3, table 4)."""
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ class TokenProjection(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, 1)
 
-    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:  # type: ignore[override]
         return F.linear(tokens, self.weight.flatten(1), self.bias).unflatten(1, grid).permute(0, 3, 1, 2)
 
 
@@ -63,7 +64,7 @@ def init_head_layer(layer: nn.Module) -> None:
     """Draw a layer of a head so that an untrained head predicts depth near one metre; other layers are left alone."""
     if isinstance(layer, Float32Conv2d | Float32Linear):
         init.normal_(layer.weight, std=0.01 / math.sqrt(layer.weight[0].numel()))
-        init.constant_(layer.bias, ONE_METRE)
+        init.constant_(cast(Tensor, layer.bias), ONE_METRE)
     elif isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | HeadLinear):  # the backbone has none of these
         init.kaiming_uniform_(layer.weight, a=math.sqrt(5))
         if layer.bias is not None:

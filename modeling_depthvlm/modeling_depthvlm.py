@@ -79,7 +79,7 @@ class DepthVLMForConditionalGeneration(Qwen3VLForConditionalGeneration, Generati
 
     def __init__(self, config: DepthVLMConfig):
         super().__init__(config)
-        self.depth_head = build_depth_head(config.depth_config, config.text_config.hidden_size, config.input_stride)
+        self.depth_head = build_depth_head(config.head, config.text.hidden_size, config.input_stride)
         self.post_init()
 
     @classmethod
@@ -110,7 +110,7 @@ class DepthVLMForConditionalGeneration(Qwen3VLForConditionalGeneration, Generati
         init_head_layer(module)
 
     @can_return_tuple
-    def forward(
+    def forward(  # type: ignore[misc]
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: Tensor | None = None,
@@ -182,7 +182,7 @@ class DepthVLMForConditionalGeneration(Qwen3VLForConditionalGeneration, Generati
         loss = text_loss = depth_loss = predicted_depth = None
         if labels is not None:
             loss = text_loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+                logits=logits, labels=labels, vocab_size=self.config.text.vocab_size, **kwargs
             )
         if output_depth:
             mask, _ = self.model.get_placeholder_mask(
@@ -190,6 +190,7 @@ class DepthVLMForConditionalGeneration(Qwen3VLForConditionalGeneration, Generati
             )
             predicted_depth = self._depth_from_states(vision, states, mask[..., 0], image_grid_thw, focal_scale)
         if depth_labels:
+            assert predicted_depth is not None  # checked with the labels, above
             depth_loss = silog_loss(predicted_depth, depth_labels, self.config.silog_lambda)
             weighted = self.config.depth_loss_weight * depth_loss
             loss = weighted if loss is None else loss + weighted.to(loss.device)
@@ -239,8 +240,9 @@ class DepthVLMForConditionalGeneration(Qwen3VLForConditionalGeneration, Generati
         """
         self._check_depth_inputs(pixel_values, image_grid_thw, None, focal_scale)
         vision = self.get_image_features(pixel_values, image_grid_thw, return_dict=True)
-        states, image_mask = [], None
-        if self.config.depth_config.feature_source != "vit":
+        states: list[Tensor] = []
+        image_mask = None
+        if self.config.head.feature_source != "vit":
             image_mask = input_ids == self.config.image_token_id
             end = input_ids.shape[1]
             if kwargs.get("pixel_values_videos") is None:  # a video may go on after the last image
@@ -261,9 +263,11 @@ class DepthVLMForConditionalGeneration(Qwen3VLForConditionalGeneration, Generati
             image_mask = image_mask[:, :end]
         depth = self._depth_from_states(vision, states, image_mask, image_grid_thw, focal_scale)
         if output_size is not None:
-            sizes = [output_size] * len(depth) if isinstance(output_size[0], int) else list(output_size)
+            sizes: list[Any] = [output_size] * len(depth) if isinstance(output_size[0], int) else list(output_size)
             if len(sizes) != len(depth):
-                raise ValueError(f"`output_size` has {len(sizes)} sizes for {len(depth)} images: give one, or one each.")
+                raise ValueError(
+                    f"`output_size` has {len(sizes)} sizes for {len(depth)} images: give one, or one each."
+                )
             depth = [resize_depth(d[None], size)[0] for d, size in zip(depth, sizes, strict=True)]
         return PredictedDepth(depth, cameras)
 
@@ -296,10 +300,12 @@ class DepthVLMForConditionalGeneration(Qwen3VLForConditionalGeneration, Generati
         if output_depth is None:
             output_depth = pixel_values is not None and bool(returns_dict)
             if output_depth and kwargs.get("inputs_embeds") is not None:
-                logger.warning_once("`generate` got `inputs_embeds`: no depth is predicted. Pass `input_ids` to get it.")
+                logger.warning_once(
+                    "`generate` got `inputs_embeds`: no depth is predicted. Pass `input_ids` to get it."
+                )
                 output_depth = False
         if not output_depth:
-            return super().generate(inputs, generation_config, *args, **kwargs)
+            return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
 
         if kwargs.get("inputs_embeds") is not None:
             raise ValueError(
@@ -307,7 +313,9 @@ class DepthVLMForConditionalGeneration(Qwen3VLForConditionalGeneration, Generati
                 "Pass `input_ids`, or `output_depth=False`."
             )
         if not returns_dict:
-            raise ValueError("`output_depth=True` needs `return_dict_in_generate=True`, or there is no place for depth.")
+            raise ValueError(
+                "`output_depth=True` needs `return_dict_in_generate=True`, or there is no place for depth."
+            )
         self._check_depth_inputs(pixel_values, grid_thw, None, focal_scale)
         input_ids = inputs if inputs is not None else kwargs["input_ids"]
         length = self._prefill_length(input_ids, kwargs.get("attention_mask"), kwargs.get("past_key_values"))
@@ -316,7 +324,7 @@ class DepthVLMForConditionalGeneration(Qwen3VLForConditionalGeneration, Generati
         kept = type(vision)(pooler_output=vision.pooler_output, deepstack_features=vision.deepstack_features)
         kwargs["mm_encoder_outputs"] = {**kwargs.get("mm_encoder_outputs", {}), "image": vision}
         with StateRecorder([*self._recorded_layers(), self.model.language_model], length) as recorder:
-            output = super().generate(inputs, generation_config, *args, **kwargs)
+            output: Any = super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
         image_mask = input_ids[:, -length:] == self.config.image_token_id
         states = [state[:: state.shape[0] // image_mask.shape[0]] for state in recorder.states]
         output["predicted_depth"] = self._depth_from_states(kept, states, image_mask, grid_thw, focal_scale)
@@ -341,7 +349,7 @@ class DepthVLMForConditionalGeneration(Qwen3VLForConditionalGeneration, Generati
         return outputs, [*recorder.states, outputs[0]]
 
     def _recorded_layers(self) -> list[nn.Module]:
-        if self.config.depth_config.feature_source != "llm":
+        if self.config.head.feature_source != "llm":
             return []
         return [self.model.language_model.layers[i] for i in llm_layer_indices(self.config)]
 
@@ -350,10 +358,10 @@ class DepthVLMForConditionalGeneration(Qwen3VLForConditionalGeneration, Generati
         vision: Any,
         states: Sequence[Tensor],
         image_mask: Tensor | None,
-        grid_thw: torch.LongTensor,
+        grid_thw: Any,
         focal_scale: Tensor | None,
     ) -> list[Tensor]:
-        grids = token_grids(grid_thw.tolist(), self.config.vision_config.spatial_merge_size)
+        grids = token_grids(grid_thw.tolist(), self.config.vision.spatial_merge_size)
         maps = feature_maps(self.config, vision, states, image_mask, [height * width for height, width in grids])
         return run_depth_head(self.depth_head, maps, grids, focal_scale)
 
@@ -361,7 +369,7 @@ class DepthVLMForConditionalGeneration(Qwen3VLForConditionalGeneration, Generati
         """Zero, with the whole head in its graph."""
         weight = self.depth_head.norm.weight
         token = weight.new_zeros(1, 1, weight.shape[0])
-        maps = 1 if self.config.depth_config.feature_source == "llm_final" else 4
+        maps = 1 if self.config.head.feature_source == "llm_final" else 4
         return self.depth_head([token] * maps, (1, 1)).sum() * 0
 
     def _check_depth_inputs(
@@ -383,7 +391,9 @@ class DepthVLMForConditionalGeneration(Qwen3VLForConditionalGeneration, Generati
                 "no depth."
             )
         if focal_scale is not None and focal_scale.shape != (images,):
-            raise ValueError(f"`focal_scale` has shape {tuple(focal_scale.shape)}, expected one per image: ({images},).")
+            raise ValueError(
+                f"`focal_scale` has shape {tuple(focal_scale.shape)}, expected one per image: ({images},)."
+            )
 
     @staticmethod
     def _prefill_length(input_ids: Tensor, attention_mask: Tensor | None, cache: Cache | None) -> int:
@@ -450,15 +460,15 @@ class DepthVLMForDepthEstimation(DepthVLMForConditionalGeneration):
                 **inputs,
             )
             depth, loss = outputs.predicted_depth, outputs.depth_loss
-        output = DepthEstimatorOutput(loss=loss, predicted_depth=list(depth))
+        output = DepthEstimatorOutput(loss=loss, predicted_depth=list(depth))  # type: ignore[arg-type]
         if cameras is not None:
             output["cameras"] = cameras
         return output if return_dict is not False else output.to_tuple()
 
-    def _depth_prompt(self, image_grid_thw: torch.LongTensor) -> dict[str, Tensor]:
+    def _depth_prompt(self, image_grid_thw: torch.LongTensor) -> dict[str, Any]:
         """One row per image: `config.depth_prompt_ids`, then the image's tokens; shorter rows are padded right."""
-        prefix = self.config.depth_prompt_ids
-        merge_size = self.config.vision_config.spatial_merge_size
+        prefix = self.config.depth_prompt_ids or []
+        merge_size = self.config.vision.spatial_merge_size
         counts = [height * width for height, width in token_grids(image_grid_thw.tolist(), merge_size)]
         device = image_grid_thw.device
         position = torch.arange(len(prefix) + max(counts), device=device).expand(len(counts), -1)

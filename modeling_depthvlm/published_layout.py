@@ -61,7 +61,10 @@ def _head_widths(published: str, shapes: dict[str, list[int]], path: str) -> dic
 def _head_shapes(path: str, hub_kwargs: dict[str, Any]) -> dict[str, list[int]]:
     """Shapes of the `depth_head.*` weights, from the headers of the safetensors files that hold them."""
     prefix = "depth_head."
-    optional = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_gated_repo": True}
+    optional: dict[str, Any] = {
+        "_raise_exceptions_for_missing_entries": False,
+        "_raise_exceptions_for_gated_repo": True,
+    }
     if index := cached_file(path, INDEX, **hub_kwargs, **optional):
         with open(index, encoding="utf-8") as file:
             weight_map = json.load(file)["weight_map"]

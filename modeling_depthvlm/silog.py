@@ -2,6 +2,7 @@
 """The scale-invariant logarithmic loss (paper, equation 4)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -75,8 +76,8 @@ def silog_loss(
     Raises:
         ValueError: when the numbers of predictions and targets differ.
     """
-    predictions = _as_images(prediction)
-    targets = _as_images(target)
+    predictions: Any = _as_images(prediction)
+    targets: Any = _as_images(target)
     if len(predictions) != len(targets):
         raise ValueError(f"Got {len(predictions)} predicted depth maps and {len(targets)} targets, expected one each.")
     total = torch.stack([p.float().sum() * 0 for p in predictions]).sum()
@@ -87,14 +88,14 @@ def silog_loss(
             groups.setdefault((p.shape, t.shape), []).append(index)
     for indices in groups.values():
         stacked = torch.stack([predictions[i] for i in indices])
-        truth = torch.stack([targets[i].to(total.device) for i in indices])  # type: ignore[union-attr]
+        truth = torch.stack([targets[i].to(total.device) for i in indices])
         losses, valid = silog_per_image(stacked, truth, silog_lambda, eps)
         total = total + losses.sum()
         count = count + valid.sum()
     return total / count.clamp(min=1)
 
 
-def _as_images(depth: Tensor | Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+def _as_images(depth: Tensor | Sequence[Tensor | None]) -> Tensor | Sequence[Tensor | None]:
     if isinstance(depth, Tensor):
         return depth[None] if depth.ndim == 2 else depth
     return depth

@@ -1,0 +1,41 @@
+"""Images, cameras and depth maps in, metres out: what travels to the Hub next to the weights."""
+
+from transformers import AutoImageProcessor, AutoProcessor
+from transformers.utils import is_torchvision_available
+
+from .batch_depthvlm import DepthVLMBatchFeature
+from .camera_depthvlm import CAMERA_SOURCES, Camera, resolve_camera, resolve_cameras
+from .depth_maps_depthvlm import read_depth
+from .image_processing_depthvlm import DepthVLMImageProcessor, DepthVLMImageProcessorPil
+from .post_processing_depthvlm import post_process_depth
+from .processing_depthvlm import DEPTH_PROMPT, DEPTH_REPLY, DEPTH_SYSTEM_PROMPT, DepthVLMProcessor
+
+
+def register_auto_classes(config_class: type) -> None:
+    """
+    Makes `AutoProcessor` and `AutoImageProcessor` find these classes for checkpoints of `config_class`, without remote
+    code.
+    """
+    image_processors: dict[str, type] = {"pil": DepthVLMImageProcessorPil}
+    if is_torchvision_available():
+        image_processors["torchvision"] = DepthVLMImageProcessor
+    AutoImageProcessor.register(config_class, image_processor_classes=image_processors, exist_ok=True)
+    AutoProcessor.register(config_class, DepthVLMProcessor, exist_ok=True)
+
+
+__all__ = [
+    "CAMERA_SOURCES",
+    "DEPTH_PROMPT",
+    "DEPTH_REPLY",
+    "DEPTH_SYSTEM_PROMPT",
+    "Camera",
+    "DepthVLMBatchFeature",
+    "DepthVLMImageProcessor",
+    "DepthVLMImageProcessorPil",
+    "DepthVLMProcessor",
+    "post_process_depth",
+    "read_depth",
+    "register_auto_classes",
+    "resolve_camera",
+    "resolve_cameras",
+]

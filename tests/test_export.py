@@ -73,9 +73,7 @@ class TestPointCloud:
         # a floor 1.6 m below the camera, seen out to 40 m: its relative steps grow with distance
         rows = np.arange(1, 241) + 0.5
         depth = np.repeat((1.6 * 500 / (rows + 20))[:, None], 4, axis=1)
-        made = Prediction(
-            depth.astype(np.float32), Camera(500, 500, 2, -20, 4, 240, "fov"), Image.new("RGB", (4, 240))
-        )
+        made = Prediction(depth.astype(np.float32), Camera(500, 500, 2, -20, 4, 240, "fov"), Image.new("RGB", (4, 240)))
         assert len(made.to_point_cloud().vertices) == depth.size
         assert len(made.to_mesh().faces) == 239 * 3 * 2
 

@@ -7,8 +7,13 @@ import torch
 from depthvlm.modeling_depthvlm import DepthHeadConfig, DepthVLMConfig, DepthVLMForConditionalGeneration
 from safetensors.torch import load_file, save_file
 from toy_models import toy_config, toy_inputs, toy_model
-from transformers import AutoModel, AutoModelForDepthEstimation, AutoModelForImageTextToText, BitsAndBytesConfig
-from transformers import Qwen3VLForConditionalGeneration
+from transformers import (
+    AutoModel,
+    AutoModelForDepthEstimation,
+    AutoModelForImageTextToText,
+    BitsAndBytesConfig,
+    Qwen3VLForConditionalGeneration,
+)
 
 INPUTS = toy_inputs([[2, (2, 3), 4], [(1, 2), 3]])
 
@@ -117,7 +122,7 @@ def test_plain_qwen_gets_a_new_head(model, qwen, caplog):
     loaded, info = DepthVLMForConditionalGeneration.from_pretrained(qwen, depth_config=head, output_loading_info=True)
     assert info["missing_keys"] == {name for name in model.state_dict() if name.startswith("depth_head.")}
     depth = torch.cat([d.flatten() for d in loaded.predict_depth(**INPUTS)])
-    assert 0.9 < depth.min()
+    assert depth.min() > 0.9
     assert depth.max() < 1.1
     with torch.no_grad():
         torch.testing.assert_close(loaded(**INPUTS).logits, model(**INPUTS).logits)
@@ -177,14 +182,14 @@ def test_checkpoint_with_a_head_of_other_widths(checkpoint):
     config = json.loads((checkpoint / "config.json").read_text())
     config["depth_config"]["features"] = 32
     (checkpoint / "config.json").write_text(json.dumps(config))
-    with pytest.raises(RuntimeError, match="depth_head.*mismatch|mismatch"):
+    with pytest.raises(RuntimeError, match="mismatch"):
         DepthVLMForConditionalGeneration.from_pretrained(checkpoint)
 
 
 def test_truncated_weights(checkpoint):
     file = checkpoint / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
-    with pytest.raises(OSError, match="incomplete or damaged.*: model.safetensors. Copy or download it again"):
+    with pytest.raises(OSError, match=r"incomplete or damaged .*: model\.safetensors\. Copy or download it again"):
         DepthVLMForConditionalGeneration.from_pretrained(checkpoint)
 
 

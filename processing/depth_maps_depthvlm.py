@@ -1,0 +1,249 @@
+# Copyright 2026 The DepthVLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Depth maps as people store them, read into metres, and the labels made of them without inventing a measurement."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from .camera_depthvlm import per_image
+
+IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".pgm")
+
+# A map and its image may differ this much in aspect ratio, for the rounding of a resized side.
+ASPECT_TOLERANCE = 0.02
+
+# The tEXt key under which a 16-bit PNG of this package says how many of its units are a metre.
+PNG_SCALE_KEY = "depth_scale"
+
+
+def read_depth(depth: Any, scale: float | None = None) -> np.ndarray:
+    """
+    Reads a depth map into metres.
+
+    Args:
+        depth: The path of a PNG, TIFF, PGM or `.npy` file, a PIL image of one channel, or an array or a tensor of
+            shape `(H, W)`, `(1, H, W)` or `(H, W, 1)`.
+        scale (`float`, *optional*): Raw value divided by metres, 1000 for millimetres. Integer maps need it, unless a
+            PNG has it in its metadata under `depth_scale`; floating-point maps are in metres without it.
+
+    Returns:
+        `np.ndarray` of shape `(H, W)`, float32: z-depth in metres, 0 where not valid (0, negative, NaN, infinite).
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is not a depth map, the map has no single channel, or an integer map has no scale.
+    """
+    name, stored_scale = "The depth map", None
+    if isinstance(depth, (str, os.PathLike)):
+        name = f"The depth map {os.fspath(depth)}"
+        depth = _open(Path(depth), name)
+    if isinstance(depth, Image.Image):
+        stored_scale = depth.info.get(PNG_SCALE_KEY)
+        depth = _pil_to_array(depth, name)
+    elif isinstance(depth, torch.Tensor):
+        depth = depth.detach().cpu()
+        depth = (depth.float() if depth.dtype in (torch.bfloat16, torch.float16) else depth).numpy()
+    if not isinstance(depth, np.ndarray):
+        raise ValueError(f"{name} must be a path, a PIL image, an array or a tensor, got {type(depth).__name__}.")
+    if depth.ndim == 3 and 1 in (depth.shape[0], depth.shape[2]):
+        depth = depth.squeeze(0 if depth.shape[0] == 1 else 2)
+    if depth.ndim != 2 or depth.size == 0:
+        raise ValueError(f"{name} must have the shape (H, W), got {tuple(depth.shape)}.")
+
+    integer = np.issubdtype(depth.dtype, np.integer)
+    if not integer and not np.issubdtype(depth.dtype, np.floating):
+        raise ValueError(f"{name} must hold integers or floats, got {depth.dtype}.")
+    scale = _scale(scale, stored_scale, name)
+    if integer and scale is None:
+        raise ValueError(
+            f"{name} holds integers ({depth.dtype}), whose unit is not known. Pass `depth_scale`, the number of units "
+            "in a metre: 1000 for millimetres, 256 for KITTI."
+        )
+    with np.errstate(over="ignore"):
+        metres = (depth if scale is None else depth / np.float64(scale)).astype(np.float32)
+    return np.where(np.isfinite(metres) & (metres > 0), metres, np.float32(0))
+
+
+def depth_labels(
+    depth_maps: Any, depth_scale: Any, image_sizes: Sequence[tuple[int, int]], input_sizes: Sequence[tuple[int, int]]
+) -> list[torch.Tensor | None]:
+    """
+    The `depth_labels` of a batch of images. Metres stay metres: `focal_scale` brings the prediction to them.
+
+    A map keeps its own resolution, to which the loss resizes the prediction, so no lidar point is lost. Only a map
+    with more valid pixels than the model's input has pixels is reduced to that size, see [`reduce_depth`].
+
+    Args:
+        depth_maps: One map, or a list with one, or None, for every image: see [`read_depth`].
+        depth_scale: One scale, or a list with one, or None, for every image.
+        image_sizes (`Sequence[tuple[int, int]]`): Height and width of the images as given, upright, in pixels.
+        input_sizes (`Sequence[tuple[int, int]]`): Height and width at which the model sees them, in pixels.
+
+    Returns:
+        `list[torch.Tensor | None]`: `(H, W)` float32 in metres, 0 where not valid, or None, for every image.
+
+    Raises:
+        ValueError: if the numbers of maps and images differ, or a map is not of its image's shape.
+
+    Warns if a map has no valid pixel.
+    """
+    count = len(image_sizes)
+    labels: list[torch.Tensor | None] = []
+    scales = per_image(depth_scale, count, "depth_scale")
+    for index, depth_map in enumerate(_maps_per_image(depth_maps, count)):
+        if depth_map is None:
+            labels.append(None)
+            continue
+        depth = read_depth(depth_map, scales[index])
+        _check_aspect(depth.shape, image_sizes[index], index)
+        valid = int(np.count_nonzero(depth))
+        if valid == 0:
+            warnings.warn(
+                f"The depth map of image {index} has no valid pixel, so it teaches nothing. Check its file and its "
+                "scale; 0, negative, NaN and infinite values are invalid.",
+                stacklevel=2,
+            )
+        height, width = input_sizes[index]
+        label = torch.from_numpy(depth)
+        if valid > height * width and depth.shape[0] >= height and depth.shape[1] >= width:
+            label = reduce_depth(label, height, width)
+        labels.append(label)
+    return labels
+
+
+def reduce_depth(depth: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """
+    Reduces a map to fewer pixels: each takes the valid measurement nearest to its centre within its own area.
+
+    An average would mix the depths on both sides of an edge into one that is nowhere in the scene, and the smallest
+    depth of an area would draw slanted surfaces towards the camera. Here every value was measured, and every area with
+    a valid pixel in it has one.
+
+    Args:
+        depth (`torch.Tensor` of shape `(H, W)`): Depth, 0 where not valid.
+        height (`int`): Rows of the result, at most `H`.
+        width (`int`): Columns of the result, at most `W`.
+
+    Returns:
+        `torch.Tensor` of shape `(height, width)`, of the same type.
+    """
+    rows, columns = depth.shape
+    # Pixel centres, in units of the result's pixels.
+    across = (torch.arange(columns, dtype=torch.float64) + 0.5) * width / columns
+    down = (torch.arange(rows, dtype=torch.float64) + 0.5) * height / rows
+    centre_rows = ((torch.arange(height) + 0.5) * rows / height).long()
+    centre_columns = ((torch.arange(width) + 0.5) * columns / width).long()
+    reduced = depth[centre_rows[:, None], centre_columns[None, :]].clone()
+
+    # Where the pixel at the centre is not valid, look at the others of its area.
+    row_cells, column_cells = down.long(), across.long()
+    wanted = (reduced == 0)[row_cells[:, None], column_cells[None, :]] & (depth != 0)
+    y, x = torch.nonzero(wanted, as_tuple=True)
+    cells = row_cells[y] * width + column_cells[x]
+    distances = ((down[y] % 1 - 0.5) * rows / height) ** 2 + ((across[x] % 1 - 0.5) * columns / width) ** 2
+    nearest = torch.full((height * width,), torch.inf, dtype=distances.dtype)
+    nearest.scatter_reduce_(0, cells, distances, "amin")
+    chosen = distances == nearest[cells]
+    cells, values = cells[chosen], depth[y[chosen], x[chosen]]
+    # Of pixels equally near to a centre the one nearer to the camera, which hides the others.
+    front = torch.full((height * width,), torch.inf, dtype=depth.dtype).scatter_reduce_(0, cells, values, "amin")
+    reduced.view(-1)[cells] = front[cells]
+    return reduced
+
+
+def _open(path: Path, name: str) -> Image.Image | np.ndarray:
+    if not path.is_file():
+        raise FileNotFoundError(f"{name} does not exist.")
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".npy":
+            return np.load(path, allow_pickle=False)
+        if suffix in IMAGE_SUFFIXES:
+            image = Image.open(path)
+            image.load()
+            return image
+    except UnidentifiedImageError:
+        raise ValueError(f"{name} is not an image that Pillow can read. Save it as .npy (float32, metres).") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{name} cannot be read, it may be truncated: {error}.") from error
+    raise ValueError(
+        f"{name} is a {suffix or 'nameless'} file. Depth is read from .npy, 16-bit .png or .pgm, and .tif of 16 bits "
+        "or float32. Convert it (for OpenEXR: with its own Python package, then `numpy.save`)."
+    )
+
+
+def _pil_to_array(image: Image.Image, name: str) -> np.ndarray:
+    if image.mode not in ("L", "F", "I") and not image.mode.startswith("I;16"):
+        raise ValueError(
+            f"{name} is a picture of Pillow mode {image.mode!r}, perhaps a coloured preview. Metric depth has one "
+            "channel: mode 'I;16', 'I', 'F' or 'L'."
+        )
+    return np.asarray(image)
+
+
+def _scale(scale: Any, stored: Any, name: str) -> float | None:
+    try:
+        given = None if scale is None else float(scale)
+        written = None if stored is None else float(stored)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{name} has a `depth_scale` that is not a number: {scale if stored is None else stored!r}."
+        ) from None
+    for value in (given, written):
+        if value is not None and not 0 < value < np.inf:
+            raise ValueError(
+                f"`depth_scale` must be a finite number above 0 (units in a metre), got {value!r}. {name}."
+            )
+    if given is not None and written is not None and given != written:
+        warnings.warn(f"{name} says depth_scale = {written:g}, but {given:g} was given and is used.", stacklevel=3)
+    return written if given is None else given
+
+
+def _maps_per_image(depth_maps: Any, count: int) -> list[Any]:
+    if isinstance(depth_maps, (np.ndarray, torch.Tensor)) and depth_maps.ndim == 3 and depth_maps.shape[0] == count:
+        return list(depth_maps)
+    if not isinstance(depth_maps, (list, tuple)):
+        depth_maps = [depth_maps]
+    flat = [entry for item in depth_maps for entry in (item if isinstance(item, (list, tuple)) else [item])]
+    if len(flat) != count:
+        raise ValueError(
+            f"`depth_maps` has {len(flat)} entries for {count} image(s). Pass one for each image, None where there is "
+            "none."
+        )
+    return flat
+
+
+def _check_aspect(depth_size: tuple[int, ...], image_size: tuple[int, int], index: int) -> None:
+    (rows, columns), (height, width) = depth_size, image_size
+    # One pixel of the smaller side is rounding too.
+    tolerance = max(ASPECT_TOLERANCE, 1 / min(rows, columns))
+    if abs(np.log(columns / rows) - np.log(width / height)) <= tolerance:
+        return
+    turned = abs(np.log(rows / columns) - np.log(width / height)) <= tolerance
+    remedy = (
+        "It seems to be turned: the image was turned upright as its EXIF data say, so turn its depth map too."
+        if turned
+        else "Crop or pad the map as its image was, or pass the image that belongs to it."
+    )
+    raise ValueError(
+        f"The depth map of image {index} has {columns}x{rows} pixels (width x height), the image {width}x{height}: "
+        f"their aspect ratios differ by more than {ASPECT_TOLERANCE:.0%}. {remedy}"
+    )

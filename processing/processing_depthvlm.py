@@ -1,0 +1,199 @@
+# Copyright 2026 The DepthVLM authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The processor: Qwen3-VL's text and chat template, DepthVLM's images, cameras and depth maps."""
+
+import json
+from typing import Any
+
+from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
+from transformers.processing_utils import ProcessorMixin
+from transformers.utils import is_torchvision_available
+from transformers.utils.hub import cached_file
+
+from .batch_depthvlm import DepthVLMBatchFeature
+from .image_processing_depthvlm import DepthVLMImageProcessor
+
+# The words with which the published models were trained, section 3 of the paper.
+DEPTH_PROMPT = (
+    "Given this image, estimate the metric depth (in meters, rounded to two decimal places) for every pixel of the "
+    "image."
+)
+DEPTH_REPLY = "OK, I will estimate the depth map of this image."
+DEPTH_SYSTEM_PROMPT = "You are a helpful assistant."
+
+VIDEO_SETTINGS_FILE = "video_preprocessor_config.json"
+
+IMAGE_KEYWORDS = frozenset(DepthVLMImageProcessor.valid_kwargs.__annotations__)
+
+
+class DepthVLMProcessor(Qwen3VLProcessor):
+    """
+    Prepares text, images with their cameras, depth maps, and videos (with torchvision) for DepthVLM.
+
+    Args:
+        image_processor ([`DepthVLMImageProcessor`]): Prepares images and depth maps.
+        tokenizer ([`PreTrainedTokenizerBase`]): A Qwen3-VL tokenizer.
+        video_processor ([`Qwen3VLVideoProcessor`] or `dict`, *optional*): Prepares videos, or its settings. Qwen3-VL's
+            defaults without it. On a machine without torchvision the settings are kept for the next save.
+        chat_template (`str`, *optional*): A Jinja template; the tokenizer's by default.
+
+    Raises:
+        TypeError: if `image_processor` is not DepthVLM's.
+    """
+
+    skip_tensor_conversion: Any = (*ProcessorMixin.skip_tensor_conversion, "depth_labels")
+    _auto_class: Any = "AutoProcessor"
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        video_processor: Any = None,
+        chat_template: Any = None,
+    ) -> None:
+        if not hasattr(image_processor, "canonical_focal_length"):
+            # Not `isinstance`: remote code may have been imported twice.
+            raise TypeError(
+                f"DepthVLMProcessor needs a DepthVLMImageProcessor, got {type(image_processor).__name__}. "
+                "`DepthVLMProcessor.from_pretrained` makes one from a Qwen3-VL checkpoint."
+            )
+        chat_template = getattr(tokenizer, "chat_template", None) if chat_template is None else chat_template
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        if isinstance(video_processor, dict):
+            self._video_settings = {**video_processor, "video_processor_type": "Qwen3VLVideoProcessor"}
+        else:
+            self._video_settings = {"video_processor_type": "Qwen3VLVideoProcessor"}
+        if video_processor is not None and not isinstance(video_processor, dict):
+            self.video_processor = video_processor
+        elif is_torchvision_available():
+            from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
+
+            self.video_processor = Qwen3VLVideoProcessor(**self._video_settings)
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        """The parts that must be there: the video processor cannot be without torchvision, so it is handled here."""
+        return ["image_processor", "tokenizer"]
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: Any = None,
+        videos: Any = None,
+        *,
+        focal_length: Any = None,
+        fov: Any = None,
+        intrinsics: Any = None,
+        depth_maps: Any = None,
+        depth_scale: Any = None,
+        **kwargs: Any,
+    ) -> DepthVLMBatchFeature:
+        """
+        Prepares a batch for `model(**inputs)` and `model.generate(**inputs)`.
+
+        Args:
+            images: A path, a URL, a PIL image, an array or a tensor; a list, or a list for every text, of them.
+            text (`str` or `list[str]`): Prompts with one `<|image_pad|>` for every image.
+            videos: As Qwen3-VL takes them; needs torchvision.
+            focal_length, fov, intrinsics: The camera, for all images or one, or None, for each: see
+                [`DepthVLMImageProcessorKwargs`]. Without them, EXIF data, or an assumed field of view with a warning.
+            depth_maps: True depth, one, or None, for each image: see [`read_depth`].
+            depth_scale (`float` or `list`): Raw value of the depth maps divided by metres.
+            kwargs: Of [`Qwen3VLProcessor`].
+
+        Returns:
+            [`DepthVLMBatchFeature`]: the tokenizer's and the image processor's outputs, see
+            [`DepthVLMImageProcessor.preprocess`].
+
+        Raises:
+            ImportError: for a video on a machine without torchvision.
+            ValueError: for input that cannot be used, with what to do.
+        """
+        if videos is not None and not hasattr(self, "video_processor"):
+            raise ImportError('Videos need torchvision, which is not installed: `pip install "depthvlm[video]"`.')
+        if _is_empty(images):
+            images = None
+        cameras = {"focal_length": focal_length, "fov": fov, "intrinsics": intrinsics}
+        cameras = {name: value for name, value in cameras.items() if value is not None}
+        if images is None and (cameras or depth_maps is not None):
+            given = [*cameras, *(["depth_maps"] if depth_maps is not None else [])]
+            if any(not _is_empty(value) for value in (*cameras.values(), depth_maps)):
+                raise ValueError(
+                    f"{', '.join(f'`{name}`' for name in given)} was passed, but no image. Pass `images` too."
+                )
+            cameras, depth_maps = {}, None
+        features = super().__call__(images=images, text=text, videos=videos, **cameras, **kwargs)
+        if depth_maps is not None:
+            # After the images: depth maps may be large, and the parent copies its keyword arguments.
+            features["depth_labels"] = self.image_processor.depth_labels(
+                depth_maps, depth_scale, features["cameras"], features["image_grid_thw"]
+            )
+        return DepthVLMBatchFeature(features.data, skip_tensor_conversion=features.skip_tensor_conversion)
+
+    def post_process_depth_estimation(self, outputs: Any, target_sizes: Any = None) -> list[dict[str, Any]]:
+        """Depth in metres at the size of each image, with its camera: see [`post_process_depth`]."""
+        return self.image_processor.post_process_depth_estimation(outputs, target_sizes)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """`list[str]`: the names of all that the model takes."""
+        video_processor = [self.video_processor] if hasattr(self, "video_processor") else []
+        return [*super().model_input_names, *(name for part in video_processor for name in part.model_input_names)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its settings; those of the video processor also where torchvision is missing, for a machine that has it."""
+        output = super().to_dict()
+        output.setdefault("video_processor", dict(self._video_settings))
+        return output
+
+    @classmethod
+    def get_processor_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The processor's settings, with those of the video processor, which Qwen3-VL keeps in a file of their own."""
+        names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+        hub = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+        settings, kwargs = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if "video_processor" not in settings:
+            file = cached_file(
+                pretrained_model_name_or_path, VIDEO_SETTINGS_FILE, _raise_exceptions_for_missing_entries=False, **hub
+            )
+            if file is not None:
+                with open(file, encoding="utf-8") as stream:
+                    settings["video_processor"] = json.load(stream)
+        return settings, kwargs
+
+    @classmethod
+    def _get_arguments_from_pretrained(
+        cls, pretrained_model_name_or_path: Any, processor_dict: dict[str, Any] | None = None, **kwargs: Any
+    ) -> list[Any]:
+        """Loads the parts, and makes a DepthVLM image processor of a Qwen3-VL one."""
+        image_processor, tokenizer = super()._get_arguments_from_pretrained(
+            pretrained_model_name_or_path, processor_dict, **kwargs
+        )
+        if not hasattr(image_processor, "canonical_focal_length"):
+            settings = {name: value for name, value in kwargs.items() if name in IMAGE_KEYWORDS}
+            image_processor = DepthVLMImageProcessor.from_dict(image_processor.to_dict(), **settings)
+        return [image_processor, tokenizer]
+
+    @classmethod
+    def _load_tokenizer_from_pretrained(cls, sub_processor_type: str, *args: Any, **kwargs: Any) -> Any:
+        """Keeps image settings from the tokenizer, which would repeat them at every call and save them as its own."""
+        kwargs = {name: value for name, value in kwargs.items() if name not in IMAGE_KEYWORDS}
+        return super()._load_tokenizer_from_pretrained(sub_processor_type, *args, **kwargs)
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether there is nothing in it, as in the image lists of a batch of conversations without images."""
+    return value is None or (isinstance(value, (list, tuple)) and all(_is_empty(item) for item in value))

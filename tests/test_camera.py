@@ -1,0 +1,322 @@
+"""Cameras: which source wins, what EXIF data say, and the size and the factor that follow (equation 6)."""
+
+import json
+import math
+import warnings
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from depthvlm.processing import CAMERA_SOURCES, Camera, resolve_camera, resolve_cameras
+from depthvlm.processing.canonical_size_depthvlm import canonical_size
+from depthvlm.processing.exif_depthvlm import focal_length_from_exif
+from PIL import ExifTags, Image
+
+Tag = ExifTags.Base
+MATRIX = [[700.0, 0.0, 310.0], [0.0, 710.0, 250.0], [0.0, 0.0, 1.0]]
+
+
+def make_exif(orientation: int | None = None, **tags: object) -> Image.Exif:
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[Tag.Orientation] = orientation
+    exif.get_ifd(ExifTags.IFD.Exif).update({Tag[name]: value for name, value in tags.items()})
+    return exif
+
+
+def camera(focal_length: float = 500.0, width: int = 640, height: int = 480) -> Camera:
+    return Camera(focal_length, focal_length, width / 2, height / 2, width, height, "focal_length")
+
+
+def size(focal_length: float, width: int = 640, height: int = 480, least: int = 1024, most: int = 10**7):
+    return canonical_size(camera(focal_length, width, height), 1000.0, 32, least, most)
+
+
+class TestCamera:
+    def test_intrinsics_are_a_float32_matrix(self):
+        expected = torch.tensor([[500.0, 0.0, 320.0], [0.0, 500.0, 240.0], [0.0, 0.0, 1.0]])
+        assert torch.equal(camera().intrinsics, expected)
+
+    def test_scaling_multiplies_each_axis_by_its_own_factor(self):
+        scaled = camera().scaled_to(320, 480)
+        assert (scaled.fx, scaled.fy, scaled.cx, scaled.cy) == (250.0, 500.0, 160.0, 240.0)
+        assert (scaled.width, scaled.height, scaled.source) == (320, 480, "focal_length")
+
+    def test_a_row_holds_all_of_it(self):
+        for source in CAMERA_SOURCES:
+            original = Camera(700.0, 710.0, 310.0, 250.0, 640, 480, source)
+            assert Camera.from_row(torch.tensor(original.to_row())) == original
+
+    def test_fov_is_horizontal(self):
+        assert camera(320.0).fov == pytest.approx(90.0)
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            ((0.0, 1.0, 0.0, 0.0, 4, 4, "exif"), "positive focal lengths"),
+            ((1.0, math.nan, 0.0, 0.0, 4, 4, "exif"), "finite numbers"),
+            ((1.0, 1.0, 0.0, 0.0, 0, 4, "exif"), "at least 1x1"),
+            ((1.0, 1.0, 0.0, 0.0, 4, 4, "guess"), "must be one of"),
+        ],
+    )
+    def test_it_refuses_what_is_no_camera(self, values, message):
+        with pytest.raises(ValueError, match=message):
+            Camera(*values)
+
+
+class TestPrecedence:
+    EXIF = make_exif(FocalLengthIn35mmFilm=28)
+    ALL: ClassVar[dict] = {"intrinsics": MATRIX, "focal_length": 600.0, "fov": 90.0, "exif": EXIF}
+
+    def test_each_source_gives_way_to_the_one_before(self):
+        known = dict(self.ALL)
+        expected = [
+            ("intrinsics", 700.0),
+            ("focal_length", 600.0),
+            ("fov", 320.0),
+            ("exif", 28 * 800 / math.hypot(36, 24)),
+        ]
+        for source, focal_length in expected:
+            found = resolve_camera((480, 640), **known)
+            assert (found.source, found.fx) == (source, pytest.approx(focal_length))
+            known.pop(source)
+        with pytest.warns(UserWarning, match="60 degrees"):
+            assert resolve_camera((480, 640)).source == "assumed"
+
+    @pytest.mark.parametrize("source", ["intrinsics", "focal_length", "fov", "exif"])
+    def test_a_known_camera_warns_of_nothing(self, source):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            resolve_camera((480, 640), **{source: self.ALL[source]})
+
+    @pytest.mark.parametrize("given", [MATRIX, np.array(MATRIX), torch.tensor(MATRIX), [700.0, 710.0, 310.0, 250.0]])
+    def test_intrinsics_may_be_a_matrix_or_four_numbers(self, given):
+        found = resolve_camera((480, 640), intrinsics=given)
+        assert (found.fx, found.fy, found.cx, found.cy) == (700.0, 710.0, 310.0, 250.0)
+
+    def test_a_list_gives_one_for_each_image(self):
+        sizes = [(480, 640)] * 3
+        found = resolve_cameras(sizes, intrinsics=[None, MATRIX, None], focal_length=[500.0, 500.0, None], fov=90)
+        assert [one.source for one in found] == ["focal_length", "intrinsics", "fov"]
+        assert [one.fx for one in resolve_cameras(sizes, focal_length=torch.tensor([1e2, 2e2, 3e2]))] == [
+            1e2,
+            2e2,
+            3e2,
+        ]
+        assert [one.fx for one in resolve_cameras(sizes, intrinsics=torch.tensor([MATRIX] * 3))] == [700.0] * 3
+        assert [one.fx for one in resolve_cameras(sizes, intrinsics=[[700, 710, 310, 250]] * 3)] == [700.0] * 3
+        # Nested as the images of two conversations are.
+        assert [one.fx for one in resolve_cameras(sizes, focal_length=[[500.0], [400.0, 300.0]])] == [5e2, 4e2, 3e2]
+
+    def test_one_value_holds_for_all_images(self):
+        assert [one.fx for one in resolve_cameras([(480, 640)] * 2, focal_length=500)] == [500.0, 500.0]
+        assert [one.fx for one in resolve_cameras([(480, 640)] * 2, intrinsics=MATRIX)] == [700.0, 700.0]
+
+    def test_one_warning_for_all_unknown_images(self):
+        with pytest.warns(UserWarning, match="is not known") as caught:
+            found = resolve_cameras([(480, 640), (480, 640), (640, 480)], focal_length=[None, 500.0, None])
+        assert len(caught) == 1
+        for words in ("2 of 3 image(s)", "0, 2", "`focal_length` (pixels)", "`fov`", "`intrinsics`", "EXIF"):
+            assert words in str(caught[0].message)
+        # 60 degrees across 640 pixels, whichever way the camera was held.
+        assert found[0].fx == found[2].fx == pytest.approx(320 / math.tan(math.radians(30)))
+
+
+class TestBadCameras:
+    @pytest.mark.parametrize("name", ["focal_length", "fov"])
+    @pytest.mark.parametrize("value", [0, -3.0, math.nan, math.inf, "500", True])
+    def test_numbers_must_be_finite_and_positive(self, name, value):
+        with pytest.raises(ValueError, match=f"`{name}` must be a finite number above 0"):
+            resolve_camera((480, 640), **{name: value})
+
+    def test_an_angle_is_below_180_degrees(self):
+        with pytest.raises(ValueError, match="between 0 and 180"):
+            resolve_camera((480, 640), fov=180)
+
+    @pytest.mark.parametrize("name", ["focal_length", "fov", "intrinsics"])
+    @pytest.mark.parametrize("count", [1, 3])
+    def test_as_many_values_as_images(self, name, count):
+        value = MATRIX if name == "intrinsics" else 90.0
+        with pytest.raises(ValueError, match=rf"`{name}` has {count} entries for 2 image\(s\)"):
+            resolve_cameras([(480, 640)] * 2, **{name: [value] * count})
+
+    @pytest.mark.parametrize(
+        ("value", "message"),
+        [
+            ([*MATRIX[:2], [0, 1, 0]], "last row"),
+            ([[0.0, 0, 310], *MATRIX[1:]], "must be positive"),
+            ([[-700.0, 0, 310], *MATRIX[1:]], "must be positive"),
+            ([[math.nan, 0, 310], *MATRIX[1:]], "must be finite"),
+            ([[700.0, 50.0, 310], *MATRIX[1:]], "without skew"),
+            ([0.0, 710.0, 310.0, 250.0], "must be positive"),
+            ([700.0, 710.0, 310.0], "3x3 matrix or"),
+            (700.0, "3x3 matrix or"),
+            ("camera.txt", "3x3 matrix or"),
+            (torch.eye(4), "3x3 matrix or|entries for 1"),
+        ],
+    )
+    def test_intrinsics_must_be_a_pinhole_matrix(self, value, message):
+        with pytest.raises(ValueError, match=message):
+            resolve_camera((480, 640), intrinsics=value)
+
+    def test_millimetres_are_noticed(self):
+        with pytest.warns(UserWarning, match="not in millimetres"):
+            resolve_camera((3000, 4000), focal_length=35)
+
+    def test_intrinsics_of_another_size_are_noticed(self):
+        with pytest.warns(UserWarning, match="scale them if they belong to another size"):
+            resolve_camera((480, 640), intrinsics=[1400.0, 1400.0, 960.0, 720.0])
+
+
+class TestExif:
+    DIAGONAL = math.hypot(36, 24)  # 43.27 mm
+
+    def test_35_mm_equivalent_by_the_diagonal_rule(self):
+        # 26 mm on a 4032x3024 picture, whose diagonal is 5040: 26 * 5040 / 43.27 = 3028.7 pixels.
+        found = resolve_camera((3024, 4032), make_exif(FocalLengthIn35mmFilm=26))
+        assert found.fx == found.fy == pytest.approx(3028.66, abs=0.01)
+        assert (found.source, found.cx, found.cy) == ("exif", 2016.0, 1512.0)
+
+    @pytest.mark.parametrize(("unit", "resolution"), [(None, 5080.0), (2, 5080.0), (3, 2000.0), (4, 200.0), (5, 0.2)])
+    def test_focal_length_with_resolution(self, unit, resolution):
+        # 200 pixels a millimetre in each unit: inch (the default), centimetre, millimetre, micrometre.
+        tags = {"FocalLength": 18.0, "FocalPlaneXResolution": resolution, "FocalPlaneYResolution": resolution / 2}
+        if unit is not None:
+            tags["FocalPlaneResolutionUnit"] = unit
+        found = resolve_camera((3000, 4000), make_exif(**tags))
+        assert (found.fx, found.fy) == (pytest.approx(3600), pytest.approx(1800))
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_resolution_turns_with_the_picture(self, orientation):
+        tags = {"FocalLength": 18.0, "FocalPlaneXResolution": 200.0, "FocalPlaneYResolution": 100.0}
+        exif = make_exif(orientation, FocalPlaneResolutionUnit=4, **tags)
+        turned = orientation >= 5
+        found = resolve_camera((4000, 3000) if turned else (3000, 4000), exif)
+        assert (found.fx, found.fy) == ((1800, 3600) if turned else (3600, 1800))
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_the_diagonal_rule_holds_either_way(self, orientation):
+        size = (4032, 3024) if orientation >= 5 else (3024, 4032)
+        found = resolve_camera(size, make_exif(orientation, FocalLengthIn35mmFilm=26))
+        assert found.fx == pytest.approx(3028.66, abs=0.01)
+
+    def test_a_resolution_belongs_to_the_size_at_which_the_picture_was_taken(self):
+        tags = {"FocalLength": 18.0, "FocalPlaneXResolution": 200.0, "FocalPlaneResolutionUnit": 4}
+        exif = make_exif(ExifImageWidth=4000, ExifImageHeight=3000, **tags)
+        assert resolve_camera((300, 400), exif).fx == pytest.approx(360)
+
+    def test_a_cropped_picture_is_not_trusted(self):
+        exif = make_exif(ExifImageWidth=4000, ExifImageHeight=3000, FocalLengthIn35mmFilm=26)
+        with pytest.warns(UserWarning, match="the picture was cropped"):
+            assert resolve_camera((1000, 1000), exif).source == "assumed"
+
+    def test_turned_pixels_are_not_cropped_ones(self):
+        exif = make_exif(ExifImageWidth=4000, ExifImageHeight=3000, FocalLengthIn35mmFilm=26)
+        assert resolve_camera((4000, 3000), exif).source == "exif"
+
+    @pytest.mark.parametrize(
+        ("tags", "reason"),
+        [
+            ({"FocalLengthIn35mmFilm": 65535}, "65535 mm, which no lens has"),
+            ({"FocalLengthIn35mmFilm": "wide"}, "FocalLengthIn35mmFilm is 'wide'"),
+            ({"FocalLength": 4.2}, "neither its 35 mm equivalent nor a resolution"),
+            ({"FocalLength": -1.0}, "FocalLength is -1.0"),
+            ({"FocalLength": (1, 2)}, r"FocalLength is \(1, 2\)"),
+            ({"FocalLength": 5.0, "FocalPlaneXResolution": 9.0, "FocalPlaneResolutionUnit": 7}, "is 7, not 2"),
+            ({"FocalLength": 5.0, "FocalPlaneXResolution": 1e9}, "which no lens has"),
+            ({"FocalLength": 5.0, "FocalPlaneXResolution": math.nan}, "FocalPlaneXResolution is nan"),
+        ],
+    )
+    def test_garbage_is_ignored_with_its_reason(self, tags, reason):
+        with pytest.warns(UserWarning, match=reason) as caught:
+            assert resolve_camera((480, 640), make_exif(**tags)).source == "assumed"
+        assert len(caught) == 1
+
+    def test_garbage_beside_a_good_value_is_named(self):
+        tags = {"FocalLength": 18.0, "FocalPlaneXResolution": 200.0, "FocalPlaneResolutionUnit": 4}
+        with pytest.warns(UserWarning, match="a part of its EXIF data was ignored: EXIF FocalLengthIn35mmFilm"):
+            assert resolve_camera((3000, 4000), make_exif(FocalLengthIn35mmFilm=1, **tags)).source == "exif"
+
+    def test_zero_means_unknown(self):
+        assert focal_length_from_exif(make_exif(FocalLengthIn35mmFilm=0, FocalLength=0.0), 640, 480) == (None, None)
+
+    def test_rationals_as_files_hold_them(self, tmp_path):
+        path = tmp_path / "photo.jpg"
+        exif = make_exif(FocalLength=6.25, FocalPlaneXResolution=2000.5, FocalPlaneResolutionUnit=3)
+        Image.new("RGB", (1600, 1200)).save(path, exif=exif)
+        with Image.open(path) as image:
+            found = resolve_camera((1200, 1600), image.getexif())
+        assert found.fx == pytest.approx(6.25 * 200.05)
+
+
+class TestCanonicalSize:
+    def test_equation_6_rounded_once(self):
+        # s = 2: 1280x960 are whole cells of 32; s = 1.25: 800x600 -> 600 / 32 = 18.75 -> 19 cells.
+        assert size(500.0) == (960, 1280, 1.0)
+        assert size(800.0) == (608, 800, 1.0)
+
+    def test_the_budget_caps_the_size_and_focal_scale_tells_by_how_much(self):
+        # s = 2 would be 1.2 million pixels; 307,200 allow s = 1, so f_eff = 500 and metres are halved.
+        assert size(500.0, most=640 * 480) == (480, 640, 0.5)
+        assert size(1000.0, most=640 * 480) == (480, 640, 1.0)
+        # 200,000 allow s = 0.8069; with a whole number of cells on one side 0.8, 384x512.
+        assert size(500.0, most=200_000) == (384, 512, pytest.approx(0.4))
+
+    def test_a_small_image_is_enlarged_to_the_least_size(self):
+        # s = 1/4 would be 160x120; 65,536 need s = 0.4619, and 0.5 cuts the width into 10 cells.
+        assert size(4000.0, least=65536) == (256, 320, 2.0)
+
+    def test_an_image_keeps_at_least_one_cell(self):
+        assert size(10.0**9) == (32, 32 * round(640 / 480), pytest.approx(10.0**6 * 32 / 480))
+        assert size(1000.0, width=8, height=8) == (32, 32, 4.0)
+
+    @pytest.mark.parametrize("most", [65536, 200_000, 3 * 1024 * 1024])
+    def test_doubling_the_focal_length_doubles_metres_exactly(self, most):
+        generator = np.random.default_rng(0)
+        equal = 0
+        for _ in range(3000):
+            width, height = generator.integers(50, 3000, 2).tolist()
+            focal_length = float(np.exp(generator.uniform(math.log(20), math.log(20000))))
+            once = size(focal_length, width, height, 1024, most)
+            twice = size(2 * focal_length, width, height, 1024, most)
+            assert once[0] % 32 == once[1] % 32 == 0
+            assert 1024 <= once[0] * once[1] <= most
+            if once[:2] == twice[:2]:
+                equal += 1
+                assert twice[2] == 2 * once[2]
+        assert equal > 300
+
+    def test_extreme_shapes_are_refused(self):
+        with pytest.raises(ValueError, match="more than 200 times"):
+            size(1000.0, width=4020, height=20)
+
+    def test_a_budget_that_cannot_hold_one_row_is_refused(self):
+        with pytest.raises(ValueError, match="Raise `max_pixels`"):
+            size(1000.0, width=2000, height=20, most=65536)
+
+
+@pytest.mark.real_data
+class TestRealCameras:
+    def test_canonical_sizes_of_the_benchmark(self, shared):
+        lines = (shared / "data/scannetpp/examples.jsonl").read_text().splitlines()
+        for line in lines:
+            row = json.loads(line)
+            width, height = row["original_rgb_size"]
+            found = resolve_camera((height, width), focal_length=row["original_fx"])
+            rows, columns, focal_scale = canonical_size(found, row["canonical_fx"], 32, 65536, 3 * 1024 * 1024)
+            # The published size is rounded to pixels; ours, from the unrounded size, to cells of 32.
+            exact = [side * row["canonical_fx"] / row["original_fx"] for side in (width, height)]
+            assert [round(side) for side in exact] == row["canonical_size"]
+            assert [columns, rows] == [32 * round(side / 32) for side in exact]
+            assert focal_scale == 1.0
+
+    def test_every_benchmark_camera_fits_the_default_budget(self):
+        # Width, height and focal length of the widest cameras: nuScenes CAM_BACK, DDAD, Argoverse 2, ETH3D.
+        for width, height, focal_length in [
+            (1600, 900, 809.2),
+            (1936, 1216, 1054.9),
+            (1550, 2048, 1776),
+            (6048, 4032, 3400),
+        ]:
+            assert canonical_size(camera(focal_length, width, height), 1000.0, 32, 65536, 3 * 1024 * 1024)[2] == 1.0
