@@ -82,13 +82,14 @@ CHAT_TEMPLATE = """\
 """
 
 WORDS = (
-    "a an the one two three four five six seven eight nine ten is are there in on at of to and or no yes not it I this "
-    "that image picture scene room street floor wall ceiling sky door window car crate ball box pole table building "
-    "road red green blue yellow orange purple white black grey brown cyan pink far near nearer nearest farther farthest "
-    "closer closest left right above below behind front between meter meters metre metres centimeters away from "
-    "camera how many which what where color colour distance depth object objects point pixel see tall wide high large small "
-    "big size count answer question describe describes shows show visible estimate about approximately does do can you "
-    "tell me please with for than its inside outside indoors outdoors first second third order then"
+    "a an the one two three four five six seven eight nine ten is are there in on at of to and or no yes not it I "
+    "this that image picture scene room street floor wall ceiling sky door window car crate ball box pole table "
+    "building road red green blue yellow orange purple white black grey brown cyan pink far near nearer nearest "
+    "farther farthest closer closest left right above below behind front between meter meters metre metres "
+    "centimeters away from camera how many which what where color colour distance depth object objects point "
+    "pixel see tall wide high large small big size count answer question describe describes shows show visible "
+    "estimate about approximately does do can you tell me please with for than its inside outside indoors "
+    "outdoors first second third order then"
 )
 
 
