@@ -18,7 +18,7 @@ from ._bundled import BUNDLED_MODEL, BUNDLED_MODEL_NOTE, resolve_model_path
 from .modeling_depthvlm import DepthVLMForConditionalGeneration
 from .prediction import Prediction
 from .processing import DEPTH_PROMPT, DEPTH_SYSTEM_PROMPT, DepthVLMProcessor, resolve_cameras
-from .processing.images_depthvlm import open_image, upright_rgb
+from .processing.images_depthvlm import open_image, upright_image
 
 logger = logging.getLogger(__name__)
 
@@ -276,7 +276,7 @@ def _open(item: Any) -> Any:
 def _rgb(image: Any) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the processor has warned already
-        return Image.fromarray(upright_rgb(image, 0)[0])
+        return upright_image(image, 0)[0]
 
 
 def _size(item: Any) -> int:

@@ -104,12 +104,6 @@ def upright_image(image: Any, index: int, input_data_format: Any = None) -> tupl
     return image, exif
 
 
-def upright_rgb(image: Any, index: int) -> tuple[np.ndarray, Image.Exif | None]:
-    """[`upright_image`] with the picture as an array `(H, W, 3)`, uint8."""
-    picture, exif = upright_image(image, index)
-    return np.asarray(picture), exif
-
-
 def _check_size(height: int, width: int, index: int) -> None:
     if min(height, width) < 2:
         raise ValueError(

@@ -1,5 +1,5 @@
 """
-Renders the two images that come with the package, `depthvlm/assets/room.jpg` and `street.jpg`, with their camera in EXIF.
+Renders the two pictures that come with the package, `depthvlm/assets/room.jpg` and `street.jpg`, their camera in EXIF.
 
     python scripts/make_assets.py
 """
