@@ -2,6 +2,7 @@
 
 from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from ._bundled import resolve_model_path
 from .modeling_depthvlm import DepthVLMForConditionalGeneration

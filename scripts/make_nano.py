@@ -1,10 +1,11 @@
 """
 Makes depthvlm-nano from nothing: its tokenizer, its weights, its processor.
 
-    python scripts/make_nano.py --out runs/nano
+    torchrun --nproc-per-node 2 scripts/make_nano.py --out runs/nano
 
 A Qwen3-VL-shaped model of 5.0 M parameters with the paper's depth head, trained on procedural scenes with the joint
-loss of equation 5. Interrupted, it goes on from its last saved state. Two CPU cores are enough.
+loss of equation 5, data-parallel over as many processes as `torchrun` starts (plain `python` is one). Interrupted, it
+goes on from its last saved state. Two CPU cores are enough.
 """
 
 import json
@@ -29,7 +30,8 @@ from nano_shape import REPLY, build_processor, depth_messages, nano_config
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import get_cosine_schedule_with_warmup
 
@@ -114,8 +116,8 @@ def _save_state(folder: Path, step: int, seed: int, tensors: dict[str, torch.Ten
 
 def train(
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint and the training state.")],
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 3600,
-    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 32,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 5200,
+    batch_size: Annotated[int, typer.Option(help="Images per step, of all processes together.")] = 32,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1.5e-3,
     save_every: Annotated[int, typer.Option(help="Steps between two saved states.")] = 250,
     threads: Annotated[int, typer.Option(help="Threads of the model; the scenes are rendered by one more.")] = 1,
@@ -123,6 +125,9 @@ def train(
 ) -> None:
     """Train nano, resuming from `--out` where a state lies there."""
     out.mkdir(parents=True, exist_ok=True)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        distributed.init_process_group("gloo")
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
     processor, prompt_ids = build_processor()
@@ -130,24 +135,23 @@ def train(
     model = DepthVLMForConditionalGeneration(config).train()
     # The ViT attends image by image, over a hundred patches at most: plain products beat the fused kernel's backward.
     model.set_attn_implementation({"vision_config": "eager", "text_config": "sdpa"})
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.998))
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = get_cosine_schedule_with_warmup(
         optimizer, num_warmup_steps=round(0.04 * steps), num_training_steps=steps
     )
     parameters = dict(model.named_parameters())
-    averaged = {name.removeprefix("module."): p for name, p in average.named_parameters()}
 
     done = 0
     state = out / "state.safetensors"
     if state.exists():
-        done = _load_state(state, parameters, averaged, optimizer)
+        done = _load_state(state, parameters, optimizer)
         for _ in range(done):
             schedule.step()
-        average.n_averaged.fill_(done)
         print(f"Resuming at step {done} of {steps}.")
 
-    scenes = SceneBatches(processor, config.canonical_focal_length, batch_size, first_seed=100_000 * done)
+    network = DistributedDataParallel(model) if world > 1 else model
+    first_seed = 90_000 * (2 * done + rank)  # no scene twice, and none of the held-out ones
+    scenes = SceneBatches(processor, config.canonical_focal_length, batch_size // world, first_seed)
     loader = iter(DataLoader(scenes, batch_size=None, num_workers=1, prefetch_factor=4))
     columns = (
         TextColumn("{task.description}"),
@@ -159,13 +163,13 @@ def train(
     log = (out / "log.jsonl").open("a")
     recent: list[float] = []
     started = time.monotonic()
-    with Progress(*columns) as progress:
+    with Progress(*columns, disable=rank > 0) as progress:
         task = progress.add_task("nano", total=steps, completed=done)
         for step in range(done + 1, steps + 1):
             batch = next(loader)
             kept = {} if "labels" in batch else {"logits_to_keep": 1}
             with torch.autocast("cpu", torch.bfloat16):
-                outputs = model(**batch, **kept)
+                outputs = network(**batch, **kept)
             if not torch.isfinite(outputs.loss):
                 raise RuntimeError(f"The loss is {outputs.loss.item()} at step {step}: lower --lr and resume.")
             outputs.loss.backward()
@@ -173,40 +177,36 @@ def train(
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-            average.update_parameters(model)
             recent.append(outputs.depth_loss.item())
-            if step % 25 == 0 or step == steps:
+            if rank == 0 and (step % 25 == 0 or step == steps):
                 rate = (step - done) * batch_size / (time.monotonic() - started)
                 row = {"step": step, "depth_loss": float(np.mean(recent)), "images_per_second": round(rate, 1)}
                 log.write(json.dumps(row) + "\n")
                 log.flush()
                 recent.clear()
                 progress.update(task, completed=step, description=f"nano: depth loss {row['depth_loss']:.3f}")
-            if step % save_every == 0 or step == steps:
-                _save_state(out, step, seed, _state_tensors(parameters, averaged, optimizer))
+            if rank == 0 and (step % save_every == 0 or step == steps):
+                _save_state(out, step, seed, _state_tensors(parameters, optimizer))
 
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(averaged[name])
+    if rank:
+        return
     model.to(torch.bfloat16).save_pretrained(out / "checkpoint")
     processor.save_pretrained(out / "checkpoint")
     print(f"Wrote {out / 'checkpoint'}")
 
 
-def _state_tensors(parameters: dict, averaged: dict, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def _state_tensors(parameters: dict, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     tensors = {f"model.{name}": p.detach() for name, p in parameters.items()}
-    tensors |= {f"average.{name}": p.detach() for name, p in averaged.items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items()}
     return tensors
 
 
-def _load_state(state: Path, parameters: dict, averaged: dict, optimizer: torch.optim.Optimizer) -> int:
+def _load_state(state: Path, parameters: dict, optimizer: torch.optim.Optimizer) -> int:
     tensors = load_file(state)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[f"model.{name}"])
-            averaged[name].copy_(tensors[f"average.{name}"])
     moments: dict[int, dict[str, torch.Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):
