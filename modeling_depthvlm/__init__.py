@@ -2,11 +2,10 @@
 
 from .configuration_depthvlm import DepthHeadConfig, DepthVLMConfig
 from .modeling_depthvlm import (
-    DepthVLMCausalLMOutputWithPast,
     DepthVLMForConditionalGeneration,
     DepthVLMForDepthEstimation,
-    PredictedDepth,
 )
+from .outputs_depthvlm import DepthVLMCausalLMOutputWithPast, PredictedDepth
 from .silog import silog_loss
 
 __all__ = [

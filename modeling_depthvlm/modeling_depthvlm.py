@@ -3,26 +3,25 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import Cache, GenerationConfig, GenerationMixin
+from transformers import Cache, GenerationMixin
 from transformers.dynamic_module_utils import custom_object_save
-from transformers.modeling_outputs import CausalLMOutputWithPast, DepthEstimatorOutput
+from transformers.modeling_outputs import DepthEstimatorOutput
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLForConditionalGeneration
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
+from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_depthvlm import DepthVLMConfig
 from .depth_features import StateRecorder, feature_maps, llm_layer_indices, run_depth_head, token_grids
 from .depth_heads import DepthHead, build_depth_head, init_head_layer
+from .generation_depthvlm import DepthGenerationMixin
+from .outputs_depthvlm import DepthVLMCausalLMOutputWithPast, PredictedDepth
 from .silog import resize_depth, silog_loss
-
-logger = logging.get_logger(__name__)
 
 AUTO_MAP = {
     "AutoConfig": "configuration_depthvlm.DepthVLMConfig",
@@ -32,39 +31,9 @@ AUTO_MAP = {
 }
 
 
-@dataclass
-class DepthVLMCausalLMOutputWithPast(CausalLMOutputWithPast):
-    """
-    Args:
-        loss (`(1,)`): equation 5, `text_loss + depth_loss_weight * depth_loss`, of what labels were given for.
-        logits (`(batch, kept tokens, vocabulary)`): scores of the next token.
-        past_key_values, hidden_states, attentions: as in Qwen3-VL.
-        text_loss (`(1,)`): cross-entropy of the labelled tokens.
-        depth_loss (`(1,)`): SILog, the mean over the images with depth (equation 4).
-        predicted_depth: one float32 `(H_i, W_i)` per image of the batch, in the order of `image_grid_thw`: z-depth in
-            metres at the resolution of the model's input.
-        cameras (`(images, 7)`): the processor's camera records, handed through for post-processing.
-    """
-
-    text_loss: Tensor | None = None
-    depth_loss: Tensor | None = None
-    predicted_depth: list[Tensor] | None = None
-    cameras: Tensor | None = None
-
-
-class PredictedDepth(list[Tensor]):
-    """A list of depth maps, `(H_i, W_i)` float32 in metres, that post-processing takes as it takes a model output."""
-
-    def __init__(self, depth: Sequence[Tensor], cameras: Tensor | None = None):
-        super().__init__(depth)
-        self.cameras = cameras
-
-    @property
-    def predicted_depth(self) -> list[Tensor]:
-        return self
-
-
-class DepthVLMForConditionalGeneration(Qwen3VLForConditionalGeneration, GenerationMixin):
+class DepthVLMForConditionalGeneration(  # type: ignore[misc]
+    DepthGenerationMixin, Qwen3VLForConditionalGeneration, GenerationMixin
+):
     """
     Qwen3-VL that answers in text and in metres: a depth head reads the visual tokens of the one vision pass and the one
     prefill that the text needs anyway.
@@ -271,66 +240,6 @@ class DepthVLMForConditionalGeneration(Qwen3VLForConditionalGeneration, Generati
             depth = [resize_depth(d[None], size)[0] for d, size in zip(depth, sizes, strict=True)]
         return PredictedDepth(depth, cameras)
 
-    @torch.no_grad()
-    def generate(  # type: ignore[override]
-        self,
-        inputs: Tensor | None = None,
-        generation_config: GenerationConfig | None = None,
-        *args: Any,
-        output_depth: bool | None = None,
-        **kwargs: Any,
-    ) -> ModelOutput | torch.LongTensor:
-        """
-        Text, and with `return_dict_in_generate=True` also `predicted_depth` from the same vision pass and prefill, once
-        an image whatever the number of beams or returned sequences. Decoding steps never touch the depth head.
-
-        Args:
-            output_depth: whether to add `predicted_depth` (and the processor's `cameras`) to the output. By default
-                where images and `return_dict_in_generate` are given.
-
-        Raises:
-            ValueError: when depth is asked for without images, without `return_dict_in_generate`, or with
-                `inputs_embeds`, in which the image tokens cannot be told.
-        """
-        focal_scale, cameras = kwargs.pop("focal_scale", None), kwargs.pop("cameras", None)
-        kwargs.pop("depth_labels", None)
-        pixel_values, grid_thw = kwargs.get("pixel_values"), kwargs.get("image_grid_thw")
-        config = generation_config or self.generation_config
-        returns_dict = kwargs.get("return_dict_in_generate", config.return_dict_in_generate)
-        if output_depth is None:
-            output_depth = pixel_values is not None and bool(returns_dict)
-            if output_depth and kwargs.get("inputs_embeds") is not None:
-                logger.warning_once(
-                    "`generate` got `inputs_embeds`: no depth is predicted. Pass `input_ids` to get it."
-                )
-                output_depth = False
-        if not output_depth:
-            return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
-
-        if kwargs.get("inputs_embeds") is not None:
-            raise ValueError(
-                "`generate` got `inputs_embeds` and `output_depth=True`: image tokens cannot be told in embeddings. "
-                "Pass `input_ids`, or `output_depth=False`."
-            )
-        if not returns_dict:
-            raise ValueError(
-                "`output_depth=True` needs `return_dict_in_generate=True`, or there is no place for depth."
-            )
-        self._check_depth_inputs(pixel_values, grid_thw, None, focal_scale)
-        input_ids = inputs if inputs is not None else kwargs["input_ids"]
-        length = self._prefill_length(input_ids, kwargs.get("attention_mask"), kwargs.get("past_key_values"))
-        vision = self.get_image_features(kwargs.pop("pixel_values"), grid_thw, return_dict=True)
-        # Generation repeats the features for beams in place: keep ours.
-        kept = type(vision)(pooler_output=vision.pooler_output, deepstack_features=vision.deepstack_features)
-        kwargs["mm_encoder_outputs"] = {**kwargs.get("mm_encoder_outputs", {}), "image": vision}
-        with StateRecorder([*self._recorded_layers(), self.model.language_model], length) as recorder:
-            output: Any = super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
-        image_mask = input_ids[:, -length:] == self.config.image_token_id
-        states = [state[:: state.shape[0] // image_mask.shape[0]] for state in recorder.states]
-        output["predicted_depth"] = self._depth_from_states(kept, states, image_mask, grid_thw, focal_scale)
-        output["cameras"] = cameras
-        return output
-
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """As in transformers; the folder also gets the code that loads it where this package is not installed."""
         os.makedirs(save_directory, exist_ok=True)
@@ -394,14 +303,6 @@ class DepthVLMForConditionalGeneration(Qwen3VLForConditionalGeneration, Generati
             raise ValueError(
                 f"`focal_scale` has shape {tuple(focal_scale.shape)}, expected one per image: ({images},)."
             )
-
-    @staticmethod
-    def _prefill_length(input_ids: Tensor, attention_mask: Tensor | None, cache: Cache | None) -> int:
-        """Positions that the prefill runs: `input_ids` may hold the cached part as well, or only what is new."""
-        length = input_ids.shape[1]
-        if cache is None or (attention_mask is not None and attention_mask.shape[-1] != length):
-            return length
-        return length - int(cache.get_seq_length())
 
 
 def _damaged_files(folder: str | os.PathLike | None) -> str:
