@@ -11,11 +11,12 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from depthvlm import load
 from depthvlm.benchmark.synthetic import render_scene
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+
+from depthvlm import load
 
 HELD_OUT = 1_000_000_000
 CONSTANTS = np.geomspace(0.5, 80, 400)

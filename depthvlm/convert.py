@@ -29,6 +29,13 @@ def convert_checkpoint(source: str | PathLike[str], destination: str | PathLike[
     path = resolve_model_path(str(source))
     processor = DepthVLMProcessor.from_pretrained(path)
     model = DepthVLMForConditionalGeneration.from_pretrained(path, dtype="auto")
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Interrupted, nothing is left; done, the folder has moved and there is nothing to clean up.
+    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-", ignore_cleanup_errors=True) as temporary:
+        model.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
+        if folder.exists():
+            folder.rmdir()
+        Path(temporary).rename(folder)
+    folder.chmod(0o755)
     return folder
