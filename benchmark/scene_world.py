@@ -68,7 +68,7 @@ class World:
     def __post_init__(self) -> None:
         rng = self.rng
         self.height = CAMERA_HEIGHT * rng.uniform(0.97, 1.03)
-        self.roll = np.radians(rng.uniform(-3, 3))
+        self.roll = np.radians(rng.uniform(-1.5, 1.5))
         self.exposure = float(np.exp(rng.uniform(-0.15, 0.3)))
         self.noise = rng.uniform(0.004, 0.02)
         direction = rng.normal(size=3) * (1, 0.6, 1) + 1.2 * _UP

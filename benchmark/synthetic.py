@@ -146,7 +146,7 @@ def _visible_objects(
 
 def _build_room(world: World) -> None:
     rng = world.rng
-    world.yaw, world.pitch = np.radians(rng.uniform(-40, 40)), np.radians(rng.uniform(0, 20))
+    world.yaw, world.pitch = np.radians(rng.uniform(-40, 40)), np.radians(rng.uniform(7, 13))
     x0, x1 = -np.exp(rng.uniform(0, np.log(4.5))), np.exp(rng.uniform(0, np.log(4.5)))
     z0, z1 = -rng.uniform(1, 3), np.exp(rng.uniform(np.log(2.4), np.log(10)))
     height = rng.uniform(2.4, 3.4)
@@ -212,7 +212,7 @@ def _hang(world: World, wall: Quad) -> None:
 
 def _build_street(world: World) -> None:
     rng = world.rng
-    world.yaw, world.pitch = np.radians(rng.uniform(-50, 50)), np.radians(rng.uniform(-4, 8))
+    world.yaw, world.pitch = np.radians(rng.uniform(-50, 50)), np.radians(rng.uniform(0, 4))
     zenith = np.array([0.35, 0.55, 0.9]) * rng.uniform(0.7, 1.1)
     world.sky = (np.array([0.85, 0.9, 0.95]), zenith + (0.8 - zenith) * rng.uniform(0, 0.8))
     lanes = int(rng.integers(2, 4))
