@@ -190,6 +190,8 @@ def train(
 
     if rank:
         return
+    model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
+    model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     model.to(torch.bfloat16).save_pretrained(out / "checkpoint")
     processor.save_pretrained(out / "checkpoint")
     print(f"Wrote {out / 'checkpoint'}")
