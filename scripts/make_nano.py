@@ -25,8 +25,8 @@ import torch
 import typer
 from depthvlm.benchmark.synthetic import render_scene
 from depthvlm.modeling_depthvlm import DepthVLMConfig, DepthVLMForConditionalGeneration
-from depthvlm.processing import DepthVLMProcessor
-from nano_shape import REPLY, build_processor, depth_messages, nano_config
+from depthvlm.processing import DEPTH_REPLY, DepthVLMProcessor
+from nano_shape import build_processor, depth_messages, nano_config
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
@@ -49,8 +49,8 @@ class SceneBatches(IterableDataset):
         self.first_seed = first_seed
         prompt, bare = depth_messages(), depth_messages(system=False)
         template = processor.apply_chat_template
-        self.with_reply = template([*prompt, {"role": "assistant", "content": REPLY}], tokenize=False)
-        self.reply_length = len(processor.tokenizer(REPLY + "<|im_end|>\n").input_ids)
+        self.with_reply = template([*prompt, {"role": "assistant", "content": DEPTH_REPLY}], tokenize=False)
+        self.reply_length = len(processor.tokenizer(DEPTH_REPLY + "<|im_end|>\n").input_ids)
         # Depth sees only what stands before and in the image, so most batches need no more text than that.
         self.prefixes = [template(m, tokenize=False).split("<|vision_end|>")[0] for m in (prompt, prompt, prompt, bare)]
 

@@ -3,7 +3,13 @@
 from typing import Any
 
 from depthvlm.modeling_depthvlm import DepthVLMConfig
-from depthvlm.processing import DepthVLMProcessor
+from depthvlm.processing import (
+    DEPTH_PROMPT,
+    DEPTH_REPLY,
+    DEPTH_SYSTEM_PROMPT,
+    DepthVLMImageProcessor,
+    DepthVLMProcessor,
+)
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -44,13 +50,6 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-SYSTEM = "You are a helpful assistant."
-PROMPT = (
-    "Given this image, estimate the metric depth (in meters, rounded to two decimal places) for every pixel of the "
-    "image."
-)
-REPLY = "OK, I will estimate the depth map of this image."
-
 # Qwen3-VL's turns; `generation` marks what an assistant-only loss may see.
 CHAT_TEMPLATE = """\
 {%- for message in messages %}
@@ -96,7 +95,7 @@ WORDS = (
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE of 1,024 tokens for the words of synthetic scenes; any other text is spelt in bytes."""
     words = WORDS.split()
-    corpus = [SYSTEM, PROMPT, REPLY, "system\nuser\nassistant\n"] * 8
+    corpus = [DEPTH_SYSTEM_PROMPT, DEPTH_PROMPT, DEPTH_REPLY, "system\nuser\nassistant\n"] * 8
     corpus += [f"{first} {second}. {second.capitalize()}? {first}," for first in words for second in words[::7]]
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(r"\d"), "isolated")  # digits stay apart: numbers are read and written so
@@ -122,14 +121,12 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 def depth_messages(system: bool = True) -> list[dict[str, Any]]:
     """The method's prompt for one image."""
-    user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}
-    return [{"role": "system", "content": SYSTEM}, user] if system else [user]
+    user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": DEPTH_PROMPT}]}
+    return [{"role": "system", "content": DEPTH_SYSTEM_PROMPT}, user] if system else [user]
 
 
 def build_processor() -> tuple[DepthVLMProcessor, list[int]]:
     """The processor, and the token ids that stand before the image in the method's prompt."""
-    from depthvlm.processing import DepthVLMImageProcessor
-
     tokenizer = build_tokenizer()
     images = DepthVLMImageProcessor(
         canonical_focal_length=CANONICAL_FOCAL_LENGTH, size={"shortest_edge": 32 * 32, "longest_edge": 384 * 384}
