@@ -181,7 +181,7 @@ def _build_room(world: World) -> None:
         _hang(world, wall)
 
     names = ("crate", "crate", "box", "table", "cabinet", "ball", "ball", "gym ball")
-    for _ in range(rng.integers(2, 8)):
+    for _ in range(rng.integers(2, 6)):
         name = names[rng.integers(len(names))]
         radius = float(np.hypot(SIZES[name][0], SIZES[name][2])) / 2
         place = world.find_place(radius, (x0, x1, z0, z1), 1.0, 9.0)
@@ -212,7 +212,7 @@ def _hang(world: World, wall: Quad) -> None:
 
 def _build_street(world: World) -> None:
     rng = world.rng
-    world.yaw, world.pitch = np.radians(rng.uniform(-50, 50)), np.radians(rng.uniform(0, 4))
+    world.yaw, world.pitch = np.radians(rng.uniform(-40, 40)), np.radians(rng.uniform(0, 4))
     zenith = np.array([0.35, 0.55, 0.9]) * rng.uniform(0.7, 1.1)
     world.sky = (np.array([0.85, 0.9, 0.95]), zenith + (0.8 - zenith) * rng.uniform(0, 0.8))
     lanes = int(rng.integers(2, 4))
@@ -226,27 +226,26 @@ def _build_street(world: World) -> None:
         (-100, -100), (200, 200), textures.street_ground((left + 100, right + 100), lanes, asphalt, pavement)
     )
 
-    end = float(np.exp(rng.uniform(np.log(12), np.log(120))))
+    end = float(np.exp(rng.uniform(np.log(12), np.log(50))))
     for side in (-1, 1):
         z = -rng.uniform(4, 12)
-        while z < min(end, 75):
+        while z < end:
             length = textures.WINDOW_STEP * int(rng.integers(3, 8))
-            setback = (0.0, 0.0, 1.5, 4.0)[rng.integers(4)]
+            setback = (0.0, 0.0, 0.0, 0.0, 1.5)[rng.integers(5)]
             _add_building(world, side, (x0 if side < 0 else x1) + side * setback, z, length)
-            z += length + (rng.uniform(3, 8) if rng.random() < 0.3 else 0)
-    if end < 75:
-        storeys, wall = int(rng.integers(2, 5)), _facade(world)
-        span = textures.WINDOW_STEP * 16
-        world.add_wall(((x0 + x1 - span) / 2, end), (1, 0, 0), span, storeys * textures.STOREY, wall)
+            z += length + (rng.uniform(3, 8) if rng.random() < 0.1 else 0)
+    storeys, wall = int(rng.integers(2, 5)), _facade(world)
+    span = textures.WINDOW_STEP * 16
+    world.add_wall(((x0 + x1 - span) / 2, end), (1, 0, 0), span, storeys * textures.STOREY, wall)
 
-    bounds = (x0, x1, -5.0, min(end, 60.0))
-    for _ in range(rng.integers(0, 5)):
+    bounds = (x0, x1, -5.0, end)
+    for _ in range(rng.integers(0, 4)):
         z = float(np.exp(rng.uniform(np.log(4), np.log(45))))
         x = (left + 1.1, right - 1.1)[rng.integers(2)]
         if z + 2.3 < end and world.claim(x, z, 2.3):
             world.add_car((x, z), float(rng.integers(2) * np.pi + np.radians(rng.uniform(-3, 3))))
-    names = ("crate", "crate", "box", "ball", "gym ball", "pole", "pole")
-    for _ in range(rng.integers(2, 8)):
+    names = ("crate", "crate", "box", "ball", "gym ball", "gym ball", "pole")
+    for _ in range(rng.integers(2, 6)):
         name = names[rng.integers(len(names))]
         radius = float(np.hypot(SIZES[name][0], SIZES[name][2])) / 2
         place = world.find_place(radius, bounds, 1.5, 12.0 if name != "pole" else 25.0)
@@ -265,7 +264,7 @@ def _facade(world: World) -> Texture:
 def _add_building(world: World, side: int, x: float, z: float, length: float) -> None:
     """A building whose front stands at `x` and spans [z, z + length]; `side` is -1 on the left, 1 on the right."""
     rng, depth = world.rng, textures.WINDOW_STEP * 4
-    height = int(rng.integers(1, 6)) * textures.STOREY + 0.3
+    height = int(rng.integers(2, 6)) * textures.STOREY + 0.3
     wall = _facade(world)
     if side < 0:
         front = world.add_wall((x, z), (0, 0, 1), length, height, wall)

@@ -227,7 +227,7 @@ def test_an_object_looks_like_its_color():
     palette = np.array(list(COLORS.values()))
     palette /= np.linalg.norm(palette, axis=1, keepdims=True)
     scored = []
-    for seed in range(60):
+    for seed in range(120):
         scene = render_scene(seed, kind="street", width=128, height=96)
         for item in scene.objects:
             if item.name == "pole":  # of one colour: the palette's nearest hue is the one named
