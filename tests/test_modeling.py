@@ -263,3 +263,37 @@ def test_a_fresh_model_predicts_about_one_metre():
         depth = torch.cat([d.flatten() for d in model.predict_depth(**toy_inputs(MIXED))])
         assert depth.min() > 0.9
         assert depth.max() < 1.1
+
+
+def test_torch_compile(model):
+    inputs = toy_inputs(MIXED)
+    with torch.no_grad():
+        expected = model(**inputs)
+        compiled = torch.compile(model, backend="eager")(**inputs)
+    assert_same_depth(compiled.predicted_depth, expected.predicted_depth)
+    torch.testing.assert_close(compiled.logits, expected.logits)
+
+
+def test_gradient_checkpointing_changes_nothing(model):
+    inputs = toy_inputs([[2, (2, 2), 3]])
+    truth = [torch.full((16, 16), 2.0)]
+    gradients = []
+    for checkpointing in (False, True):
+        model.train()
+        model.zero_grad()
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        model(**inputs, labels=inputs["input_ids"], depth_labels=truth, use_cache=False).loss.backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient)
+
+
+def test_resized_vocabulary(model, tmp_path):
+    inputs = toy_inputs([[2, (2, 2), 3]])
+    expected = model.predict_depth(**inputs)
+    model.resize_token_embeddings(120)
+    assert model(**inputs).logits.shape[-1] == 120
+    model.save_pretrained(tmp_path)
+    assert_same_depth(DepthVLMForConditionalGeneration.from_pretrained(tmp_path).predict_depth(**inputs), expected)
