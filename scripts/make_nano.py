@@ -116,7 +116,7 @@ def _save_state(folder: Path, step: int, seed: int, tensors: dict[str, torch.Ten
 
 def train(
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint and the training state.")],
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 5000,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 5900,
     batch_size: Annotated[int, typer.Option(help="Images per step, of all processes together.")] = 32,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1.5e-3,
     save_every: Annotated[int, typer.Option(help="Steps between two saved states.")] = 250,
