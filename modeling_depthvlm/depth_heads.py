@@ -30,12 +30,16 @@ class TokenProjection(nn.Conv2d):
 
 
 class Float32Conv2d(nn.Conv2d):
-    """A convolution in float32, whatever the model's or autocast's dtype: metres must not be rounded."""
+    """A 1x1 convolution in float32, whatever the model's or autocast's dtype: metres must not be rounded."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             bias = None if self.bias is None else self.bias.float()
-            return self._conv_forward(x.float(), self.weight.float(), bias)
+            # As a matrix product over the channels, which lie last in memory.
+            return F.linear(x.permute(0, 2, 3, 1).float(), self.weight.float().flatten(1), bias).permute(0, 3, 1, 2)
 
 
 class HeadLinear(nn.Module):
@@ -109,8 +113,8 @@ class ResidualConvUnit(nn.Module):
         self.conv2 = nn.Conv2d(features, features, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(x)
-        return self.conv2(F.relu(self.conv1(x))) + x
+        x = F.relu_(x)
+        return self.conv2(F.relu_(self.conv1(x))).add_(x)
 
 
 class FeatureFusionBlock(nn.Module):
@@ -125,7 +129,7 @@ class FeatureFusionBlock(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor | None, size: tuple[int, int]) -> Tensor:
         if skip is not None:
-            x = x + self.resConfUnit1(skip)
+            x = self.resConfUnit1(skip).add_(x)
         # A 1x1 convolution and a bilinear upsampling commute exactly; this order costs a quarter.
         x = self.out_conv(self.resConfUnit2(x))
         return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
@@ -146,7 +150,7 @@ class DPTScratch(nn.Module):
         self.refinenet4 = FeatureFusionBlock(features, has_skip=False)
         self.output_conv1 = nn.Conv2d(features, features // 2, 3, padding=1)
         self.output_conv2 = nn.Sequential(
-            nn.Conv2d(features // 2, 32, 3, padding=1), nn.ReLU(inplace=True), Float32Conv2d(32, 1, 1)
+            nn.Conv2d(features // 2, 32, 3, padding=1), nn.ReLU(inplace=True), Float32Conv2d(32, 1)
         )
 
     def forward(self, pyramid: list[Tensor]) -> Tensor:

@@ -119,19 +119,11 @@ class DepthVLMForConditionalGeneration(  # type: ignore[misc]
         if output_depth is None:
             output_depth = not self.training
         output_depth = bool(depth_labels) or (output_depth and pixel_values is not None)
-        vision = None
         if output_depth:
             self._check_depth_inputs(pixel_values, image_grid_thw, depth_labels, focal_scale)
-            vision = self.get_image_features(pixel_values, image_grid_thw, return_dict=True, **kwargs)
-            pixel_values, mm_encoder_outputs = None, {**(mm_encoder_outputs or {}), "image": vision}
-            if pixel_values_videos is not None:  # the backbone refuses pixels beside encoded images
-                mm_encoder_outputs["video"] = self.get_video_features(
-                    pixel_values_videos, video_grid_thw, return_dict=True, **kwargs
-                )
-                pixel_values_videos = None
-
-        outputs, states = self._run_backbone(
-            keep_states=output_depth,
+        outputs, predicted_depth = self.run_backbone(
+            output_depth,
+            focal_scale=focal_scale,
             input_ids=input_ids,
             pixel_values=pixel_values,
             pixel_values_videos=pixel_values_videos,
@@ -148,16 +140,11 @@ class DepthVLMForConditionalGeneration(  # type: ignore[misc]
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs[0][:, kept, :])
 
-        loss = text_loss = depth_loss = predicted_depth = None
+        loss = text_loss = depth_loss = None
         if labels is not None:
             loss = text_loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.text.vocab_size, **kwargs
             )
-        if output_depth:
-            mask, _ = self.model.get_placeholder_mask(
-                input_ids, inputs_embeds=outputs[0] if inputs_embeds is None else inputs_embeds
-            )
-            predicted_depth = self._depth_from_states(vision, states, mask[..., 0], image_grid_thw, focal_scale)
         if depth_labels:
             assert predicted_depth is not None  # checked with the labels, above
             depth_loss = silog_loss(predicted_depth, depth_labels, self.config.silog_lambda)
@@ -165,7 +152,7 @@ class DepthVLMForConditionalGeneration(  # type: ignore[misc]
             loss = weighted if loss is None else loss + weighted.to(loss.device)
         elif loss is not None and self.training:
             # Distributed training waits for every parameter's gradient: a batch without depth gives zeros.
-            loss = loss + self._zero_from_head().to(loss.device)
+            loss = loss + self.zero_from_head().to(loss.device)
 
         return DepthVLMCausalLMOutputWithPast(
             loss=loss,
@@ -178,6 +165,35 @@ class DepthVLMForConditionalGeneration(  # type: ignore[misc]
             predicted_depth=predicted_depth,
             cameras=cameras if output_depth else None,
         )
+
+    def run_backbone(
+        self, output_depth: bool, focal_scale: Tensor | None = None, **inputs: Any
+    ) -> tuple[Any, list[Tensor] | None]:
+        """
+        ViT and LLM, once each, without the LM head.
+
+        Args:
+            output_depth: whether to run the depth head on the batch's images, which `pixel_values` must then hold.
+            inputs: of `forward`, all but labels.
+
+        Returns:
+            The backbone's output, and the depth as in `forward`'s output, or None.
+        """
+        if not output_depth:
+            return self.model(**inputs), None
+        pixel_values, grid_thw = inputs.pop("pixel_values"), inputs["image_grid_thw"]
+        # Checkpointing with adapters asks for gradients at every input: a frozen ViT would go backward for nothing.
+        trained = pixel_values.requires_grad or any(p.requires_grad for p in self.model.visual.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
+            vision = self.get_image_features(pixel_values, grid_thw, return_dict=True)
+        encoded = {**(inputs.pop("mm_encoder_outputs", None) or {}), "image": vision}
+        videos = inputs.pop("pixel_values_videos", None)
+        if videos is not None:  # the backbone refuses pixels beside encoded images
+            encoded["video"] = self.get_video_features(videos, inputs["video_grid_thw"], return_dict=True)
+        outputs, states = self._run_recorded(mm_encoder_outputs=encoded, **inputs)
+        input_ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
+        mask, _ = self.model.get_placeholder_mask(input_ids, inputs_embeds=outputs[0] if embeds is None else embeds)
+        return outputs, self._depth_from_states(vision, states, mask[..., 0], grid_thw, focal_scale)
 
     @torch.no_grad()
     def predict_depth(
@@ -207,30 +223,16 @@ class DepthVLMForConditionalGeneration(  # type: ignore[misc]
         Raises:
             ValueError: as in `forward`, and when `output_size` has another length than there are images.
         """
-        self._check_depth_inputs(pixel_values, image_grid_thw, None, focal_scale)
-        vision = self.get_image_features(pixel_values, image_grid_thw, return_dict=True)
-        states: list[Tensor] = []
-        image_mask = None
-        if self.config.head.feature_source != "vit":
-            image_mask = input_ids == self.config.image_token_id
-            end = input_ids.shape[1]
-            if kwargs.get("pixel_values_videos") is None:  # a video may go on after the last image
-                end = int(image_mask.any(0).nonzero()[-1]) + 1
-            rope_deltas = self.model.rope_deltas
-            _, states = self._run_backbone(
-                keep_states=True,
-                input_ids=input_ids[:, :end],
-                attention_mask=None if attention_mask is None else attention_mask[..., :end],
-                position_ids=None if position_ids is None else position_ids[..., :end],
-                mm_token_type_ids=None if mm_token_type_ids is None else mm_token_type_ids[:, :end],
-                image_grid_thw=image_grid_thw,
-                mm_encoder_outputs={"image": vision},
-                use_cache=False,
-                **kwargs,
-            )
-            self.model.rope_deltas = rope_deltas  # a conversation under way keeps its own
-            image_mask = image_mask[:, :end]
-        depth = self._depth_from_states(vision, states, image_mask, image_grid_thw, focal_scale)
+        depth = self.depth_from_frozen_backbone(
+            input_ids,
+            pixel_values,
+            image_grid_thw,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            mm_token_type_ids=mm_token_type_ids,
+            focal_scale=focal_scale,
+            **kwargs,
+        )
         if output_size is not None:
             sizes: list[Any] = [output_size] * len(depth) if isinstance(output_size[0], int) else list(output_size)
             if len(sizes) != len(depth):
@@ -240,6 +242,52 @@ class DepthVLMForConditionalGeneration(  # type: ignore[misc]
             depth = [resize_depth(d[None], size)[0] for d, size in zip(depth, sizes, strict=True)]
         return PredictedDepth(depth, cameras)
 
+    def depth_from_frozen_backbone(
+        self,
+        input_ids: torch.LongTensor,
+        pixel_values: Tensor,
+        image_grid_thw: torch.LongTensor,
+        attention_mask: Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        mm_token_type_ids: torch.IntTensor | None = None,
+        focal_scale: Tensor | None = None,
+        **kwargs: Any,
+    ) -> list[Tensor]:
+        """
+        Depth with gradients for the head alone, stage 1 of the training (section 3.2): the backbone runs without a
+        graph, up to the last image token.
+
+        Returns:
+            One float32 `(H_i, W_i)` per image: z-depth in metres, at the resolution of the model's input.
+
+        Raises:
+            ValueError: as in `forward`.
+        """
+        self._check_depth_inputs(pixel_values, image_grid_thw, None, focal_scale)
+        states: list[Tensor] = []
+        image_mask = None
+        with torch.no_grad():
+            vision = self.get_image_features(pixel_values, image_grid_thw, return_dict=True)
+            if self.config.head.feature_source != "vit":
+                image_mask = input_ids == self.config.image_token_id
+                end = input_ids.shape[1]
+                if kwargs.get("pixel_values_videos") is None:  # a video may go on after the last image
+                    end = int(image_mask.any(0).nonzero()[-1]) + 1
+                rope_deltas = self.model.rope_deltas
+                _, states = self._run_recorded(
+                    input_ids=input_ids[:, :end],
+                    attention_mask=None if attention_mask is None else attention_mask[..., :end],
+                    position_ids=None if position_ids is None else position_ids[..., :end],
+                    mm_token_type_ids=None if mm_token_type_ids is None else mm_token_type_ids[:, :end],
+                    image_grid_thw=image_grid_thw,
+                    mm_encoder_outputs={"image": vision},
+                    use_cache=False,
+                    **kwargs,
+                )
+                self.model.rope_deltas = rope_deltas  # a conversation under way keeps its own
+                image_mask = image_mask[:, :end]
+        return self._depth_from_states(vision, states, image_mask, image_grid_thw, focal_scale)
+
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """As in transformers; the folder also gets the code that loads it where this package is not installed."""
         os.makedirs(save_directory, exist_ok=True)
@@ -247,9 +295,9 @@ class DepthVLMForConditionalGeneration(  # type: ignore[misc]
         custom_object_save(self, save_directory)
         super().save_pretrained(save_directory, *args, **kwargs)
 
-    def _run_backbone(self, keep_states: bool, **inputs: Any) -> tuple[Any, list[Tensor]]:
-        """The backbone's output and, for the depth head, the LLM states that its `feature_source` reads."""
-        layers = self._recorded_layers() if keep_states else []
+    def _run_recorded(self, **inputs: Any) -> tuple[Any, list[Tensor]]:
+        """The backbone's output and the LLM states that the head's `feature_source` reads."""
+        layers = self._recorded_layers()
         if not layers:
             outputs = self.model(**inputs)
             return outputs, [outputs[0]]
@@ -274,10 +322,10 @@ class DepthVLMForConditionalGeneration(  # type: ignore[misc]
         maps = feature_maps(self.config, vision, states, image_mask, [height * width for height, width in grids])
         return run_depth_head(self.depth_head, maps, grids, focal_scale)
 
-    def _zero_from_head(self) -> Tensor:
+    def zero_from_head(self) -> Tensor:
         """Zero, with the whole head in its graph."""
         weight = self.depth_head.norm.weight
-        token = weight.new_zeros(1, 1, weight.shape[0])
+        token = weight.new_zeros(1, 1, self.config.text.hidden_size)  # a sharded weight has no width of its own
         maps = 1 if self.config.head.feature_source == "llm_final" else 4
         return self.depth_head([token] * maps, (1, 1)).sum() * 0
 
