@@ -8,6 +8,7 @@ loss of equation 5, data-parallel over as many processes as `torchrun` starts (p
 goes on from its last saved state. Two CPU cores are enough.
 """
 
+import itertools
 import json
 import math
 import os
@@ -42,10 +43,13 @@ ASPECTS = (4 / 3, 4 / 3, 3 / 2, 16 / 9, 1.0)
 class SceneBatches(IterableDataset):
     """Endless batches of one grid size each, ready for the model; every scene is new."""
 
-    def __init__(self, processor: DepthVLMProcessor, focal_length: float, batch_size: int, first_seed: int):
+    def __init__(
+        self, processor: DepthVLMProcessor, focal_length: float, batch_size: int, first_batch: int, first_seed: int
+    ):
         self.processor = processor
         self.focal_length = focal_length
         self.batch_size = batch_size
+        self.first_batch = first_batch
         self.first_seed = first_seed
         prompt, bare = depth_messages(), depth_messages(system=False)
         template = processor.apply_chat_template
@@ -54,12 +58,21 @@ class SceneBatches(IterableDataset):
         # Depth sees only what stands before and in the image, so most batches need no more text than that.
         self.prefixes = [template(m, tokenize=False).split("<|vision_end|>")[0] for m in (prompt, prompt, prompt, bare)]
 
-    def sample(self, seed: int) -> dict[str, Any]:
-        rng = np.random.default_rng([7, seed])
+    def camera(self, rng: np.random.Generator) -> tuple[float, tuple[int, int], tuple[int, int]]:
+        """Field of view in degrees, size of the image, and the grid of tokens that the model will see."""
         fov = rng.uniform(45, 80)
-        oversampling = rng.choice([1.0, 1.0, rng.uniform(1.0, 1.9)])
-        width = round(2 * self.focal_length * math.tan(math.radians(fov / 2)) * oversampling)
-        scene = render_scene(seed, width=width, height=round(width / rng.choice(ASPECTS)), fov=fov)
+        spread = 2 * math.tan(math.radians(fov / 2))
+        width = round(spread * self.focal_length * rng.choice([1.0, 1.0, rng.uniform(1.0, 1.9)]))
+        height = round(width / rng.choice(ASPECTS))
+        scale = self.focal_length * spread / width
+        return fov, (width, height), (round(height * scale / 32), round(width * scale / 32))
+
+    def sample(self, seed: int, grid: tuple[int, int]) -> dict[str, Any]:
+        rng = np.random.default_rng([7, seed])
+        fov, (width, height), own_grid = self.camera(rng)
+        while own_grid != grid:
+            fov, (width, height), own_grid = self.camera(rng)
+        scene = render_scene(seed, width=width, height=height, fov=fov)
         return {
             "image": _jitter(scene.image, rng),
             "depth": scene.depth,
@@ -67,20 +80,11 @@ class SceneBatches(IterableDataset):
         }
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        buckets: dict[tuple[int, int], list[dict[str, Any]]] = {}
-        made = 0
-        seed = self.first_seed
-        while True:
-            sample = self.sample(seed)
-            seed += 1
-            size = tuple(
-                round(side * self.focal_length / sample["focal_length"] / 32) for side in sample["depth"].shape
-            )
-            bucket = buckets.setdefault(size, [])
-            bucket.append(sample)
-            if len(bucket) == self.batch_size:
-                yield self.collate(buckets.pop(size), made)
-                made += 1
+        for index in itertools.count(self.first_batch):
+            # Drawn from the batch's number alone: all processes have the same size to do, and none waits for another.
+            grid = self.camera(np.random.default_rng([8, index]))[2]
+            first = self.first_seed + (index - self.first_batch) * self.batch_size
+            yield self.collate([self.sample(first + i, grid) for i in range(self.batch_size)], index)
 
     def collate(self, samples: list[dict[str, Any]], index: int) -> dict[str, Any]:
         reply = index % 4 == 0
@@ -116,7 +120,7 @@ def _save_state(folder: Path, step: int, seed: int, tensors: dict[str, torch.Ten
 
 def train(
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint and the training state.")],
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 5900,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 6200,
     batch_size: Annotated[int, typer.Option(help="Images per step, of all processes together.")] = 32,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1.5e-3,
     save_every: Annotated[int, typer.Option(help="Steps between two saved states.")] = 250,
@@ -150,8 +154,8 @@ def train(
         print(f"Resuming at step {done} of {steps}.")
 
     network = DistributedDataParallel(model) if world > 1 else model
-    first_seed = 90_000 * (2 * done + rank)  # no scene twice, and none of the held-out ones
-    scenes = SceneBatches(processor, config.canonical_focal_length, batch_size // world, first_seed)
+    first_seed = 150_000 * rank + done * (batch_size // world)  # no scene twice, and none of the held-out ones
+    scenes = SceneBatches(processor, config.canonical_focal_length, batch_size // world, done, first_seed)
     loader = iter(DataLoader(scenes, batch_size=None, num_workers=1, prefetch_factor=4))
     columns = (
         TextColumn("{task.description}"),
