@@ -1,0 +1,229 @@
+"""The text of a row, cut where training starts and stops: a reply and its end-of-turn token are learnt, prompts not."""
+
+import copy
+import re
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
+from typing import Any
+
+from transformers.utils.chat_template_utils import render_jinja_template
+from trl import maybe_convert_to_chatml
+from trl.chat_template_utils import get_training_chat_template, has_generation_markers
+from trl.data_utils import prepare_multimodal_messages
+
+from ..processing import DEPTH_PROMPT, DEPTH_SYSTEM_PROMPT
+
+# A piece of text, and whether its tokens are trained.
+Segment = tuple[str, bool]
+
+CONVERSATION_COLUMNS = ("messages", "prompt", "completion", "conversations")
+TEXT_COLUMNS = (*CONVERSATION_COLUMNS, "tools", "chat_template_kwargs")
+
+# The names of LLaVA's conversations, and how they say where an image stands.
+LLAVA_ROLES = {"human": "user", "gpt": "assistant"}
+LLAVA_IMAGE = "<image>"
+
+PAYLOADS = ("image", "url", "path")
+
+
+class ChatTemplateError(RuntimeError):
+    """A chat template that no row can be written with: not the fault of a row."""
+
+
+@dataclass
+class ReplyRenderer:
+    """
+    Turns a row into segments of text.
+
+    Segments are tokenized one by one. At inference a reply starts after a tokenized prompt, so no token spans the
+    boundary there; nor does one here, which offsets into a text tokenized as a whole could not promise.
+
+    Args:
+        processor ([`DepthVLMProcessor`]): Its chat template, its tokenizer's end-of-sequence token, its placeholders.
+        chat_template (`str`, *optional*): Instead of the processor's.
+        text_field (`str`): Column of plain text.
+        completion_only (`bool`): Whether only the completion of a prompt-completion row is trained.
+        assistant_only (`bool`): Whether only the assistant's turns of `messages` are trained.
+    """
+
+    processor: Any
+    chat_template: str | None = None
+    text_field: str = "text"
+    completion_only: bool = True
+    assistant_only: bool = True
+
+    @cached_property
+    def template(self) -> str:
+        """
+        The chat template: the one given, or the processor's, or TRL's version of that with `{% generation %}` marks.
+
+        Raises:
+            ChatTemplateError: if there is none, or none with marks although they are needed.
+        """
+        template = self.processor.chat_template if self.chat_template is None else self.chat_template
+        template = template["default"] if isinstance(template, dict) else template
+        if template is None:
+            raise ChatTemplateError("The processor has no chat template. Pass `chat_template`, or rows with `text`.")
+        if has_generation_markers(template) or not self.assistant_only:
+            return template
+        processor = copy.copy(self.processor)
+        processor.chat_template = template
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # TRL tries templates on a picture of its own
+                return get_training_chat_template(processor) or template
+        except ValueError as error:
+            raise ChatTemplateError(
+                "The chat template does not mark what the assistant says, so its replies cannot be told from the "
+                "prompts. Pass a `chat_template` with {% generation %} before and {% endgeneration %} after them."
+            ) from error
+
+    def segments(self, row: dict[str, Any], images: int) -> list[Segment]:
+        """
+        The text of a row, its segments in order. A row without any text has the method's prompt and no reply.
+
+        Args:
+            row (`dict`): Without nulls; its messages hold placeholders, or nothing, for the images.
+            images (`int`): How many images it has.
+
+        Raises:
+            ValueError: if the row has no text and no image, or its text does not fit its images.
+        """
+        found = self._segments(row, images)
+        found = [(text, trained) for text, trained in found if text]
+        if not found:
+            raise ValueError("it has no text.")
+        text = "".join(text for text, _ in found)
+        placeholders = text.count(self.processor.image_token)
+        if placeholders != images:
+            raise ValueError(
+                f"it has {images} image(s), and its text {placeholders} placeholder(s) for one. Write messages without "
+                f"placeholders, or one {self.processor.image_token} in plain text, for each image."
+            )
+        if self.processor.video_token in text:
+            raise ValueError("its text has a placeholder for a video. Videos are not trained on.")
+        return found
+
+    def _segments(self, row: dict[str, Any], images: int) -> list[Segment]:
+        if "messages" in row:
+            return self._conversation(row, row["messages"], images)
+        if "completion" in row and "prompt" not in row:
+            raise ValueError("it has a `completion` without a `prompt`.")
+        if "prompt" in row:
+            return self._prompt_completion(row, images)
+        if self.text_field in row:
+            return [(row[self.text_field], True)]
+        if images == 0:
+            raise ValueError(
+                f"it has neither text (`messages`, `prompt` and `completion`, or `{self.text_field}`) nor an image."
+            )
+        user = {"role": "user", "content": DEPTH_PROMPT}
+        return self._conversation(row, [{"role": "system", "content": DEPTH_SYSTEM_PROMPT}, user], images)
+
+    def _conversation(self, row: dict[str, Any], messages: list[dict[str, Any]], images: int) -> list[Segment]:
+        text, spans = self._render(row, prepare_multimodal_messages(messages, images=[*range(images)]))
+        if not any(message["role"] == "assistant" for message in messages):
+            return [(text, False)]
+        if not self.assistant_only:
+            return [(text, True)]
+        segments, done = [], 0
+        for start, end in spans:
+            segments += [(text[done:start], False), (text[start:end], True)]
+            done = end
+        return [*segments, (text[done:], False)]
+
+    def _prompt_completion(self, row: dict[str, Any], images: int) -> list[Segment]:
+        prompt, completion = row["prompt"], row.get("completion")
+        if completion is not None and isinstance(prompt, str) != isinstance(completion, str):
+            raise ValueError("of its `prompt` and `completion` one is a string and one a conversation.")
+        if isinstance(prompt, str):
+            if completion is None:
+                return [(prompt, False)]
+            eos = self.processor.tokenizer.eos_token or ""
+            completion = completion if completion.endswith(eos) else completion + eos
+            return [(prompt, not self.completion_only), (completion, True)]
+        prompt = prepare_multimodal_messages(prompt, images=[*range(images)])
+        if completion is None:
+            return [(self._render(row, prompt)[0], False)]
+        whole, _ = self._render(row, [*prompt, *prepare_multimodal_messages(completion)])
+        opened = prompt[-1]["role"] == "assistant"
+        start, _ = self._render(row, prompt, add_generation_prompt=not opened, continue_final_message=opened)
+        # Templates may open a reply otherwise than they write one that is there.
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(start, whole, strict=False)))
+        return [(whole[:shared], not self.completion_only), (whole[shared:], True)]
+
+    def _render(
+        self, row: dict[str, Any], messages: list[dict[str, Any]], **options: Any
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """The text of messages, and where in it the assistant speaks: start and end in characters."""
+        options = {**self.processor.tokenizer.special_tokens_map, **(row.get("chat_template_kwargs") or {}), **options}
+        marked = self.assistant_only and not options.get("continue_final_message", False)
+        rendered: Any = render_jinja_template(
+            [messages],
+            tools=row.get("tools") or None,
+            chat_template=self.template,
+            return_assistant_tokens_mask=marked,
+            **options,
+        )
+        texts, spans = rendered
+        return texts[0], [(start, end) for start, end in spans[0]] if marked else []
+
+
+def standard_conversations(row: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+    """
+    Brings the conversations of a row into one form, without touching the row that was given.
+
+    `from`/`value` become `role`/`content`, LLaVA's names those of the chat template and its `<image>` a placeholder;
+    keys that a Parquet file filled with nulls are dropped; images inside of messages are taken out.
+
+    Args:
+        row (`dict`): Without nulls at its top level.
+
+    Returns:
+        `tuple[dict, list]`: the row, and the images that its messages held, in order.
+    """
+    row, images = dict(row), []
+    for column in CONVERSATION_COLUMNS:
+        if isinstance(row.get(column), list) and not row[column]:
+            del row[column]
+    found = [column for column in CONVERSATION_COLUMNS if isinstance(row.get(column), list)]
+    for column in found:
+        row[column] = [_without_nulls(message) for message in row[column]]
+    renamed = {column for column in found if any("from" in message for message in row[column])}
+    row = maybe_convert_to_chatml(row)
+    for column in found:
+        name = "messages" if column == "conversations" else column
+        for message in row[name]:
+            if column in renamed:
+                _from_llava(message)
+            if isinstance(message.get("content"), list):
+                images += _take_images(message["content"])
+    return row, images
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def _from_llava(message: dict[str, Any]) -> None:
+    message["role"] = LLAVA_ROLES.get(message["role"], message["role"])
+    content = message.get("content")
+    if isinstance(content, str) and LLAVA_IMAGE in content:
+        parts = re.split(f"({LLAVA_IMAGE}\n?)", content)
+        message["content"] = [
+            {"type": "image"} if part.startswith(LLAVA_IMAGE) else {"type": "text", "text": part}
+            for part in parts
+            if part
+        ]
+
+
+def _take_images(content: list[Any]) -> list[Any]:
+    images = []
+    for part in content:
+        if isinstance(part, dict) and part.get("type") == "image":
+            images += [part.pop(key) for key in PAYLOADS if key in part][:1]
+    return images

@@ -1,0 +1,133 @@
+"""Images and depth maps of a row, in every form in which `datasets` and people store them."""
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from ..processing import Camera, read_depth
+from ..processing.images_depthvlm import open_image, upright_image
+
+NPY_MAGIC = b"\x93NUMPY"
+
+
+def file_name(value: Any) -> str | None:
+    """The name of the file that `value` is or came from, None where it has none or is too long to be one."""
+    if isinstance(value, dict):
+        value = value.get("path")
+    elif isinstance(value, Image.Image):
+        value = getattr(value, "filename", None)  # only what Pillow opened from a file has it
+    if not isinstance(value, (str, os.PathLike)) or not 0 < len(os.fspath(value)) <= 1000:
+        return None
+    return os.fspath(value)
+
+
+def locate(path: str | os.PathLike, root: str | None) -> str:
+    """`path` below `root`; an absolute path, a URL or base64 text as it is."""
+    name = os.fspath(path)
+    if root is None or "://" in name or name.startswith("data:") or os.path.isabs(name):
+        return name
+    return os.path.join(root, name)
+
+
+def read_image(value: Any, root: str | None = None) -> Image.Image:
+    """
+    Decodes one image.
+
+    Args:
+        value: A path, a URL, bytes, `{"bytes", "path"}`, a PIL image, an array, a tensor or nested lists.
+        root (`str`, *optional*): Folder that a relative path starts from.
+
+    Returns:
+        `PIL.Image.Image`: decoded, not turned, with its EXIF data.
+
+    Raises:
+        OSError, ValueError: if it cannot be read, and whatever Pillow raises for corrupt files.
+    """
+    value = _payload(value, root)
+    if isinstance(value, str):
+        return open_image(value)
+    if isinstance(value, bytes):
+        return _decode(value)
+    if isinstance(value, Image.Image):
+        value.load()
+        return value
+    if isinstance(value, list):
+        value = np.asarray(value)
+        value = value.astype(np.uint8) if value.dtype == np.int64 and value.min() >= 0 and value.max() < 256 else value
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return upright_image(value, 0)[0]
+    raise ValueError(f"An image must be a path, bytes, a PIL image or an array, got {type(value).__name__}.")
+
+
+def read_depth_map(value: Any, scale: Any = None, root: str | None = None) -> np.ndarray:
+    """
+    Reads one depth map into metres: [`read_depth`] for more forms.
+
+    Args:
+        value: A path, a URL, bytes of an image or an `.npy` file, `{"bytes", "path"}`, a PIL image, an array, a tensor
+            or nested lists of shape `(H, W)`.
+        scale (`float`, *optional*): Raw value divided by metres.
+        root (`str`, *optional*): Folder that a relative path starts from.
+
+    Returns:
+        `np.ndarray` of shape `(H, W)`, float32: metres as stored (z or ray), 0 where not valid.
+
+    Raises:
+        OSError, ValueError: if it cannot be read or its unit is not known.
+    """
+    value = _payload(value, root)
+    if isinstance(value, bytes) and value.startswith(NPY_MAGIC):
+        value = np.load(io.BytesIO(value), allow_pickle=False)
+    elif isinstance(value, bytes):
+        value = _decode(value)
+    elif isinstance(value, list):
+        value = np.asarray(value)
+    return read_depth(value, scale)
+
+
+def ray_to_z(distance: np.ndarray, camera: Camera) -> np.ndarray:
+    """
+    z-depth of distances along the viewing rays of a pinhole camera: `z = d / |K^-1 (u, v, 1)|`, that is
+    `d / sqrt(((u - cx) / fx)^2 + ((v - cy) / fy)^2 + 1)` (Hartley and Zisserman, Multiple View Geometry, section 6.1:
+    the point at z = 1 on the ray of pixel (u, v) is `K^-1 (u, v, 1)`).
+
+    Args:
+        distance (`np.ndarray` of shape `(H, W)`): Metres along the ray.
+        camera ([`Camera`]): Of the image; scaled here to the map. Pixel centres are at half pixels.
+
+    Returns:
+        `np.ndarray` of shape `(H, W)`, float32: metres along the optical axis.
+    """
+    height, width = distance.shape
+    camera = camera.scaled_to(width, height)
+    across = (np.arange(width) + 0.5 - camera.cx) / camera.fx
+    down = (np.arange(height) + 0.5 - camera.cy) / camera.fy
+    return (distance / np.sqrt(across[None, :] ** 2 + down[:, None] ** 2 + 1)).astype(np.float32)
+
+
+def _decode(data: bytes) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        raise ValueError("it is not an image that Pillow can read.") from None
+    image.load()
+    return image
+
+
+def _payload(value: Any, root: str | None) -> Any:
+    """The bytes, the located path or the object itself."""
+    if isinstance(value, dict):
+        value = value["path"] if value.get("bytes") is None else value["bytes"]
+    if isinstance(value, (str, Path)):
+        value = locate(value, root)
+        if "://" in value:
+            # Streamed data sets: `hf://`, and files inside archives, `zip://a.jpg::https://...`.
+            with fsspec.open(value, "rb") as stream:
+                return stream.read()
+    return value
