@@ -19,11 +19,15 @@ if TYPE_CHECKING:
     )
     from .prediction import Prediction
     from .processing import DepthVLMImageProcessor, DepthVLMProcessor
+    from .training import DepthDataCollator, DepthSFTConfig, DepthSFTTrainer
 
 __version__ = "0.1.0"
 
 _MODULES = {
+    "DepthDataCollator": "training",
     "DepthHeadConfig": "modeling_depthvlm",
+    "DepthSFTConfig": "training",
+    "DepthSFTTrainer": "training",
     "DepthVLM": "inference",
     "DepthVLMConfig": "modeling_depthvlm",
     "DepthVLMForConditionalGeneration": "modeling_depthvlm",
@@ -37,7 +41,10 @@ _MODULES = {
 }
 
 __all__ = [
+    "DepthDataCollator",
     "DepthHeadConfig",
+    "DepthSFTConfig",
+    "DepthSFTTrainer",
     "DepthVLM",
     "DepthVLMConfig",
     "DepthVLMForConditionalGeneration",

@@ -1,0 +1,23 @@
+"""Training: `DepthSFTTrainer`, its configuration, collator, command and recipes."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .depth_data_collator import DepthDataCollator
+    from .depth_sft_config import DepthSFTConfig
+    from .depth_sft_trainer import DepthSFTTrainer
+
+_MODULES = {
+    "DepthDataCollator": "depth_data_collator",
+    "DepthSFTConfig": "depth_sft_config",
+    "DepthSFTTrainer": "depth_sft_trainer",
+}
+__all__ = ["DepthDataCollator", "DepthSFTConfig", "DepthSFTTrainer"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    return value

@@ -1,0 +1,129 @@
+"""Which training checkpoints are whole: a run may be killed while it writes one."""
+
+import errno
+import json
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+# Written last, under a temporary name first: it lists every file of the checkpoint with its size.
+MANIFEST = "checkpoint_files.json"
+TRAINER_STATE = "trainer_state.json"
+
+
+def seal_checkpoint(folder: str | os.PathLike) -> None:
+    """Write the manifest that says that a checkpoint is whole. Call it when every rank has written its files."""
+    path = Path(folder)
+    files = {
+        str(file.relative_to(path)): file.stat().st_size
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and file.name != MANIFEST
+    }
+    temporary = path / f"{MANIFEST}.tmp"
+    with temporary.open("w", encoding="utf-8") as stream:
+        json.dump(files, stream, indent=1)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path / MANIFEST)
+
+
+def missing_in(folder: str | os.PathLike) -> str | None:
+    """What a checkpoint lacks, in words, or None where it is whole."""
+    path = Path(folder)
+    manifest = path / MANIFEST
+    if not manifest.is_file():
+        # From another trainer, or cut off: the trainer's state is what every trainer writes last.
+        try:
+            json.loads((path / TRAINER_STATE).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return f"it has no {TRAINER_STATE}, which is written last"
+        except json.JSONDecodeError:
+            return f"its {TRAINER_STATE} is incomplete"
+        return None
+    try:
+        files: dict[str, int] = json.loads(manifest.read_text(encoding="utf-8"))
+    except json.JSONDecodeError:
+        return f"its {MANIFEST} is damaged"
+    for name, size in files.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is not there"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size:,} bytes instead of {size:,}"
+    return None
+
+
+def numbered_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
+    """The `checkpoint-N` folders of a run, the newest first."""
+    found = []
+    for folder in Path(output_dir).glob("checkpoint-*"):
+        match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+        if match and folder.is_dir():
+            found.append((int(match[1]), folder))
+    return [folder for _, folder in sorted(found, reverse=True)]
+
+
+def resolve_checkpoint(output_dir: str | os.PathLike, resume: str | bool | None) -> str | None:
+    """
+    The checkpoint that a run goes on from.
+
+    Args:
+        output_dir: of the run.
+        resume: a folder, or True ("latest", "true") for the newest in `output_dir`. A checkpoint that is not whole is
+            passed over, with a warning, for the one before it.
+
+    Returns:
+        The folder, or None to begin at the beginning.
+
+    Raises:
+        FileNotFoundError: when a folder is named that does not exist.
+        ValueError: when a folder is named that is not whole, and none before it is.
+    """
+    if resume is None or resume is False or str(resume).lower() in ("", "false", "none"):
+        return None
+    latest = resume is True or str(resume).lower() in ("true", "latest")
+    candidates = numbered_checkpoints(output_dir)
+    if not latest:
+        named = Path(str(resume))
+        if not named.is_dir():
+            raise FileNotFoundError(
+                f"`resume_from_checkpoint` is {str(resume)!r}, which is no folder. Name a checkpoint-N folder, or "
+                "'latest' for the newest of `output_dir`."
+            )
+        before = [f for f in numbered_checkpoints(named.parent) if _number(f) < _number(named)]
+        candidates = [named, *before]
+    for folder in candidates:
+        missing = missing_in(folder)
+        if missing is None:
+            return str(folder)
+        logger.warning("%s is not whole (%s): it was cut off. The one before it is used.", folder, missing)
+    if not latest:
+        raise ValueError(f"{resume} is not whole ({missing_in(candidates[0])}), and no checkpoint before it is.")
+    logger.warning("There is no whole checkpoint in %s: the run begins at the beginning.", output_dir)
+    return None
+
+
+def explain_full_disk(error: BaseException, folder: str | os.PathLike) -> OSError | None:
+    """An error that says what is lost and what to do, where `error` is about a disk without space; else None."""
+    if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT) and not re.search(
+        r"no space left|disk quota|PytorchStreamWriter failed|os error 28", str(error), re.IGNORECASE
+    ):
+        return None
+    parent = Path(folder).parent
+    whole = next((f for f in numbered_checkpoints(parent) if f != Path(folder) and missing_in(f) is None), None)
+    free = shutil.disk_usage(parent).free
+    kept = f"The last whole checkpoint is {whole}." if whole else "No whole checkpoint was written before it."
+    return OSError(
+        errno.ENOSPC,
+        f"The disk is full ({free / 2**30:.2f} GiB free): {folder} could not be written and was removed. {kept} Make "
+        "room (or set `save_total_limit`) and start again with `--resume_from_checkpoint`.",
+    )
+
+
+def _number(folder: Path) -> int:
+    match = re.search(r"(\d+)$", folder.name)
+    return int(match[1]) if match else 0

@@ -1,0 +1,152 @@
+"""What can be set about training: everything of TRL's `SFTConfig`, and the depth of equation 5."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import SFTConfig
+
+ON_BAD_SAMPLE = ("stop", "skip")
+
+
+@dataclass
+class DepthSFTConfig(SFTConfig):
+    """
+    Configuration of [`DepthSFTTrainer`]: [`trl.SFTConfig`] with what depth adds. Every field is an option of
+    `depthvlm sft` and a key of its YAML.
+
+    Raises:
+        ValueError: for a value outside its range, with the range.
+    """
+
+    # An image alone is longer than TRL's default of 1,024 tokens.
+    max_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Longest sequence in tokens; longer ones are cut, which is an error where it would cut an image. "
+            "None: nothing is cut."
+        },
+    )
+
+    # The loss: text_loss + depth_loss_weight * depth_loss (paper, equation 5).
+    depth_loss_weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "alpha of equation 5. None: the model's own (config.depth_loss_weight), and a data set without a "
+            "depth column trains on text alone. 0: text alone, the depth column is not read."
+        },
+    )
+    silog_lambda: float | None = field(
+        default=None, metadata={"help": "lambda of equation 4, in [0, 1]. None: the model's own (config.silog_lambda)."}
+    )
+
+    # What is trained, and how fast.
+    trainable: list[str] | None = field(
+        default=None,
+        metadata={
+            "nargs": "+",
+            "help": "What is trained: 'head' (stage 1: the backbone runs without gradients, and there is no text "
+            "loss), 'head+llm' (stage 2: the ViT and its mergers stay frozen), 'all', or patterns of parameter names "
+            "('depth_head.*' 'model.language_model.layers.3?.*'). None: the model as it is given.",
+        },
+    )
+    head_learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate of the depth head. None: learning_rate."}
+    )
+    llm_learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate of the language model. None: learning_rate."}
+    )
+    merger_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Peak learning rate of the ViT's mergers, DeepStack's included. None: learning_rate."},
+    )
+    vit_learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate of the ViT without its mergers. None: learning_rate."}
+    )
+
+    # The data's columns.
+    image_column: str | None = field(
+        default=None, metadata={"help": "Column of the images. None: 'images', or 'image' for one an example."}
+    )
+    depth_column: str = field(
+        default="depth",
+        metadata={
+            "help": "Column of the depth maps: one, or a list aligned with the images; null where there is none."
+        },
+    )
+    depth_scale_column: str = field(
+        default="depth_scale", metadata={"help": "Column of the raw value divided by metres (1000 for millimetres)."}
+    )
+    depth_type_column: str = field(
+        default="depth_type",
+        metadata={"help": "Column that says 'z_depth' (the default) or 'ray_distance', which is converted."},
+    )
+    focal_length_column: str = field(
+        default="focal_length", metadata={"help": "Column of the focal lengths in pixels of the images as stored."}
+    )
+    intrinsics_column: str = field(
+        default="intrinsics", metadata={"help": "Column of the 3x3 camera matrices (or fx, fy, cx, cy), in pixels."}
+    )
+    image_root: str | None = field(
+        default=None, metadata={"help": "Folder that image paths in the data are relative to. None: the current one."}
+    )
+    depth_root: str | None = field(
+        default=None, metadata={"help": "Folder that depth paths in the data are relative to. None: the current one."}
+    )
+    on_bad_sample: str = field(
+        default="stop",
+        metadata={
+            "help": "What an example that cannot be read does: 'stop' the run, or 'skip': it is left out, counted in "
+            "the log and listed in OUTPUT_DIR/bad_samples.jsonl; never replaced by another.",
+            "choices": list(ON_BAD_SAMPLE),
+        },
+    )
+
+    # What is shown.
+    depth_log_images: int = field(
+        default=0,
+        metadata={"help": "Steps between two pictures (image, truth, prediction) sent to the trackers; 0: none."},
+    )
+    text_probe: str | None = field(
+        default=None,
+        metadata={
+            "help": "Data set (Hub name or folder) of conversations on which every evaluation measures how far the "
+            "replies moved from the untrained model's: exact match, and KL divergence per token of the reply."
+        },
+    )
+    text_probe_split: str = field(default="train", metadata={"help": "Split of --text_probe."})
+    text_probe_samples: int = field(default=64, metadata={"help": "Examples of --text_probe that are used, at most."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.trainable, str):
+            self.trainable = [self.trainable]
+        if self.depth_loss_weight is not None and not 0 <= self.depth_loss_weight < float("inf"):
+            raise ValueError(f"`depth_loss_weight` is {self.depth_loss_weight}, expected a finite number >= 0.")
+        if self.silog_lambda is not None and not 0 <= self.silog_lambda <= 1:
+            raise ValueError(f"`silog_lambda` is {self.silog_lambda}, expected a number in [0, 1].")
+        if self.on_bad_sample not in ON_BAD_SAMPLE:
+            raise ValueError(f"`on_bad_sample` is {self.on_bad_sample!r}, expected one of {', '.join(ON_BAD_SAMPLE)}.")
+        if self.depth_log_images < 0:
+            raise ValueError(f"`depth_log_images` is {self.depth_log_images}, expected 0 or a number of steps.")
+        for part, rate in self.group_learning_rates().items():
+            if rate is not None and not 0 <= rate < float("inf"):
+                raise ValueError(f"`{part}_learning_rate` is {rate}, expected a finite number >= 0.")
+
+    def group_learning_rates(self) -> dict[str, float | None]:
+        """The peak learning rates by part of the model, None where it is `learning_rate`."""
+        return {
+            "head": self.head_learning_rate,
+            "llm": self.llm_learning_rate,
+            "merger": self.merger_learning_rate,
+            "vit": self.vit_learning_rate,
+        }
+
+    def columns(self) -> dict[str, Any]:
+        """The data's columns by what they hold."""
+        return {
+            "depth": self.depth_column,
+            "depth_scale": self.depth_scale_column,
+            "depth_type": self.depth_type_column,
+            "focal_length": self.focal_length_column,
+            "intrinsics": self.intrinsics_column,
+        }

@@ -1,0 +1,109 @@
+"""What a training run is, worked out from its settings, its model and its data before the trainer is made."""
+
+import copy
+import dataclasses
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from accelerate.utils import is_peft_model
+from datasets import Dataset
+from transformers import AutoConfig
+from trl import SFTConfig
+from trl.data_utils import get_dataset_column_names
+
+from .depth_dataset import prepare_depth_dataset
+from .depth_sft_config import DepthSFTConfig
+from .model_loading import init_options
+
+logger = logging.getLogger(__name__)
+
+
+def as_depth_config(args: Any, model: Any) -> DepthSFTConfig:
+    if isinstance(args, DepthSFTConfig):
+        return args
+    if args is None:
+        name = model if isinstance(model, str) else model.config._name_or_path
+        return DepthSFTConfig(f"{name.rstrip('/').split('/')[-1]}-SFT")
+    if not isinstance(args, SFTConfig):
+        values = args.to_dict()
+        values["hub_token"] = args.hub_token  # `to_dict` hides it
+        return DepthSFTConfig(**values)
+    # The very values that were given, `max_length` included; what depth adds takes its defaults.
+    config: Any = copy.copy(args)
+    config.__class__ = DepthSFTConfig
+    known = {f.name for f in dataclasses.fields(SFTConfig)}
+    for field in dataclasses.fields(DepthSFTConfig):
+        if field.name not in known:
+            setattr(config, field.name, field.default)
+    return config
+
+
+def wants_depth(args: DepthSFTConfig, dataset: Any) -> bool:
+    """Whether depth is trained, from the depth loss weight and the columns of the data."""
+    if args.depth_loss_weight == 0 or dataset is None:
+        return False
+    columns = get_dataset_column_names(dataset) or []
+    found = args.depth_column in columns or "depth_path" in columns  # the latter in DepthVLM-Bench's annotations
+    if not found and args.depth_loss_weight is not None:
+        raise ValueError(
+            f"`depth_loss_weight` is {args.depth_loss_weight}, but the training data has no column "
+            f"{args.depth_column!r} (it has {', '.join(columns)}). Name it with `depth_column`, or set "
+            "`depth_loss_weight=0` to train on text alone."
+        )
+    if found and args.depth_column in columns and isinstance(dataset, Dataset):
+        column = dataset.data.column(args.depth_column)
+        if column.null_count == len(column):
+            raise ValueError(
+                f"Every value of the column {args.depth_column!r} is null: there is no depth to train on. Set "
+                "`depth_loss_weight=0` to train on text alone."
+            )
+    if not found:
+        logger.info("The training data has no column %r: text alone is trained.", args.depth_column)
+    return found
+
+
+def names_depth_head(model: Any, args: DepthSFTConfig) -> bool:
+    if not isinstance(model, str):
+        core = model.get_base_model() if is_peft_model(model) else model
+        return hasattr(core, "depth_head")
+    options = init_options(args)
+    config = AutoConfig.from_pretrained(
+        model, revision=options.get("revision"), trust_remote_code=args.trust_remote_code
+    )
+    return config.model_type == "depthvlm"
+
+
+def refuse_unsupported(args: DepthSFTConfig, compute_loss_func: Callable | None) -> None:
+    if compute_loss_func is not None or args.label_smoothing_factor > 0:
+        raise ValueError(
+            "`compute_loss_func` and `label_smoothing_factor`, which TRL deprecates, are not supported with a depth "
+            "loss. Leave them out, or subclass DepthSFTTrainer and override `compute_loss`."
+        )
+
+
+def without_checkpointing(args: DepthSFTConfig) -> None:
+    """Stage 1 keeps no activation of the backbone: checkpointing would only make the frozen LLM go backward."""
+    if args.gradient_checkpointing or args.activation_offloading:
+        logger.info("The head alone is trained: gradient checkpointing and activation offloading are off.")
+    args.gradient_checkpointing = args.activation_checkpointing = args.activation_offloading = False
+    if args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = False
+
+
+def with_head(peft_config: Any) -> Any:
+    """The adapter's configuration with the depth head among the modules that are trained and saved whole."""
+    modules = list(getattr(peft_config, "modules_to_save", None) or [])
+    if "depth_head" in modules:
+        return peft_config
+    config = copy.deepcopy(peft_config)
+    config.modules_to_save = [*modules, "depth_head"]
+    return config
+
+
+def prepare_eval(eval_dataset: Any, args: DepthSFTConfig) -> Any:
+    if eval_dataset is None:
+        return None
+    if isinstance(eval_dataset, dict):
+        return type(eval_dataset)({name: prepare_depth_dataset(part, args) for name, part in eval_dataset.items()})
+    return prepare_depth_dataset(eval_dataset, args)
