@@ -112,14 +112,23 @@ def _status(key: str) -> float:
 
 
 def compare(
-    title: str, candidates: dict[str, Callable[[], Any]], rounds: int, device: str, pairs: dict[str, str]
-) -> None:
-    """Run all candidates in turn, `rounds` times after a warm-up, and print medians; `pairs` says which is whose 1."""
+    title: str,
+    candidates: dict[str, Callable[[], Any]],
+    rounds: int,
+    device: str,
+    pairs: dict[str, str],
+    grad: bool = False,
+) -> dict[str, list[float]]:
+    """
+    Run all candidates in turn, `rounds` times after a warm-up, and print medians; `pairs` says which is whose 1.
+
+    Returns the times in seconds.
+    """
     times: dict[str, list[float]] = {name: [] for name in candidates}
     memory: dict[str, float] = {}
     for turn in range(rounds + 1):
         for name, run in candidates.items():
-            with PeakMemory(device) as peak, torch.no_grad():
+            with PeakMemory(device) as peak, torch.set_grad_enabled(grad):
                 started = time.perf_counter()
                 run()
                 if device.startswith("cuda"):
@@ -135,6 +144,7 @@ def compare(
         row = (statistics.median(values), statistics.median(ratios), min(ratios), memory[name])
         table.add_row(name, f"{row[0]:.4f}", f"{row[1]:.3f}", f"{row[2]:.3f}", f"{row[3]:.0f}")
     console.print(table)
+    return times
 
 
 def benchmark_model(model: DepthVLMForConditionalGeneration, size: tuple[int, int], rounds: int, device: str) -> None:

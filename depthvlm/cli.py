@@ -83,6 +83,14 @@ def predict(
     )
 
 
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def sft(context: typer.Context) -> None:
+    """Fine-tune on text and depth: every option and YAML key of `trl sft`, and depth's own (`depthvlm sft --help`)."""
+    from ._command_sft import run
+
+    run(context.args)
+
+
 @app.command()
 def convert(
     source: Annotated[

@@ -334,3 +334,23 @@ def test_data_with_depth_and_a_model_without_head(checkpoint: str, tmp_path: Pat
     model = Qwen3VLForConditionalGeneration(config)
     with pytest.raises(ValueError, match="has no depth head"):
         DepthSFTTrainer(model, settings(tmp_path), train_dataset=toy_dataset(toy_rows(4)))
+
+
+def test_group_rates_are_those_of_the_logged_step(checkpoint: str, tmp_path: Path) -> None:
+    trainer = trained(checkpoint, tmp_path, toy_rows(4), lr_scheduler_type="linear", max_steps=4)
+    logs = [log for log in trainer.state.log_history if "learning_rate" in log]
+    assert [log["learning_rate/llm"] for log in logs] == [log["learning_rate"] for log in logs]
+    assert logs[0]["learning_rate/head"] == 0.05
+
+
+def test_cameras_are_read_without_depth_where_that_is_asked_for(checkpoint: str, tmp_path: Path) -> None:
+    row = toy_row(0)
+    row["focal_length"] = 1500.0  # seen at two thirds of its size
+    data = toy_dataset([row]).remove_columns("depth")
+    trainer = DepthSFTTrainer(checkpoint, settings(tmp_path, use_depth_collator=True), train_dataset=data)
+    batch = trainer.data_collator([trainer.train_dataset[0]])
+    assert batch["image_grid_thw"].tolist() == [[1, 2, 4]]
+    reply = trainer.processing_class.tokenizer.decode(batch["labels"][batch["labels"] != -100])
+    assert reply.startswith("It is so big.")
+    trainer.train()
+    assert "depth_loss" not in trainer.state.log_history[0]

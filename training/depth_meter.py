@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from transformers import TrainerCallback
 
 from .depth_targets import TOTALS
 
@@ -89,7 +90,13 @@ def _ratio(total: float, count: float) -> float:
     return total / count if count else 0.0
 
 
-def learning_rates(optimizer: Any) -> dict[str, float]:
-    """The present learning rate of every named group of the optimiser."""
-    groups = [] if optimizer is None else optimizer.param_groups
-    return {f"learning_rate/{group['name']}": float(group["lr"]) for group in groups if "name" in group}
+class LearningRates(TrainerCallback):
+    """The learning rate of every named group of the optimiser, as it was in the step that is logged."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Before the scheduler moves on."""
+        groups = kwargs["optimizer"].param_groups
+        self.values = {f"learning_rate/{group['name']}": float(group["lr"]) for group in groups if "name" in group}

@@ -101,6 +101,14 @@ class DepthSFTConfig(SFTConfig):
         },
     )
 
+    use_depth_collator: bool = field(
+        default=False,
+        metadata={
+            "help": "Read rows as with depth (cameras, loss on the reply alone) also where no depth is trained. "
+            "Without it such data is read as by `trl sft`."
+        },
+    )
+
     # What is shown.
     depth_log_images: int = field(
         default=0,

@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from torch import Tensor
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import SFTConfig, SFTTrainer
 from trl.models import unwrap_model_for_generation
@@ -20,7 +20,7 @@ from .checkpoints import explain_full_disk, resolve_checkpoint, seal_checkpoint
 from .depth_data_collator import BatchInfo, DepthDataCollator
 from .depth_dataset import prepare_depth_dataset
 from .depth_forward import add_depth_forward
-from .depth_meter import DepthMeter, learning_rates
+from .depth_meter import DepthMeter, LearningRates
 from .depth_pictures import log_picture, picture_grid
 from .depth_sft_config import DepthSFTConfig
 from .depth_targets import DepthTargets
@@ -71,9 +71,14 @@ class DepthSFTTrainer(SFTTrainer):
         eval_dataset: Any = None,
         processing_class: Any = None,
         compute_loss_func: Callable | None = None,
-        peft_config: Any = None,
+        compute_metrics: Callable | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        optimizer_cls_and_kwargs: tuple[Any, dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable | None = None,
         quantization_config: Any = None,
-        **kwargs: Any,
+        peft_config: Any = None,
+        formatting_func: Callable | None = None,
     ):
         args = as_depth_config(args, model)
         self.depth_enabled = wants_depth(args, train_dataset)
@@ -105,7 +110,8 @@ class DepthSFTTrainer(SFTTrainer):
             without_checkpointing(args)
         if peft_config is not None and has_head:
             peft_config = with_head(peft_config)
-        if self.depth_enabled and train_dataset is not None:
+        self.reads_cameras = self.depth_enabled or args.use_depth_collator
+        if self.reads_cameras and train_dataset is not None:
             train_dataset = prepare_depth_dataset(train_dataset, args)
             eval_dataset = prepare_eval(eval_dataset, args)
 
@@ -117,9 +123,14 @@ class DepthSFTTrainer(SFTTrainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             compute_loss_func=compute_loss_func,
-            peft_config=peft_config,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
             quantization_config=quantization_config,
-            **kwargs,
+            peft_config=peft_config,
+            formatting_func=formatting_func,
         )
         args.model_init_kwargs = init_kwargs
         self.text_probe: TextProbe | None = None
@@ -127,6 +138,8 @@ class DepthSFTTrainer(SFTTrainer):
             rows = probe_rows(args.text_probe, args.text_probe_split, args.text_probe_samples)
             file = os.path.join(str(args.output_dir), "text_probe.safetensors")
             self.text_probe = TextProbe(rows, self.processing_class, file)
+        if data_collator is None and self.reads_cameras:
+            self.data_collator = self._depth_collator(args)
         if not self.depth_enabled:
             return
 
@@ -137,11 +150,11 @@ class DepthSFTTrainer(SFTTrainer):
         core.config.depth_loss_weight, core.config.silog_lambda = alpha, silog_lambda
         sharded = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
         add_depth_forward(core, silog_lambda, text=not self.head_alone, sharded=sharded)
-        if data_collator is None:
-            self.data_collator = self._depth_collator(args)
         # Qwen3-VL says no, and would get a mean of means: `compute_loss` here does normalise by the step's tokens.
         self.model_accepts_loss_kwargs = True
         self._meters = {mode: DepthMeter(self.accelerator) for mode in ("train", "eval")}
+        self._learning_rates = LearningRates()
+        self.add_callback(self._learning_rates)
         self._pictured_step = -1
         self._depth_images_in_step: Tensor | None = None
 
@@ -163,12 +176,12 @@ class DepthSFTTrainer(SFTTrainer):
             depth_root=args.depth_root,
             on_bad_sample=args.on_bad_sample,
             bad_samples_file=os.path.join(str(args.output_dir), "bad_samples.jsonl"),
-            return_info=True,
+            return_info=self.depth_enabled,
         )
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        if self.depth_enabled:
+        if self.reads_cameras:
             # What the collator reads must not be dropped for not being a model input.
             self._signature_columns: Any = read_columns(self.args.columns(), self.args.dataset_text_field)
 
@@ -256,7 +269,7 @@ class DepthSFTTrainer(SFTTrainer):
                     self._total_train_tokens += round(tokens)
                     numbers["num_tokens"] = self._total_train_tokens
                 if "learning_rate" in logs:
-                    numbers |= learning_rates(self.optimizer)
+                    numbers |= self._learning_rates.values
                 prefix = ""
             else:
                 prefix = next((key.removesuffix("loss") for key in logs if key.endswith("_loss")), "eval_")
@@ -285,6 +298,19 @@ class DepthSFTTrainer(SFTTrainer):
                 model.train(training)
             output.metrics.update({f"{prefix}_{name}": value for name, value in numbers.items()})
         return output
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in transformers; the model that a run ends with is whole also where its checkpoints are sharded."""
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        if plugin is None or _internal_call:
+            super().save_model(output_dir, _internal_call)
+            return
+        kind = plugin.state_dict_type
+        plugin.set_state_dict_type("FULL_STATE_DICT")  # with sharded ones transformers writes no model at all
+        try:
+            super().save_model(output_dir, _internal_call)
+        finally:
+            plugin.set_state_dict_type(kind.name)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from accelerate.utils import is_peft_model
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import AutoConfig
 from trl import SFTConfig
 from trl.data_utils import get_dataset_column_names
@@ -41,8 +41,8 @@ def as_depth_config(args: Any, model: Any) -> DepthSFTConfig:
 
 def wants_depth(args: DepthSFTConfig, dataset: Any) -> bool:
     """Whether depth is trained, from the depth loss weight and the columns of the data."""
-    if args.depth_loss_weight == 0 or dataset is None:
-        return False
+    if args.depth_loss_weight == 0 or not isinstance(dataset, Dataset | IterableDataset):
+        return False  # TRL says what is wrong with another type
     columns = get_dataset_column_names(dataset) or []
     found = args.depth_column in columns or "depth_path" in columns  # the latter in DepthVLM-Bench's annotations
     if not found and args.depth_loss_weight is not None:

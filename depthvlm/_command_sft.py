@@ -1,0 +1,169 @@
+"""`depthvlm sft`: options of `accelerate launch` go to the launcher, the others to the training script."""
+
+import subprocess
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from .cli import fail
+
+TRAIN_PACKAGES = ("trl", "peft", "datasets", "accelerate")
+_FILE_OPTIONS = ("--config", "--accelerate_config")
+
+
+def run(args: Sequence[str]) -> None:
+    """
+    Check the arguments, then launch the script. Raises `typer.Exit` with 2 for arguments that cannot be used, and with
+    the script's own exit code when that failed.
+    """
+    missing = [name for name in TRAIN_PACKAGES if find_spec(name) is None]
+    if missing:
+        raise fail(f'Training needs {", ".join(missing)}: pip install "depthvlm[train]"', code=2)
+    from .training.versions import check_versions
+
+    try:
+        check_versions()
+    except ImportError as error:
+        raise fail(error, code=2) from None
+    try:
+        launcher_args, script_args = split_arguments(args)
+    except (OSError, ValueError) as error:
+        raise fail(error, code=2) from None
+    launch(launcher_args, script_args)
+
+
+def split_arguments(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """
+    Which of the arguments are the launcher's, those of the YAML file included, and which the script's.
+
+    Raises:
+        OSError, ValueError: an option or a value that cannot be used, a file that is not there.
+    """
+    from .training.sft import check_arguments, make_parser
+
+    given = _find_recipe(_apart(args))
+    parser = make_parser(prog="depthvlm sft")
+    # `of_command_line` is an ordered part of `given`; with --help the parser prints and exits.
+    script, _, model, data, of_yaml, of_command_line = _parse(parser, given)
+    check_arguments(script, model, data)
+    launcher_args = _without_accelerate_config([*of_yaml, *of_command_line])
+    _refuse_unknown(launcher_args, list(parser._option_string_actions))
+    return launcher_args, _remove(given, of_command_line)
+
+
+def launch(launcher_args: list[str], script_args: list[str]) -> None:
+    """`accelerate launch LAUNCHER_ARGS sft.py SCRIPT_ARGS`. Raises `typer.Exit` when the script fails."""
+    from accelerate.commands.launch import launch_command, launch_command_parser
+
+    script = str(resources.files("depthvlm.training") / "sft.py")
+    try:
+        launch_command(launch_command_parser().parse_args([*launcher_args, script, *script_args]))
+    except subprocess.CalledProcessError as error:
+        # It has said why itself; the launcher's own traceback would only push that off the screen.
+        raise typer.Exit(error.returncode if error.returncode > 0 else 1) from None
+
+
+def _parse(parser: Any, args: list[str]) -> tuple[Any, ...]:
+    import yaml
+
+    try:
+        return parser.parse_args_and_config(args, return_remaining_strings=True, separate_remaining_strings=True)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{args[args.index('--config') + 1]} is not YAML: {error}") from None
+
+
+def _apart(args: Sequence[str]) -> list[str]:
+    """`--config=FILE` as two arguments, the one form that TRL reads; accelerate would take it for a config of its own.
+
+    Raises:
+        ValueError: an option of a file without one.
+    """
+    result: list[str] = []
+    for arg in args:
+        name, equals, value = arg.partition("=")
+        result += [name, value] if equals and name in _FILE_OPTIONS else [arg]
+    for option in _FILE_OPTIONS:
+        if result and result[-1] == option:
+            raise ValueError(f"`{option}` needs a file after it.")
+    return result
+
+
+def _find_recipe(args: list[str]) -> list[str]:
+    """`--config NAME` with the path of the recipe that comes with the package, where there is no file of that name."""
+    if "--config" not in args:
+        return args
+    place = args.index("--config") + 1
+    name = args[place]
+    recipe = _bundled("recipes", name)
+    if Path(name).is_file():
+        return args
+    if recipe is None:
+        raise ValueError(f"There is no file {name}, and no recipe of that name: {', '.join(_names('recipes'))}.")
+    typer.echo(f"Recipe: {recipe}")
+    return [*args[:place], str(recipe), *args[place + 1 :]]
+
+
+def _without_accelerate_config(args: list[str]) -> list[str]:
+    """
+    `--accelerate_config X` as the launcher's own `--config_file`. X is a file, the name of a file that comes with this
+    package ("fsdp2_1node.yaml"; the ending may be left out), or one of TRL's names ("zero2"), which keep their meaning.
+    """
+    path = None
+    while "--accelerate_config" in args:  # the command line's, which comes last, is used before the YAML file's
+        place = args.index("--accelerate_config")
+        name, args = args[place + 1], args[:place] + args[place + 2 :]
+        path = _accelerate_config(name)
+    return args if path is None else ["--config_file", str(path), *args]
+
+
+def _accelerate_config(name: str) -> Path:
+    if Path(name).is_file():
+        return Path(name)
+    trl_config = Path(str(resources.files("trl"))) / "accelerate_configs" / f"{name}.yaml"
+    path = trl_config if trl_config.is_file() else _bundled("accelerate", name)
+    if path is None:
+        trl_names = sorted(file.stem for file in trl_config.parent.glob("*.yaml"))
+        raise ValueError(
+            f"`--accelerate_config {name}`: no such file, none in depthvlm ({', '.join(_names('accelerate'))}) "
+            f"and none in TRL ({', '.join(trl_names)})."
+        )
+    typer.echo(f"Launcher: {path}")
+    return path
+
+
+def _bundled(folder: str, name: str) -> Path | None:
+    path = Path(str(resources.files("depthvlm.training"))) / folder / (name if Path(name).suffix else f"{name}.yaml")
+    return path if Path(name).name == name and path.is_file() else None
+
+
+def _names(folder: str) -> list[str]:
+    return sorted(path.name for path in Path(str(resources.files("depthvlm.training") / folder)).glob("*.yaml"))
+
+
+def _refuse_unknown(launcher_args: list[str], script_options: list[str]) -> None:
+    """Say which option nobody knows: the launcher would take its value for the script."""
+    from accelerate.commands.launch import launch_command_parser
+
+    options = list(launch_command_parser()._option_string_actions)
+    for arg in launcher_args:
+        name = arg.split("=")[0]
+        if name.startswith("--") and not any(option.startswith(name) for option in options):
+            close = get_close_matches(name, [*script_options, *options], n=1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            raise ValueError(f"`{name}` is an option neither of training nor of `accelerate launch`.{hint}")
+
+
+def _remove(items: list[str], part: list[str]) -> list[str]:
+    """`items` without `part`, which stands among them in the same order."""
+    kept, rest = [], list(part)
+    for item in items:
+        if rest and item == rest[0]:
+            rest.pop(0)
+        else:
+            kept.append(item)
+    return kept

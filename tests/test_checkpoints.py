@@ -1,0 +1,103 @@
+"""Which checkpoints count as whole, and what a full disk says."""
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+from depthvlm.training.checkpoints import explain_full_disk, missing_in, resolve_checkpoint, seal_checkpoint
+from toy_checkpoint import save_toy_checkpoint
+from toy_training import settings, toy_dataset, toy_rows
+
+from depthvlm import DepthSFTTrainer
+
+
+def make(folder: Path, step: int, sealed: bool = True) -> Path:
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "model.safetensors").write_bytes(b"weights")
+    (checkpoint / "trainer_state.json").write_text("{}")
+    if sealed:
+        seal_checkpoint(checkpoint)
+    return checkpoint
+
+
+def test_the_newest_by_number_not_by_name(tmp_path: Path) -> None:
+    for step in (9, 100, 20):
+        make(tmp_path, step)
+    assert resolve_checkpoint(tmp_path, True) == str(tmp_path / "checkpoint-100")
+    assert resolve_checkpoint(tmp_path, "latest") == str(tmp_path / "checkpoint-100")
+    assert resolve_checkpoint(tmp_path, None) is None
+    assert resolve_checkpoint(tmp_path, False) is None
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda c: (c / "model.safetensors").write_bytes(b"wei"), "3 bytes instead of 7"),
+        (lambda c: (c / "model.safetensors").unlink(), "model.safetensors is not there"),
+        (lambda c: (c / "checkpoint_files.json").write_text('{"mod'), "checkpoint_files.json is damaged"),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: object, words: str
+) -> None:
+    make(tmp_path, 1)
+    damage(make(tmp_path, 2))  # type: ignore[operator]
+    assert resolve_checkpoint(tmp_path, True) == str(tmp_path / "checkpoint-1")
+    assert words in caplog.text
+    assert resolve_checkpoint(tmp_path, str(tmp_path / "checkpoint-2")) == str(tmp_path / "checkpoint-1")
+
+
+def test_checkpoints_of_other_trainers(tmp_path: Path) -> None:
+    foreign = make(tmp_path, 3, sealed=False)
+    assert missing_in(foreign) is None
+    (foreign / "trainer_state.json").write_text('{"epoch": ')
+    assert missing_in(foreign) == "its trainer_state.json is incomplete"
+    (foreign / "trainer_state.json").unlink()
+    assert missing_in(foreign) == "it has no trainer_state.json, which is written last"
+
+
+def test_nothing_to_resume_from(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert resolve_checkpoint(tmp_path, True) is None
+    assert "begins at the beginning" in caplog.text
+    with pytest.raises(FileNotFoundError, match="is no folder"):
+        resolve_checkpoint(tmp_path, str(tmp_path / "checkpoint-7"))
+    torn = make(tmp_path, 1)
+    (torn / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="no checkpoint before it"):
+        resolve_checkpoint(tmp_path, str(torn))
+
+
+def test_the_manifest_lists_every_file(tmp_path: Path) -> None:
+    checkpoint = make(tmp_path, 1)
+    assert json.loads((checkpoint / "checkpoint_files.json").read_text()) == {
+        "model.safetensors": 7,
+        "trainer_state.json": 2,
+    }
+
+
+def test_other_errors_are_not_explained_as_a_full_disk(tmp_path: Path) -> None:
+    assert explain_full_disk(RuntimeError("shape mismatch"), tmp_path / "checkpoint-1") is None
+    assert explain_full_disk(OSError(errno.EACCES, "denied"), tmp_path / "checkpoint-1") is None
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = str(save_toy_checkpoint(tmp_path / "toy"))
+    trainer = DepthSFTTrainer(
+        model,
+        settings(tmp_path / "run", max_steps=3, save_strategy="steps", save_steps=1),
+        train_dataset=toy_dataset(toy_rows(4)),
+    )
+    save = trainer._save_optimizer_and_scheduler
+
+    def fills_the_disk(folder: str) -> None:
+        if folder.endswith("checkpoint-2"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(folder)
+
+    monkeypatch.setattr(trainer, "_save_optimizer_and_scheduler", fills_the_disk)
+    with pytest.raises(OSError, match=r"The disk is full.*checkpoint-2.*last whole checkpoint is .*checkpoint-1"):
+        trainer.train()
+    assert not (tmp_path / "run" / "checkpoint-2").exists()
+    assert missing_in(tmp_path / "run" / "checkpoint-1") is None

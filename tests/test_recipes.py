@@ -1,0 +1,136 @@
+"""The recipes parse with the script's own parser and say what the paper says; accelerate reads the launcher's files."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from conftest import REPOSITORY
+from datasets import IterableDataset
+from depthvlm.modeling_depthvlm import DepthVLMForConditionalGeneration
+from depthvlm.training.sft import generate, make_parser
+from toy_models import toy_config
+
+RECIPES = sorted((REPOSITORY / "training" / "recipes").glob("*.yaml"))
+LAUNCHERS = sorted((REPOSITORY / "training" / "accelerate").glob("*.yaml"))
+GPUS = 80  # the paper's 10 nodes of 8
+NAMED_BY_USER = ["--output_dir", "out"]
+
+
+def parse(name: str, *args: str) -> tuple[Any, ...]:
+    """(script, training, model, dataset) arguments of a recipe, parsed where there is no GPU."""
+    path = str(REPOSITORY / "training" / "recipes" / name)
+    return make_parser().parse_args_and_config(["--config", path, *NAMED_BY_USER, "--use_cpu", "true", *args])
+
+
+def test_there_are_all_of_them():
+    nano = ["nano_stage0", "nano_stage1", "nano_stage2"]
+    assert [path.stem for path in RECIPES] == ["lora_1gpu", *nano, "stage1", "stage2", "stage2_mixed"]
+    assert [path.stem for path in LAUNCHERS] == ["fsdp2_10nodes", "fsdp2_1node", "multi_gpu", "zero3"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_key_is_an_option_and_is_taken(recipe):
+    keys = yaml.safe_load(recipe.read_text())
+    parsed = parse(recipe.name)  # an unknown key is an error
+    values = {name: value for arguments in parsed for name, value in vars(arguments).items()}
+    for key, value in keys.items():
+        if key not in ("output_dir", "use_cpu", "datasets", "report_to"):
+            assert values[key] == value, key
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rate", "warmup", "trainable", "batch"),
+    [
+        ("stage1.yaml", 3.5e-4, 0.04, ["head"], 2560),
+        ("stage2.yaml", 2e-5, 0.05, ["head+llm"], 640),
+        ("stage2_mixed.yaml", 2e-5, 0.05, ["head+llm"], 640),
+    ],
+)
+def test_the_papers_values(recipe, rate, warmup, trainable, batch):
+    _, training, model, _ = parse(recipe)
+    assert training.learning_rate == rate
+    assert set(training.group_learning_rates().values()) == {None}
+    assert training.get_warmup_steps(1000) == 1000 * warmup
+    assert training.lr_scheduler_type == "cosine"
+    assert training.optim == "adamw_torch"
+    assert training.max_grad_norm == 1.0
+    assert training.num_train_epochs == 1
+    assert training.max_steps == -1
+    assert training.bf16
+    assert model.dtype == "float32"
+    assert training.trainable == trainable
+    assert training.depth_loss_weight == 1.0
+    assert training.silog_lambda == 0.5
+    assert training.per_device_train_batch_size * training.gradient_accumulation_steps * GPUS == batch
+    assert training.max_length is None
+
+
+@pytest.mark.parametrize("recipe", ["stage1.yaml", "stage2.yaml", "stage2_mixed.yaml"])
+def test_the_options_for_8b_keep_the_global_batch(recipe):
+    text = (REPOSITORY / "training" / "recipes" / recipe).read_text()
+    comments = " ".join(line.removeprefix("#") for line in text.splitlines() if line.startswith("#"))
+    options = comments[comments.index("--per_device_train_batch_size") :].split()[:4]
+    assert [options[0], options[2]] == ["--per_device_train_batch_size", "--gradient_accumulation_steps"]
+    _, for_4b, _, _ = parse(recipe)
+    _, for_8b, _, _ = parse(recipe, *options)
+    assert for_8b.per_device_train_batch_size < for_4b.per_device_train_batch_size
+    assert for_8b.train_batch_size * for_8b.gradient_accumulation_steps == (
+        for_4b.train_batch_size * for_4b.gradient_accumulation_steps
+    )
+
+
+def test_the_mixture_states_its_share_of_general_rows():
+    _, training, _, data = parse("stage2_mixed.yaml")
+    assert [dataset.fraction for dataset in data.datasets] == [0.7, 0.3]
+    assert training.shuffle_dataset
+    assert (training.eval_strategy, data.test_split_size) == ("steps", 0.002)  # or the probe would never run
+    assert training.text_probe
+
+
+def test_lora_reaches_the_llm_alone():
+    _, training, model, _ = parse("lora_1gpu.yaml")
+    assert model.use_peft
+    assert training.trainable is None
+    network = DepthVLMForConditionalGeneration(toy_config())
+    reached = [
+        name for name, _ in network.named_modules() if any(name.endswith(f".{t}") for t in model.lora_target_modules)
+    ]
+    assert len(reached) == 7 * 4
+    assert all(".language_model.layers." in name for name in reached)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_nano_runs_on_a_cpu_and_each_stage_begins_where_the_last_ended(stage):
+    path = REPOSITORY / "training" / "recipes" / f"nano_stage{stage}.yaml"
+    keys = yaml.safe_load(path.read_text())
+    assert keys["use_cpu"] is True
+    assert keys["output_dir"] == f"outputs/nano/stage{stage}"
+    assert keys["model_name_or_path"] == "outputs/nano/" + ("init", "stage0", "stage1")[stage]
+    script, _, _, _ = parse(path.name)
+    assert isinstance(generate(script.dataset_generator, script, "train"), IterableDataset)
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS, ids=lambda path: path.stem)
+def test_accelerate_reads_the_launchers(launcher):
+    config = load_config_from_file(str(launcher))
+    assert config.mixed_precision == "bf16"
+    nodes = 10 if launcher.stem == "fsdp2_10nodes" else 1
+    assert (config.num_machines, config.num_processes) == (nodes, 8 * nodes)
+    kind = {"multi_gpu": "MULTI_GPU", "zero3": "DEEPSPEED"}.get(launcher.stem, "FSDP")
+    assert config.distributed_type.value == kind
+    known = set(launch_command_parser()._option_string_actions)
+    assert {f"--{key}" for key in config.fsdp_config} <= known
+    assert {f"--{key}" for key in config.deepspeed_config} <= known
+
+
+@pytest.mark.parametrize("launcher", [path for path in LAUNCHERS if "fsdp" in path.stem], ids=lambda path: path.stem)
+def test_fsdp_wraps_the_models_layers(launcher):
+    config = load_config_from_file(str(launcher)).fsdp_config
+    assert config["fsdp_version"] == 2
+    wrapped = config["fsdp_transformer_layer_cls_to_wrap"].split(",")
+    assert set(wrapped) == set(DepthVLMForConditionalGeneration._no_split_modules)
+    sharded = Path(launcher).stem == "fsdp2_10nodes"
+    assert config["fsdp_state_dict_type"] == ("SHARDED_STATE_DICT" if sharded else "FULL_STATE_DICT")

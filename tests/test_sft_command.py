@@ -1,0 +1,338 @@
+"""`depthvlm sft`: every option of `trl sft` and our own, split between launcher and script, down to a real run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import typer
+from conftest import REPOSITORY
+from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
+from depthvlm.training.sft import ArgumentError, DepthScriptArguments, check_arguments, load_data, make_parser
+from safetensors.torch import load_file
+from toy_checkpoint import save_toy_checkpoint
+from toy_training import toy_rows
+from trl.scripts.sft import make_parser as make_trl_parser
+
+from depthvlm import _command_sft
+from depthvlm._command_sft import launch, split_arguments
+
+CPU = ["--use_cpu", "true", "--bf16", "false", "--report_to", "none"]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A folder with a toy checkpoint, RGB-D rows of all kinds, and two YAML files that use them."""
+    folder = tmp_path_factory.mktemp("project")
+    save_toy_checkpoint(folder / "toy")
+    (folder / "files").mkdir()
+    lines = []
+    for index, row in enumerate(toy_rows(8)):
+        names = {"images": [], "depth": []}
+        for column, values in names.items():
+            for value in row[column] or []:
+                name = None if value is None else f"files/{index}_{column}.png"
+                values.append(name)
+                if value is not None:
+                    value.save(folder / name)
+        lines.append(json.dumps(row | names))
+    (folder / "rgbd.jsonl").write_text("\n".join(lines))
+    (folder / "run.yaml").write_text(
+        "model_name_or_path: toy\ndataset_name: rgbd.jsonl\noutput_dir: out\ntrainable: [head+llm]\n"
+        "learning_rate: 0.01\n"
+        "use_cpu: true\nbf16: false\nreport_to: none\nmax_steps: 2\nper_device_train_batch_size: 2\nlogging_steps: 1\n"
+        "save_strategy: 'no'\nseed: 3\nnum_processes: 1\nenv:\n  FROM_THE_YAML: 'yes'\n"
+    )
+    return folder
+
+
+@pytest.fixture
+def here(project, monkeypatch) -> Path:
+    monkeypatch.chdir(project)
+    return project
+
+
+def depthvlm(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "depthvlm", *args]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def said_by(capsys, *args: str) -> str:
+    """What the command says of arguments that it refuses, in one line, with exit code 2."""
+    with pytest.raises(typer.Exit) as exit_:
+        _command_sft.run(args)
+    assert exit_.value.exit_code == 2
+    message = capsys.readouterr().err.strip()
+    assert message.startswith("Error: ")
+    assert "\n" not in message
+    return message
+
+
+# --- A real run
+
+
+def test_trains_and_saves(project):
+    run = depthvlm(project, "sft", "--config", "run.yaml", "--output_dir", "trained")
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+    assert "'depth_loss'" in run.stdout
+    assert "Model saved to trained." in run.stdout
+    before, after = (load_file(project / name / "model.safetensors") for name in ("toy", "trained"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name.split(".")[0] for name in changed} >= {"depth_head", "model"}
+    assert not any(".visual." in name for name in changed)
+    assert (project / "trained" / "processor_config.json").is_file()
+
+
+def test_a_dry_run_prints_and_writes_nothing(project):
+    before = sorted(project.iterdir())
+    run = depthvlm(project, "sft", "--config", "run.yaml", "--output_dir", "dry", "--dry-run", "--push_to_hub", "true")
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+    assert sorted(project.iterdir()) == before
+    head, llm = (
+        next(line.split() for line in run.stdout.splitlines() if line.startswith(p)) for p in ("head ", "llm ")
+    )
+    weights = load_file(project / "toy" / "model.safetensors")
+    in_head = sum(weight.numel() for name, weight in weights.items() if name.startswith("depth_head."))
+    assert head[1:] == [f"{in_head:,}", "0", "0.01"]
+    assert llm[2] == "0"
+    merger, vit = (
+        next(line.split() for line in run.stdout.splitlines() if line.startswith(p)) for p in ("merger", "vit")
+    )
+    assert merger[1] == vit[1] == "0"
+    assert "2 a device x 1 accumulated x 1 devices = 2 examples" in run.stdout
+    assert ">>It is so" in run.stdout
+    assert ">>What is number" not in run.stdout
+    assert "<|image_pad|> x 6" in run.stdout
+    assert "96x64, focal length 1000.0 px (focal_length); seen as 96x64 at 1000.0 px" in run.stdout
+    assert "100.0 % valid" in run.stdout
+    assert "total" in run.stdout
+
+
+def test_help_shows_every_option_and_a_failing_script_its_own_exit_code(project, monkeypatch):
+    run = depthvlm(project, "sft", "--help")
+    assert run.returncode == 0
+    for option in (
+        "--learning_rate",
+        "--lora_r",
+        "--head_learning_rate",
+        "--dataset_generator",
+        "--dry-run",
+        "--config",
+    ):
+        assert option in run.stdout
+    assert "accelerate launch" in run.stdout
+    (project / "fails.py").write_text("def rows(split):\n    import no_such_module\n")
+    monkeypatch.chdir(project)
+    arguments = ["--model_name_or_path", "toy", "--dataset_generator", "fails:rows", "--output_dir", "failed", *CPU]
+    run = depthvlm(project, "sft", *arguments)
+    assert run.returncode == 1
+    assert "ModuleNotFoundError: No module named 'no_such_module'" in run.stderr
+    assert "CalledProcessError" not in run.stderr  # the script's traceback comes last
+
+
+# --- Which option goes where
+
+
+def test_all_of_trl_is_there_with_its_defaults():
+    ours, trls = ({a.dest: a for a in parser._actions} for parser in (make_parser(), make_trl_parser()))
+    assert set(trls) <= set(ours)
+    differ = {name for name in trls if trls[name].default != ours[name].default}
+    assert differ == {"max_length"}
+    assert all(set(trls[name].option_strings) == set(ours[name].option_strings) for name in trls)
+
+
+def test_a_yaml_of_trl_gives_the_same_values(tmp_path):
+    file = tmp_path / "sft.yaml"
+    file.write_text(
+        "model_name_or_path: Qwen/Qwen2-0.5B\ndatasets:\n  - path: trl-lib/Capybara\n    split: train\n"
+        "learning_rate: 2.0e-4\n"
+        "packing: true\nmax_length: 512\nuse_peft: true\nlora_target_modules: [q_proj, v_proj]\noutput_dir: out\n"
+        "use_cpu: true\nmodel_init_kwargs:\n  use_cache: false\nnum_processes: 2\n"
+    )
+    args = ["--config", str(file), "--lora_r", "8"]
+    ours, trls = (
+        parser.parse_args_and_config(args, return_remaining_strings=True)
+        for parser in (make_parser(), make_trl_parser())
+    )
+    assert ours[-1] == trls[-1] == ["--num_processes", "2"]
+    for mine, its in zip(ours[:-1], trls[:-1], strict=True):
+        values = vars(its) | {"logging_dir": None}
+        assert {k: v for k, v in vars(mine).items() if k in values and _plain(v)} == {
+            k: v for k, v in values.items() if k in vars(mine) and _plain(v)
+        }
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, str | int | float | bool | list | dict | None)
+
+
+def test_launcher_and_script_options_part(here):
+    given = ["--config=run.yaml", "--num_processes", "2", "--per_device_train_batch_size", "2", "--mixed_precision=no"]
+    launcher, script = split_arguments(given)
+    # Those of the YAML file first: the command line's, which come last, win.
+    assert launcher == ["--num_processes", "1", "--num_processes", "2", "--mixed_precision=no"]
+    assert script == ["--config", "run.yaml", "--per_device_train_batch_size", "2"]
+    assert os.environ.pop("FROM_THE_YAML") == "yes"
+
+
+def test_a_recipe_is_found_by_its_name_and_a_file_goes_before_it(here, capsys, monkeypatch):
+    name = "nano_stage1.yaml"
+    _, script = split_arguments(["--config", name, "--model_name_or_path", "toy"])
+    assert script[1] == str(REPOSITORY / "training" / "recipes" / name)
+    assert f"Recipe: {script[1]}" in capsys.readouterr().out
+    (here / name).write_text((here / "run.yaml").read_text())
+    try:
+        _, script = split_arguments(["--config", name])
+    finally:
+        (here / name).unlink()
+    assert script == ["--config", name]
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("fsdp2_1node.yaml", "training/accelerate/fsdp2_1node.yaml"),
+        ("fsdp2_10nodes", "training/accelerate/fsdp2_10nodes.yaml"),
+        ("zero3.yaml", "training/accelerate/zero3.yaml"),
+        ("zero3", "trl/accelerate_configs/zero3.yaml"),
+        ("zero2", "trl/accelerate_configs/zero2.yaml"),
+    ],
+)
+def test_launchers_are_found_by_name_and_trls_keep_theirs(here, name, file):
+    launcher, script = split_arguments(["--config", "run.yaml", "--accelerate_config", name, "--num_processes", "4"])
+    assert launcher[0] == "--config_file"
+    assert launcher[1].endswith(file)
+    assert launcher[2:] == ["--num_processes", "1", "--num_processes", "4"]
+    assert script == ["--config", "run.yaml"]
+
+
+# --- What is refused, in a line
+
+
+def test_what_is_wrong_is_said_in_a_line(here, capsys):
+    config = ("--config", "run.yaml")
+    assert "no file nosuch.yaml, and no recipe of that name: lora_1gpu.yaml" in said_by(
+        capsys, "--config", "nosuch.yaml"
+    )
+    assert "needs a file after it" in said_by(capsys, "--config")
+    assert "Did you mean --learning_rate?" in said_by(capsys, *config, "--learning_ratee", "1")
+    assert "expected a finite number" in said_by(capsys, *config, "--depth_loss_weight", "-1")
+    assert "none in TRL (fsdp1, fsdp2, multi_gpu" in said_by(capsys, *config, "--accelerate_config", "nosuch")
+    assert "no data at nosuch.jsonl" in said_by(capsys, *config, "--dataset_name", "nosuch.jsonl")
+    assert "no model folder ./nosuch" in said_by(capsys, *config, "--model_name_or_path", "./nosuch")
+    assert "both name the data" in said_by(capsys, *config, "--dataset_generator", "a:b")
+    assert "expected 'package.module:function'" in said_by(
+        capsys, *config, "--dataset_name", "", "--dataset_generator", "a"
+    )
+    assert "which is no JSON" in said_by(capsys, *config, "--dataset_generator_kwargs", "{rows")
+    assert "No data is named" in said_by(capsys, "--model_name_or_path", "toy", *CPU)
+    assert "No model is named" in said_by(capsys, "--dataset_name", "rgbd.jsonl", *CPU)
+    (here / "broken.yaml").write_text("a: [")
+    with pytest.raises(typer.Exit):
+        _command_sft.run(["--config", "broken.yaml"])
+    assert "broken.yaml is not YAML" in capsys.readouterr().err
+
+
+def test_without_the_extra_the_command_names_it(capsys, monkeypatch):
+    monkeypatch.setattr(_command_sft, "TRAIN_PACKAGES", ("trl", "no_such_package"))
+    assert said_by(capsys, "--help") == 'Error: Training needs no_such_package: pip install "depthvlm[train]"'
+
+
+def test_a_script_that_fails_ends_the_command_with_its_code(here):
+    with pytest.raises(typer.Exit) as exit_:
+        launch(["--num_processes", "1", "--cpu"], ["--config", "run.yaml", "--dataset_train_split", "nosuch"])
+    assert exit_.value.exit_code == 2
+
+
+# --- Where the data comes from
+
+
+def arguments(**values: Any) -> tuple[DepthScriptArguments, Any]:
+    return DepthScriptArguments(**values), SimpleNamespace(datasets=[])
+
+
+def mixture(*entries: dict[str, Any], **values: Any) -> tuple[DepthScriptArguments, Any]:
+    from trl import DatasetMixtureConfig
+
+    return DepthScriptArguments(), DatasetMixtureConfig(datasets=list(entries), **values)
+
+
+def test_files_folders_and_saved_data_sets(here, tmp_path):
+    rows = load_dataset("json", data_files="rgbd.jsonl", split="train")
+    (tmp_path / "folder").mkdir()
+    rows.to_parquet(tmp_path / "rows.parquet")
+    rows.to_parquet(tmp_path / "folder" / "train.parquet")
+    rows.save_to_disk(tmp_path / "saved")
+    DatasetDict({"train": rows, "test": rows.select([0])}).save_to_disk(tmp_path / "splits")
+    for name in ("rgbd.jsonl", *(str(tmp_path / name) for name in ("rows.parquet", "folder", "saved", "splits"))):
+        data = load_data(*arguments(dataset_name=name), ["train"])["train"]
+        assert data["messages"] == rows["messages"], name
+    assert len(load_data(*arguments(dataset_name=str(tmp_path / "splits")), ["train", "test"])["test"]) == 1
+    stream = load_data(*arguments(dataset_name="rgbd.jsonl", dataset_streaming=True), ["train"])["train"]
+    assert isinstance(stream, IterableDataset)
+    assert next(iter(stream))["messages"] == rows[0]["messages"]
+
+
+def test_a_mixture_of_files_with_unequal_columns(here, tmp_path):
+    text = [
+        {"messages": [{"role": "user", "content": str(i)}, {"role": "assistant", "content": "so"}]} for i in range(9)
+    ]
+    Dataset.from_list(text).to_json(tmp_path / "text.jsonl")
+    entries = {"path": "rgbd.jsonl", "fraction": 0.8}, {"path": str(tmp_path / "text.jsonl"), "fraction": 0.2}
+    data = load_data(*mixture(*entries), ["train"])["train"]
+    assert len(data) == 8 + 2
+    assert data[9]["depth"] is None
+    assert data[9]["images"] is None
+    assert data[0]["depth"] == ["files/0_depth.png"]
+    parts = load_data(*mixture(*entries, test_split_size=0.2), ["train", "test"])
+    assert {split: len(part) for split, part in parts.items()} == {"train": 8, "test": 2}
+
+
+def test_a_split_that_is_not_there(here):
+    with pytest.raises(ArgumentError, match=r"no split 'test', but 'train'.*--dataset_test_split.*--eval_strategy no"):
+        load_data(*arguments(dataset_name="rgbd.jsonl"), ["train", "test"])
+
+
+GENERATOR = """
+from datasets import Dataset, IterableDataset
+
+def rows(count, split):
+    return Dataset.from_list([{"text": f"{split} {i}"} for i in range(count)])
+
+def stream(split):
+    return IterableDataset.from_generator(lambda: ({"text": split} for _ in range(3)))
+
+def wrong(split):
+    return [1, 2]
+"""
+
+
+def test_data_from_a_function(tmp_path, monkeypatch):
+    (tmp_path / "my_simulator.py").write_text(GENERATOR)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    script, nothing = arguments(dataset_generator="my_simulator:rows", dataset_generator_kwargs='{"count": 2}')
+    assert script.dataset_generator_kwargs == {"count": 2}
+    data = load_data(script, nothing, ["train", "test"])
+    assert data["train"]["text"][:] == ["train 0", "train 1"]
+    assert data["test"]["text"][:] == ["test 0", "test 1"]
+    [data] = load_data(*arguments(dataset_generator="my_simulator:stream"), ["train"]).values()
+    assert [row["text"] for row in data] == ["train"] * 3
+    for generator, reason in {
+        "my_simulator:wrong": "returned a list, expected a datasets.Dataset or IterableDataset",
+        "my_simulator:nosuch": "my_simulator has no function nosuch",
+        "no_simulator:rows": "there is no module no_simulator, neither installed nor in",
+    }.items():
+        with pytest.raises(ArgumentError, match=reason):
+            load_data(*arguments(dataset_generator=generator), ["train"])
+
+
+def test_a_hub_name_is_left_to_datasets():
+    script, nothing = arguments(dataset_name="owner/name")
+    check_arguments(script, SimpleNamespace(model_name_or_path="Qwen/Qwen3-VL-4B-Instruct"), nothing)

@@ -1,0 +1,50 @@
+import warnings
+from importlib.metadata import version
+
+import pytest
+from depthvlm.training.versions import TESTED, check_versions, version_range
+
+
+@pytest.mark.parametrize("transformers", ["5.18.0", "5.20.1", "5.23.0", "5.23.4", "5.18.0.dev0"])
+def test_inside_the_range_nothing_is_said(transformers):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_versions({"trl": "1.16.0", "transformers": transformers})
+
+
+@pytest.mark.parametrize(
+    ("installed", "package"),
+    [
+        ({"trl": "1.15.9", "transformers": "5.23.0"}, "trl"),
+        ({"trl": "1.16.0", "transformers": "5.17.3"}, "transformers"),
+        ({"trl": "1.16.0", "transformers": "4.57.1"}, "transformers"),
+    ],
+)
+def test_too_old_is_an_error_with_the_range_and_the_remedy(installed, package):
+    with pytest.raises(ImportError, match="too old") as error:
+        check_versions(installed)
+    assert f"{package} {version_range(package)}" in str(error.value)
+    assert f'pip install "{package}>={TESTED[package][0]}"' in str(error.value)
+    assert installed[package] in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("installed", "package"),
+    [
+        ({"trl": "1.17.0", "transformers": "5.23.0"}, "trl"),
+        ({"trl": "1.16.0", "transformers": "5.24.0"}, "transformers"),
+        ({"trl": "1.16.0", "transformers": "6.0.0"}, "transformers"),
+    ],
+)
+def test_too_new_is_a_warning_with_the_range(installed, package):
+    with pytest.warns(UserWarning, match="newer") as record:
+        check_versions(installed)
+    [message] = [str(warning.message) for warning in record]
+    assert message.startswith(f"{package} {installed[package]} ")
+    assert version_range(package) in message
+
+
+def test_the_installed_ones_are_what_is_checked(monkeypatch):
+    monkeypatch.setitem(TESTED, "trl", ("999.0", "999.1"))
+    with pytest.raises(ImportError, match=rf"999\.0 to 999\.1, and trl {version('trl')} is installed"):
+        check_versions()

@@ -1,0 +1,290 @@
+"""
+The script behind `depthvlm sft`: parses, loads, builds, trains, saves.
+
+It takes every option and YAML key of `trl sft`, those of [`DepthSFTConfig`], and the few of [`DepthScriptArguments`].
+
+```bash
+depthvlm sft --model_name_or_path Qwen/Qwen3-VL-4B-Instruct --dataset_name rgbd.jsonl --trainable head --output_dir out
+accelerate launch -m depthvlm.training.sft --config stage1.yaml  # the same without the command
+```
+"""
+
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from depthvlm.training.versions import check_versions
+
+check_versions()  # before the first name is taken from TRL
+
+from depthvlm.training.depth_sft_config import DepthSFTConfig  # noqa: E402
+from rich.console import Console  # noqa: E402
+from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser  # noqa: E402
+
+from depthvlm._bundled import resolve_model_path  # noqa: E402
+
+BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+GENERATOR_FORM = "package.module:function"
+DESCRIPTION = (
+    "Fine-tune a DepthVLM, or a Qwen3-VL that becomes one. --config FILE takes any of the options below from a YAML "
+    "file. Options of `accelerate launch` (--num_processes, --accelerate_config FILE, ...) go to the launcher, from "
+    "the command line or the YAML file."
+)
+
+
+class ArgumentError(ValueError):
+    """What the user asked for cannot be: said in one line, without a traceback."""
+
+
+@dataclass
+class DepthScriptArguments(ScriptArguments):
+    """
+    TRL's [`~trl.ScriptArguments`], data made by a function, and the dry run.
+
+    Raises:
+        ValueError: `dataset_generator_kwargs` is not a JSON object.
+    """
+
+    dataset_generator: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Function that makes the data, as '{GENERATOR_FORM}' (a module of the current folder will do). "
+            "It is called with `split=` and the keywords of --dataset_generator_kwargs, once a split, and returns a "
+            "datasets.Dataset or IterableDataset. In place of --dataset_name and `datasets`."
+        },
+    )
+    dataset_generator_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Its keywords: a YAML mapping, or JSON such as '{\"rows\": 1000}'."}
+    )
+    dry_run: bool = field(
+        default=False,
+        metadata={
+            "help": "Print what would be trained, the first batch and an estimate of memory. Train and write nothing."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.dataset_generator_kwargs, str):
+            try:
+                self.dataset_generator_kwargs = json.loads(self.dataset_generator_kwargs)
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"`dataset_generator_kwargs` is {self.dataset_generator_kwargs!r}, which is no JSON ({error}). "
+                    "Write it as '{\"rows\": 1000}'."
+                ) from None
+        if not isinstance(self.dataset_generator_kwargs, dict | None):
+            raise ValueError(
+                f"`dataset_generator_kwargs` is {self.dataset_generator_kwargs!r}, expected names with their values, "
+                "such as '{\"rows\": 1000}'."
+            )
+
+
+def make_parser(prog: str | None = None) -> TrlParser:
+    """The parser of all options; `prog` is the command's name in its help."""
+    types: Any = (DepthScriptArguments, DepthSFTConfig, ModelConfig, DatasetMixtureConfig)
+    # The usage line would name every one of some 250 options, before each error.
+    usage = "%(prog)s [--config FILE] [--accelerate_config FILE] [options]   (--help lists all)"
+    return TrlParser(types, prog=prog, usage=usage, description=DESCRIPTION)
+
+
+def check_arguments(script_args: DepthScriptArguments, model_args: ModelConfig, dataset_args: Any) -> None:
+    """
+    See that model and data are named and, where they are files, there.
+
+    Raises:
+        ArgumentError: they are not, with what was given and what to do.
+    """
+    if not model_args.model_name_or_path:
+        raise ArgumentError("No model is named: give `model_name_or_path`, a folder or a name on the Hub.")
+    try:
+        resolve_model_path(model_args.model_name_or_path)
+    except FileNotFoundError as error:
+        raise ArgumentError(f"`model_name_or_path`: {error}") from None
+    if script_args.dataset_generator:
+        if script_args.dataset_name or dataset_args.datasets:
+            raise ArgumentError(
+                "`dataset_generator` and `dataset_name` or `datasets` both name the data: give one of them "
+                '(`--dataset_generator ""` takes off that of a recipe).'
+            )
+        if not all(part.strip() for part in [*script_args.dataset_generator.partition(":")]):
+            raise ArgumentError(
+                f"`dataset_generator` is {script_args.dataset_generator!r}, expected '{GENERATOR_FORM}'."
+            )
+    elif not script_args.dataset_name and not dataset_args.datasets:
+        raise ArgumentError("No data is named: give `dataset_name`, `datasets` (in the YAML) or `dataset_generator`.")
+    names = [dataset.path for dataset in dataset_args.datasets] or [script_args.dataset_name]
+    for name in filter(None, names):
+        is_file_name = Path(name).suffix in BUILDERS
+        is_path = is_file_name or name.startswith(("/", "./", "../", "~"))
+        if is_path and not Path(name).expanduser().exists():
+            raise ArgumentError(f"There is no data at {name}, looked for from {Path.cwd()}.")
+
+
+def load_data(script_args: DepthScriptArguments, dataset_args: Any, splits: Sequence[str]) -> dict[str, Any]:
+    """
+    The data that the arguments name.
+
+    Args:
+        splits: the splits that will be used.
+
+    Returns:
+        Each of them, a `datasets.Dataset` or `IterableDataset`.
+
+    Raises:
+        ArgumentError: the data has no such split, or the generator cannot be called.
+    """
+    if script_args.dataset_generator:
+        return {split: generate(script_args.dataset_generator, script_args, split) for split in splits}
+    if dataset_args.datasets:
+        from trl import get_dataset
+
+        if script_args.dataset_name:
+            print("Both `datasets` and `dataset_name` are given: `dataset_name` is not used.")
+        for dataset in dataset_args.datasets:
+            if dataset.data_files is None and Path(dataset.path).suffix in BUILDERS:
+                dataset.path, dataset.data_files = BUILDERS[Path(dataset.path).suffix], dataset.path
+        found: Mapping[str, Any] = get_dataset(dataset_args)
+    else:
+        found = _load_named(script_args)
+    for split in splits:
+        if split not in found:
+            option = "dataset_train_split" if split == script_args.dataset_train_split else "dataset_test_split"
+            raise ArgumentError(
+                f"The data has no split {split!r}, but {', '.join(map(repr, found))}: name one with `--{option}`"
+                + (", or leave evaluation out with `--eval_strategy no`." if option == "dataset_test_split" else ".")
+            )
+    return {split: found[split] for split in splits}
+
+
+def _load_named(script_args: DepthScriptArguments) -> Mapping[str, Any]:
+    from datasets import Dataset, load_dataset, load_from_disk
+
+    name = str(script_args.dataset_name)
+    path = Path(name).expanduser()
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        saved = load_from_disk(path)
+        return {script_args.dataset_train_split: saved} if isinstance(saved, Dataset) else saved
+    if path.is_file() and path.suffix in BUILDERS:
+        return load_dataset(BUILDERS[path.suffix], data_files=str(path), streaming=script_args.dataset_streaming)
+    name = str(path) if path.is_dir() else name
+    return load_dataset(name, name=script_args.dataset_config, streaming=script_args.dataset_streaming)
+
+
+def generate(generator: str, script_args: DepthScriptArguments, split: str) -> Any:
+    """
+    Call `package.module:function` for a split.
+
+    Raises:
+        ArgumentError: there is no such function, or it returned something else than a data set.
+    """
+    from datasets import Dataset, IterableDataset
+
+    module_name, _, function_name = generator.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        module = import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module is there; something that it imports is not
+        raise ArgumentError(
+            f"`dataset_generator` {generator}: there is no module {error.name}, neither installed nor in {Path.cwd()}."
+        ) from None
+    function = vars(module).get(function_name)
+    if not callable(function):
+        raise ArgumentError(f"`dataset_generator` {generator}: {module_name} has no function {function_name}.")
+    keywords: Any = script_args.dataset_generator_kwargs or {}
+    rows = function(**keywords, split=split)
+    if not isinstance(rows, Dataset | IterableDataset):
+        raise ArgumentError(
+            f"`dataset_generator` {generator} returned a {type(rows).__name__}, expected a datasets.Dataset or "
+            "IterableDataset (`Dataset.from_list(rows)` and `IterableDataset.from_generator(function)` make them)."
+        )
+    return rows
+
+
+def main(
+    script_args: DepthScriptArguments, training_args: DepthSFTConfig, model_args: ModelConfig, dataset_args: Any
+) -> None:
+    """Load, build, train, save; push to the Hub where that is asked for. With `dry_run`, print and return."""
+    if script_args.dry_run:
+        dry_run(script_args, training_args, model_args, dataset_args)
+        return
+    trainer = build_trainer(script_args, training_args, model_args, dataset_args)
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.accelerator.print("Training completed.")
+    trainer.save_model(training_args.output_dir)
+    trainer.accelerator.print(f"Model saved to {training_args.output_dir}.")
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset_name=script_args.dataset_name)
+        trainer.accelerator.print(f"Model pushed to the Hub as {trainer.hub_model_id}.")
+    trainer.end()
+
+
+def dry_run(
+    script_args: DepthScriptArguments, training_args: DepthSFTConfig, model_args: ModelConfig, dataset_args: Any
+) -> None:
+    """Print what [`main`] would train. Nothing is trained, and nothing stays on disk or goes to the Hub."""
+    from depthvlm.training.dry_run import describe
+
+    with tempfile.TemporaryDirectory() as folder:
+        # The trainer makes its output folder, its trackers and its repository on the Hub as soon as it is built.
+        training_args.output_dir, training_args.push_to_hub, training_args.report_to = folder, False, []
+        trainer = build_trainer(script_args, training_args, model_args, dataset_args)
+        report = describe(trainer)
+        if trainer.accelerator.is_main_process:
+            Console(soft_wrap=True, highlight=False).print(report)
+        trainer.end()
+
+
+def build_trainer(
+    script_args: DepthScriptArguments, training_args: DepthSFTConfig, model_args: ModelConfig, dataset_args: Any
+) -> Any:
+    """The trainer with its model and data, as the arguments name them."""
+    from depthvlm.training.depth_sft_trainer import DepthSFTTrainer
+    from trl import get_peft_config, get_quantization_config
+
+    given = training_args.model_init_kwargs
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "trust_remote_code": training_args.trust_remote_code,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(given if isinstance(given, dict) else {}),
+    }
+    train, test = script_args.dataset_train_split, script_args.dataset_test_split
+    evaluates = training_args.eval_strategy != "no"
+    data = load_data(script_args, dataset_args, [train, test] if evaluates else [train])
+    return DepthSFTTrainer(
+        model=resolve_model_path(str(model_args.model_name_or_path)),
+        args=training_args,
+        train_dataset=data[train],
+        eval_dataset=data[test] if evaluates else None,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+
+
+def run(args: Sequence[str] | None = None) -> None:
+    """Parse, check, and [`main`]. An error in the arguments ends it with one line and exit code 2."""
+    try:
+        try:
+            # Keys of a YAML file that are not ours are the launcher's.
+            parsed = make_parser().parse_args_and_config(args, fail_with_unknown_args=False)
+        except (OSError, ValueError) as error:
+            raise ArgumentError(str(error)) from error
+        script_args, training_args, model_args, dataset_args = parsed
+        check_arguments(script_args, model_args, dataset_args)
+        main(script_args, training_args, model_args, dataset_args)
+    except ArgumentError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    run()

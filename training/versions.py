@@ -1,0 +1,45 @@
+"""The versions of TRL and transformers that training was tested with, and what is said outside them."""
+
+import warnings
+from importlib.metadata import version
+
+from packaging.version import Version
+
+# Package: (first, last) version tested. Below the first, what training is built on is not there; a release after the
+# last may work. Patch releases of the last count as tested.
+TESTED = {"trl": ("1.16", "1.16"), "transformers": ("5.18", "5.23")}
+
+
+def version_range(package: str) -> str:
+    """`"5.18 to 5.23"`, or one number where first and last are the same."""
+    first, last = TESTED[package]
+    return first if first == last else f"{first} to {last}"
+
+
+def check_versions(installed: dict[str, str] | None = None) -> None:
+    """
+    Check TRL and transformers, before anything of them is used.
+
+    Args:
+        installed: version by package name; by default, what is installed.
+
+    Raises:
+        ImportError: one is older than the tested range, with the range and the command that mends it.
+
+    Warns:
+        UserWarning: one is newer than the tested range, with the range.
+    """
+    for package, (first, last) in TESTED.items():
+        found = version(package) if installed is None else installed[package]
+        release = Version(found)
+        if Version(release.base_version) < Version(first):
+            raise ImportError(
+                f"DepthVLM trains with {package} {version_range(package)}, and {package} {found} is installed: "
+                f'it is too old. Run `pip install "{package}>={first}"`.'
+            )
+        if release.release[:2] > Version(last).release:
+            warnings.warn(
+                f"{package} {found} is newer than what DepthVLM's training was tested with ({version_range(package)}). "
+                f'If something fails, try `pip install "{package}=={last}.*"`.',
+                stacklevel=2,
+            )
