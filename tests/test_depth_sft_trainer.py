@@ -345,11 +345,11 @@ def test_group_rates_are_those_of_the_logged_step(checkpoint: str, tmp_path: Pat
 
 def test_cameras_are_read_without_depth_where_that_is_asked_for(checkpoint: str, tmp_path: Path) -> None:
     row = toy_row(0)
-    row["focal_length"] = 1500.0  # seen at two thirds of its size
+    row["focal_length"] = 750.0  # 96x64 pixels are seen as 128x85, which rounds to 128x96
     data = toy_dataset([row]).remove_columns("depth")
     trainer = DepthSFTTrainer(checkpoint, settings(tmp_path, use_depth_collator=True), train_dataset=data)
     batch = trainer.data_collator([trainer.train_dataset[0]])
-    assert batch["image_grid_thw"].tolist() == [[1, 2, 4]]
+    assert batch["image_grid_thw"].tolist() == [[1, 6, 8]]
     reply = trainer.processing_class.tokenizer.decode(batch["labels"][batch["labels"] != -100])
     assert reply.startswith("It is so big.")
     trainer.train()
