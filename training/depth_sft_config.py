@@ -109,6 +109,16 @@ class DepthSFTConfig(SFTConfig):
         },
     )
 
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "nargs": "?",
+            "const": "latest",
+            "help": "Go on from a checkpoint: a folder, or without a value the newest whole one of output_dir. Where "
+            "there is none the run begins at the beginning, so that the same command starts and restarts a run.",
+        },
+    )
+
     # What is shown.
     depth_log_images: int = field(
         default=0,
