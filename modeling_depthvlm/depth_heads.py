@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from .composed_convolution import ComposedConvolution, may_compose
 from .configuration_depthvlm import DepthHeadConfig
 
 # softplus(x) = 1: a head that has learnt nothing yet says one metre.
@@ -154,10 +155,8 @@ class DPTScratch(nn.Module):
         )
 
     def forward(self, pyramid: list[Tensor]) -> Tensor:
-        fine, second, third, coarse = (
-            layer(x)
-            for layer, x in zip((self.layer1_rn, self.layer2_rn, self.layer3_rn, self.layer4_rn), pyramid, strict=True)
-        )
+        """From the four maps of `features` channels, fine to coarse, to `(N, features // 2, H, W)`."""
+        fine, second, third, coarse = pyramid
         x = self.refinenet4(coarse, None, third.shape[-2:])
         x = self.refinenet3(x, third, second.shape[-2:])
         x = self.refinenet2(x, second, fine.shape[-2:])
@@ -192,15 +191,28 @@ class DPTDepthHead(DepthHead):
         self.resize_layers = nn.ModuleList(resize_layers)
         self.scratch = DPTScratch(list(config.out_channels), config.features)
 
+        s = self.scratch
+        convolutions = (s.layer1_rn, s.layer2_rn, s.layer3_rn, s.layer4_rn)
+        self.composed = {
+            level: ComposedConvolution(resize, conv)
+            for level, (resize, conv) in enumerate(zip(resize_layers, convolutions, strict=True))
+            if isinstance(resize, nn.ConvTranspose2d)
+        }
+
     def forward(self, features: list[Tensor], grid: tuple[int, int]) -> Tensor:
         height, width = grid
-        pyramid = [
-            resize(project(self.norm(tokens), grid))
-            for tokens, project, resize in zip(features, self.projects, self.resize_layers, strict=True)
-        ]
-        x = self.scratch(pyramid)
+        x = self.scratch([self._level(level, tokens, grid) for level, tokens in enumerate(features)])
         x = F.interpolate(x, size=(height * self.stride, width * self.stride), mode="bilinear", align_corners=True)
         return F.softplus(self.scratch.output_conv2(x))[:, 0]
+
+    def _level(self, level: int, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """A feature map at the resolution and width of its place in the pyramid."""
+        x = self.projects[level](self.norm(tokens), grid)
+        composed = self.composed.get(level)
+        if composed is not None and may_compose(composed.up.weight, composed.conv.weight):
+            return composed(x)
+        conv = getattr(self.scratch, f"layer{level + 1}_rn")
+        return conv(self.resize_layers[level](x))
 
 
 class MLPDepthHead(DepthHead):
