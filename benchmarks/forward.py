@@ -118,9 +118,11 @@ def compare(
     device: str,
     pairs: dict[str, str],
     grad: bool = False,
+    before: Callable[[], Any] = lambda: None,
 ) -> dict[str, list[float]]:
     """
-    Run all candidates in turn, `rounds` times after a warm-up, and print medians; `pairs` says which is whose 1.
+    Run all candidates in turn, `rounds` times after a warm-up, and print medians; `pairs` says which is whose 1, and
+    `before` runs unmeasured before each.
 
     Returns the times in seconds.
     """
@@ -128,6 +130,7 @@ def compare(
     memory: dict[str, float] = {}
     for turn in range(rounds + 1):
         for name, run in candidates.items():
+            before()
             with PeakMemory(device) as peak, torch.set_grad_enabled(grad):
                 started = time.perf_counter()
                 run()

@@ -12,6 +12,7 @@ against what the loader delivers.
 import io
 import statistics
 import time
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import numpy as np
@@ -41,11 +42,6 @@ def training_batch(
     inputs["labels"] = labels
     depth = [torch.rand(size, device=model.device) * 9 + 1 for _ in range(batch_size)]
     return inputs, depth
-
-
-def clear(model: torch.nn.Module) -> None:
-    """No gradient stays from one candidate to the next."""
-    model.zero_grad(set_to_none=True)
 
 
 class Pictures(Dataset):
@@ -94,45 +90,59 @@ def main(
     model = build_model("4b", layers, device, torch.bfloat16).train()
     inputs, depth = training_batch(model, (height, width), batch_size)
     targets = DepthTargets(maps=depth, focal_scale=None, weight=1.0 / batch_size)
+    plain_forward = model.forward
     without_labels = {name: value for name, value in inputs.items() if name != "labels"}
 
+    def clear() -> None:
+        model.zero_grad(set_to_none=True)  # no gradient stays from one candidate to the next
+
     def frozen_in_graph() -> None:
-        clear(model)
         _, prediction = model.run_backbone(True, **without_labels, use_cache=False)
         silog_loss(prediction, depth).backward()
 
+    def with_text_loss() -> None:
+        model.forward = plain_forward
+        model(**inputs, depth_labels=depth, use_cache=False).loss.backward()
+        model.forward = head_forward
+
     def stage1() -> None:
-        clear(model)
         model(**inputs, depth_targets=targets, fused_lm_head=True).depth_loss.backward()
 
     add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
     fused_forward = model.forward
     set_trainable(model, ["head"])
 
-    def in_graph_with_checkpointing() -> None:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.enable_input_require_grads()
-        frozen_in_graph()
-        model.disable_input_require_grads()
-        model.gradient_checkpointing_disable()
+    def checkpointed(run: Callable[[], None]) -> Callable[[], None]:
+        def call() -> None:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+            run()
+            model.disable_input_require_grads()
+            model.gradient_checkpointing_disable()
+
+        return call
 
     add_depth_forward(model, 0.5, text=False)
+    head_forward = model.forward
+    name = "frozen LLM in the graph"
+    candidates = {
+        name: checkpointed(frozen_in_graph),
+        f"{name}, text loss": checkpointed(with_text_loss),
+        "stage 1": stage1,
+    }
     title = f"stage 1, {layers} layers, {size}, batch {batch_size}"
-    pairs = {"stage 1": "frozen LLM in the graph"}
-    candidates = {"frozen LLM in the graph": in_graph_with_checkpointing, "stage 1": stage1}
-    first = compare(title, candidates, rounds, device, pairs, grad=True)
+    pairs = {"stage 1": name, f"{name}, text loss": name}
+    first = compare(title, candidates, rounds, device, pairs, grad=True, before=clear)
 
     model.forward = fused_forward
     set_trainable(model, ["head+llm"])
     model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def plain_sft() -> None:
-        clear(model)
         outputs = model(**inputs, use_cache=False, fused_lm_head=True)
         (-outputs.log_probs.sum() / (12 * batch_size)).backward()
 
     def stage2() -> None:
-        clear(model)
         outputs = model(**inputs, use_cache=False, fused_lm_head=True, depth_targets=targets)
         (outputs.depth_loss - outputs.log_probs.sum() / (12 * batch_size)).backward()
 
@@ -143,7 +153,6 @@ def main(
         feature.requires_grad_(True)  # the loss goes on into the LLM
 
     def head_alone() -> None:
-        clear(model)
         prediction = model.depth_head(maps, (height // 32, width // 32))
         silog_loss(prediction, depth).backward()
 
@@ -168,6 +177,7 @@ def main(
         device,
         {"head alone": "plain SFT", "stage 2": "plain SFT"},
         grad=True,
+        before=clear,
     )
     sums = [a + b for a, b in zip(second["plain SFT"], second["head alone"], strict=True)]
     ratio = statistics.median(one / both for one, both in zip(second["stage 2"], sums, strict=True))

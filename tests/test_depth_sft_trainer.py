@@ -313,6 +313,9 @@ def test_depth_is_asked_for_and_there_is_none(checkpoint: str, tmp_path: Path) -
     data = toy_dataset(rows).remove_columns("depth")
     with pytest.raises(ValueError, match="has no column 'depth'"):
         DepthSFTTrainer(checkpoint, settings(tmp_path, depth_loss_weight=1.0), train_dataset=data)
+    blind = toy_dataset(toy_rows(4)).remove_columns("images")
+    with pytest.raises(ValueError, match="has depth but no column of images"):
+        DepthSFTTrainer(checkpoint, settings(tmp_path), train_dataset=blind)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(checkpoint: str, tmp_path: Path) -> None:

@@ -34,6 +34,9 @@ def test_contents(wheel):
         expected = {f"depthvlm/{folder}/{path.name}" for path in (REPOSITORY / folder).glob("*.py")}
         assert expected
         assert expected <= set(names)
+    recipes = [*(REPOSITORY / "training").glob("*/*.yaml")]
+    assert recipes
+    assert {f"depthvlm/{path.relative_to(REPOSITORY)}" for path in recipes} <= set(names)
     data = [*(REPOSITORY / "depthvlm" / "nano").iterdir(), *(REPOSITORY / "depthvlm" / "assets").iterdir()]
     assert {str(path.relative_to(REPOSITORY)) for path in data if path.is_file()} <= set(names)
     assert "depthvlm/nano/model.safetensors" in names

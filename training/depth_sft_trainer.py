@@ -217,7 +217,8 @@ class DepthSFTTrainer(SFTTrainer):
         if not self.depth_enabled:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs = dict(inputs)
-        info: BatchInfo = inputs.pop("batch_info")
+        info = _info(inputs)
+        inputs.pop("batch_info")
         targets = DepthTargets(
             maps=inputs.pop("depth_labels", None) or [None] * info.images,
             focal_scale=inputs.pop("focal_scale", None),

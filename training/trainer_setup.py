@@ -51,6 +51,11 @@ def wants_depth(args: DepthSFTConfig, dataset: Any) -> bool:
             f"{args.depth_column!r} (it has {', '.join(columns)}). Name it with `depth_column`, or set "
             "`depth_loss_weight=0` to train on text alone."
         )
+    if found and not {"image", "images", args.image_column} & set(columns):
+        raise ValueError(
+            f"The training data has depth but no column of images (it has {', '.join(columns)}). Call it 'images' or "
+            "'image', or name it with `image_column`."
+        )
     if found and args.depth_column in columns and isinstance(dataset, Dataset):
         column = dataset.data.column(args.depth_column)
         if column.null_count == len(column):

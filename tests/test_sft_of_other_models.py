@@ -1,0 +1,93 @@
+"""In TRL's own uses, with models that have no depth head, it is `SFTTrainer`."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from peft import LoraConfig
+from toy_tokenizer import build_toy_tokenizer
+from transformers import Qwen2Config, Qwen2ForCausalLM
+from trl import SFTConfig, SFTTrainer
+
+from depthvlm import DepthSFTTrainer
+
+TEXTS = ["a small blue car", "two red balls and a box", "the far door", "one green pole near the wall"] * 2
+
+
+def model(tokenizer: Any) -> Qwen2ForCausalLM:
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+    )
+    return Qwen2ForCausalLM(config)
+
+
+def chat(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": "What is there?"}, {"role": "assistant", "content": text}]
+
+
+DATA = {
+    "text": Dataset.from_dict({"text": TEXTS}),
+    "messages": Dataset.from_dict({"messages": [chat(t) for t in TEXTS]}),
+    "prompt and completion": Dataset.from_dict({"prompt": ["There is "] * 8, "completion": TEXTS}),
+}
+
+
+@pytest.mark.parametrize("kind", list(DATA))
+@pytest.mark.parametrize("options", [{}, {"packing": True, "max_length": 32}, {"peft": True}], ids=str)
+def test_losses_metrics_and_weights(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
+    if options.get("packing") and kind == "prompt and completion":
+        options = {**options, "eval_packing": False}
+    options = dict(options)
+    peft = LoraConfig(r=2, target_modules=["q_proj", "v_proj"]) if options.pop("peft", False) else None
+    tokenizer = build_toy_tokenizer()
+    results = []
+    for trainer_class in (SFTTrainer, DepthSFTTrainer):
+        args = SFTConfig(
+            str(tmp_path / trainer_class.__name__),
+            use_cpu=True,
+            bf16=False,
+            report_to="none",
+            max_steps=2,
+            logging_steps=1,
+            eval_strategy="steps",
+            eval_steps=1,
+            save_strategy="no",
+            per_device_train_batch_size=2,
+            **options,
+        )
+        trainer = trainer_class(
+            model(tokenizer),
+            args,
+            train_dataset=DATA[kind],
+            eval_dataset=DatasetDict({"one": DATA[kind], "two": DATA[kind]}),
+            processing_class=tokenizer,
+            peft_config=peft,
+        )
+        trainer.train()
+        logs = [
+            {k: v for k, v in log.items() if not k.endswith(("runtime", "per_second"))}
+            for log in trainer.state.log_history
+        ]
+        results.append((logs, {name: p.detach().clone() for name, p in trainer.model.named_parameters()}))
+    (their_logs, theirs), (our_logs, ours) = results
+    assert our_logs == their_logs
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_what_trl_refuses_it_refuses(tmp_path: Path) -> None:
+    tokenizer = build_toy_tokenizer()
+    args = SFTConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none")
+    with pytest.raises(ValueError, match="`train_dataset` is required"):
+        DepthSFTTrainer(model(tokenizer), args, processing_class=tokenizer)
+    with pytest.raises(TypeError, match="must be a `Dataset` or `IterableDataset`"):
+        DepthSFTTrainer(model(tokenizer), args, train_dataset=DatasetDict(DATA), processing_class=tokenizer)
