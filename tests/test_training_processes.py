@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,16 @@ def test_two_ranks_resume(checkpoint: str, tmp_path: Path, layout: dict[str, Any
         torch.testing.assert_close(resumed[name], tensor, rtol=0, atol=1e-6)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As in the workers: another number of threads adds up in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(
     checkpoint: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
