@@ -30,7 +30,8 @@ class ComposedConvolution:
 
     def __call__(self, x: Tensor) -> Tensor:
         """`(N, c, h, w)` to `(N, out, k h, k w)`."""
-        made_of = tuple((w, w._version, w.data_ptr()) for w in (self.up.weight, self.up.bias, self.conv.weight))
+        weights: tuple[Any, ...] = (self.up.weight, self.up.bias, self.conv.weight)
+        made_of = tuple((w, w._version, w.data_ptr()) for w in weights)
         if not _same(made_of, self.made_of):
             self._compose()
             self.made_of = made_of
