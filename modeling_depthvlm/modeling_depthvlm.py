@@ -198,22 +198,18 @@ class DepthVLMForConditionalGeneration(  # type: ignore[misc]
     @torch.no_grad()
     def predict_depth(
         self,
-        input_ids: torch.LongTensor,
-        pixel_values: Tensor,
-        image_grid_thw: torch.LongTensor,
-        attention_mask: Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        mm_token_type_ids: torch.IntTensor | None = None,
-        focal_scale: Tensor | None = None,
+        *args: Any,
         cameras: Tensor | None = None,
         output_size: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
-        **kwargs: Any,
+        **inputs: Any,
     ) -> PredictedDepth:
         """
         Depth alone, equal to `forward`'s: no LM head, no cache, and, attention being causal, nothing after the last
         image token. With `feature_source="vit"` the LLM does not run at all.
 
         Args:
+            args, inputs: the processor's output, as [`depth_from_frozen_backbone`] takes it.
+            cameras (`(images, 7)`): handed through to the output.
             output_size: `(height, width)` to resize the depth to, one for all images or one each; by default the
                 resolution of the model's input.
 
@@ -223,16 +219,7 @@ class DepthVLMForConditionalGeneration(  # type: ignore[misc]
         Raises:
             ValueError: as in `forward`, and when `output_size` has another length than there are images.
         """
-        depth = self.depth_from_frozen_backbone(
-            input_ids,
-            pixel_values,
-            image_grid_thw,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            mm_token_type_ids=mm_token_type_ids,
-            focal_scale=focal_scale,
-            **kwargs,
-        )
+        depth = self.depth_from_frozen_backbone(*args, **inputs)
         if output_size is not None:
             sizes: list[Any] = [output_size] * len(depth) if isinstance(output_size[0], int) else list(output_size)
             if len(sizes) != len(depth):

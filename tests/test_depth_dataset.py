@@ -14,7 +14,8 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, IterableDataset, List, Value, concatenate_datasets, load_dataset
 from depthvlm.training.bad_samples import BadSampleError
-from depthvlm.training.depth_data_collator import DepthDataCollator, prepare_depth_dataset
+from depthvlm.training.depth_data_collator import DepthDataCollator
+from depthvlm.training.depth_dataset import prepare_depth_dataset
 from depthvlm.training.depth_sft_config import DepthSFTConfig
 from PIL import Image as PILImage
 from torch.utils.data import DataLoader

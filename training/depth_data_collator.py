@@ -9,11 +9,10 @@ from torch import Tensor
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from .bad_samples import BadSampleError, BadSampleLog
-from .depth_dataset import prepare_depth_dataset
 from .reply_labels import ReplyRenderer
 from .training_rows import DEFAULT_COLUMNS, RowReader, TrainingRow
 
-__all__ = ["BatchInfo", "DepthDataCollator", "prepare_depth_dataset"]
+__all__ = ["BatchInfo", "DepthDataCollator"]
 
 IGNORED = -100
 CAMERA_NAMES = ("intrinsics", "focal_length", "fov")
