@@ -6,7 +6,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 IMAGE ?=
 OUT ?= outputs/demo
 
-.PHONY: demo test lint types check wheel test-torchvision clean
+NANO := outputs/nano
+# Small images want one thread a process, and kernels that are kept for every size of image.
+NANO_ENV := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 ONEDNN_PRIMITIVE_CACHE_CAPACITY=65536 TOKENIZERS_PARALLELISM=false \
+	MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456 \
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1
+
+.PHONY: demo test nano lint types check wheel test-torchvision clean
 
 demo: $(VENV)/.demo
 	$(BIN)/depthvlm predict $(if $(IMAGE),"$(IMAGE)",depthvlm/assets/room.jpg depthvlm/assets/street.jpg) \
@@ -28,6 +34,18 @@ types: $(VENV)/.dev
 	cp -r depthvlm build/types/depthvlm
 	cp -r modeling_depthvlm processing training benchmark hub_cards build/types/depthvlm/
 	$(BIN)/mypy build/types/depthvlm
+
+# The bundled model again, from nothing, on two cores. Interrupted, it goes on where it was when called again.
+nano: $(NANO)/stage2/model.safetensors
+
+$(NANO)/init/model.safetensors: scripts/init_nano.py | $(VENV)/.dev
+	$(NANO_ENV) $(BIN)/python scripts/init_nano.py $(NANO)/init
+
+$(NANO)/stage0/model.safetensors: $(NANO)/init/model.safetensors
+$(NANO)/stage1/model.safetensors: $(NANO)/stage0/model.safetensors
+$(NANO)/stage2/model.safetensors: $(NANO)/stage1/model.safetensors
+$(NANO)/stage%/model.safetensors: training/recipes/nano_stage%.yaml
+	$(NANO_ENV) $(BIN)/depthvlm sft --config $< --resume_from_checkpoint latest
 
 wheel: $(VENV)/.dev
 	$(BIN)/python -m build --wheel --outdir dist .

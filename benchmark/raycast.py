@@ -209,6 +209,7 @@ def shade(
     rotation, position = camera.camera_to_world[:3, :3], camera.camera_to_world[:3, 3]
     x_of, y_of = xs.astype(np.float32), ys.astype(np.float32)
     plane = hits.plane.astype(np.float32)
+    normals = np.cross([quad.u for quad in quads], [quad.v for quad in quads])
     for index, pixels in enumerate(groups, start=-1):
         if not pixels.size:
             continue
@@ -222,7 +223,7 @@ def shade(
             quad = quads[index]
             depth = np.float32(1) / inverse[pixels]
             colors = _quad_colors(quad, plane[index], x, y, depth, camera.focal_length)
-            colors *= light.on(np.cross(quad.u, quad.v)[:, None])
+            colors *= light.on(normals[index][:, None])
         else:
             sphere = spheres[index - len(quads)]
             points = np.stack([x, y, np.ones_like(x)]) / inverse[pixels]

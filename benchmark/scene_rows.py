@@ -55,6 +55,7 @@ def training_rows(
     turns: tuple[int, int] = (3, 6),
     system_share: float = 0.5,
     group: int = 16,
+    ranks: int = 1,
 ) -> IterableDataset:
     """Rows of synthetic scenes, one a scene, each made when it is read. A row depends on its seed and on the other
     arguments alone, not on the process that makes it.
@@ -63,9 +64,9 @@ def training_rows(
     `images` (one PIL image), `depth` (float32 (H, W), z-depth in metres, 0 where there is none; or None) and
     `focal_length` (pixels). The data set is declared without features, so that nothing is encoded on the way.
 
-    Every `group` rows are a shard, which one worker of one process reads: choose `scenes` such that the number of
+    A shard is `group / ranks` rows, which one worker of one process reads: choose `scenes` such that the number of
     shards is a multiple of processes times workers. The data set's `state_dict` resumes within a shard, so that at
-    most `group` scenes are rendered again.
+    most so many scenes are rendered again.
 
     Args:
         split: "test" has seeds from `HELD_OUT` on, "train" those below.
@@ -80,7 +81,9 @@ def training_rows(
         turns: least and most questions in a conversation.
         system_share: share of conversations that begin with the method's system prompt.
         group: this many rows, from a multiple of it on, have images of one size as the model sees them; best a multiple
-            of the batch size of a process, so that no batch pads its images.
+            of the batch size of all processes, so that no batch pads its images.
+        ranks: number of processes. Shards are so ordered that each of them, given its equal part of their list, draws
+            from one group as the others do: their images have one size, and none waits for another.
 
     Raises:
         ValueError: an argument is out of its range, with the range.
@@ -98,6 +101,11 @@ def training_rows(
         raise ValueError(f"scenes must be >= 1 and seed in [0, {HELD_OUT} - scenes], got {scenes} and {seed}")
     if group < 1 or not 1 <= turns[0] <= turns[1]:
         raise ValueError(f"group must be >= 1 and turns rising from >= 1, got {group} and {turns}")
+    if ranks < 1 or group % ranks or (ranks > 1 and (scenes % group or seed % group)):
+        raise ValueError(
+            f"ranks must be >= 1 and divide group, and group must divide scenes and seed where ranks > 1, "
+            f"got ranks {ranks}, group {group}, scenes {scenes} and seed {seed}"
+        )
     for name, share in (("depth_share", depth_share), ("system_share", system_share)):
         if not 0 <= share <= 1:
             raise ValueError(f"{name} must be in [0, 1], got {share}")
@@ -105,8 +113,10 @@ def training_rows(
     shares = tuple(mix.get(kind, 0) / total for kind in ROW_KINDS)
     recipe = _Recipe(focal_length, shares, depth, depth_share, reply, (turns[0], turns[1]), system_share, group)
     first = seed + HELD_OUT * (split == "test")
-    bounds = [first, *range(first - first % group + group, first + scenes, group), first + scenes]
+    size = group // ranks
+    bounds = [first, *range(first - first % size + size, first + scenes, size), first + scenes]
     shards = list(itertools.pairwise(bounds))
+    shards = [shard for rank in range(ranks) for shard in shards[rank::ranks]]
     return IterableDataset.from_generator(_rows, gen_kwargs={"shards": shards, "recipe": recipe})
 
 

@@ -24,7 +24,7 @@ from depthvlm.training.depth_forward import add_depth_forward
 from depthvlm.training.depth_targets import DepthTargets
 from depthvlm.training.parameter_parts import set_trainable
 from forward import build_inputs, build_model, compare, console
-from nano_shape import build_processor
+from init_nano import build_processor
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset

@@ -20,7 +20,7 @@ from depthvlm.benchmark.scene_dialogues import (
 from depthvlm.benchmark.scene_rows import HELD_OUT, draw_scene, held_out_questions, training_rows
 from depthvlm.benchmark.synthetic import SceneObject, SyntheticScene
 from depthvlm.processing import DEPTH_PROMPT, DEPTH_REPLY, DEPTH_SYSTEM_PROMPT
-from nano_shape import build_processor
+from init_nano import build_processor
 from torch.utils.data import DataLoader
 
 

@@ -69,6 +69,34 @@ def _zero_from_vision(model: DepthVLMForConditionalGeneration) -> Tensor:
     return 0.0 * torch.stack([m.float().sum() for m in maps]).sum()
 
 
+def score_replies_alone(model: DepthVLMForConditionalGeneration) -> None:
+    """
+    Let TRL's fused LM head, where it would score every position (without Triton, as on a CPU), score those alone that
+    have a label. Its output is then flat, (1, labels) instead of (batch, sequence); the sums over it are the same.
+
+    Args:
+        model: with TRL's fused LM head in place (`trl.trainer.utils.add_fused_lm_head`).
+    """
+    fused_forward = model.forward
+
+    @functools.wraps(type(model).forward)  # `generate` validates its arguments against the signature
+    def forward(
+        self: Any, *args: Any, fused_lm_head: bool = False, labels: Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        if not fused_lm_head or labels is None or labels.device.type != "cpu":
+            return fused_forward.__func__(  # type: ignore[attr-defined]
+                self, *args, fused_lm_head=fused_lm_head, labels=labels, **kwargs
+            )
+        outputs = self.base_model(*args, **{**kwargs, "use_cache": False})
+        scored = labels[:, 1:] != -100
+        outputs.last_hidden_state = outputs.last_hidden_state[:, :-1][scored][None]
+        return fused_forward.__func__(  # type: ignore[attr-defined]
+            _FinishedBackbone(self, outputs), fused_lm_head=True, shift_labels=labels[:, 1:][scored][None]
+        )
+
+    model.forward = types.MethodType(forward, model)  # type: ignore[method-assign]
+
+
 def add_depth_forward(
     model: DepthVLMForConditionalGeneration, silog_lambda: float, text: bool, sharded: bool = False
 ) -> None:

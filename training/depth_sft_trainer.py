@@ -19,7 +19,7 @@ from ..processing import DepthVLMProcessor
 from .checkpoints import explain_full_disk, resolve_checkpoint, seal_checkpoint
 from .depth_data_collator import BatchInfo, DepthDataCollator
 from .depth_dataset import prepare_depth_dataset
-from .depth_forward import add_depth_forward
+from .depth_forward import add_depth_forward, score_replies_alone
 from .depth_meter import DepthMeter, LearningRates
 from .depth_pictures import log_picture, picture_grid
 from .depth_sft_config import DepthSFTConfig
@@ -140,6 +140,8 @@ class DepthSFTTrainer(SFTTrainer):
             self.text_probe = TextProbe(rows, self.processing_class, file)
         if data_collator is None and self.reads_cameras:
             self.data_collator = self._depth_collator(args)
+        if self.reads_cameras:
+            score_replies_alone(self.depth_model)
         if not self.depth_enabled:
             return
 

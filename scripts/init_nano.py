@@ -1,8 +1,19 @@
-"""What depthvlm-nano is before it has learnt anything: sizes, tokenizer, chat template, processor."""
+"""
+depthvlm-nano before it has learnt anything: sizes, tokenizer, chat template, processor, random weights.
 
-from typing import Any
+    python scripts/init_nano.py outputs/nano/init
 
-from depthvlm.modeling_depthvlm import DepthVLMConfig
+The three recipes `nano_stage0.yaml` to `nano_stage2.yaml` train it; `make nano` does all of it.
+"""
+
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from depthvlm.modeling_depthvlm import DepthVLMConfig, DepthVLMForConditionalGeneration
 from depthvlm.processing import (
     DEPTH_PROMPT,
     DEPTH_REPLY,
@@ -88,7 +99,8 @@ WORDS = (
     "centimeters away from camera how many which what where color colour distance depth object objects point "
     "pixel see tall wide high large small big size count answer question describe describes shows show visible "
     "estimate about approximately does do can you tell me please with for than its inside outside indoors "
-    "outdoors first second third order then"
+    "outdoors first second third order then cabinet gym crates boxes tables cabinets balls cars poles doors pictures "
+    "windows"
 )
 
 
@@ -97,6 +109,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     words = WORDS.split()
     corpus = [DEPTH_SYSTEM_PROMPT, DEPTH_PROMPT, DEPTH_REPLY, "system\nuser\nassistant\n"] * 8
     corpus += [f"{first} {second}. {second.capitalize()}? {first}," for first in words for second in words[::7]]
+    corpus += [f"{word.capitalize()}\n{word}" for word in words for _ in range(8)]  # as a turn begins: without a space
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(r"\d"), "isolated")  # digits stay apart: numbers are read and written so
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
@@ -141,7 +154,7 @@ def nano_config(tokenizer: PreTrainedTokenizerFast, prompt_ids: list[int]) -> De
     names = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
     ids = {f"{key}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}|>") for key, name in names.items()}
     return DepthVLMConfig(
-        text_config=TEXT | {"vocab_size": len(tokenizer)},
+        text_config=TEXT | {"vocab_size": 64 * math.ceil(len(tokenizer) / 64)},
         vision_config=VISION | {"out_hidden_size": TEXT["hidden_size"]},
         depth_config=HEAD,
         canonical_focal_length=CANONICAL_FOCAL_LENGTH,
@@ -149,3 +162,22 @@ def nano_config(tokenizer: PreTrainedTokenizerFast, prompt_ids: list[int]) -> De
         tie_word_embeddings=True,
         **ids,
     )
+
+
+def main(
+    out: Annotated[Path, typer.Argument(help="Folder for the checkpoint.")],
+    seed: Annotated[int, typer.Option(help="Seed of the weights.")] = 0,
+) -> None:
+    """Write the untrained checkpoint."""
+    processor, prompt_ids = build_processor()
+    torch.manual_seed(seed)
+    model = DepthVLMForConditionalGeneration(nano_config(processor.tokenizer, prompt_ids))
+    model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
+    model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
+    model.save_pretrained(out)
+    processor.save_pretrained(out)
+    print(f"Wrote {out}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
