@@ -51,7 +51,7 @@ def split_arguments(args: Sequence[str]) -> tuple[list[str], list[str]]:
     # `of_command_line` is an ordered part of `given`; with --help the parser prints and exits.
     script, _, model, data, of_yaml, of_command_line = _parse(parser, given)
     check_arguments(script, model, data)
-    launcher_args = _without_accelerate_config([*of_yaml, *of_command_line])
+    launcher_args = _without_accelerate_config([*_switches(of_yaml), *of_command_line])
     _refuse_unknown(launcher_args, list(parser._option_string_actions))
     return launcher_args, _remove(given, of_command_line)
 
@@ -106,6 +106,24 @@ def _find_recipe(args: list[str]) -> list[str]:
         raise ValueError(f"There is no file {name}, and no recipe of that name: {', '.join(_names('recipes'))}.")
     typer.echo(f"Recipe: {recipe}")
     return [*args[:place], str(recipe), *args[place + 1 :]]
+
+
+def _switches(args: list[str]) -> list[str]:
+    """The launcher's arguments of a YAML file, whose switches have values (`multi_gpu: true`), as its parser wants."""
+    from accelerate.commands.launch import launch_command_parser
+
+    actions = launch_command_parser()._option_string_actions
+    result: list[str] = []
+    rest = iter(args)
+    for arg in rest:
+        if arg in actions and actions[arg].nargs == 0:
+            value = next(rest).lower()
+            if value not in ("true", "false"):
+                raise ValueError(f"`{arg.removeprefix('--')}` in the YAML file is true or false, got {value!r}.")
+            result += [arg] if value == "true" else []
+        else:
+            result.append(arg)
+    return result
 
 
 def _without_accelerate_config(args: list[str]) -> list[str]:

@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-
 from depthvlm.modeling_depthvlm import DepthVLMConfig, DepthVLMForConditionalGeneration
 from depthvlm.processing import (
     DEPTH_PROMPT,

@@ -22,13 +22,15 @@ NAMED_BY_USER = ["--output_dir", "out"]
 def parse(name: str, *args: str) -> tuple[Any, ...]:
     """(script, training, model, dataset) arguments of a recipe, parsed where there is no GPU."""
     path = str(REPOSITORY / "training" / "recipes" / name)
-    return make_parser().parse_args_and_config(["--config", path, *NAMED_BY_USER, "--use_cpu", "true", *args])
+    given = ["--config", path, *NAMED_BY_USER, "--use_cpu", "true", *args]
+    *parsed, _ = make_parser().parse_args_and_config(given, return_remaining_strings=True)
+    return tuple(parsed)
 
 
 def test_there_are_all_of_them():
     nano = ["nano_stage0", "nano_stage1", "nano_stage2"]
     assert [path.stem for path in RECIPES] == ["lora_1gpu", *nano, "stage1", "stage2", "stage2_mixed"]
-    assert [path.stem for path in LAUNCHERS] == ["fsdp2_10nodes", "fsdp2_1node", "multi_gpu", "zero3"]
+    assert [path.stem for path in LAUNCHERS] == ["cpu", "fsdp2_10nodes", "fsdp2_1node", "multi_gpu", "zero3"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -37,7 +39,9 @@ def test_every_key_is_an_option_and_is_taken(recipe):
     parsed = parse(recipe.name)  # an unknown key is an error
     values = {name: value for arguments in parsed for name, value in vars(arguments).items()}
     for key, value in keys.items():
-        if key not in ("output_dir", "use_cpu", "datasets", "report_to"):
+        if key == "accelerate_config":  # the launcher's
+            assert (REPOSITORY / "training" / "accelerate" / f"{value}.yaml").is_file()
+        elif key not in ("output_dir", "use_cpu", "datasets", "report_to"):
             assert values[key] == value, key
 
 
@@ -103,6 +107,27 @@ def test_lora_reaches_the_llm_alone():
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
+def test_nano_deals_batches_of_one_image_size_to_both_processes(stage):
+    path = REPOSITORY / "training" / "recipes" / f"nano_stage{stage}.yaml"
+    script, training, _, _ = parse(path.name)
+    keys = yaml.safe_load(path.read_text())["dataset_generator_kwargs"]
+    assert keys["scenes"] == training.max_steps * 16
+    assert training.per_device_train_batch_size * 2 == 16
+    rows = generate(script.dataset_generator, script, "train")
+    # Every process gets a run of shards (`IterableDataset.shard`, as accelerate calls it) and reads them in order.
+    parts = [rows.shard(num_shards=2, index=rank).take(8) for rank in range(2)]
+    grids = {processed_grid(row) for part in parts for row in part}
+    assert len(grids) == 1
+
+
+def processed_grid(row: dict[str, Any]) -> tuple[int, int]:
+    """Rows and columns of visual tokens at nano's canonical focal length of 160 px; a token is 32 px wide."""
+    width, height = row["images"][0].size
+    scale = 160 / row["focal_length"] / 32
+    return round(height * scale), round(width * scale)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
 def test_nano_runs_on_a_cpu_and_each_stage_begins_where_the_last_ended(stage):
     path = REPOSITORY / "training" / "recipes" / f"nano_stage{stage}.yaml"
     keys = yaml.safe_load(path.read_text())
@@ -113,7 +138,12 @@ def test_nano_runs_on_a_cpu_and_each_stage_begins_where_the_last_ended(stage):
     assert isinstance(generate(script.dataset_generator, script, "train"), IterableDataset)
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS, ids=lambda path: path.stem)
+def test_the_launcher_of_the_cpu_starts_two_processes():
+    config = load_config_from_file(str(REPOSITORY / "training" / "accelerate" / "cpu.yaml"))
+    assert (config.num_processes, config.mixed_precision, config.distributed_type.value) == (2, "no", "MULTI_GPU")
+
+
+@pytest.mark.parametrize("launcher", [path for path in LAUNCHERS if path.stem != "cpu"], ids=lambda path: path.stem)
 def test_accelerate_reads_the_launchers(launcher):
     config = load_config_from_file(str(launcher))
     assert config.mixed_precision == "bf16"

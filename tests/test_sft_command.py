@@ -181,6 +181,14 @@ def test_launcher_and_script_options_part(here):
     assert os.environ.pop("FROM_THE_YAML") == "yes"
 
 
+def test_a_switch_of_the_launcher_in_a_yaml_file_is_true_or_false(here, capsys):
+    (here / "switches.yaml").write_text((here / "run.yaml").read_text() + "multi_gpu: true\nno_python: false\n")
+    launcher, _ = split_arguments(["--config", "switches.yaml"])
+    assert launcher == ["--num_processes", "1", "--multi_gpu"]
+    (here / "switches.yaml").write_text((here / "run.yaml").read_text() + "multi_gpu: 2\n")
+    assert "`multi_gpu` in the YAML file is true or false, got '2'" in said_by(capsys, "--config", "switches.yaml")
+
+
 def test_a_recipe_is_found_by_its_name_and_a_file_goes_before_it(here, capsys, monkeypatch):
     name = "nano_stage1.yaml"
     _, script = split_arguments(["--config", name, "--model_name_or_path", "toy"])
@@ -200,6 +208,7 @@ def test_a_recipe_is_found_by_its_name_and_a_file_goes_before_it(here, capsys, m
         ("fsdp2_1node.yaml", "training/accelerate/fsdp2_1node.yaml"),
         ("fsdp2_10nodes", "training/accelerate/fsdp2_10nodes.yaml"),
         ("zero3.yaml", "training/accelerate/zero3.yaml"),
+        ("cpu", "training/accelerate/cpu.yaml"),
         ("zero3", "trl/accelerate_configs/zero3.yaml"),
         ("zero2", "trl/accelerate_configs/zero2.yaml"),
     ],
