@@ -22,6 +22,8 @@ APART = 1.2  # ratio of two depths that counts as nearer or farther
 ASIDE = 0.1  # share of the image's width that counts as left or right of something
 TOLERANCE = 0.25  # relative error of a distance that still is right
 CAPTION_PROMPT = "Describe this image."
+MAP_PROMPT = "Map the objects."
+NO_OBJECT = "no"
 
 PRESENCE: dict[str, dict[str, float]] = {
     "room": {
@@ -63,6 +65,25 @@ def caption(scene: SyntheticScene, rng: np.random.Generator) -> str:
         side = "on the left" if place < 0.4 else "on the right" if place > 0.6 else "in front"
         told.append(f"{_a(_describe(o))} {'at ' + meters(o.depth) if by_distance else side}")
     return f"A {scene.kind}{' with ' if told else ''}{', '.join(told)}."
+
+
+def object_map(scene: SyntheticScene, rows: int, columns: int) -> str:
+    """
+    What fills the cells of a grid over the image, in words: the clearly seen object that covers most of a cell, and at
+    least a quarter of it, else `NO_OBJECT`; cells apart by commas, rows by line breaks.
+
+    With a cell for every image token it names what each token shows: it ties words to places.
+    """
+    height, width = scene.segments.shape
+    cells = (np.arange(height) * rows // height)[:, None] * columns + np.arange(width) * columns // width
+    area = np.bincount(cells.ravel(), minlength=rows * columns)
+    share = np.full((len(scene.objects) + 1, rows * columns), 0.25)
+    for index, o in enumerate(scene.objects):
+        covered = np.bincount(cells[scene.segments == index], minlength=rows * columns)
+        share[index + 1] = covered / area if o.visible >= CLEAR * scene.depth.size else 0
+    words = [NO_OBJECT, *(_describe(o) for o in scene.objects)]
+    names = [words[i] for i in share.argmax(0)]
+    return "\n".join(", ".join(names[row * columns : (row + 1) * columns]) for row in range(rows))
 
 
 def questions(scene: SyntheticScene, rng: np.random.Generator) -> list[Question]:

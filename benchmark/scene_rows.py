@@ -14,7 +14,7 @@ from depthvlm.processing import DEPTH_PROMPT, DEPTH_REPLY, DEPTH_SYSTEM_PROMPT
 from numpy.typing import NDArray
 from PIL import Image
 
-from .scene_dialogues import Question, conversation, questions
+from .scene_dialogues import MAP_PROMPT, Question, conversation, object_map, questions
 from .synthetic import SyntheticScene, render_scene
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class _Recipe:
     depth_share: float
     reply: bool
     turns: tuple[int, int]
+    map_share: float
     system_share: float
     group: int
 
@@ -53,6 +54,7 @@ def training_rows(
     depth_share: float = 1.0,
     reply: bool = True,
     turns: tuple[int, int] = (3, 6),
+    map_share: float = 0.0,
     system_share: float = 0.5,
     group: int = 16,
     ranks: int = 1,
@@ -79,6 +81,7 @@ def training_rows(
         depth_share: share of the captions and questions that have one; rows of kind "depth" always do.
         reply: whether rows of kind "depth" have the method's constant reply, or end with the prompt.
         turns: least and most questions in a conversation.
+        map_share: share of conversations that end with a map of the objects, a cell for every image token.
         system_share: share of conversations that begin with the method's system prompt.
         group: this many rows, from a multiple of it on, have images of one size as the model sees them; best a multiple
             of the batch size of all processes, so that no batch pads its images.
@@ -106,12 +109,14 @@ def training_rows(
             f"ranks must be >= 1 and divide group, and group must divide scenes and seed where ranks > 1, "
             f"got ranks {ranks}, group {group}, scenes {scenes} and seed {seed}"
         )
-    for name, share in (("depth_share", depth_share), ("system_share", system_share)):
+    for name, share in (("depth_share", depth_share), ("map_share", map_share), ("system_share", system_share)):
         if not 0 <= share <= 1:
             raise ValueError(f"{name} must be in [0, 1], got {share}")
 
     shares = tuple(mix.get(kind, 0) / total for kind in ROW_KINDS)
-    recipe = _Recipe(focal_length, shares, depth, depth_share, reply, (turns[0], turns[1]), system_share, group)
+    recipe = _Recipe(
+        focal_length, shares, depth, depth_share, reply, (turns[0], turns[1]), map_share, system_share, group
+    )
     first = seed + HELD_OUT * (split == "test")
     size = group // ranks
     bounds = [first, *range(first - first % size + size, first + scenes, size), first + scenes]
@@ -169,6 +174,8 @@ def _row(seed: int, recipe: _Recipe) -> dict[str, Any]:
     else:
         said = list(conversation(scene, rng, recipe.turns, captioned=kind == "caption"))
         system = rng.random() < recipe.system_share
+        if rng.random() < recipe.map_share:  # last, or its words would answer the questions
+            said.append((MAP_PROMPT, object_map(scene, *_cells(scene, recipe.focal_length))))
     messages = [{"role": "system", "content": DEPTH_SYSTEM_PROMPT}] if system else []
     for user, assistant in said:
         messages.append({"role": "user", "content": user})
@@ -190,6 +197,12 @@ def _camera(rng: np.random.Generator, focal_length: float) -> tuple[float, tuple
     height = round(width / ASPECTS[rng.integers(len(ASPECTS))])
     scale = focal_length * spread / width / _CELL
     return fov, (width, height), (round(height * scale), round(width * scale))
+
+
+def _cells(scene: SyntheticScene, focal_length: float) -> tuple[int, int]:
+    """Rows and columns of the tokens that the image becomes."""
+    scale = focal_length / scene.focal_length / _CELL
+    return round(scene.depth.shape[0] * scale), round(scene.depth.shape[1] * scale)
 
 
 def _jitter(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -49,6 +49,7 @@ class SyntheticScene:
     `image` (H, W, 3) uint8; `depth` (H, W) float32, z-depth in metres, 0 where there is no surface; `intrinsics`
     (3, 3) and `camera_to_world` (4, 4) float64. World: x right, y down, z forward, metres, with the ground at y = 0.
     The centre of pixel (column, row) lies at (column + 0.5, row + 0.5) and the principal point at (W/2, H/2).
+    `segments` (H, W) int16: the index in `objects` of what each pixel shows, -1 for everything else.
     """
 
     image: NDArray[np.uint8]
@@ -58,6 +59,7 @@ class SyntheticScene:
     objects: tuple[SceneObject, ...]
     kind: Kind
     seed: int
+    segments: NDArray[np.int16]
 
     @property
     def focal_length(self) -> float:
@@ -102,14 +104,16 @@ def render_scene(
     groups = group_pixels(hits.surface, len(world.quads) + len(world.spheres))
     color = shade(hits, groups, world.quads, world.spheres, camera, world.light, world.sky)
     depth = np.where(hits.surface < 0, np.float32(0), 1 / hits.inverse_depth)
+    objects, segments = _visible_objects(world, groups, depth)
     return SyntheticScene(
         image=_expose(color, world.exposure, world.noise, np.random.default_rng([seed, 1])),
         depth=depth,
         intrinsics=np.array([[focal_length, 0, width / 2], [0, focal_length, height / 2], [0, 0, 1]]),
         camera_to_world=world.camera_to_world,
-        objects=_visible_objects(world, groups, depth),
+        objects=objects,
         kind=chosen,
         seed=int(seed),
+        segments=segments,
     )
 
 
@@ -125,13 +129,14 @@ def _expose(color: textures.Array, exposure: float, noise: float, rng: np.random
 
 def _visible_objects(
     world: World, groups: list[NDArray[np.intp]], depth: NDArray[np.float32]
-) -> tuple[SceneObject, ...]:
+) -> tuple[tuple[SceneObject, ...], NDArray[np.int16]]:
     surfaces: list[Quad | Sphere] = [*world.quads, *world.spheres]
     pixels: dict[int, list[NDArray[np.intp]]] = {}
     for surface, group in zip(surfaces, groups[1:], strict=True):
         if surface.item >= 0 and group.size:
             pixels.setdefault(surface.item, []).append(group)
-    objects = []
+    objects: list[SceneObject] = []
+    segments = np.full(depth.shape, -1, np.int16)
     for item in sorted(pixels):
         seen = np.concatenate(pixels[item])
         if seen.size < MIN_VISIBLE * depth.size:
@@ -140,8 +145,9 @@ def _visible_objects(
         best = int(np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2))
         row, column = int(rows[best]), int(columns[best])
         name, color = world.items[item]
+        segments.ravel()[seen] = len(objects)
         objects.append(SceneObject(name, color, SIZES[name], (column, row), float(depth[row, column]), seen.size))
-    return tuple(objects)
+    return tuple(objects), segments
 
 
 def _build_room(world: World) -> None:

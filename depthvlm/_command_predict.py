@@ -24,7 +24,7 @@ from rich.progress import (
 from rich.text import Text
 
 from ._bundled import BUNDLED_MODEL, BUNDLED_MODEL_NOTE
-from .cli import fail
+from ._fail import fail
 from .inputs import find_images, read_intrinsics, result_stems
 from .prediction import Prediction, output_paths
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from .cli import fail
+from ._fail import fail
 
 TRAIN_PACKAGES = ("trl", "peft", "datasets", "accelerate")
 _FILE_OPTIONS = ("--config", "--accelerate_config")

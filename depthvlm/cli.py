@@ -5,12 +5,27 @@ from typing import Annotated
 
 import typer
 
+from ._command_bench_build import build, inspect
+from ._command_bench_eval import evaluate
+from ._command_bench_report import report
+from ._fail import fail
+
 app = typer.Typer(
     name="depthvlm",
     help="Dense metric depth inside a vision-language model: metres and words from one prefill.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+bench = typer.Typer(
+    name="bench",
+    help="DepthVLM-Bench: build its data, score any depth model or VLM on it, and print the paper's tables.",
+    no_args_is_help=True,
+)
+bench.command()(build)
+bench.command()(inspect)
+bench.command("eval")(evaluate)
+bench.command()(report)
+app.add_typer(bench)
 
 
 def _version(wanted: bool) -> None:
@@ -91,6 +106,14 @@ def sft(context: typer.Context) -> None:
     run(context.args)
 
 
+@bench.command("list")
+def bench_list() -> None:
+    """Every system of the paper: what its row needs, and whether it can run here."""
+    from ._command_bench_list import run
+
+    run()
+
+
 @app.command()
 def convert(
     source: Annotated[
@@ -122,12 +145,6 @@ def info(
         run(model)
     except (OSError, ValueError) as error:
         raise fail(error) from None
-
-
-def fail(error: Exception | str, code: int = 1) -> typer.Exit:
-    """Print an error meant for the user; raise the result to end the command."""
-    typer.secho(f"Error: {error}", fg="red", err=True)
-    return typer.Exit(code)
 
 
 def main() -> None:

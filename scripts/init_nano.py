@@ -99,7 +99,7 @@ WORDS = (
     "pixel see tall wide high large small big size count answer question describe describes shows show visible "
     "estimate about approximately does do can you tell me please with for than its inside outside indoors "
     "outdoors first second third order then cabinet gym crates boxes tables cabinets balls cars poles doors pictures "
-    "windows"
+    "windows Map"
 )
 
 

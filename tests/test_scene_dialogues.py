@@ -34,7 +34,8 @@ def scene_of(*objects, kind="room", seed=0):
     for o in objects:
         depth[o.pixel[1], o.pixel[0]] = o.depth
     image, intrinsics = np.zeros((100, 100, 3), np.uint8), np.array([[100, 0, 50], [0, 100, 50], [0, 0, 1.0]])
-    return SyntheticScene(image, depth, intrinsics, np.eye(4), tuple(objects), kind, seed)
+    segments = np.full(depth.shape, -1, np.int16)
+    return SyntheticScene(image, depth, intrinsics, np.eye(4), tuple(objects), kind, seed, segments)
 
 
 def asked(scene, draws=200):

@@ -1,0 +1,102 @@
+"""What a folder of builds says about itself: `manifest.json`, and the parameters of builds that are under way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from .shard_writer import STATE_FOLDER, BuildError, write_atomically
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+def build_name(source: str, split: str) -> str:
+    """The name of a build in its folder: "ddad-test"."""
+    return f"{source}-{split}"
+
+
+def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """
+    The finished builds of a folder by their names, empty if there is none.
+
+    Raises:
+        BuildError: the manifest is damaged, or of a format that this version does not know.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version, builds = content["format"], content["builds"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BuildError(f"{path} is damaged ({error}). Delete it and run its builds again to have it anew.") from None
+    if version != FORMAT:
+        raise BuildError(f"{path} has the format {version}, this version reads {FORMAT}: use the one that built it.")
+    return builds
+
+
+def add_to_manifest(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
+    """Adds a finished build, or puts it in the place of its older self; builds of other names stay."""
+    with FileLock(folder / STATE_FOLDER / "manifest.lock"):
+        builds = read_manifest(folder) | {name: dict(entry)}
+        content = {"format": FORMAT, "builds": builds}
+        write_atomically(folder / MANIFEST, json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False))
+
+
+@contextmanager
+def build_lock(folder: Path, name: str) -> Iterator[None]:
+    """
+    Holds the lock that keeps a second process from the same build. A killed process loses it.
+
+    Raises:
+        BuildError: another process has it.
+    """
+    lock = FileLock(folder / STATE_FOLDER / f"{name}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BuildError(
+            f"Another process is building {name} in {folder}. Wait for it, or choose another --out."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def check_parameters(folder: Path, name: str, parameters: Mapping[str, Any]) -> None:
+    """
+    Makes sure that a build goes on as it was begun, and notes the parameters of one that begins.
+
+    Raises:
+        BuildError: it was begun with others; the message says which.
+    """
+    path = folder / STATE_FOLDER / f"{name}.json"
+    begun: dict[str, Any] | None = None
+    if path.is_file():
+        begun = json.loads(path.read_text(encoding="utf-8"))
+    elif name in read_manifest(folder):
+        begun = read_manifest(folder)[name]["parameters"]
+    if begun is None:
+        write_atomically(path, json.dumps(dict(parameters), indent=1, sort_keys=True))
+        return
+    # Through JSON, where a tuple is a list.
+    asked = json.loads(json.dumps(dict(parameters)))
+    differing = [key for key in sorted(asked | begun) if asked.get(key) != begun.get(key)]
+    if differing:
+        lines = [f"  {key}: {begun.get(key)!r} there, {asked.get(key)!r} now" for key in differing]
+        raise BuildError(
+            "\n".join(
+                [
+                    f"{name} was begun in {folder} with other parameters:",
+                    *lines,
+                    "Run it with those to go on, or choose another --out.",
+                ]
+            )
+        )

@@ -1,0 +1,124 @@
+"""What a source of DepthVLM-Bench is, and what it yields: frames with untouched images, true depth and cameras."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class FrameError(Exception):
+    """A frame that cannot be read, with its file and the reason. The builder lists it and goes on."""
+
+
+class SourceError(Exception):
+    """A download that cannot be used at all: a wrong root, a missing split file; it says what was expected where."""
+
+
+@dataclass(frozen=True, order=True)
+class FrameRef:
+    """
+    A frame as the index of its source knows it: nothing is decoded yet. Picklable, and small.
+
+    Args:
+        id: unique in its source and split, of letters, digits and `/_-.`; stable from machine to machine.
+        scene: what neighbouring frames share: a drive, a building, a room.
+        camera: of the rig; "" where there is one.
+        order: place within its scene and camera (a time stamp or a number), against near-duplicates.
+        files: what the source needs to read it, relative to its root where they are paths.
+    """
+
+    id: str
+    scene: str
+    camera: str = ""
+    order: int = 0
+    files: Mapping[str, Any] = field(default_factory=dict, compare=False, hash=False)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """
+    One image with its true depth.
+
+    Args:
+        ref: where it comes from.
+        image: bytes of the encoded file, as downloaded (JPEG, PNG).
+        image_size: width and height in pixels.
+        depth: z-depth `(h, w)`, uint16 in the source's own encoding or float32 in metres; 0 where there is none. Its
+            size may differ from the image's.
+        depth_scale: raw value / scale = metres; 1 for float32.
+        intrinsics: fx, fy, cx, cy in pixels of the image, the centre of the top left pixel at (0, 0).
+        mask: `(h, w)` bool of the depth map, False where the source says that depth is not to be used; or None.
+    """
+
+    ref: FrameRef
+    image: bytes
+    image_size: tuple[int, int]
+    depth: NDArray[np.uint16] | NDArray[np.float32]
+    depth_scale: float
+    intrinsics: tuple[float, float, float, float]
+    mask: NDArray[np.bool_] | None = None
+
+    def metres(self, depth_range: tuple[float, float] | None = None) -> NDArray[np.float32]:
+        """Z-depth `(h, w)` in metres, 0 where there is none: masked, or out of `depth_range` (inclusive)."""
+        depth = self.depth.astype(np.float32) / np.float32(self.depth_scale)
+        valid = np.isfinite(depth) & (depth > 0)
+        if self.mask is not None:
+            valid &= self.mask
+        if depth_range is not None:
+            valid &= (depth >= depth_range[0]) & (depth <= depth_range[1])
+        return np.where(valid, depth, np.float32(0))
+
+
+class Source(ABC):
+    """
+    A dataset in its official download layout.
+
+    Args:
+        root: folder of the download.
+
+    Raises:
+        SourceError: the root has not the layout; the message names the folder or file that was expected.
+    """
+
+    name: ClassVar[str]
+    """As on the command line: "argoverse2", "waymo", "ddad", "nuscenes", "scannetpp", "taskonomy", "hm3d",
+    "matterport3d", "sunrgbd", "ibims1", "nyuv2", "eth3d", "kitti", "folder"."""
+    title: ClassVar[str]
+    """As in the paper's tables: "Argoverse 2"."""
+    splits: ClassVar[tuple[str, ...]]
+    """Of "train" and "test", as the benchmark names them; which official split each is, the reader's docstring says."""
+    depth_range: ClassVar[tuple[float, float]]
+    """Metres that count as measured."""
+    sparse: ClassVar[bool] = False
+    """Whether depth is a projected lidar sweep."""
+    extra: ClassVar[str | None] = None
+    """Of `pip install depthvlm[...]`, for what reading needs."""
+    licence: ClassVar[str] = ""
+    """Terms of the data, in a few words."""
+    homepage: ClassVar[str] = ""
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
+
+    @abstractmethod
+    def index(self, split: str) -> list[FrameRef]:
+        """All frames of a split, sorted, without decoding any.
+
+        Raises:
+            SourceError: no such split, a split file is missing, or the split is empty.
+        """
+
+    @abstractmethod
+    def read(self, ref: FrameRef) -> Frame:
+        """
+        One frame, decoded. Callable from several processes at once.
+
+        Raises:
+            FrameError: a file is missing, truncated or not what the layout says.
+        """

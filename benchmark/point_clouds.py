@@ -1,0 +1,91 @@
+"""From depth maps to points in space, and their F-score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .error_sums import Array, answered, valid_truth
+
+
+def viewing_rays(pixels: ArrayLike, intrinsics: Sequence[float]) -> Array:
+    """
+    Rays of a pinhole camera with z = 1: `((u - cx) / fx, (v - cy) / fy, 1)`.
+
+    Args:
+        pixels: `(n, 2)`, column u and row v; the centre of the first pixel is at (0, 0).
+        intrinsics: fx, fy, cx, cy in the same pixels.
+
+    Returns:
+        `(n, 3)`: a point is its ray times its z-depth.
+
+    Raises:
+        ValueError: the pixels are not `(n, 2)`, or the intrinsics not four numbers with positive focal lengths.
+    """
+    uv = np.asarray(pixels, dtype=np.float64)
+    if uv.ndim != 2 or uv.shape[1] != 2:
+        raise ValueError(f"Pixels are (n, 2), column and row, got {uv.shape}.")
+    if len(intrinsics) != 4 or not (intrinsics[0] > 0 and intrinsics[1] > 0):
+        raise ValueError(f"Intrinsics are fx, fy, cx, cy in pixels with fx, fy > 0, got {tuple(intrinsics)}.")
+    fx, fy, cx, cy = intrinsics
+    return np.column_stack([(uv[:, 0] - cx) / fx, (uv[:, 1] - cy) / fy, np.ones(len(uv))])
+
+
+def ray_factors(pixels: ArrayLike, intrinsics: Sequence[float]) -> Array:
+    """Distance along the ray / z-depth at each pixel, `(n,)`; arguments and errors as in [`viewing_rays`]."""
+    return np.linalg.norm(viewing_rays(pixels, intrinsics), axis=1)
+
+
+def point_cloud_f_score(
+    prediction: ArrayLike,
+    truth: ArrayLike,
+    intrinsics: Sequence[float],
+    valid: ArrayLike | None = None,
+    threshold: float = 0.05,
+) -> float:
+    """
+    F-score of the predicted point cloud (Knapitsch et al., Tanks and Temples, 2017).
+
+    Precision is the share of predicted points with a true one nearer than `threshold`, recall the share of true points
+    with a predicted one so near; the score is their harmonic mean. Both clouds are of the valid pixels; a failed
+    prediction is a point that is nowhere near, so it lowers the precision too.
+
+    Args:
+        prediction, truth: z-depth `(H, W)` in metres.
+        intrinsics: fx, fy, cx, cy in pixels of the maps, the centre of the first pixel at (0, 0).
+        valid: bool `(H, W)`.
+        threshold: metres.
+
+    Returns:
+        In [0, 1].
+
+    Raises:
+        ValueError: the maps have not one and the same shape `(H, W)`, no truth pixel is valid, or the threshold is not
+            positive.
+        ImportError: SciPy is missing.
+    """
+    try:
+        from scipy.spatial import cKDTree
+    except ImportError as error:
+        raise ImportError('The point-cloud F-score needs SciPy: `pip install "depthvlm[bench]"`.') from error
+
+    predicted, metres = np.asarray(prediction, np.float64), np.asarray(truth, np.float64)
+    if predicted.ndim != 2 or predicted.shape != metres.shape:
+        raise ValueError(
+            f"Point clouds need maps (H, W) of one shape, got a prediction {predicted.shape}, a truth {metres.shape}."
+        )
+    if not 0 < threshold < np.inf:
+        raise ValueError(f"The threshold must be a distance above 0 metres, got {threshold}.")
+    rows, columns = np.nonzero(valid_truth(metres, valid))
+    rays = viewing_rays(np.column_stack([columns, rows]), intrinsics)
+    p, g = predicted[rows, columns], metres[rows, columns]
+    good = answered(p)
+    if not good.any():
+        return 0.0
+    found, true = rays[good] * p[good, None], rays * g[:, None]
+    near_found = cKDTree(true).query(found, distance_upper_bound=threshold)[0] < threshold
+    near_true = cKDTree(found).query(true, distance_upper_bound=threshold)[0] < threshold
+    precision, recall = np.count_nonzero(near_found) / len(p), np.count_nonzero(near_true) / len(p)
+    return 2 * precision * recall / (precision + recall) if precision + recall > 0 else 0.0

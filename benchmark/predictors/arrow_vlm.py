@@ -1,0 +1,186 @@
+"""Any image-text-to-text model of transformers by the arrow protocol: Qwen3-VL, InternVL3.5, LLaVA and the like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    PROCESSOR_MAPPING,
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedConfig,
+)
+from transformers.utils import is_torchvision_available
+
+from ..answers import ARROW_PROMPT, parse_metres
+from ..arrow import ARROW_LENGTH, LONGEST_EDGE, draw_arrow, fit_image, scale_points
+from ..predictor import Example, PointAnswer, PointPredictor, Requirement
+from .dense import pick_device, pick_dtype
+
+# Layouts that transformers does not know, by `model_type`, and what to do.
+_NOT_NATIVE = {
+    "cambrian_qwen": "Cambrian-S runs in its own code, https://github.com/cambrian-mllm/cambrian-s: put that behind an "
+    "OpenAI-compatible server and take the `api` predictor",
+    "internvl_chat": "Take the checkpoint whose name ends with -HF, as OpenGVLab/InternVL3_5-8B-HF",
+    "llava_llama": "Convert it to the layout of llava-hf/llava-1.5-13b-hf",
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """An image with its arrow, and its camera (fx, fy, cx, cy in pixels of it)."""
+
+    image: Image.Image
+    intrinsics: tuple[float, float, float, float]
+
+
+class ArrowVLM(PointPredictor):
+    """
+    Asks a model about one point at a time, in batches, with greedy decoding.
+
+    The image comes before the text, in one turn of the user, without a system prompt but the one of the chat template.
+    DepthVLM's own checkpoints are asked for words here, with their cameras; other models see the picture alone.
+
+    Args:
+        model: name on the Hub, or folder.
+        device: `auto`, `cuda`, `cuda:1`, `mps` or `cpu`; `balanced`: spread over all GPUs, for models that do not fit
+            on one (needs accelerate).
+        dtype: `bfloat16`, `float16`, `float32`; `auto`: the checkpoint's own.
+        batch_size: questions in a batch, of several images if they are given together.
+        max_new_tokens: of the reply; thoughts count.
+        prompt: the question; the paper's by default.
+        arrow_length, longest_edge: in pixels, see `benchmark/arrow.py`.
+        trust_remote_code: run the code that comes with the checkpoint.
+        revision: of the repository on the Hub.
+
+    Raises:
+        ValueError: no such dtype, or a model that transformers has no image-text-to-text class for.
+        OSError: there is no such model.
+    """
+
+    name = "arrow-vlm"
+    requires = Requirement(packages=("torch", "transformers"), install='pip install "depthvlm[bench]"')
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        batch_size: int = 8,
+        max_new_tokens: int = 1024,
+        prompt: str = ARROW_PROMPT,
+        arrow_length: int = ARROW_LENGTH,
+        longest_edge: int | None = LONGEST_EDGE,
+        trust_remote_code: bool = False,
+        revision: str = "main",
+    ):
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+        self.model, self.prompt = model, prompt
+        self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
+        self.arrow_length, self.longest_edge = arrow_length, longest_edge
+        hub: Any = {"revision": revision, "trust_remote_code": trust_remote_code}
+        config = _load_config(model, **hub)
+        where: Any = {"device_map": "auto"} if device == "balanced" else {}
+        self.network = AutoModelForImageTextToText.from_pretrained(
+            model, config=config, dtype="auto" if dtype == "auto" else pick_dtype(dtype), **where, **hub
+        ).eval()
+        if not where:
+            self.network.to(pick_device(device))
+        self.processor = _load_processor(model, config, **hub)
+        self.processor.tokenizer.padding_side = "left"
+        if self.processor.tokenizer.pad_token is None:
+            self.processor.tokenizer.pad_token = self.processor.tokenizer.eos_token
+
+    def predict(self, examples: Sequence[Example]) -> list[list[PointAnswer]]:
+        """
+        One answer for every point of every example, in their order.
+
+        Raises:
+            ValueError: a point outside its image, or an image too small for the arrow.
+        """
+        questions = [question for example in examples for question in self.questions(example)]
+        replies: list[str] = []
+        for start in range(0, len(questions), self.batch_size):
+            replies += self._reply(questions[start : start + self.batch_size])
+        answers = iter([PointAnswer(parse_metres(text), text) for text in replies])
+        return [[next(answers) for _ in example.points] for example in examples]
+
+    def questions(self, example: Example) -> list[Question]:
+        """The image scaled to the protocol's size, once with an arrow for each point."""
+        return self._questions(example, fit_image(example.image, self.longest_edge))
+
+    def _questions(self, example: Example, image: Image.Image) -> list[Question]:
+        (fx, fy, cx, cy), (width, height) = example.intrinsics, example.image.size
+        across, along = image.width / width, image.height / height
+        intrinsics = (fx * across, fy * along, (cx + 0.5) * across - 0.5, (cy + 0.5) * along - 0.5)
+        pixels = scale_points(example.points, example.image.size, image.size).tolist()
+        return [Question(draw_arrow(image, (column, row), self.arrow_length), intrinsics) for column, row in pixels]
+
+    @torch.inference_mode()
+    def _reply(self, questions: Sequence[Question]) -> list[str]:
+        """What the model says to a batch."""
+        inputs = self.processor.apply_chat_template(
+            [[{"role": "user", "content": self._content(question)}] for question in questions],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True, **self._cameras(questions)},
+        ).to(self.network.device, dtype=self.network.dtype)
+        tokens = self.network.generate(
+            **inputs,
+            do_sample=False,
+            num_beams=1,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            max_new_tokens=self.max_new_tokens,
+        )
+        new = tokens[:, inputs["input_ids"].shape[1] :]
+        return self.processor.batch_decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def _content(self, question: Question) -> list[dict[str, Any]]:
+        return [{"type": "image", "image": question.image}, {"type": "text", "text": self.prompt}]
+
+    def _cameras(self, questions: Sequence[Question]) -> dict[str, Any]:
+        """What DepthVLM's processor takes beside the images, as centres of pixels at (0.5, 0.5)."""
+        if not hasattr(self.processor.image_processor, "canonical_focal_length"):
+            return {}
+        cameras = [question.intrinsics for question in questions]
+        return {"intrinsics": [[fx, fy, cx + 0.5, cy + 0.5] for fx, fy, cx, cy in cameras]}
+
+
+def _load_config(model: str, *, revision: str, trust_remote_code: bool) -> Any:
+    """The model's configuration, or an error that says what it needs."""
+    model_type = PreTrainedConfig.get_config_dict(model, revision=revision)[0].get("model_type")
+    if model_type in _NOT_NATIVE and not trust_remote_code:
+        raise ValueError(
+            f"{model} has the layout {model_type!r}, which transformers does not know. {_NOT_NATIVE[model_type]}. If "
+            "the checkpoint brings its own code, and you trust it, pass `trust_remote_code=True`."
+        )
+    config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not trust_remote_code:
+        raise ValueError(f"{model} is a {model_type!r} model, and transformers has no image-text-to-text class for it.")
+    return config
+
+
+def _load_processor(model: str, config: Any, **hub: Any) -> Any:
+    """The model's processor; without its part for videos where torchvision, which that part needs, is missing."""
+    processor_class = PROCESSOR_MAPPING.get(type(config), None)
+    if is_torchvision_available() or processor_class is None:
+        return AutoProcessor.from_pretrained(model, **hub)
+    parts = processor_class.get_attributes()
+    if "video_processor" not in parts:
+        return AutoProcessor.from_pretrained(model, **hub)
+    images_alone = classmethod(lambda _: [part for part in parts if part != "video_processor"])
+    return type(processor_class.__name__, (processor_class,), {"get_attributes": images_alone}).from_pretrained(
+        model, **hub
+    )

@@ -1,0 +1,84 @@
+"""DepthVLM itself, as a row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from ...modeling_depthvlm import DepthVLMForConditionalGeneration
+from ...processing import DEPTH_PROMPT, DEPTH_SYSTEM_PROMPT, DepthVLMProcessor
+from ..predictor import DensePredictor, Example
+from .dense import PredictorError, checkpoint_path, pick_device, pick_dtype, rgb_pixels
+
+_SMALL_MODEL = 500_000_000  # parameters: up to here float32 on a CPU is faster than bfloat16
+
+
+def bundled_nano() -> Path:
+    """The folder of the small checkpoint that comes with the package.
+
+    Raises:
+        PredictorError: this installation does not hold it.
+    """
+    folder = Path(str(files(__name__.split(".")[0]) / "nano"))
+    if not (folder / "config.json").is_file():
+        raise PredictorError(f"This installation does not hold the small model (looked in {folder}): name another.")
+    return folder
+
+
+class DepthVLM(DensePredictor):
+    """
+    A DepthVLM checkpoint: its own, or in the published layout. One prefill a batch, no text; the focal length comes
+    from the intrinsics (section 3.3 of the paper), and the map is brought to the image's size as `depthvlm predict`
+    does it, bilinearly.
+
+    Args:
+        model: a folder or a name on the Hub; None: the bundled small model.
+        device: `auto`, `cuda`, `cuda:1`, `mps` or `cpu`.
+        dtype: `auto`: the checkpoint's own, but float32 for a small model on a CPU; else its name.
+        **kwargs: passed on to `from_pretrained` of the model, such as `attn_implementation` or `revision`.
+
+    Raises:
+        OSError: there is no such model.
+    """
+
+    name = "DepthVLM"
+
+    def __init__(self, model: str | Path | None = None, *, device: str = "auto", dtype: str = "auto", **kwargs: Any):
+        path = checkpoint_path(bundled_nano() if model is None else model)
+        where = pick_device(device)
+        revision = {"revision": kwargs["revision"]} if "revision" in kwargs else {}
+        self.processor = DepthVLMProcessor.from_pretrained(path, **revision)
+        network = DepthVLMForConditionalGeneration.from_pretrained(
+            path, dtype="auto" if dtype == "auto" else pick_dtype(dtype), **kwargs
+        ).eval()
+        if "device_map" not in kwargs:
+            network = network.to(where)
+            if dtype == "auto" and where.type == "cpu" and network.num_parameters() <= _SMALL_MODEL:
+                network = network.float()
+        self.model = network
+        conversation: list[Any] = [
+            {"role": "system", "content": [{"type": "text", "text": DEPTH_SYSTEM_PROMPT}]},
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": DEPTH_PROMPT}]},
+        ]
+        self._text = self.processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+
+    def predict(self, examples: Sequence[Example]) -> list[NDArray[np.float32]]:
+        """Images of several sizes may share a batch too."""
+        inputs = self.processor(
+            images=[Image.fromarray(rgb_pixels(example)) for example in examples],
+            text=[self._text] * len(examples),
+            intrinsics=[list(example.intrinsics) for example in examples],
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+        ).to(self.model.device)
+        with torch.inference_mode():
+            depths = self.processor.post_process_depth_estimation(self.model.predict_depth(**inputs))
+        return [depth["predicted_depth"].cpu().numpy() for depth in depths]

@@ -1,0 +1,225 @@
+"""Rigid transforms, interpolated ego poses, cameras with lens distortion, and lidar points as a depth map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+DEPTH_SCALE = 256.0
+
+# A rotation matrix whose rows are further from orthonormal than this is not one: its transpose is not its inverse.
+ROTATION_TOLERANCE = 1e-4
+
+
+def rotation_class() -> Any:
+    """`scipy.spatial.transform.Rotation`. Raises ImportError, with the remedy, where SciPy is not installed."""
+    try:
+        from scipy.spatial.transform import Rotation
+    except ImportError as error:
+        raise ImportError('Lidar projection needs SciPy: `pip install "depthvlm[bench]"`.') from error
+    return Rotation
+
+
+@dataclass(frozen=True, eq=False)
+class RigidTransform:
+    """
+    Points of one frame of reference in another: `rotation @ point + translation`.
+
+    Args:
+        rotation: `(3, 3)`, float64.
+        translation: `(3,)` metres, float64.
+    """
+
+    rotation: NDArray[np.float64]
+    translation: NDArray[np.float64]
+
+    @classmethod
+    def from_quaternion(cls, quaternion: ArrayLike, translation: ArrayLike) -> RigidTransform:
+        """Of a quaternion `w, x, y, z`, normalised here, and metres. Raises ValueError for a quaternion of length 0."""
+        rotation = rotation_class().from_quat(np.asarray(quaternion, np.float64), scalar_first=True).as_matrix()
+        return cls(rotation, np.asarray(translation, np.float64).reshape(3))
+
+    @classmethod
+    def from_matrix(cls, matrix: ArrayLike) -> RigidTransform:
+        """Of `(3, 4)`, `(4, 4)` or their 12 or 16 numbers, row by row. Raises ValueError where they are no rotation."""
+        rows = np.asarray(matrix, np.float64).reshape(-1, 4)
+        if rows.shape[0] not in (3, 4):
+            raise ValueError(f"a rigid transform has 12 or 16 numbers, not {rows.size}")
+        rotation = rows[:3, :3]
+        if not np.allclose(rotation @ rotation.T, np.eye(3), atol=ROTATION_TOLERANCE) or np.linalg.det(rotation) < 0:
+            raise ValueError(f"not a rotation: {rotation.tolist()}")
+        return cls(rotation, rows[:3, 3])
+
+    def __matmul__(self, first: RigidTransform) -> RigidTransform:
+        """What `first` does, and then this one."""
+        return RigidTransform(self.rotation @ first.rotation, self.apply(first.translation[None])[0])
+
+    def inverse(self) -> RigidTransform:
+        """The way back."""
+        return RigidTransform(self.rotation.T, -self.rotation.T @ self.translation)
+
+    def apply(self, points: ArrayLike) -> NDArray[np.float64]:
+        """Points `(n, 3)` of any float type, in metres, in the other frame: `(n, 3)` float64."""
+        return np.asarray(points, np.float64) @ self.rotation.T + self.translation
+
+
+class EgoPoses:
+    """
+    Vehicle poses (ego to world) at measured times.
+
+    Args:
+        times: `(n,)` integers in any one unit.
+        quaternions: `(n, 4)` as `w, x, y, z`.
+        translations: `(n, 3)` metres.
+
+    Raises:
+        ValueError: no pose at all, or arrays of unequal lengths.
+    """
+
+    def __init__(self, times: ArrayLike, quaternions: ArrayLike, translations: ArrayLike):
+        self.times, first = np.unique(np.asarray(times, np.int64), return_index=True)
+        quaternions, translations = np.asarray(quaternions, np.float64), np.asarray(translations, np.float64)
+        count = np.size(times)
+        if count == 0 or quaternions.shape != (count, 4) or translations.shape != (count, 3):
+            raise ValueError(f"{count} times with quaternions {quaternions.shape}, translations {translations.shape}")
+        self.quaternions, self.translations = quaternions[first], translations[first]
+
+    def at(self, time: int) -> RigidTransform:
+        """The pose at `time`: a measured one, or between two of them slerp of the rotation and a straight line.
+
+        Raises:
+            ValueError: before the first pose or after the last.
+        """
+        after = int(np.searchsorted(self.times, time))
+        if after < self.times.size and self.times[after] == time:
+            return RigidTransform.from_quaternion(self.quaternions[after], self.translations[after])
+        if not 0 < after < self.times.size:
+            raise ValueError(f"no pose at {time}: the poses cover {self.times[0]} to {self.times[-1]}")
+        from scipy.spatial.transform import Slerp
+
+        pair = slice(after - 1, after + 1)
+        start, end = (int(moment) for moment in self.times[pair])
+        # Nanoseconds since 1970 have no exact float64: only their differences may become floats.
+        fraction = (time - start) / (end - start)
+        rotations = rotation_class().from_quat(self.quaternions[pair], scalar_first=True)
+        before, behind = self.translations[pair]
+        return RigidTransform(Slerp([0.0, 1.0], rotations)(fraction).as_matrix(), before + fraction * (behind - before))
+
+
+@dataclass(frozen=True)
+class PinholeCamera:
+    """
+    A pinhole camera, with a lens where `distortion` is given. Its axes: x right, y down, z forward.
+
+    Args:
+        fx, fy, cx, cy: pixels, the centre of the top left pixel at (0, 0).
+        width, height: of the image in pixels.
+        distortion: k1, k2, p1, p2, k3 of OpenCV's model (its documentation, "Camera Calibration and 3D
+            Reconstruction"), radial and tangential.
+    """
+
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+    width: int
+    height: int
+    distortion: tuple[float, float, float, float, float] | None = None
+
+    @property
+    def intrinsics(self) -> tuple[float, float, float, float]:
+        """fx, fy, cx, cy: the pinhole part."""
+        return (self.fx, self.fy, self.cx, self.cy)
+
+    @cached_property
+    def largest_radius_squared(self) -> float:
+        """
+        How far from the axis, as (x² + y²) / z², the lens still maps outwards.
+
+        The model's polynomial turns back beyond it, and would fold points that the camera never sees into its image.
+        """
+        if self.distortion is None:
+            return np.inf
+        k1, k2, _, _, k3 = self.distortion
+        # Where d/dr of r (1 + k1 r² + k2 r⁴ + k3 r⁶) is 0.
+        roots = np.polynomial.Polynomial([1, 3 * k1, 5 * k2, 7 * k3]).trim().roots()
+        turns = [root.real for root in np.atleast_1d(roots) if abs(root.imag) < 1e-9 and root.real > 0]
+        return min(turns, default=np.inf)
+
+    def project(
+        self, points: NDArray[np.floating]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """
+        Where the camera sees points `(n, 3)` of its own frame, in metres.
+
+        Returns:
+            Column, row (pixels, also outside of the image) and z-depth (metres), `(n,)` each; NaN for a point behind
+            the camera, and column and row NaN for one beyond what the lens maps.
+        """
+        points = np.asarray(points, np.float64)
+        depth = np.where(points[:, 2] > 0, points[:, 2], np.nan)
+        with np.errstate(over="ignore"):
+            x, y = points[:, 0] / depth, points[:, 1] / depth
+            if self.distortion is not None:
+                x, y = self._distort(x, y)
+            return self.fx * x + self.cx, self.fy * y + self.cy, depth
+
+    def _distort(
+        self, x: NDArray[np.float64], y: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        assert self.distortion is not None
+        k1, k2, p1, p2, k3 = self.distortion
+        squared = x * x + y * y
+        squared = np.where(squared < self.largest_radius_squared, squared, np.nan)
+        radial = 1 + squared * (k1 + squared * (k2 + squared * k3))
+        return (
+            x * radial + 2 * p1 * x * y + p2 * (squared + 2 * x * x),
+            y * radial + p1 * (squared + 2 * y * y) + 2 * p2 * x * y,
+        )
+
+
+def depth_map(
+    columns: NDArray[np.floating],
+    rows: NDArray[np.floating],
+    depth: NDArray[np.floating],
+    size: Sequence[int],
+    scale: float = DEPTH_SCALE,
+) -> NDArray[np.uint16]:
+    """
+    Projected points as a sparse map; of several in one pixel the nearest stays.
+
+    Args:
+        columns, rows: `(n,)` pixels, the centre of the top left pixel at (0, 0); NaN is no point.
+        depth: `(n,)` metres.
+        size: width and height of the map in pixels.
+        scale: units in a metre.
+
+    Returns:
+        `(height, width)` uint16, rounded, 0 where there is no point. What would round to 0 or above 65535 stays out.
+    """
+    width, height = size
+    inside = (columns >= -0.5) & (columns < width - 0.5) & (rows >= -0.5) & (rows < height - 0.5)
+    raw = np.rint(depth[inside] * scale)
+    kept = (raw >= 1) & (raw <= np.iinfo(np.uint16).max)
+    raw = raw[kept].astype(np.uint16)
+    across = np.floor(columns[inside][kept] + 0.5).astype(np.int64)
+    down = np.floor(rows[inside][kept] + 0.5).astype(np.int64)
+    # Sorted by pixel and then by depth, the first of every pixel is its nearest.
+    pixels = down * width + across
+    order = np.lexsort((raw, pixels))
+    taken, first = np.unique(pixels[order], return_index=True)
+    result = np.zeros(height * width, np.uint16)
+    result[taken] = raw[order][first]
+    return result.reshape(height, width)
+
+
+def lidar_depth_map(
+    points: NDArray[np.floating], to_camera: RigidTransform, camera: PinholeCamera, scale: float = DEPTH_SCALE
+) -> NDArray[np.uint16]:
+    """The depth map `(height, width)` of lidar points `(n, 3)` that `to_camera` brings into the camera's frame."""
+    return depth_map(*camera.project(to_camera.apply(points)), (camera.width, camera.height), scale)

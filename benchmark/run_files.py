@@ -1,0 +1,51 @@
+"""The files of an evaluation under way: its settings, every process's part, and one line per image."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .results import ImageResult, lines_path, read_lines, write_whole
+
+
+class EvaluationError(RuntimeError):
+    """An evaluation that cannot go on; what was scored so far is kept."""
+
+
+def claim(summary: Path, settings: dict[str, Any]) -> None:
+    """Notes the settings of a run that begins; raises EvaluationError if one that goes on has others."""
+    path = summary.with_suffix(".run")
+    wanted = json.loads(json.dumps(settings, sort_keys=True, default=str))
+    if path.is_file():
+        begun = json.loads(path.read_text(encoding="utf-8"))
+        differing = [name for name in wanted if begun.get(name) != wanted[name]]
+        if differing:
+            lines = [f"  {name}: {begun.get(name)!r} there, {wanted[name]!r} now" for name in differing]
+            raise EvaluationError(
+                "\n".join(
+                    [f"{summary.parent} holds this evaluation with other settings:", *lines, "Choose another --out."]
+                )
+            )
+    else:
+        write_whole(path, json.dumps(wanted, indent=1, sort_keys=True) + "\n")
+
+
+def parts_of(summary: Path) -> list[Path]:
+    """One for each process that began to score."""
+    return sorted(summary.parent.glob(f"{summary.stem}.part*.jsonl"))
+
+
+def read_parts(summary: Path) -> dict[str, ImageResult]:
+    """All images scored so far, by id: those of a finished run, and those of every process's part."""
+    lines = lines_path(summary)
+    return {result.id: result for path in [lines, *parts_of(summary)] if path.is_file() for result in read_lines(path)}
+
+
+def mend(part: Path) -> None:
+    """Cuts off a last line that a kill left unfinished, so that the next one begins on its own."""
+    part.parent.mkdir(parents=True, exist_ok=True)
+    if part.is_file():
+        text = part.read_bytes()
+        if text and not text.endswith(b"\n"):
+            part.write_bytes(text[: text.rfind(b"\n") + 1])

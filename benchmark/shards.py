@@ -1,0 +1,110 @@
+"""Finished builds, read: only whole ones, and only what their manifest says."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import file_digest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .build_manifest import MANIFEST, read_manifest
+from .shard_writer import STATE_FOLDER, BuildError
+from .workers import available_cpus
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def finished_builds(
+    folder: str | Path, split: str | None = None, source: str | None = None
+) -> dict[str, dict[str, Any]]:
+    """
+    The entries of a folder's manifest, by name.
+
+    Args:
+        folder: of `depthvlm bench build`.
+        split, source: only those of this split and this source.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        BuildError: no such build is finished there; the message says what there is.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}.")
+    builds = read_manifest(folder)
+    found = {
+        name: entry
+        for name, entry in sorted(builds.items())
+        if split in (None, entry["split"]) and source in (None, entry["source"])
+    }
+    if found:
+        return found
+    asked = " ".join(part for part in (source, split) if part) or "any kind"
+    under_way = sorted(path.stem for path in (folder / STATE_FOLDER).glob("*.json") if not _is_record(path))
+    unfinished = [name for name in under_way if name not in builds]
+    problem = f"{folder} has no finished build of {asked}; its {MANIFEST} lists {', '.join(builds) or 'none'}."
+    if unfinished:
+        problem += f" Begun and not finished: {', '.join(unfinished)}; run the same build command again to go on."
+    raise BuildError(problem)
+
+
+def shard_paths(folder: str | Path, entry: dict[str, Any], verify: bool = False) -> list[Path]:
+    """
+    The Parquet files of a build, in their order.
+
+    Args:
+        folder: of the build.
+        entry: of the manifest.
+        verify: whether to read all bytes and compare their hashes too, not the sizes alone.
+
+    Raises:
+        BuildError: a file is missing or is not what the manifest says; the message names it.
+    """
+    paths = [Path(folder) / shard["file"] for shard in entry["shards"]]
+    for path, shard in zip(paths, entry["shards"], strict=True):
+        if not path.is_file() or path.stat().st_size != shard["bytes"]:
+            found = f"has {path.stat().st_size} bytes" if path.is_file() else "is missing"
+            raise BuildError(
+                f"{path} {found}, the manifest says {shard['bytes']} bytes. Copy the build again, or run the same "
+                "build command to mend it."
+            )
+    if verify:
+        with ThreadPoolExecutor(available_cpus()) as pool:
+            for path, shard, digest in zip(paths, entry["shards"], pool.map(_sha256, paths), strict=True):
+                if digest != shard["sha256"]:
+                    raise BuildError(f"The bytes of {path} are not those of the manifest (sha256). Copy it again.")
+    return paths
+
+
+def load_build(
+    folder: str | Path, split: str, source: str | None = None, verify: bool = False, **options: Any
+) -> Dataset:
+    """
+    A finished build as a data set; [`benchmark_features`] describes its columns.
+
+    Args:
+        folder: of `depthvlm bench build`.
+        split: "train" or "test".
+        source: one source; by default all of that split, one after the other.
+        verify: whether to compare the hashes of all files first.
+        options: of `datasets.Dataset.from_parquet` (`cache_dir`, `keep_in_memory`, `columns`).
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        BuildError: no such build is finished there, or a file is not what the manifest says.
+    """
+    from datasets import Dataset
+
+    builds = finished_builds(folder, split, source).values()
+    paths = [str(path) for entry in builds for path in shard_paths(folder, entry, verify)]
+    return Dataset.from_parquet(paths, split=split, **options)
+
+
+def _is_record(path: Path) -> bool:
+    return path.name.endswith(".parquet.json")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()

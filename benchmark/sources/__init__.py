@@ -1,0 +1,65 @@
+"""The readers of DepthVLM-Bench by name; none is imported before it is asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ..frames import Source
+
+SOURCES: dict[str, str] = {
+    "argoverse2": "argoverse2:Argoverse2",
+    "waymo": "waymo:Waymo",
+    "ddad": "ddad:Ddad",
+    "nuscenes": "nuscenes:NuScenes",
+    "scannetpp": "scannetpp:ScanNetPP",
+    "taskonomy": "taskonomy:Taskonomy",
+    "hm3d": "hm3d:HM3D",
+    "matterport3d": "matterport3d:Matterport3D",
+    "sunrgbd": "sunrgbd:SunRGBD",
+    "ibims1": "ibims1:IBims1",
+    "nyuv2": "nyuv2:NYUv2",
+    "eth3d": "eth3d:ETH3D",
+    "kitti": "kitti:Kitti",
+    "folder": "folder:RGBDFolder",
+    "synthetic": "synthetic:Synthetic",
+}
+"""Name on the command line -> "module of this package:class"; in the order of the paper's appendix A, then ours."""
+
+
+def source_names() -> tuple[str, ...]:
+    """The names of all readers."""
+    return tuple(SOURCES)
+
+
+def source_class(name: str) -> type[Source]:
+    """
+    The reader of a name.
+
+    Raises:
+        ValueError: no reader has that name; the message lists those there are.
+    """
+    if name not in SOURCES:
+        raise ValueError(f"There is no source {name!r}. There are: {', '.join(SOURCES)}.")
+    module, _, attribute = SOURCES[name].partition(":")
+    return getattr(import_module(f".{module}", __name__), attribute)
+
+
+def open_source(name: str, root: str | Path, **options: Any) -> Source:
+    """
+    A dataset, by the name of its reader and the folder of its download.
+
+    Args:
+        name: one of `source_names()`.
+        root: folder of the download.
+        options: what the reader takes besides, such as `depth_scale` of "folder".
+
+    Raises:
+        ValueError: no reader has that name.
+        SourceError: the root has not the layout of that dataset.
+    """
+    return source_class(name)(root, **options)
+
+
+__all__ = ["SOURCES", "open_source", "source_class", "source_names"]

@@ -1,0 +1,177 @@
+"""Argoverse 2 Sensor Dataset: ring cameras with the sweep of both lidars."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..frames import Frame, FrameError, FrameRef, Source, SourceError
+from ..projection import DEPTH_SCALE, EgoPoses, PinholeCamera, RigidTransform, lidar_depth_map
+from .files import expect_split, sorted_refs
+from .lidar_files import Recent, expect_any_folder, frame_errors, read_image_of
+
+OFFICIAL_SPLITS = {"train": "train", "test": "val"}
+
+# Both lidars turn at 10 Hz: a sweep lasts 0.1 s from the time in its name. An image later than twice that has none.
+LATEST_IMAGE_NS = 200_000_000
+
+_QUATERNION = ("qw", "qx", "qy", "qz")
+_TRANSLATION = ("tx_m", "ty_m", "tz_m")
+_LAYOUT = "<log>/sensors/cameras/<camera>/<timestamp>.jpg"
+
+
+class Argoverse2(Source):
+    """
+    The Sensor Dataset as downloaded (argoverse.github.io/user-guide/datasets/sensor.html):
+
+        train|val/<log>/sensors/cameras/ring_*/<timestamp_ns>.jpg
+        train|val/<log>/sensors/lidar/<timestamp_ns>.feather        x, y, z (float16, metres, egovehicle frame)
+        train|val/<log>/calibration/intrinsics.feather, egovehicle_SE3_sensor.feather
+        train|val/<log>/city_SE3_egovehicle.feather
+
+    `train` is the official train (700 logs), `test` the official val (150 logs). The seven ring cameras are read; the
+    two stereo cameras are monochrome.
+
+    Sweeps are already compensated, each point from its own time (`offset_ns`) to the time in the sweep's name, says the
+    guide; from there poses bring them to the time of the image. An image takes the sweep that was being measured at its
+    time, the last that began before it. The guide says that all images are undistorted: `k1` to `k3` describe the lens
+    before that, and are not applied.
+    """
+
+    name = "argoverse2"
+    title = "Argoverse 2"
+    splits = ("train", "test")
+    depth_range = (0.05, 120.0)
+    sparse = True
+    extra = "bench"
+    licence = "CC BY-NC-SA 4.0"
+    homepage = "https://www.argoverse.org/av2.html"
+
+    def __init__(self, root: str | Path):
+        super().__init__(root)
+        expect_any_folder(self, list(OFFICIAL_SPLITS.values()), _LAYOUT)
+        self._calibrations: Recent[dict[str, tuple[PinholeCamera, RigidTransform]]] = Recent(8)
+        self._poses: Recent[EgoPoses] = Recent(8)
+        self._sweeps: Recent[NDArray[np.float64]] = Recent()
+
+    def index(self, split: str) -> list[FrameRef]:
+        """All images of the ring cameras, see [`Source.index`]."""
+        expect_split(self, split)
+        folder = self.root / OFFICIAL_SPLITS[split]
+        if not folder.is_dir():
+            raise SourceError(f"{self.title}: the {split} split needs {folder}, with the files {_LAYOUT}.")
+        refs: list[FrameRef] = []
+        for log in sorted(folder.iterdir()):
+            sweeps = np.array(_timestamps(log / "sensors" / "lidar", ".feather"), np.int64)
+            for camera in sorted((log / "sensors" / "cameras").glob("ring_*")):
+                stamps = _timestamps(camera, ".jpg")
+                begun = np.searchsorted(sweeps, np.array(stamps, np.int64), side="right") - 1
+                for stamp, sweep in zip(stamps, begun.tolist(), strict=True):
+                    lidar = int(sweeps[max(sweep, 0)]) if sweeps.size else None
+                    refs.append(
+                        FrameRef(
+                            f"{log.name}/{stamp}/{camera.name}",
+                            log.name,
+                            camera.name,
+                            stamp,
+                            {"lidar": lidar, "in": folder.name},
+                        )
+                    )
+        return sorted_refs(self, split, refs)
+
+    def read(self, ref: FrameRef) -> Frame:
+        """One image with its projected sweep, see [`Source.read`]."""
+        log = self.root / ref.files["in"] / ref.scene
+        image_file = log / "sensors" / "cameras" / ref.camera / f"{ref.order}.jpg"
+        lidar = ref.files["lidar"]
+        if lidar is None or not -LATEST_IMAGE_NS < ref.order - lidar < LATEST_IMAGE_NS:
+            raise FrameError(f"{image_file}: no lidar sweep in {log / 'sensors' / 'lidar'} was measured at its time.")
+        cameras = self._calibrations.get(log, lambda: read_calibration(log / "calibration"))
+        if ref.camera not in cameras:
+            raise FrameError(f"{log / 'calibration'}: no calibration of {ref.camera}.")
+        camera, ego_from_camera = cameras[ref.camera]
+        image = read_image_of(image_file, (camera.width, camera.height), "calibration/intrinsics.feather")
+
+        pose_file = log / "city_SE3_egovehicle.feather"
+        poses = self._poses.get(log, lambda: _read_poses(pose_file))
+        with frame_errors(pose_file):
+            city_from_camera = poses.at(ref.order) @ ego_from_camera
+            camera_from_sweep = city_from_camera.inverse() @ poses.at(lidar)
+        points = self._sweeps.get((log, lidar), lambda: read_sweep(log / "sensors" / "lidar" / f"{lidar}.feather"))
+        depth = lidar_depth_map(points, camera_from_sweep, camera)
+        return Frame(ref, image, (camera.width, camera.height), depth, DEPTH_SCALE, camera.intrinsics)
+
+
+def read_sweep(file: Path) -> NDArray[np.float64]:
+    """
+    The points `(n, 3)` of a sweep in metres, in the egovehicle frame at the time in its name.
+
+    They are float16 in the file and float64 here: float16 arithmetic would add errors of its own steps, 6 cm at 64 m.
+
+    Raises:
+        FrameError: the file is missing, truncated or has no such columns.
+    """
+    table = _read_columns(file, ("x", "y", "z"))
+    return np.stack([table[axis].astype(np.float64) for axis in "xyz"], axis=1)
+
+
+def _timestamps(folder: Path, suffix: str) -> list[int]:
+    """Times in the names of a folder's files, in order; none where there is no folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(file.stem) for file in folder.iterdir() if file.suffix == suffix and file.stem.isdecimal())
+
+
+def read_calibration(folder: Path) -> dict[str, tuple[PinholeCamera, RigidTransform]]:
+    """
+    Of each camera in a log's folder `calibration`: itself, and its frame in the egovehicle's.
+
+    Raises:
+        FrameError: a file is missing, truncated or has no such columns.
+    """
+    poses_file, cameras_file = folder / "egovehicle_SE3_sensor.feather", folder / "intrinsics.feather"
+    columns = ("fx_px", "fy_px", "cx_px", "cy_px", "width_px", "height_px")
+    mounts = _read_columns(poses_file, ("sensor_name", *_QUATERNION, *_TRANSLATION))
+    inner = _read_columns(cameras_file, ("sensor_name", *columns))
+    with frame_errors(poses_file):
+        transforms = {
+            name: RigidTransform.from_quaternion(
+                [mounts[key][row] for key in _QUATERNION], [mounts[key][row] for key in _TRANSLATION]
+            )
+            for row, name in enumerate(mounts["sensor_name"])
+        }
+    with frame_errors(cameras_file):
+        result = {}
+        for row, name in enumerate(inner["sensor_name"]):
+            fx, fy, cx, cy, width, height = (float(inner[key][row]) for key in columns)
+            result[name] = PinholeCamera(fx, fy, cx, cy, int(width), int(height)), transforms[name]
+        return result
+
+
+def _read_poses(file: Path) -> EgoPoses:
+    table = _read_columns(file, ("timestamp_ns", *_QUATERNION, *_TRANSLATION))
+    with frame_errors(file):
+        return EgoPoses(
+            table["timestamp_ns"],
+            np.stack([table[key] for key in _QUATERNION], axis=1),
+            np.stack([table[key] for key in _TRANSLATION], axis=1),
+        )
+
+
+def _read_columns(file: Path, columns: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+    feather = _feather()
+    with frame_errors(file):
+        table = feather.read_table(file, columns=list(columns), use_threads=False, memory_map=False)
+        return {name: table[name].to_numpy() for name in columns}
+
+
+def _feather() -> ModuleType:
+    try:
+        from pyarrow import feather
+    except ImportError as error:
+        raise ImportError('Argoverse 2 needs pyarrow: `pip install "depthvlm[bench]"`.') from error
+    return feather

@@ -1,0 +1,127 @@
+"""DDAD: six global-shutter cameras with aggregated Luminar scans, in TRI's DGP format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..frames import Frame, FrameError, FrameRef, Source, SourceError
+from ..projection import DEPTH_SCALE, PinholeCamera, RigidTransform, lidar_depth_map
+from .files import expect_folders, expect_split, read_image, read_json, sorted_refs
+from .lidar_files import Recent, frame_errors, read_table
+
+# Keys of `scene_splits` in DGP's dataset file.
+OFFICIAL_SPLITS = {"train": "0", "test": "1"}
+
+_ROTATION = ("qw", "qx", "qy", "qz")
+
+
+class Ddad(Source):
+    """
+    DDAD as downloaded (github.com/TRI-ML/DDAD, `DDAD.tar`), or any other dataset in the DGP format of scenes:
+
+        ddad.json                                            (or scene_dataset*.json) scenes of each split
+        <scene>/scene_<hash>.json                            samples, and the pose of every datum at its own time
+        <scene>/calibration/<hash>.json                      intrinsics
+        <scene>/rgb/<camera>/<time>.jpg
+        <scene>/point_cloud/LIDAR/<time>.npz                 `data`: x, y, z, intensity; metres, lidar frame
+
+    `train` is the official train (150 scenes), `test` the official val (50 scenes). An image takes the point cloud of
+    its own sample. Both have a pose (sensor to world) at their own times, which compensates the motion between them;
+    points have no times of their own. The cameras are pinholes. Annotations are not read.
+    """
+
+    name = "ddad"
+    title = "DDAD"
+    splits = ("train", "test")
+    depth_range = (0.05, 120.0)
+    sparse = True
+    extra = "bench"
+    licence = "CC BY-NC-SA 4.0"
+    homepage = "https://github.com/TRI-ML/DDAD"
+
+    def __init__(self, root: str | Path):
+        super().__init__(root)
+        expect_folders(self)
+        found = [self.root / "ddad.json"] if (self.root / "ddad.json").is_file() else []
+        found = found or sorted(self.root.glob("scene_dataset*.json"))
+        if len(found) != 1:
+            raise SourceError(
+                f"{self.title}: expected ddad.json in {self.root}, the folder ddad_train_val/ of the download, or one "
+                f"scene_dataset*.json, but there are {len(found)} such files."
+            )
+        self.dataset_file = found[0]
+        self._calibrations: Recent[dict[str, Any]] = Recent(8)
+        self._sweeps: Recent[NDArray[np.float64]] = Recent()
+
+    def index(self, split: str) -> list[FrameRef]:
+        """All images of all samples, see [`Source.index`]."""
+        expect_split(self, split)
+        dataset = read_table(self, self.dataset_file)
+        try:
+            scenes = dataset["scene_splits"][OFFICIAL_SPLITS[split]]["filenames"]
+        except (KeyError, TypeError) as error:
+            raise SourceError(
+                f"{self.title}: {self.dataset_file} lists no scenes of the {split} split: it has no {error} of "
+                f"scene_splits/{OFFICIAL_SPLITS[split]}/filenames."
+            ) from error
+        return sorted_refs(self, split, (ref for scene in scenes for ref in self._scene_refs(self.root / scene)))
+
+    def _scene_refs(self, file: Path) -> Iterator[FrameRef]:
+        scene, folder = read_table(self, file), file.parent.relative_to(self.root).as_posix()
+        try:
+            data = {entry["key"]: entry for entry in scene["data"]}
+            for number, sample in enumerate(scene["samples"]):
+                datums = [data[key] for key in sample["datum_keys"]]
+                clouds = [entry["datum"]["point_cloud"] for entry in datums if "point_cloud" in entry["datum"]]
+                calibration = f"{folder}/calibration/{sample['calibration_key']}.json"
+                for entry in datums:
+                    if "image" not in entry["datum"]:
+                        continue
+                    image, camera = entry["datum"]["image"], entry["id"]["name"]
+                    files = {
+                        "image": f"{folder}/{image['filename']}",
+                        "pose": image["pose"],
+                        "calibration": calibration,
+                    }
+                    if clouds:
+                        files |= {"lidar": f"{folder}/{clouds[0]['filename']}", "lidar_pose": clouds[0]["pose"]}
+                    yield FrameRef(f"{folder}/{number:05d}/{camera}", folder, camera, number, files)
+        except (KeyError, TypeError) as error:
+            raise SourceError(f"{self.title}: {file} is not a scene of the DGP format: it has no {error}.") from error
+
+    def read(self, ref: FrameRef) -> Frame:
+        """One image with the projected points of its sample, see [`Source.read`]."""
+        image_file, calibration_file = self.root / ref.files["image"], self.root / ref.files["calibration"]
+        if "lidar" not in ref.files:
+            raise FrameError(f"{image_file}: its sample has no point cloud.")
+        calibration = self._calibrations.get(calibration_file, lambda: read_json(calibration_file))
+        image, (width, height) = read_image(image_file)
+        with frame_errors(calibration_file):
+            inner = calibration["intrinsics"][calibration["names"].index(ref.camera)]
+            if inner["skew"] != 0:
+                raise ValueError(f"{ref.camera} has a skew of {inner['skew']}, a pinhole camera has none")
+            fx, fy, cx, cy = (float(inner[key]) for key in ("fx", "fy", "cx", "cy"))
+        camera = PinholeCamera(fx, fy, cx, cy, width, height)
+        with frame_errors(f"{image_file}, its pose"):
+            world_from_camera = _pose(ref.files["pose"])
+            world_from_lidar = _pose(ref.files["lidar_pose"])
+        points = self._sweeps.get(ref.files["lidar"], lambda: read_point_cloud(self.root / ref.files["lidar"]))
+        depth = lidar_depth_map(points, world_from_camera.inverse() @ world_from_lidar, camera)
+        return Frame(ref, image, (width, height), depth, DEPTH_SCALE, camera.intrinsics)
+
+
+def read_point_cloud(file: Path) -> NDArray[np.float64]:
+    """The points `(n, 3)` of an `.npz` in metres, lidar frame. Raises FrameError if it is missing or truncated."""
+    with frame_errors(file), np.load(file, allow_pickle=False) as archive:
+        return np.asarray(archive["data"][:, :3], np.float64)
+
+
+def _pose(pose: Mapping[str, Mapping[str, float]]) -> RigidTransform:
+    return RigidTransform.from_quaternion(
+        [pose["rotation"][key] for key in _ROTATION], [pose["translation"][key] for key in "xyz"]
+    )

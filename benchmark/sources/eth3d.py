@@ -1,0 +1,146 @@
+"""ETH3D: high-resolution photographs with laser-scanned depth."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..frames import Frame, FrameError, FrameRef, Source, SourceError
+from .files import downloaded_scenes, expect_folders, expect_split, read_image, sorted_refs
+
+TRAINING_SCENES = (
+    "courtyard",
+    "delivery_area",
+    "electro",
+    "facade",
+    "kicker",
+    "meadow",
+    "office",
+    "pipes",
+    "playground",
+    "relief",
+    "relief_2",
+    "terrace",
+    "terrains",
+)
+"""The high-resolution multi-view scenes whose ground truth is public: 454 images."""
+
+_CALIBRATION = "dslr_calibration_jpg"
+
+# COLMAP puts the corner of the top left pixel at (0, 0).
+_PIXEL_CENTRE = 0.5
+
+
+class ETH3D(Source):
+    """
+    ETH3D's high-resolution multi-view training set as downloaded, the archives `multi_view_training_dslr_jpg` and
+    `*_dslr_depth` unpacked over each other:
+
+        <scene>/images/dslr_images/DSC_0286.JPG                 6048x4032, as the lens distorts it
+        <scene>/ground_truth_depth/dslr_images/DSC_0286.JPG     float32 metres, little-endian, row by row, inf: none
+        <scene>/dslr_calibration_jpg/cameras.txt, images.txt    COLMAP, THIN_PRISM_FISHEYE
+
+    `test` is that whole official training set, 13 scenes with 454 images; the truth of the official test set is not
+    public. The depth maps were rendered into the distorted photographs, so those are the images here: over the
+    undistorted ones, which are of another size, the maps would be shifted by up to tens of pixels. The intrinsics are
+    fx, fy, cx, cy of the distorted camera (cx and cy less 0.5: COLMAP counts from the corner), exact at the centre;
+    its distortion is not part of a [`Frame`].
+    """
+
+    name = "eth3d"
+    title = "ETH3D"
+    splits = ("test",)
+    depth_range = (0.01, 50.0)
+    licence = "Creative Commons; see the dataset's page"
+    homepage = "https://www.eth3d.net/datasets"
+
+    def __init__(self, root: str | Path):
+        super().__init__(root)
+        expect_folders(self)
+        if not any((self.root / scene / _CALIBRATION).is_dir() for scene in TRAINING_SCENES):
+            raise SourceError(
+                f"{self.title}: expected folders like {TRAINING_SCENES[0]}/{_CALIBRATION}/ in {self.root}. Unpack "
+                "multi_view_training_dslr_jpg and the scenes' dslr_depth archives into it."
+            )
+
+    def index(self, split: str) -> list[FrameRef]:
+        """All images, see [`Source.index`]."""
+        expect_split(self, split)
+        scenes = downloaded_scenes(self, TRAINING_SCENES, lambda scene: self.root / scene / _CALIBRATION)
+        return sorted_refs(self, split, [ref for scene in scenes for ref in self._scene(scene)])
+
+    def read(self, ref: FrameRef) -> Frame:
+        """One image, see [`Source.read`]."""
+        path = self.root / ref.files["image"]
+        image, image_size = read_image(path)
+        width, height, *intrinsics = ref.files["camera"]
+        if image_size != (width, height):
+            raise FrameError(f"{path}: has {image_size} pixels (width, height), its camera {(width, height)}.")
+        fx, fy, cx, cy = intrinsics
+        depth = _read_raster(self.root / ref.files["depth"], width, height)
+        return Frame(ref, image, image_size, depth, 1.0, (fx, fy, cx - _PIXEL_CENTRE, cy - _PIXEL_CENTRE))
+
+    def _scene(self, scene: str) -> list[FrameRef]:
+        cameras = self._cameras(scene)
+        refs: list[FrameRef] = []
+        lines = iter(self._lines(scene, "images.txt"))
+        for line in lines:
+            if not line or line.startswith("#"):
+                continue
+            # IMAGE_ID, QW, QX, QY, QZ, TX, TY, TZ, CAMERA_ID, NAME; the line after it lists keypoints and may be empty.
+            words = line.split()
+            next(lines, None)
+            if len(words) != 10 or words[8] not in cameras:
+                raise SourceError(f"{self.title}: {self._file(scene, 'images.txt')}: no known camera in {line!r}.")
+            image = f"{scene}/images/{words[9]}"
+            depth = f"{scene}/ground_truth_depth/{words[9]}"
+            stem = Path(image).stem
+            number = re.search(r"\d+$", stem)
+            order = int(number.group()) if number else len(refs)
+            files = {"image": image, "depth": depth, "camera": cameras[words[8]]}
+            refs.append(FrameRef(f"{scene}/{stem}", scene=scene, order=order, files=files))
+        return refs
+
+    def _cameras(self, scene: str) -> dict[str, tuple[float, ...]]:
+        """Width, height, fx, fy, cx, cy by CAMERA_ID."""
+        cameras: dict[str, tuple[float, ...]] = {}
+        for line in self._lines(scene, "cameras.txt"):
+            if not line or line.startswith("#"):
+                continue
+            try:
+                identifier, _, width, height, fx, fy, cx, cy, *_ = line.split()
+                cameras[identifier] = (int(width), int(height), float(fx), float(fy), float(cx), float(cy))
+            except ValueError as error:
+                path = self._file(scene, "cameras.txt")
+                raise SourceError(f"{self.title}: {path}: not a camera: {line!r}.") from error
+        return cameras
+
+    def _file(self, scene: str, name: str) -> Path:
+        return self.root / scene / _CALIBRATION / name
+
+    def _lines(self, scene: str, name: str) -> list[str]:
+        path = self._file(scene, name)
+        if not path.is_file():
+            raise SourceError(f"{self.title}: the calibration file {path} is missing.")
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _read_raster(path: Path, width: int, height: int) -> NDArray[np.float32]:
+    """Metres `(height, width)`, 0 where there is none."""
+    try:
+        depth = np.fromfile(path, dtype="<f4")
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise FrameError(f"{path}: no such file.") from None
+    except OSError as error:
+        raise FrameError(f"{path}: cannot be read: {error.strerror}.") from error
+    if size != 4 * width * height:
+        raise FrameError(
+            f"{path}: a raster of {width}x{height} float32 values has {4 * width * height} bytes, the file has {size}. "
+            "It may be truncated, or belong to another image."
+        )
+    depth[~np.isfinite(depth) | (depth < 0)] = 0
+    return depth.reshape(height, width).astype(np.float32, copy=False)

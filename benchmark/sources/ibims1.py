@@ -1,0 +1,78 @@
+"""iBims-1: a hundred laser-scanned indoor images."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ..frames import Frame, FrameRef, Source
+from .files import (
+    expect_folders,
+    expect_split,
+    find_split_file,
+    pinhole,
+    read_depth_png,
+    read_image,
+    read_mask,
+    read_numbers,
+    read_split_list,
+    sorted_refs,
+)
+
+_NAME = re.compile(r"(.+)_(\d+)")
+
+
+class IBims1(Source):
+    """
+    iBims-1 as downloaded, `ibims1_core_raw.zip` unpacked and `imagelist.txt` beside it or in it; the root is the folder
+    of `ibims1_core_raw/`, or that folder itself:
+
+        imagelist.txt                   100 names, such as corridor_01
+        rgb/<name>.png                  640x480
+        depth/<name>.png                uint16, raw * 50 / 65535 metres, 0: none
+        calib/<name>.txt                fx, fy, cx, cy
+        mask_invalid/<name>.png         not black where depth was measured
+        mask_transp/<name>.png          not black where nothing is transparent
+
+    `test` is all of it. A frame's mask is where both masks are not black. Scenes are what the names begin with.
+    """
+
+    name = "ibims1"
+    title = "iBims-1"
+    splits = ("test",)
+    depth_range = (0.005, 25.0)
+    licence = "research; see the dataset's page"
+    homepage = "https://www.asg.ed.tum.de/lmf/ibims1/"
+
+    def __init__(self, root: str | Path):
+        super().__init__(root)
+        expect_folders(self)
+        self._folder = "ibims1_core_raw" if (self.root / "ibims1_core_raw").is_dir() else "."
+        expect_folders(
+            self,
+            *(f"{self._folder}/{name}".removeprefix("./") for name in ("rgb", "depth", "calib")),
+            hint="It is in ibims1_core_raw.zip; ibims1_core_mat.zip is not read.",
+        )
+
+    def index(self, split: str) -> list[FrameRef]:
+        """All images, see [`Source.index`]."""
+        expect_split(self, split)
+        hint = "It is a download of its own, beside ibims1_core_raw.zip."
+        path = find_split_file(self, ["imagelist.txt"], dict.fromkeys((".", self._folder)), hint)
+        refs = []
+        for name in read_split_list(self, path):
+            match = _NAME.fullmatch(name)
+            scene, number = match.groups() if match else (name, "0")
+            refs.append(FrameRef(name, scene=scene, order=int(number)))
+        return sorted_refs(self, split, refs)
+
+    def read(self, ref: FrameRef) -> Frame:
+        """One image, see [`Source.read`]."""
+        folder, file = self.root / self._folder, f"{ref.id}.png"
+        image, image_size = read_image(folder / "rgb" / file)
+        depth = read_depth_png(folder / "depth" / file)
+        size = (depth.shape[1], depth.shape[0])
+        mask = read_mask(folder / "mask_invalid" / file, size) & read_mask(folder / "mask_transp" / file, size)
+        calibration = folder / "calib" / f"{ref.id}.txt"
+        intrinsics = pinhole(read_numbers(calibration), calibration)
+        return Frame(ref, image, image_size, depth, 65535 / 50, intrinsics, mask)

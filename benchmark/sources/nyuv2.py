@@ -1,0 +1,137 @@
+"""NYU Depth V2: the labelled frames, and the raw Kinect files beside them."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..frames import Frame, FrameError, FrameRef, Source, SourceError
+from .files import expect_folders, expect_split, read_bytes, sorted_refs
+
+_LABELED = "nyu_depth_v2_labeled.mat"
+_SPLITS = "splits.mat"
+
+INTRINSICS = (518.85790117450188, 519.46961112127485, 325.58244941119034, 253.73616633400465)
+"""fx, fy, cx, cy of the colour camera at 640x480, of the dataset's toolbox (`camera_params.m`)."""
+
+_PGM_HEADER = re.compile(rb"P5\s+(?:#[^\n]*\n\s*)*(\d+)\s+(?:#[^\n]*\n\s*)*(\d+)\s+(?:#[^\n]*\n\s*)*(\d+)\s")
+_NO_RETURN = 2047
+
+
+def read_kinect_pgm(path: str | Path) -> NDArray[np.float32]:
+    """
+    Z-depth `(h, w)` in metres of a raw Kinect file (`d-*.pgm`), 0 where there is none.
+
+    The file holds 11-bit disparities in 16-bit little-endian words, although PGM is big-endian; the dataset's toolbox
+    turns them into metres by 351.3 / (1092.5 - raw) and discards what is beyond 10 m; 2047 means no return. The map is
+    the depth camera's own view: it does not lie over the colour image.
+
+    Raises:
+        FrameError: the file is missing, truncated or not such a PGM.
+    """
+    path = Path(path)
+    data = read_bytes(path)
+    header = _PGM_HEADER.match(data)
+    if header is None:
+        raise FrameError(f"{path}: not a binary PGM.")
+    width, height, largest = (int(number) for number in header.groups())
+    if largest < 256 or len(data) - header.end() != 2 * width * height:
+        raise FrameError(
+            f"{path}: {width}x{height} pixels of 16 bits are {2 * width * height} bytes, the file has "
+            f"{len(data) - header.end()} after its header and a largest value of {largest}. It may be truncated."
+        )
+    raw = np.frombuffer(data, dtype="<u2", offset=header.end()).reshape(height, width).astype(np.float32)
+    with np.errstate(divide="ignore"):
+        depth = np.float32(351.3) / (np.float32(1092.5) - raw)
+    return np.where((raw < _NO_RETURN) & (depth > 0) & (depth <= 10), depth, np.float32(0))
+
+
+class NYUv2(Source):
+    """
+    NYU Depth V2's labelled frames as downloaded, both files in the root:
+
+        nyu_depth_v2_labeled.mat    HDF5, seen from C: `images` (1449, 3, 640, 480) uint8, `depths` (1449, 640, 480)
+                                    float32 metres, `scenes` (1, 1449) references to strings
+        splits.mat                  `trainNdxs` (795) and `testNdxs` (654), counted from 1
+
+    `train` and `test` are those. Depth is `depths`, whose holes the authors filled, as the usual protocols score it and
+    as near as the file comes to the paper, which took these frames from SUN RGB-D with filled depth. `rawDepths` is not
+    read. The file holds arrays, so the images' bytes are made here: PNG, without loss.
+    """
+
+    name = "nyuv2"
+    title = "NYUv2"
+    splits = ("train", "test")
+    depth_range = (0.005, 10.0)
+    extra = "bench"
+    licence = "none stated; research"
+    homepage = "https://cs.nyu.edu/~fergus/datasets/nyu_depth_v2.html"
+
+    def __init__(self, root: str | Path):
+        super().__init__(root)
+        expect_folders(self)
+        if not (self.root / _LABELED).is_file():
+            raise SourceError(f"{self.title}: expected the file {_LABELED} in {self.root}.")
+
+    def index(self, split: str) -> list[FrameRef]:
+        """All frames of a split, see [`Source.index`]."""
+        expect_split(self, split)
+        numbers = self._numbers(f"{split}Ndxs")
+        try:
+            with _h5py().File(self.root / _LABELED) as file:
+                references = file["scenes"][()].ravel()
+                if numbers.size and not 1 <= numbers.min() <= numbers.max() <= references.size:
+                    raise SourceError(
+                        f"{self.title}: {self.root / _SPLITS} counts from {numbers.min()} to {numbers.max()}, but "
+                        f"{_LABELED} has {references.size} frames."
+                    )
+                scenes = {n: "".join(map(chr, file[references[n - 1]][()].ravel())) for n in numbers.tolist()}
+        except (OSError, RuntimeError, KeyError) as error:
+            raise SourceError(f"{self.title}: {self.root / _LABELED} cannot be read: {error}.") from error
+        refs = [FrameRef(f"{number:04d}", scene=scene, order=number) for number, scene in scenes.items()]
+        return sorted_refs(self, split, refs)
+
+    def read(self, ref: FrameRef) -> Frame:
+        """One frame, see [`Source.read`]."""
+        path = self.root / _LABELED
+        try:
+            with _h5py().File(path) as file:
+                pixels, depth = file["images"][ref.order - 1], file["depths"][ref.order - 1]
+        except (OSError, RuntimeError, KeyError, IndexError, ValueError) as error:
+            raise FrameError(f"{path}: frame {ref.order} cannot be read: {error}.") from error
+        if pixels.ndim != 3 or pixels.shape[0] != 3 or pixels.shape[1:] != depth.shape:
+            raise FrameError(f"{path}: expected (3, 640, 480) and (640, 480), got {pixels.shape} and {depth.shape}.")
+        stream = io.BytesIO()
+        image = Image.fromarray(np.ascontiguousarray(pixels.transpose(2, 1, 0)))
+        image.save(stream, "PNG")
+        metres = np.ascontiguousarray(depth.T, dtype=np.float32)
+        return Frame(ref, stream.getvalue(), image.size, metres, 1.0, INTRINSICS)
+
+    def _numbers(self, variable: str) -> NDArray[np.int64]:
+        try:
+            from scipy.io import loadmat
+        except ImportError:
+            raise ImportError('NYUv2 needs scipy: pip install "depthvlm[bench]".') from None
+        path = self.root / _SPLITS
+        if not path.is_file():
+            raise SourceError(f"{self.title}: the split file {path} is missing. It is on the dataset's page.")
+        try:
+            return np.asarray(loadmat(path, variable_names=[variable])[variable], dtype=np.int64).ravel()
+        except KeyError:
+            raise SourceError(f"{self.title}: the split file {path} has no variable {variable!r}.") from None
+        except Exception as error:  # scipy raises many kinds for a damaged file
+            raise SourceError(f"{self.title}: the split file {path} cannot be read: {error}.") from error
+
+
+def _h5py() -> Any:
+    try:
+        import h5py
+    except ImportError:
+        raise ImportError('NYUv2 needs h5py: pip install "depthvlm[bench]".') from None
+    return h5py

@@ -1,0 +1,104 @@
+"""`depthvlm bench eval`: one predictor on the sets of a build, under one protocol."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ._fail import fail
+
+
+def evaluate(
+    predictor: Annotated[str, typer.Option("--predictor", "-p", help="A row of `depthvlm bench list`, or nano.")],
+    data: Annotated[Path, typer.Option("--data", "-d", help="Folder of `depthvlm bench build`.")],
+    protocol: Annotated[str, typer.Option(help="depthvlm, depthvlm-published, depthlm, dense, nyu-eigen, ...")] = (
+        "depthvlm"
+    ),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of results.")] = Path("results"),
+    source: Annotated[list[str] | None, typer.Option(help="Score these sets only; repeat it for more.")] = None,
+    split: Annotated[str, typer.Option(help="test or train.")] = "test",
+    batch_size: Annotated[int, typer.Option(help="Images of one size at once, at most.")] = 8,
+    limit: Annotated[int | None, typer.Option(help="Score so many images of each set; the result says so.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE for the predictor, such as dtype=bfloat16; repeat it.")
+    ] = None,
+    change: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE for the protocol, such as alignment=median; repeat it.")
+    ] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="boundary_f1 or point_cloud_f_score, under a dense protocol; repeat it.")
+    ] = None,
+) -> None:
+    """Score a depth model or VLM on DepthVLM-Bench.
+
+    Interrupted, it goes on when called again. Under `accelerate launch -m depthvlm bench eval ...` every process scores
+    its part. Results are kept as JSON, with one line per image; `depthvlm bench report` shows them.
+    """
+    try:
+        from .benchmark.eval_sets import open_sets
+        from .benchmark.predictors import find_row, make_predictor
+        from .benchmark.protocol import get_protocol
+        from .benchmark.run_files import EvaluationError
+        from .benchmark.runner import evaluate as run
+        from .benchmark.shard_writer import BuildError
+        from .benchmark.summary import System
+    except ImportError as error:
+        raise fail(f'{error}. The benchmark needs its extra: pip install "depthvlm[bench]"', code=2) from None
+
+    options = _pairs(option, "--option")
+    try:
+        chosen = get_protocol(protocol, **_pairs(change, "--change"))
+        row = find_row(predictor)
+        sets = open_sets(data, split, tuple(source or ()))
+        loaded: Any = make_predictor(predictor, **options)
+    except (ImportError, OSError, ValueError, BuildError) as error:
+        raise fail(error, code=2) from None
+    system = System(predictor, loaded.name, loaded, dict(row.kwargs) | options)
+    results = []
+    for one in sets:
+        try:
+            result = run(system, one, chosen, out, batch_size, limit, tuple(metric or ()))
+        except (EvaluationError, ValueError) as error:
+            raise fail(error, code=1) from None
+        if result is not None:
+            results.append(result)
+    if results:
+        _print(results)
+        Console().print(f"Results in {out}. See them beside the paper's: depthvlm bench report {out}")
+
+
+def _pairs(given: Sequence[str] | None, option: str) -> dict[str, Any]:
+    """NAME=VALUE, with values as JSON reads them, and as text where it cannot."""
+    pairs: dict[str, Any] = {}
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise fail(f"`{option}` wants NAME=VALUE, got {text!r}.", code=2)
+        try:
+            pairs[name] = json.loads(value)
+        except json.JSONDecodeError:
+            pairs[name] = value
+    return pairs
+
+
+def _print(results: Sequence[Any]) -> None:
+    table = Table("set", "images", "delta1", "95 %", "abs_rel", "failures", title=f"{results[0].name}")
+    table.caption = f"protocol {results[0].protocol['name']} ({results[0].protocol['hash']})"
+    for result in results:
+        low, high = result.confidence["delta1"]
+        scores = result.metrics[result.protocol["aggregation"]]
+        abs_rel = f"{scores['abs_rel']:.4f}" if "abs_rel" in scores else "-"
+        images = f"{result.done}" if result.complete else f"{result.done} of {result.images}, partial"
+        table.add_row(
+            f"{result.dataset} {result.split}",
+            images,
+            f"{scores['delta1']:.4f}",
+            f"{low:.4f} to {high:.4f}",
+            abs_rel,
+            str(result.failures),
+        )
+    Console().print(table)

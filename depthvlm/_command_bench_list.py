@@ -1,0 +1,35 @@
+"""`depthvlm bench list`: every row, what it needs, and whether it can run here."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .benchmark.predictors import PREDICTORS, PREFIXES, Row, can_run
+
+
+def run(console: Console | None = None) -> None:
+    """Print it. Nothing is loaded, and nothing is asked of the network."""
+    console = console or Console(highlight=False)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("row", no_wrap=True)
+    for title in ("system", "kind", "needs", "runs here"):
+        table.add_column(title, overflow="fold")
+    for key, row in PREDICTORS.items():
+        able, remark = can_run(row)
+        here = f"{'yes' if able else 'no'}: {remark}" if remark else "yes"
+        table.add_row(key, escape(row.name), row.kind, needs(row), escape(here))
+    console.print(table)
+    console.print("\nBesides:")
+    for prefix in PREFIXES.values():
+        console.print(f"  {prefix}", soft_wrap=True)
+
+
+def needs(row: Row) -> str:
+    """Packages, environment variables, options and GPU memory, in a few words."""
+    requirement = row.requirement
+    parts = [*requirement.packages, *requirement.environment, *(f"{name}=" for name in row.required_options)]
+    if requirement.gpu_gib:
+        parts.append(f"GPU {requirement.gpu_gib:.0f} GiB")
+    return ", ".join(parts) or "-"

@@ -1,0 +1,101 @@
+"""`depthvlm bench report`: from result files to tables and a page."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from .benchmark.report_inputs import Inputs
+    from .benchmark.report_model import Report
+
+
+class ReportFormat(StrEnum):
+    """What is printed."""
+
+    text = "text"
+    markdown = "markdown"
+    csv = "csv"
+    json = "json"
+
+
+def report(
+    results: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="RESULTS...",
+            help="Results of `bench eval` and *_results.json of lmms-eval, or folders of them; none: the paper alone.",
+            show_default=False,
+        ),
+    ] = None,
+    table: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="1|2|3|8", help="Of the paper; may be repeated. [default: all, and what is in none]", min=1
+        ),
+    ] = None,
+    format: Annotated[ReportFormat, typer.Option(help="What is printed.")] = ReportFormat.text,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Also write report.html with plots, report.md, report.csv and report.json."),
+    ] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="BUILD_DIR", help="Builds with the images of the worst results; may be repeated."),
+    ] = None,
+    worst: Annotated[int, typer.Option(min=0, help="Worst images of each system and set on the page.")] = 6,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="NAME", help="System to compare with. [default: the best on each set]")
+    ] = None,
+    date: Annotated[str, typer.Option(help="To be printed; without it the same results give the same bytes.")] = "",
+) -> None:
+    """Print measured rows beside the published ones of the paper's tables 1, 2, 3 and 8.
+
+    Rows under different protocols or on different data are never mixed, and a partial result is marked as one.
+    """
+    from rich.console import Console
+
+    from ._fail import fail
+    from .benchmark.report import build_report
+    from .benchmark.report_formats import FORMATS, to_rich, to_text
+    from .benchmark.report_inputs import read_inputs
+
+    if out is None and (data or baseline is not None):
+        raise fail("--data and --baseline are for the page: give --out too.", code=2)
+    try:
+        inputs = read_inputs(results or [])
+        built = build_report(inputs, table or None, date)
+        files = _write(built, inputs, out, data or [], worst, baseline) if out is not None else []
+    except (ImportError, OSError, ValueError) as error:
+        raise fail(error) from None
+    if format is ReportFormat.text:
+        console = Console(highlight=False, markup=False, emoji=False)
+        if console.is_terminal:
+            console.print(to_rich(built))
+        else:
+            typer.echo(to_text(built), nl=False)
+    else:
+        typer.echo(FORMATS[format.value](built), nl=False)
+    for path in inputs.passed_over:
+        typer.secho(f"Passed over, no result: {path}", fg="yellow", err=True)
+    for path in files:
+        typer.echo(f"Written: {path}", err=True)
+
+
+def _write(
+    built: "Report", inputs: "Inputs", out: Path, data: list[Path], worst: int, baseline: str | None
+) -> list[Path]:
+    from .benchmark.report_formats import to_csv, to_json, to_markdown
+    from .benchmark.report_page import to_page
+    from .benchmark.results import write_whole
+
+    texts = {
+        "report.html": to_page(built, inputs, data, worst, baseline),
+        "report.md": to_markdown(built),
+        "report.csv": to_csv(built),
+        "report.json": to_json(built),
+    }
+    for name, text in texts.items():
+        write_whole(out / name, text)
+    return [out / name for name in texts]

@@ -1,0 +1,230 @@
+"""Protocols: crops, ranges, names and hashes; where the points of annotation lines lie."""
+
+import dataclasses
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from depthvlm.benchmark.metrics import MetricAccumulator, delta1
+from depthvlm.benchmark.point_clouds import ray_factors
+from depthvlm.benchmark.point_coordinates import point_pixels, published_truth
+from depthvlm.benchmark.protocol import PROTOCOLS, Protocol, get_protocol
+from PIL import Image
+
+
+class TestProtocol:
+    def test_presets(self):
+        names = "depthvlm, depthvlm-published, depthlm, nyu-eigen, kitti-garg, kitti-eigen, dense"
+        assert ", ".join(PROTOCOLS) == names
+        assert all(name == protocol.name and protocol.description for name, protocol in PROTOCOLS.items())
+        assert len({protocol.hash() for protocol in PROTOCOLS.values()}) == 7
+        with pytest.raises(ValueError, match=f"Unknown protocol 'nyu': choose one of {names}"):
+            get_protocol("nyu")
+
+    def test_hash_is_of_the_fields(self):
+        fields = {
+            "aggregation": "images",
+            "alignment": "none",
+            "clip": True,
+            "coordinates": "depth",
+            "crop": "kitti-garg",
+            "depth_type": "z",
+            "max_depth": 80.0,
+            "min_depth": 0.001,
+            "name": "kitti-garg",
+            "points": None,
+            "seed": 0,
+        }
+        expected = hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:12]
+        protocol = get_protocol("kitti-garg")
+        assert protocol.hash() == expected
+        assert dataclasses.replace(protocol, description="other words").hash() == expected
+        assert dataclasses.replace(protocol, max_depth=80).hash() == expected
+        assert dataclasses.replace(protocol, max_depth=50).hash() != expected
+
+    def test_changes_show_in_the_name(self):
+        changed = get_protocol("kitti-garg", alignment="median", max_depth=50)
+        assert changed.name == "kitti-garg(alignment=median, max_depth=50)"
+        assert (changed.alignment, changed.max_depth, changed.crop) == ("median", 50.0, "kitti-garg")
+        assert get_protocol("kitti-garg", max_depth=80) == PROTOCOLS["kitti-garg"]
+        assert get_protocol("dense", name="mine", seed=3).name == "mine"
+        with pytest.raises(ValueError, match="no field 'align', only name, points"):
+            get_protocol("dense", align="median")
+
+    def test_round_trip(self):
+        for protocol in PROTOCOLS.values():
+            again = Protocol.from_dict(json.loads(json.dumps(protocol.to_dict())))
+            assert again == protocol
+            assert again.hash() == protocol.hash()
+        with pytest.raises(ValueError, match="no field 'range'"):
+            Protocol.from_dict({"name": "a", "range": 3})
+        with pytest.raises(ValueError, match="needs a `name`"):
+            Protocol.from_dict({})
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"crop": "garg"}, "`crop` must be one of None, 'nyu-eigen', 'kitti-garg', 'kitti-eigen', got 'garg'"),
+            ({"depth_type": "distance"}, "`depth_type` must be one of 'z', 'ray'"),
+            ({"alignment": "mean"}, "`alignment` must be one of 'none', 'median', 'scale'"),
+            ({"aggregation": "sum"}, "`aggregation` must be"),
+            ({"coordinates": "rgb"}, "`coordinates` must be"),
+            ({"points": 0}, "`points` must be a whole number from 1"),
+            ({"points": 10, "crop": "kitti-garg"}, "a crop is of a dense map"),
+            ({"coordinates": "published"}, "give `points`"),
+            ({"min_depth": 10, "max_depth": 10}, "the range from 10.0 to 10.0 m holds no depth"),
+            ({"min_depth": -1}, "holds no depth"),
+        ],
+    )
+    def test_errors(self, fields, message):
+        with pytest.raises(ValueError, match=message):
+            Protocol(name="mine", **fields)
+
+
+class TestMasks:
+    @pytest.mark.parametrize(
+        ("name", "size", "expected"),
+        [
+            ("nyu-eigen", (480, 640), (45, 470, 41, 600)),
+            # 153.04, 371.96, 44.65, 1197.35, rounded down; the last row and column are excluded.
+            ("kitti-garg", (375, 1242), (153, 370, 44, 1196)),
+            # 124.66, 342.57, 44.65, 1197.35
+            ("kitti-eigen", (375, 1242), (124, 341, 44, 1196)),
+            ("dense", (3, 5), (0, 2, 0, 4)),
+        ],
+    )
+    def test_crops(self, name, size, expected):
+        mask = get_protocol(name).crop_mask(*size)
+        rows, columns = np.nonzero(mask)
+        assert (rows.min(), rows.max(), columns.min(), columns.max()) == expected
+        assert mask.sum() == (expected[1] - expected[0] + 1) * (expected[3] - expected[2] + 1)
+
+    def test_nyu_crop_is_of_one_size(self):
+        with pytest.raises(ValueError, match=r"480x640 pixels .* got 530x730"):
+            get_protocol("nyu-eigen").crop_mask(530, 730)
+
+    def test_ranges(self):
+        truth = np.array([0.0, 0.001, 0.5, 1, 10, 80, 90, np.inf], dtype=np.float32)
+        # The source's bounds count, the protocol's own do not.
+        assert get_protocol("dense").valid_mask(truth, (0.5, 80)).tolist() == [0, 0, 1, 1, 1, 1, 0, 0]
+        mine = get_protocol("dense", min_depth=0.001, max_depth=80)
+        assert mine.valid_mask(truth, (0.5, 90)).tolist() == [0, 0, 1, 1, 1, 0, 0, 0]
+        half = get_protocol("dense", max_depth=80)
+        assert half.valid_mask(truth, (1, 10)).tolist() == [0, 0, 0, 1, 1, 0, 0, 0]
+        assert get_protocol("dense").valid_mask(truth).tolist() == [0, 1, 1, 1, 1, 1, 1, 0]
+        with pytest.raises(ValueError, match="'x' has no valid pixel"):
+            mine.valid_mask(np.full(8, 80.0), name="'x'")
+
+    def test_a_bound_in_float32(self):
+        # float32(0.005) is below 0.005.
+        truth = np.full((2, 2), 0.005, dtype=np.float32)
+        assert get_protocol("dense").valid_mask(truth, (0.005, 10)).all()
+        assert get_protocol("dense").prepare(truth, truth, (0.005, 10))[2].all()
+
+    def test_crop_and_range_together(self):
+        truth = np.full((375, 1242), 20.0)
+        truth[200] = 85
+        assert get_protocol("kitti-garg").valid_mask(truth).sum() == (371 - 153 - 1) * (1197 - 44)
+        with pytest.raises(ValueError, match=r"needs a truth \(H, W\), got the shape \(4,\)"):
+            get_protocol("kitti-garg").valid_mask(np.ones(4))
+
+
+class TestPrepare:
+    def test_clips_answers_not_failures(self):
+        prediction, truth = np.array([200.0, 1e-5, 3.0, -1.0, np.nan, np.inf]), np.array([70.0, 1, 3, 3, 3, 3])
+        protocol = get_protocol("kitti-garg", crop=None)
+        p, g, mask = protocol.prepare(prediction, truth)
+        np.testing.assert_array_equal(p, [80, 0.001, 3, np.nan, np.nan, np.nan])
+        assert mask.all()
+        # 80 for 70 m and 3 for 3 m are right; three answers failed.
+        assert delta1(p, g, mask) == pytest.approx(2 / 6)
+        with pytest.raises(ValueError, match="clips, but neither it nor the source"):
+            get_protocol("dense", clip=True).prepare(prediction, truth)
+
+    def test_aligns_over_what_is_scored(self):
+        # Inside the range the median ratio is 2; the pixel beyond it would make it 3.
+        prediction, truth = np.array([1.0, 2, 4, 30]), np.array([2.0, 4, 8, 300])
+        p, _, mask = get_protocol("dense", alignment="median").prepare(prediction, truth, (0.1, 80))
+        np.testing.assert_allclose(p, [2, 4, 8, 60])
+        assert mask.tolist() == [True, True, True, False]
+
+    def test_disparity_ends_at_the_range(self):
+        prediction, truth = 1 / np.array([0.8, 0.5, 0.2]), np.array([2.0, 5.0, 90.0])
+        p, _, _ = get_protocol("dense", alignment="scale_shift_disparity").prepare(prediction, truth, (0.1, 80))
+        np.testing.assert_allclose(p, [2, 5, 80])
+
+    def test_along_the_ray(self):
+        factors = ray_factors([[10, 20], [14, 20]], (4.0, 3.0, 10.0, 20.0))
+        protocol = get_protocol("dense", depth_type="ray")
+        p, g, _ = protocol.prepare([1.0, 2.0], [1.0, 3.0], ray_factors=factors)
+        np.testing.assert_allclose(p, [1, 2 * 2**0.5])
+        np.testing.assert_allclose(g, [1, 3 * 2**0.5])
+        with pytest.raises(ValueError, match="give `ray_factors`"):
+            protocol.prepare([1.0], [1.0])
+
+    def test_what_it_gives_is_scored(self):
+        accumulator = MetricAccumulator()
+        accumulator.add("a", *get_protocol("dense").prepare([[1.0, 5.0, 9.0]], [[1.0, 10.0, 0.0]], (0.5, 80)))
+        assert accumulator.compute()["images"]["delta1"] == 0.5
+        with pytest.raises(ValueError, match=r"prediction for 'b' has the shape \(2,\), its truth \(3,\)"):
+            get_protocol("dense").prepare([1.0, 2.0], [1.0, 2.0, 3.0], name="'b'")
+
+
+class TestPoints:
+    def test_centres_on_centres(self):
+        # A 4x2 map under a 16x6 image: pixel 0 covers image columns 0..3, centre 1.5, and rows 0..2, centre 1.
+        pixels = point_pixels([[0, 0], [3, 1], [1, 0]], (4, 2), (16, 6))
+        np.testing.assert_allclose(pixels, [[1.5, 1], [13.5, 4], [5.5, 1]])
+        np.testing.assert_array_equal(point_pixels([[3, 1]], (4, 2), (4, 2)), [[3, 1]])
+
+    def test_published_reading(self):
+        np.testing.assert_array_equal(point_pixels([[3, 1]], (4, 2), (16, 6), "published"), [[3, 1]])
+        # A 4x2 map, canonical 8x3 of a 16x6 image: point (3, 1) comes to (1.5, 0.5), rounded to even (2, 0), which is
+        # (1, 0) of the map.
+        depth = np.array([[1.0, 2, 3, 4], [5, 6, 7, 8]])
+        truth = published_truth(depth, [[3, 1], [0, 0]], [9.0, 9.0], (16, 6), (8, 3))
+        np.testing.assert_array_equal(truth, [2, 1])
+        # No depth there: the listed one. Rounded beyond the border (15 / 2 = 7.5, to 8): left out.
+        depth[0, 1] = 0
+        truth = published_truth(depth, [[3, 1], [15, 0]], [9.0, 9.0], (16, 6), (8, 3))
+        np.testing.assert_array_equal(truth, [9, 0])
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match="outside the map of 4x2 pixels"):
+            point_pixels([[4, 0]], (4, 2), (16, 6))
+        with pytest.raises(ValueError, match="outside the map of 16x6 pixels"):
+            point_pixels([[16, 0]], (20, 10), (16, 6), "published")
+        with pytest.raises(ValueError, match="column and row"):
+            point_pixels([1, 2], (4, 2), (16, 6))
+        with pytest.raises(ValueError, match='must be "depth" or "published"'):
+            point_pixels([[1, 2]], (4, 2), (16, 6), "rgb")
+
+    @pytest.mark.real_data
+    def test_scannetpp(self, shared):
+        folder = shared / "data" / "scannetpp"
+        lines = [json.loads(line) for line in (folder / "examples.jsonl").read_text().splitlines()]
+        truths = []
+        for line in lines:
+            raw = np.asarray(Image.open(folder / "depth" / line["depth_path"]))
+            depth, coordinates = raw / 1000, np.array(line["pixel_coords"])
+            sizes = line["original_depth_size"], line["original_rgb_size"]
+            right = point_pixels(coordinates, *sizes)
+            # Each lies in the middle of the 7.5 x 7.5 image pixels of its depth pixel, where the listed depth is.
+            np.testing.assert_allclose((right + 0.5) / 7.5 - 0.5, coordinates, atol=1e-9)
+            np.testing.assert_allclose(depth[*coordinates.T[::-1]], line["depth"], atol=1e-9)
+            published = point_pixels(coordinates, *sizes, "published")
+            assert (published < np.array([1920, 1440]) * 0.134).all()
+            truths.append(published_truth(depth, coordinates, line["depth"], sizes[1], line["canonical_size"]))
+        # The first point (238, 48): canonical (165.98, 33.47), so (166, 33) of 1339x1004, which is (31, 6) of the map.
+        raw = np.asarray(Image.open(folder / "depth" / lines[0]["depth_path"]))
+        assert truths[0][0] == raw[6, 31] / 1000
+        assert all((truth > 0).all() for truth in truths)
+
+    @pytest.mark.real_data
+    def test_nyu_crop_of_a_real_map(self, shared):
+        raw = np.asarray(Image.open(shared / "data/nyuv2/nyu_demo/depth/sync_depth_00000.png"))
+        metres = raw.astype(np.float32) / 1000
+        mask = get_protocol("nyu-eigen").valid_mask(metres)
+        assert mask.sum() == np.count_nonzero(raw[45:-9, 41:-39])
+        assert metres[mask].max() < 10
