@@ -146,7 +146,7 @@ def plot_distance(bins: Mapping[str, DistanceBins]) -> bytes:
         together = np.sum([each.points for each in bins.values()], axis=0)
         most = np.max([each.points for each in bins.values()], axis=0)
         shown = np.flatnonzero(together)
-        figure, (left, right) = _figures(2 * max(4.0, 0.8 + 0.45 * len(shown)), 3.6)
+        figure, (left, right) = _figures(2 * max(4.0, 0.8 + 0.52 * len(shown)), 3.6)
         edges = next(iter(bins.values())).edges
         ticks = [f"{_bin_name(edges[i], edges[i + 1])}\n{most[i]}" for i in shown]
         for index, (label, each) in enumerate(bins.items()):
@@ -155,7 +155,7 @@ def plot_distance(bins: Mapping[str, DistanceBins]) -> bytes:
                     range(len(shown)), values[shown], "o-", color=_color(index), markersize=4, label=_legend(label)
                 )
         for axes, title in ((left, "delta1"), (right, "abs_rel (answers alone)")):
-            axes.set_xticks(range(len(shown)), ticks)
+            axes.set_xticks(range(len(shown)), ticks, fontsize=7.5)
             axes.set_xlabel("true depth in metres, points")
             axes.set_ylabel(title)
             axes.grid(axis="y", color="#dddddd")
@@ -173,10 +173,12 @@ def plot_speed(points: Sequence[SpeedPoint]) -> bytes:
         for point in points:
             color = "#595959" if point.published else _color(systems.index(point.system))
             face = "white" if point.published else color
-            axes.scatter(point.seconds, point.score, 42, facecolors=face, edgecolors=color, linewidths=1.5, zorder=3)
-            axes.annotate(
-                point.label, (point.seconds, point.score), (6, 4), textcoords="offset points", fontsize=8, color=color
-            )
+            axes.scatter(point.seconds, point.score, 36, facecolors=face, edgecolors=color, linewidths=1.5, zorder=3)
+            place = (point.seconds, point.score)
+            axes.annotate(point.label, place, (6, 3), textcoords="offset points", fontsize=7, color=color)
+        handles = [axes.scatter([], [], 36, color=_color(index)) for index in range(len(systems))]
+        names = [_legend(system) for system in systems]
+        axes.legend(handles, names, loc="upper left", bbox_to_anchor=(0, -0.15), ncols=2, frameon=False)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set_ylim(0, 1)

@@ -25,6 +25,11 @@ def rotation_class() -> Any:
     return Rotation
 
 
+def _scalar_last(quaternions: ArrayLike) -> NDArray[np.float64]:
+    """`w, x, y, z` as SciPy takes them: `x, y, z, w`."""
+    return np.roll(np.asarray(quaternions, np.float64), -1, axis=-1)
+
+
 @dataclass(frozen=True, eq=False)
 class RigidTransform:
     """
@@ -41,7 +46,7 @@ class RigidTransform:
     @classmethod
     def from_quaternion(cls, quaternion: ArrayLike, translation: ArrayLike) -> RigidTransform:
         """Of a quaternion `w, x, y, z`, normalised here, and metres. Raises ValueError for a quaternion of length 0."""
-        rotation = rotation_class().from_quat(np.asarray(quaternion, np.float64), scalar_first=True).as_matrix()
+        rotation = rotation_class().from_quat(_scalar_last(quaternion)).as_matrix()
         return cls(rotation, np.asarray(translation, np.float64).reshape(3))
 
     @classmethod
@@ -106,7 +111,7 @@ class EgoPoses:
         start, end = (int(moment) for moment in self.times[pair])
         # Nanoseconds since 1970 have no exact float64: only their differences may become floats.
         fraction = (time - start) / (end - start)
-        rotations = rotation_class().from_quat(self.quaternions[pair], scalar_first=True)
+        rotations = rotation_class().from_quat(_scalar_last(self.quaternions[pair]))
         before, behind = self.translations[pair]
         return RigidTransform(Slerp([0.0, 1.0], rotations)(fraction).as_matrix(), before + fraction * (behind - before))
 

@@ -29,7 +29,7 @@ from .report_model import (
     ReportRow,
     ReportTable,
 )
-from .report_rows import SetColumn, measured_rows, one_each, seconds_per_image
+from .report_rows import SetColumn, measured_rows, one_each, seconds_per_image, unique_names
 
 REPORT_TITLE = "DepthVLM-Bench: measured rows beside the paper's"
 MEASURED_GROUP = "Measured, not in this table of the paper"
@@ -131,11 +131,12 @@ def _benchmark_row(
         metrics = {source.metric: value}
         details.append(Detail(column.title, original, done, partial, metrics, interval, 0, 0, None, ""))
     versions = sorted({result.version for result in files if result.version})
-    return ReportRow(name, "measured", tuple(cells), LMMS_PROTOCOL, ", ".join(versions), "", tuple(details))
+    return ReportRow(name, "measured", tuple(cells), LMMS_PROTOCOL, ", ".join(versions), "", name, tuple(details))
 
 
 def _speed_table(table: PublishedTable, measured: Sequence[Measured]) -> ReportTable:
     titles = _set_titles()
+    names = unique_names({item.system for item in measured})
     rows: list[ReportRow] = []
     notes: list[str] = []
     in_words: list[str] = []
@@ -145,11 +146,10 @@ def _speed_table(table: PublishedTable, measured: Sequence[Measured]) -> ReportT
             continue
         mark = PARTIAL_MARK if item.partial() else ""
         speed = item.result.speed
-        rate = speed.get("images_per_second") or 1 / seconds
         cells = [Cell(), Cell(), Cell(), Cell(f"{seconds:.3g}s{mark}", seconds)]
-        cells += [Cell(titles.get(item.set_name, item.set_name)), Cell(f"{rate:.3g}", rate)]
+        cells += [Cell(titles.get(item.set_name, item.set_name)), Cell(f"{1 / seconds:.3g}", 1 / seconds)]
         cells += [Cell(str(speed.get("device") or "-"))]
-        rows.append(ReportRow(item.result.name, "measured", tuple(cells), *item.protocol, item.result.row))
+        rows.append(ReportRow(names[item.system], "measured", tuple(cells), *item.protocol, *reversed(item.system)))
         if mark:
             notes.append(f"{PARTIAL_MARK} {rows[-1].label} on {item.set_name}: timed on {item.partial()}.")
         if item.result.parse_rate is not None:
@@ -161,8 +161,8 @@ def _speed_table(table: PublishedTable, measured: Sequence[Measured]) -> ReportT
         )
     if rows:
         notes.append(
-            "Measured: time in the model for each image of the set, at its own size and in batches; the paper: one map "
-            "of 256x192 pixels, end to end. They are not the same measurement."
+            "Measured: time in the predictor for the median image of the set, at its own size and in batches; the "
+            "paper: one map of 256x192 pixels, end to end. They are not the same measurement."
         )
     return _with_paper(table, rows, notes, _SPEED_COLUMNS)
 
@@ -226,7 +226,7 @@ def _with_paper(
             cells = tuple(Cell(text, number_in(text)) for text in row.cells) + (Cell(),) * len(extra)
             shown.append(ReportRow(row.name, "paper", cells))
             names = {same_name(name) for name in (row.name, *row.also)}
-            same = [each for each in waiting if same_name(each.name) in names]
+            same = [each for each in waiting if same_name(each.system) in names]
             waiting = [each for each in waiting if each not in same]
             shown += same
         groups.append(ReportGroup(group.title, tuple(shown)))

@@ -10,8 +10,8 @@ from .metrics import DELTA_THRESHOLD
 from .plots import BarSeries, DistanceBins, SpeedPoint, bin_by_distance
 from .published import EVALUATION_TABLES, SPEED_TABLE, number_in, published_table, same_name
 from .report_inputs import Measured
-from .report_model import OUTSIDE_KEY, Report, ReportTable
-from .report_rows import PAPER_PROTOCOLS, SCORE, seconds_per_image
+from .report_model import OUTSIDE_KEY, Report, ReportRow, ReportTable
+from .report_rows import PAPER_PROTOCOLS, SCORE, seconds_per_image, unique_names
 from .results import ImageResult
 from .statistics import Comparison, paired_bootstrap
 
@@ -184,12 +184,12 @@ def bars_of(report: Report) -> list[Bars]:
 def speed_points(measured: Sequence[Measured]) -> list[SpeedPoint]:
     """Complete results that were timed, and the paper's systems of table 8 with their average of table 1."""
     points = []
+    names = unique_names({item.system for item in measured})
     for item in measured:
         seconds = seconds_per_image(item)
         score = item.result.metrics.get(item.result.protocol["aggregation"], {}).get(SCORE)
         if seconds is not None and score is not None and item.result.complete:
-            label = f"{item.result.name}, {item.set_name}, {item.protocol[0]}"
-            points.append(SpeedPoint(item.result.name, label, seconds, score))
+            points.append(SpeedPoint(f"{names[item.system]} ({item.protocol[0]})", item.set_name, seconds, score))
     if not points:
         return []
     scores = published_table(EVALUATION_TABLES[0])
@@ -217,14 +217,14 @@ def _labelled(items: Sequence[Measured]) -> dict[str, Measured]:
 def _bars(table: ReportTable, protocol: tuple[str, str]) -> Bars:
     sets = [column for column in table.columns if column.key not in ("average", "failures", "parse_rate")]
     places = {column.key: index for index, column in enumerate(table.columns)}
-    paper = {same_name(row.name): row for row in table.rows if row.origin == "paper"}
+    paper = _paper_rows(table)
     series: list[BarSeries] = []
     names: list[str] = []
     for row in table.measured:
         if (row.protocol, row.protocol_hash) != protocol:
             continue
         cells = {column.title: row.cells[places[column.key]] for column in sets}
-        printed = paper.get(same_name(row.name)) if row.protocol in PAPER_PROTOCOLS else None
+        printed = paper.get(same_name(row.system)) if row.protocol in PAPER_PROTOCOLS else None
         published = {} if printed is None else {each.title: printed.cells[places[each.key]].value for each in sets}
         names.append(row.name)
         twins = names.count(row.name)
@@ -239,3 +239,11 @@ def _bars(table: ReportTable, protocol: tuple[str, str]) -> Bars:
         )
     shown = [column.title for column in sets if any(column.title in each.scores for each in series)]
     return Bars(f"{table.heading}: {' '.join(protocol)}", shown, series)
+
+
+def _paper_rows(table: ReportTable) -> dict[str, ReportRow]:
+    """The paper's rows by each name of their system; sets outside have none."""
+    rows = {row.name: row for row in table.rows if row.origin == "paper"}
+    number = int(table.key) if table.key.isdigit() else None
+    printed = list(published_table(number).rows()) if number else []
+    return {same_name(name): rows[row.name] for row in printed for name in (row.name, *row.also)}

@@ -13,6 +13,7 @@ from .published import same_name
 from .results import ImageResult, Result, lines_path, read_lines
 
 REPORT_KIND = "depthvlm-bench-report"
+RUN_SUFFIX = ".run.json"  # settings of an evaluation under way, beside its result
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,7 @@ class Measured:
         result = self.result
         if result.complete:
             return ""
-        if result.done < result.images:
-            return f"{result.done} of {result.images} images" + (f" (--limit {result.limit})" if result.limit else "")
-        return f"{result.done} images of a larger set (--limit {result.limit})"
+        return f"{result.done} of {result.images} images" + (f" (--limit {result.limit})" if result.limit else "")
 
 
 @dataclass(frozen=True)
@@ -108,10 +107,18 @@ class LmmsResult:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything found. `passed_over`: JSON files in the folders that are neither."""
+    """
+    Everything found.
+
+    Args:
+        measured, lmms: sorted.
+        unfinished: `*.run.json` of evaluations that were begun and have no result yet.
+        passed_over: other JSON files in the folders.
+    """
 
     measured: list[Measured]
     lmms: list[LmmsResult]
+    unfinished: list[Path]
     passed_over: list[Path]
 
 
@@ -138,18 +145,22 @@ def read_inputs(paths: Iterable[str | Path]) -> Inputs:
             )
     measured: list[Measured] = []
     lmms: list[LmmsResult] = []
-    passed_over: list[Path] = []
+    others: list[Path] = []
     for path, named in sorted(found.items()):
         item = _read(path, named)
-        if isinstance(item, Measured):
-            if item not in measured:
-                measured.append(item)
-        elif isinstance(item, LmmsResult):
-            if item not in lmms:
-                lmms.append(item)
-        elif item is not None:
-            passed_over.append(item)
-    return Inputs(sorted(measured, key=_order), sorted(lmms, key=lambda each: (each.name, each.model)), passed_over)
+        if isinstance(item, Measured) and item not in measured:
+            measured.append(item)
+        elif isinstance(item, LmmsResult) and item not in lmms:
+            lmms.append(item)
+        elif isinstance(item, Path):
+            others.append(item)
+    runs = [path for path in others if path.name.endswith(RUN_SUFFIX)]
+    return Inputs(
+        sorted(measured, key=_order),
+        sorted(lmms, key=lambda each: (each.name, each.model)),
+        [path for path in runs if not path.with_name(path.name.removesuffix(RUN_SUFFIX) + ".json").is_file()],
+        [path for path in others if path not in runs],
+    )
 
 
 def _read(path: Path, named: bool) -> Measured | LmmsResult | Path | None:

@@ -57,11 +57,12 @@ class Detail:
 class ReportRow:
     """
     Args:
-        name: of the system.
+        name: of the system, with its key where two share a name.
         origin: "paper" or "measured".
         cells: one for each column of the table.
         protocol, protocol_hash: of a measured row, else "".
         key: of a measured system on the command line, else "".
+        system: its name as in the paper's tables.
         details: one for each measured set.
     """
 
@@ -71,6 +72,7 @@ class ReportRow:
     protocol: str = ""
     protocol_hash: str = ""
     key: str = ""
+    system: str = ""
     details: tuple[Detail, ...] = ()
 
     @property

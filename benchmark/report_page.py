@@ -99,21 +99,19 @@ def _worst_sections(
 ) -> list[dict[str, Any]]:
     """One section for each system on each set."""
     folders = list(data)
-    wanted: dict[tuple[str, str], set[str]] = {}
+    wanted: dict[str, set[str]] = {}
     for item in (item for _, items in worst_of for item in items):
-        result = item.measured.result
-        wanted.setdefault((result.dataset, result.split), set()).add(item.image.id)
+        wanted.setdefault(item.measured.result.data_hash, set()).add(item.image.id)
     found = build_images(folders, wanted) if folders else {}
     missing = sum(len(ids) for ids in wanted.values()) - len(found)
     if folders and missing:
-        notes.append(f"{missing} of the worst images are in none of the builds given with --data: no pictures of them.")
+        notes.append(f"No pictures of {missing} of the worst images: no build given with --data holds their data.")
     sections: dict[tuple[str, str], dict[str, Any]] = {}
     for title, items in worst_of:
         for item in items:
             section = sections.setdefault((title, item.system), {"title": title, "system": item.system, "images": []})
             points = worst_points(item.image, LISTED_POINTS)
-            result = item.measured.result
-            data_of = found.get((result.dataset, result.split, item.image.id))
+            data_of = found.get((item.measured.result.data_hash, item.image.id))
             section["images"].append(
                 {
                     "id": item.image.id,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -15,18 +18,16 @@ PICTURE_WIDTH = 420  # pixels
 _RIGHT, _WRONG, _FAILED = "#1a9850", "#d73027", "#777777"
 
 
-def build_images(
-    folders: Iterable[str | Path], wanted: Mapping[tuple[str, str], set[str]]
-) -> dict[tuple[str, str, str], bytes]:
+def build_images(folders: Iterable[str | Path], wanted: Mapping[str, set[str]]) -> dict[tuple[str, str], bytes]:
     """
     Encoded images out of builds; only the row groups that hold one are read.
 
     Args:
         folders: of `depthvlm bench build`.
-        wanted: source and split to the ids of the images.
+        wanted: the data hash of a result to the ids of its images. A build of other data is passed over.
 
     Returns:
-        Source, split and id to the bytes of the file, of those that are there.
+        Data hash and id to the bytes of the file, of those that are there.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -40,16 +41,16 @@ def build_images(
     from .shard_writer import BuildError
     from .shards import finished_builds, shard_paths
 
-    shards: list[tuple[str, str, Path]] = []
+    shards: list[tuple[str, Path]] = []
     try:
         for folder in folders:
             for entry in finished_builds(folder).values():
-                shards += [(entry["source"], entry["split"], path) for path in shard_paths(folder, entry)]
+                shards += [(build_hash(entry), path) for path in shard_paths(folder, entry)]
     except BuildError as error:
         raise ValueError(str(error)) from None
-    found: dict[tuple[str, str, str], bytes] = {}
-    for source, split, path in shards:
-        ids = {name for name in wanted.get((source, split), set()) if (source, split, name) not in found}
+    found: dict[tuple[str, str], bytes] = {}
+    for digest, path in shards:
+        ids = {name for name in wanted.get(digest, set()) if (digest, name) not in found}
         if not ids:
             continue
         with pq.ParquetFile(path) as file:
@@ -58,8 +59,13 @@ def build_images(
                 places = [place for place, name in enumerate(names) if name in ids]
                 if places:
                     for row in file.read_row_group(group, ["id", "image"]).take(places).to_pylist():
-                        found[source, split, row["id"]] = row["image"]["bytes"]
+                        found[digest, row["id"]] = row["image"]["bytes"]
     return found
+
+
+def build_hash(entry: Mapping[str, Any]) -> str:
+    """What a result names as `data_hash`, of a build's entry in its manifest."""
+    return hashlib.sha256(json.dumps([shard["sha256"] for shard in entry["shards"]]).encode()).hexdigest()
 
 
 def picture_uri(data: bytes, points: Sequence[PointRow]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -42,7 +42,7 @@ def measured_rows(
     """
     titles = {column.key: column.title for column in sets}
     inside = [item for item in measured if item.set_name in titles]
-    names = _unique_names({item.system for item in inside})
+    names = unique_names({item.system for item in inside})
     notes: list[str] = []
     rows: list[ReportRow] = []
     by_row: dict[tuple[tuple[str, str], tuple[str, str]], dict[str, list[Measured]]] = {}
@@ -65,7 +65,7 @@ def measured_rows(
             mean = _average(choice, sets, label, notes) if average and choice is common else Cell()
             cells = [_cell(choice[column.key]) if column.key in choice else Cell() for column in sets]
             cells += [mean] if average else []
-            rows.append(_row(names[system], system[1], protocol, choice, titles, cells))
+            rows.append(_row(names[system], system, protocol, choice, titles, cells))
         if average and not common:
             notes.append(f"{label}: no average, because no set has one result alone.")
     return rows, [*_partial_notes(rows), *notes, *comparison_notes(inside, titles)]
@@ -98,8 +98,10 @@ def comparison_notes(measured: Iterable[Measured], titles: Mapping[str, str]) ->
 
 
 def seconds_per_image(item: Measured) -> float | None:
-    """Time in the model for one image; None where it was not taken."""
-    seconds = item.result.speed.get("seconds")
+    """Time in the predictor for one image, of the median image where that was kept; None where it was not taken."""
+    rate, seconds = item.result.speed.get("images_per_second"), item.result.speed.get("seconds")
+    if rate:
+        return 1 / rate
     return seconds / item.result.done if seconds and item.result.done else None
 
 
@@ -152,7 +154,7 @@ def _average_interval(choice: Mapping[str, Measured]) -> tuple[float, float] | N
 
 def _row(
     name: str,
-    key: str,
+    system: tuple[str, str],
     protocol: tuple[str, str],
     choice: Mapping[str, Measured],
     titles: Mapping[str, str],
@@ -180,7 +182,9 @@ def _row(
         for set_key, title in titles.items()
         if set_key in choice
     )
-    return ReportRow(name, "measured", (*cells, percent(share), percent(parsed)), *protocol, key, details)
+    return ReportRow(
+        name, "measured", (*cells, percent(share), percent(parsed)), *protocol, system[1], system[0], details
+    )
 
 
 def percent(share: float | None) -> Cell:
@@ -203,7 +207,7 @@ def _partial_notes(rows: Iterable[ReportRow]) -> list[str]:
     return [f"{PARTIAL_MARK} Partial, not a score of the set: {part}." for part in parts]
 
 
-def _unique_names(systems: set[tuple[str, Hashable]]) -> dict[tuple[str, Hashable], str]:
+def unique_names(systems: set[tuple[str, str]]) -> dict[tuple[str, str], str]:
     """Each system's name, with its key where two systems have the same."""
     names = [name for name, _ in systems]
     return {(name, key): f"{name} [{key}]" if names.count(name) > 1 else name for name, key in systems}

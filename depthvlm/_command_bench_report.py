@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ._fail import fail
+
 if TYPE_CHECKING:
     from .benchmark.report_inputs import Inputs
     from .benchmark.report_model import Report
@@ -56,7 +58,6 @@ def report(
     """
     from rich.console import Console
 
-    from ._fail import fail
     from .benchmark.report import build_report
     from .benchmark.report_formats import FORMATS, to_rich, to_text
     from .benchmark.report_inputs import read_inputs
@@ -77,6 +78,8 @@ def report(
             typer.echo(to_text(built), nl=False)
     else:
         typer.echo(FORMATS[format.value](built), nl=False)
+    for path in inputs.unfinished:
+        typer.secho(f"Not finished, so not in the report: {path}; run its `bench eval` again.", fg="yellow", err=True)
     for path in inputs.passed_over:
         typer.secho(f"Passed over, no result: {path}", fg="yellow", err=True)
     for path in files:

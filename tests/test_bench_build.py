@@ -107,6 +107,15 @@ class TestRows:
             for point in row["points"]:
                 assert point["depth"] == raw[point["row"], point["column"]] / row["depth_scale"] > 0
 
+    @pytest.mark.parametrize("scale", [256, 512, 1000, 4000, 65535 / 50])
+    def test_ends_of_the_range(self, scale):
+        every = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
+        for depth_range in ((0.05, 120.0), (0.001, 10.0), (0.005, 15.0), (0.01, 50.0)):
+            frame = Frame(FrameRef("a", "s"), toy_image("a"), IMAGE_SIZE, every, scale, INTRINSICS)
+            row = RowMaker("toy", "train", depth_range, 0, depth_messages()).row(frame, frame.ref, 10)
+            raw = np.asarray(Image.open(io.BytesIO(row["depth"]["bytes"])))
+            np.testing.assert_array_equal(raw, np.where(frame.metres(depth_range) > 0, every, 0))
+
     def test_columns(self, root, out, tmp_path):
         build(root, out)
         row = rows(out, tmp_path, decode=True)[5]

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import sys
 from pathlib import Path
 
 import depthvlm.benchmark
@@ -15,11 +16,18 @@ INSTALLED = Path(depthvlm.benchmark.__file__).parent / "depth_metrics"
 
 
 @pytest.fixture
-def load(tmp_path):
-    def load(path, **options):
-        modules = evaluate.loading.init_dynamic_modules("depth_metrics_modules", tmp_path / "modules")
-        assert Path(modules).is_relative_to(tmp_path)
-        return evaluate.load(str(path), cache_dir=str(tmp_path / "cache"), **options)
+def load(tmp_path, monkeypatch):
+    """`evaluate.load` with copies of scripts and data in a folder of the test."""
+    monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path / "modules")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in [name for name in sys.modules if name.split(".")[0] == "evaluate_modules"]:
+        monkeypatch.delitem(sys.modules, name)
+
+    def load(path):
+        metric = evaluate.load(str(path), cache_dir=str(tmp_path / "cache"))
+        script = sys.modules[type(metric).__module__].__file__
+        assert Path(script).is_relative_to(tmp_path)
+        return metric
 
     return load
 

@@ -79,5 +79,5 @@ def test_the_bundled_model_measures_scenes_it_has_not_seen():
 
 
 def test_a_model_that_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no model folder .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"no model folder .*nowhere"):
         DepthVLM(tmp_path / "nowhere", device="cpu")

@@ -21,7 +21,10 @@ class TestRigidTransform:
         np.testing.assert_allclose(turn.inverse().apply(turn.apply(points)), points, atol=1e-12)
 
     def test_the_right_one_comes_first(self):
-        turn, shift = RigidTransform.from_quaternion(LEFT_TURN, (0, 0, 0)), RigidTransform(np.eye(3), np.array([1.0, 0, 0]))
+        turn, shift = (
+            RigidTransform.from_quaternion(LEFT_TURN, (0, 0, 0)),
+            RigidTransform(np.eye(3), np.array([1.0, 0, 0])),
+        )
         np.testing.assert_allclose((turn @ shift).apply([[0, 0, 0]]), [[0, 1, 0]], atol=1e-12)
         np.testing.assert_allclose((shift @ turn).apply([[0, 0, 0]]), [[1, 0, 0]], atol=1e-12)
 
@@ -38,7 +41,7 @@ class TestRigidTransform:
         "matrix", [2 * np.eye(4), np.diag([1, 1, -1, 1]), np.zeros(16), np.eye(4)[:2], np.full((3, 4), np.nan)]
     )
     def test_what_is_no_rotation(self, matrix):
-        with pytest.raises(ValueError, match="not a rotation|12 or 16 numbers"):
+        with pytest.raises(ValueError, match=r"not a rotation|12 or 16 numbers"):
             RigidTransform.from_matrix(matrix)
 
 

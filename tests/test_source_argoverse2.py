@@ -85,7 +85,11 @@ class TestMotion:
     def test_drive(self, log):
         source = Argoverse2(log.parents[1])
         ref = only(source)
-        assert (ref.id, ref.scene, ref.camera) == (f"log-a/{START + 50 * MS}/ring_front_center", "log-a", "ring_front_center")
+        assert (ref.id, ref.scene, ref.camera) == (
+            f"log-a/{START + 50 * MS}/ring_front_center",
+            "log-a",
+            "ring_front_center",
+        )
         frame = source.read(ref)
         # 0.5 m driven: 20 m become 19.5 at column 32 - 60 * 2 / 19.5 = 25.8 and row 24 - 60 / 19.5 = 20.9; 30 m become
         # 29.5 at 25.9, 20.9, behind it in the same pixel.
@@ -124,7 +128,10 @@ class TestMotion:
         write_sweep(log, START + 100 * MS, [[9, 0, 0]])
         for after in (-20, 75, 99, 100, 130):
             add_image(log, START + after * MS)
-        pairs = {(ref.order - START) // MS: (ref.files["lidar"] - START) // MS for ref in Argoverse2(log.parents[1]).index("test")}
+        pairs = {
+            (ref.order - START) // MS: (ref.files["lidar"] - START) // MS
+            for ref in Argoverse2(log.parents[1]).index("test")
+        }
         assert pairs == {-20: 0, 50: 0, 75: 0, 99: 0, 100: 100, 130: 100}
 
 

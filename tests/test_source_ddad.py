@@ -43,12 +43,17 @@ def root(tmp_path):
         ],
         "samples": [{"calibration_key": "cal", "datum_keys": ["l", "c"], "id": {"index": "0"}}],
     }
-    none, inner = {"fx": 0.0, "fy": 0.0, "cx": 0.0, "cy": 0.0, "skew": 0.0}, {"fx": 50.0, "fy": 50.0, "cx": 20.0, "cy": 15.0}
+    none, inner = (
+        {"fx": 0.0, "fy": 0.0, "cx": 0.0, "cy": 0.0, "skew": 0.0},
+        {"fx": 50.0, "fy": 50.0, "cx": 20.0, "cy": 15.0},
+    )
     calibration = {"names": ["LIDAR", "CAMERA_01"], "intrinsics": [none, inner | {"skew": 0.0}], "extrinsics": []}
     folder = tmp_path / "000000"
     for name in ("calibration", "rgb/CAMERA_01", "point_cloud/LIDAR"):
         (folder / name).mkdir(parents=True)
-    (tmp_path / "ddad.json").write_text(json.dumps({"scene_splits": {"0": {"filenames": []}, "1": {"filenames": [SCENE]}}}))
+    (tmp_path / "ddad.json").write_text(
+        json.dumps({"scene_splits": {"0": {"filenames": []}, "1": {"filenames": [SCENE]}}})
+    )
     (tmp_path / SCENE).write_text(json.dumps(scene))
     (folder / "calibration" / "cal.json").write_text(json.dumps(calibration))
     (folder / "rgb" / "CAMERA_01" / "1.jpg").write_bytes(jpeg())
@@ -168,7 +173,9 @@ class TestSample:
         ref = next(ref for ref in source.index("train") if (ref.scene, ref.camera, ref.order) == (scene, camera, 0))
         frame = source.read(ref)
         to_world, from_world = (
-            matrix([one["rotation"][key] for key in ("qw", "qx", "qy", "qz")], [one["translation"][key] for key in "xyz"])
+            matrix(
+                [one["rotation"][key] for key in ("qw", "qx", "qy", "qz")], [one["translation"][key] for key in "xyz"]
+            )
             for one in (ref.files["lidar_pose"], ref.files["pose"])
         )
         points = np.load(source.root / ref.files["lidar"])["data"][:, :3]

@@ -39,7 +39,9 @@ def root(tmp_path):
     add_frame(tmp_path, "train", "0000000005")
     add_frame(tmp_path, "train", "0000000005", "image_03")
     add_frame(tmp_path, "val", "0000000069", drive="2011_09_26_drive_0036_sync")
-    write(tmp_path / DATE / "calib_cam_to_cam.txt", calibration(707.0493, 707.05, 604.0814, 180.5066, (45, -0.1, 0.005)))
+    write(
+        tmp_path / DATE / "calib_cam_to_cam.txt", calibration(707.0493, 707.05, 604.0814, 180.5066, (45, -0.1, 0.005))
+    )
     return tmp_path
 
 
@@ -66,7 +68,7 @@ class TestDepthLayout:
         with pytest.raises(SourceError, match="'test' has no frames"):
             Kitti(root).index("test")
         (root / "val").rename(root / "elsewhere")
-        with pytest.raises(SourceError, match="the test split needs .*val, with the files <drive>/proj_depth"):
+        with pytest.raises(SourceError, match=r"the test split needs .*val, with the files <drive>/proj_depth"):
             Kitti(root).index("test")
 
     @pytest.mark.parametrize(
@@ -75,7 +77,11 @@ class TestDepthLayout:
             (f"{DATE}/{DRIVE}/image_02/data/0000000005.png", None, "0000000005.png: no such file"),
             (f"{DATE}/{DRIVE}/image_02/data/0000000005.png", png(np.zeros((9, 9, 3), np.uint8))[:-20], "truncated"),
             (f"train/{DRIVE}/proj_depth/groundtruth/image_02/0000000005.png", png(RAW)[:-30], "truncated"),
-            (f"train/{DRIVE}/proj_depth/groundtruth/image_02/0000000005.png", png(RAW.T), "2x3 pixels, its image has 3x2"),
+            (
+                f"train/{DRIVE}/proj_depth/groundtruth/image_02/0000000005.png",
+                png(RAW.T),
+                "2x3 pixels, its image has 3x2",
+            ),
             (f"train/{DRIVE}/proj_depth/groundtruth/image_02/0000000005.png", png(RAW.astype(np.uint8)), "16 bits"),
             (f"{DATE}/calib_cam_to_cam.txt", None, "calib_cam_to_cam.txt: no such file"),
             (f"{DATE}/calib_cam_to_cam.txt", "P_rect_00: 1 2 3\n", "calib_cam_to_cam.txt: .*it has no 'P_rect_02'"),
@@ -108,7 +114,9 @@ class TestSplitFiles:
 
     def test_frames_without_annotation(self, root):
         listed = root / "eigen.txt"
-        listed.write_text(f"{DATE}/{DRIVE} 5 l\n{DATE}/{DRIVE} 6 l\n{DATE}/{DRIVE}/image_02/data/0000000007.png None 721.5\n")
+        listed.write_text(
+            f"{DATE}/{DRIVE} 5 l\n{DATE}/{DRIVE} 6 l\n{DATE}/{DRIVE}/image_02/data/0000000007.png None 721.5\n"
+        )
         with pytest.warns(UserWarning, match="2 of the 3 frames in .*eigen.txt have no annotated depth"):
             assert len(Kitti(root, {"test": listed}).index("test")) == 1
 
@@ -132,7 +140,7 @@ class TestSplitFiles:
 class TestObjectLayout:
     @pytest.fixture
     def root(self, tmp_path):
-        # The lidar looks along x; P2 stands 0.5 m to the left of camera 0 (P2[0, 3] = 50 * 0.5) and 0.25 m behind it.
+        # The lidar looks along x, 0.25 m before camera 0.
         lines = [
             "P2: 5e+01 0 2e+01 2.5e+01 0 5e+01 1.5e+01 0 0 0 1 2.5e-01",
             "R0_rect: 1 0 0 0 1 0 0 0 1",
@@ -141,7 +149,10 @@ class TestObjectLayout:
         ]
         write(tmp_path / "training" / "calib" / "000008.txt", "\n".join(lines))
         write(tmp_path / "training" / "image_2" / "000008.png", png(np.zeros((30, 40, 3), np.uint8)))
-        write(tmp_path / "training" / "velodyne" / "000008.bin", np.array([[10, 1, 0, 0.3], [-3, 0, 0, 0]], "<f4").tobytes())
+        write(
+            tmp_path / "training" / "velodyne" / "000008.bin",
+            np.array([[10, 1, 0, 0.3], [-3, 0, 0, 0]], "<f4").tobytes(),
+        )
         return tmp_path
 
     def test_by_hand(self, root):

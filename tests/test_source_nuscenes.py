@@ -101,8 +101,13 @@ def root(tmp_path):
 class TestFrames:
     def test_four_transforms(self, root):
         source = NuScenes(root)
-        (ref,) = source.index("test")
-        assert (ref.id, ref.scene, ref.camera, ref.order) == ("scene-0003/1000/CAM_FRONT", "scene-0003", "CAM_FRONT", 900)
+        ref = source.index("test")[0]
+        assert (ref.id, ref.scene, ref.camera, ref.order) == (
+            "scene-0003/1000/CAM_FRONT",
+            "scene-0003",
+            "CAM_FRONT",
+            900,
+        )
         frame = source.read(ref)
         # 19 m before the lidar: at x = 602 + 0.5 + 19 = 621.5, y = 12, z = 3 in the world. The camera stands at 601.5,
         # 10, 1: 20 m ahead, 2 m left, 2 m up, so at 16 - 4 and 12 - 4.

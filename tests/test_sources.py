@@ -14,13 +14,16 @@ from PIL import Image
 from toy_source_files import truncate, write_depth, write_image, write_text
 
 TWELVE = "argoverse2 waymo ddad nuscenes scannetpp taskonomy hm3d matterport3d sunrgbd ibims1 nyuv2 eth3d"
+OURS = "kitti folder"
+DOWNLOADS = [*TWELVE.split(), *OURS.split()]  # "synthetic" has its own test: it needs no root
 
 
 class TestRegistry:
-    def test_the_papers_twelve_and_two_more(self):
-        assert source_names() == (*TWELVE.split(), "kitti", "folder")
+    def test_the_papers_twelve_and_ours(self):
+        assert source_names() == (*TWELVE.split(), *OURS.split(), "synthetic")
+        assert tuple(SOURCES) == source_names()
 
-    @pytest.mark.parametrize("name", SOURCES)
+    @pytest.mark.parametrize("name", DOWNLOADS)
     def test_every_reader(self, name):
         reader = source_class(name)
         assert issubclass(reader, Source)
@@ -54,10 +57,10 @@ class TestRegistry:
         assert source_class(name).depth_range == (low, high)
 
     def test_an_unknown_name_lists_those_there_are(self, tmp_path):
-        with pytest.raises(ValueError, match=r"no source 'kitty'.*argoverse2, waymo, .*, kitti, folder"):
+        with pytest.raises(ValueError, match=r"no source 'kitty'.*argoverse2, waymo, .*, kitti, folder, synthetic"):
             open_source("kitty", tmp_path)
 
-    @pytest.mark.parametrize("name", SOURCES)
+    @pytest.mark.parametrize("name", DOWNLOADS)
     def test_a_wrong_root_names_what_was_expected(self, name, tmp_path):
         with pytest.raises(SourceError, match=str(tmp_path / "gone")):
             open_source(name, tmp_path / "gone").index("test")

@@ -28,7 +28,7 @@ def write_depth(path: Path, rows: object, **text: str) -> None:
     lines = np.pad(values.view(np.uint8), ((0, 0), (1, 0))).tobytes()
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 0, 0, 0, 0))]
     chunks += [(b"tEXt", f"{key}\0{value}".encode("latin-1")) for key, value in text.items()]
-    chunks += [(b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
+    chunks += [(b"IDAT", zlib.compress(lines, 1)), (b"IEND", b"")]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(
         b"\x89PNG\r\n\x1a\n"

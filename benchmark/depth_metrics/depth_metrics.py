@@ -49,13 +49,15 @@ class DepthMetrics(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         number = datasets.Value("float32")
         points, maps = datasets.Sequence(number), datasets.Sequence(datasets.Sequence(number))
-        return evaluate.MetricInfo(
+        info = evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_INPUTS,
             features=[datasets.Features({"predictions": kind, "references": kind}) for kind in (maps, points)],
-            format="numpy",
         )
+        # Arrays instead of lists of Python floats; the constructor refuses this for anything but scalars.
+        info.format = "numpy"
+        return info
 
     def add(self, *, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:
         """One image: a map or points, of any type that numpy understands."""

@@ -83,9 +83,12 @@ class Kitti(Source):
         absent = 0
         for line in lines:
             drive, path, columns = _DRIVE.search(line), _PATH.search(line), _COLUMNS.search(line)
-            if drive is None or (path is None and columns is None):
+            if drive is not None and path is not None:
+                camera, number = path.groups()
+            elif drive is not None and columns is not None:
+                camera, number = _SIDES[columns[2]], columns[1].zfill(10)
+            else:
                 raise SourceError(f"{self.title}: {file} names no drive, frame and camera in its line {line!r}.")
-            camera, number = path.groups() if path else (_SIDES[columns[2]], columns[1].zfill(10))
             refs = [_ref(folder, drive.group(), camera, number) for folder in OFFICIAL_SPLITS.values()]
             there = [ref for ref in refs if (self.root / ref.files["depth"]).is_file()]
             absent += not there

@@ -25,11 +25,11 @@ _UNREADABLE = (OSError, ValueError, LookupError, TypeError, EOFError, zipfile.Ba
 
 @contextmanager
 def frame_errors(file: object) -> Iterator[None]:
-    """What is raised inside for unreadable data becomes a FrameError that names `file`."""
+    """What is raised inside for unreadable data becomes a FrameError that names `file`: its path, or words."""
     try:
         yield
     except FileNotFoundError as error:
-        raise FrameError(f"{file}: no such file.") from error
+        raise FrameError(f"{file}: {'no such file' if isinstance(file, Path) else error}.") from error
     except _UNREADABLE as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
         raise FrameError(f"{file}: truncated, or not what was expected: {reason}.") from error

@@ -90,6 +90,9 @@ class Waymo(Source):
                 yield from (_ref(segment, number, camera, files) for camera in CAMERA_NAMES.values())
 
     def _parquet_refs(self, folder: Path) -> Iterator[FrameRef]:
+        for name in waymo_parquet.COMPONENTS:
+            if not (folder / name).is_dir():
+                raise SourceError(f"{self.title}: expected the component {name}/ in {folder}, beside camera_image/.")
         for file in sorted((folder / "camera_image").glob("*.parquet")):
             try:
                 images = waymo_parquet.moments_of(file)

@@ -113,7 +113,20 @@ class WaymoSweep:
         if self.poses is None:
             return world_from_vehicle.apply(points)
         poses = self.poses[rows, columns].astype(np.float64)
-        return rotation_class().from_euler("ZYX", poses[:, 2::-1]).apply(points) + poses[:, 3:]
+        roll, pitch, yaw = poses[:, :3].T
+        x, y, z = points.T
+        y, z = _turned(y, z, roll)
+        z, x = _turned(z, x, pitch)
+        x, y = _turned(x, y, yaw)
+        return np.stack([x, y, z], axis=1) + poses[:, 3:]
+
+
+def _turned(
+    first: NDArray[np.float64], second: NDArray[np.float64], angle: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Coordinates along two axes after a turn from the first towards the second."""
+    cos, sin = np.cos(angle), np.sin(angle)
+    return cos * first - sin * second, sin * first + cos * second
 
 
 def even_beams(low: float, high: float, height: int) -> NDArray[np.float64]:
@@ -139,14 +152,14 @@ def project_shot(
     """
     pinhole = camera.pinhole
     camera_from_vehicle = _PINHOLE_FROM_WAYMO @ camera.vehicle_from_camera.inverse()
-    vehicle = shot.world_from_vehicle.inverse().apply(points)
-    columns, rows, depth = pinhole.project(camera_from_vehicle.apply(vehicle))
+    vehicle_from_world = shot.world_from_vehicle.inverse()
+    columns, rows, depth = pinhole.project((camera_from_vehicle @ vehicle_from_world).apply(points))
     near = (np.abs(columns - camera.width / 2) < camera.width) & (np.abs(rows - camera.height / 2) < camera.height)
-    columns, rows, depth, vehicle = columns[near], rows[near], depth[near], vehicle[near]
+    columns, rows, depth = columns[near], rows[near], depth[near]
     if camera.readout not in (TOP_TO_BOTTOM, LEFT_TO_RIGHT, BOTTOM_TO_TOP, RIGHT_TO_LEFT):
         return columns, rows, depth
 
-    velocity = shot.world_from_vehicle.rotation.T @ shot.velocity
+    vehicle, velocity = vehicle_from_world.apply(points[near]), vehicle_from_world.rotation @ shot.velocity
     first = shot.trigger_time - shot.pose_time + shot.shutter / 2
     duration = shot.readout_done_time - shot.trigger_time - shot.shutter
     for _ in range(_STEPS):

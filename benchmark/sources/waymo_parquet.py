@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from ..projection import RigidTransform
 from .waymo_geometry import WaymoCamera, WaymoShot, WaymoSweep, even_beams
 
+COMPONENTS = ("camera_image", "camera_calibration", "lidar", "lidar_calibration", "lidar_pose", "vehicle_pose")
+
 _TIME_KEY, _CAMERA_KEY, _LASER_KEY = "key.frame_timestamp_micros", "key.camera_name", "key.laser_name"
 
 _INTRINSICS = ("f_u", "f_v", "c_u", "c_v", "k1", "k2", "p1", "p2", "k3")

@@ -1,0 +1,226 @@
+"""A plain folder of images and depth maps, in every form that it may have."""
+
+import json
+
+import numpy as np
+import pytest
+from depthvlm.benchmark.frames import SourceError
+from depthvlm.benchmark.sources.folder import PNG_SCALE_KEY, RGBDFolder
+from depthvlm.processing import depth_maps_depthvlm
+from toy_source_files import check_frame, fails, spread, truncate, write_depth, write_image, write_text
+
+ROWS = [[0, 500, 1000, 2500], [0, 500, 1000, 65535]]
+
+
+@pytest.fixture
+def root(tmp_path):
+    for stem in ("hall/a", "hall/b", "c"):
+        write_image(tmp_path / f"rgb/{stem}.jpg", (40, 20))
+        write_depth(tmp_path / f"depth/{stem}.png", ROWS)
+    write_text(tmp_path / "intrinsics.txt", "50 0 19.5\n0 51 9.5\n0 0 1\n")
+    write_text(tmp_path / "depth.json", '{"depth_scale": 1000}')
+    return tmp_path
+
+
+def first(source: RGBDFolder):
+    return source.read(source.index("test")[0])
+
+
+class TestPairs:
+    def test_two_folders(self, root):
+        source = RGBDFolder(root)
+        refs = source.index("train")
+        assert [(ref.id, ref.scene, ref.order) for ref in refs] == [
+            ("c", "", 0),
+            ("hall/a", "hall", 1),
+            ("hall/b", "hall", 2),
+        ]
+        frame = source.read(refs[1])
+        check_frame(frame, (root / "rgb/hall/a.jpg").read_bytes(), (40, 20), (2, 4))
+        np.testing.assert_array_equal(frame.metres(), np.float32([[0, 0.5, 1, 2.5], [0, 0.5, 1, 65.535]]))
+        assert frame.intrinsics == (50, 51, 19.5, 9.5)
+
+    def test_other_names(self, root):
+        (root / "rgb").rename(root / "images")
+        (root / "depth").rename(root / "depths")
+        assert len(RGBDFolder(root).index("test")) == 3
+
+    @pytest.mark.parametrize("ending", ["rgb", "color", "image"])
+    def test_one_folder(self, tmp_path, ending):
+        for stem in ("001", "seq/002"):
+            write_image(tmp_path / f"{stem}_{ending}.png", (8, 4))
+            write_depth(tmp_path / f"{stem}_depth.png", ROWS)
+        write_text(tmp_path / "intrinsics.json", "[5, 5, 3.5, 1.5]")
+        source = RGBDFolder(tmp_path, depth_scale=1000)
+        assert [ref.id for ref in source.index("test")] == ["001", "seq/002"]
+        assert first(source).metres()[0].tolist() == [0, 0.5, 1, 2.5]
+
+    def test_splits(self, root):
+        assert RGBDFolder(root).index("train") == RGBDFolder(root).index("test")
+        write_text(root / "splits/train.txt", "hall/b\nhall/a\nhall/b\n")
+        assert [ref.id for ref in RGBDFolder(root).index("train")] == ["hall/a", "hall/b"]
+        with pytest.raises(SourceError, match=r"test\.txt is missing"):
+            RGBDFolder(root).index("test")
+        write_text(root / "splits/test.txt", "")
+        with pytest.raises(SourceError, match=r"test\.txt is empty"):
+            RGBDFolder(root).index("test")
+        write_text(root / "splits/test.txt", "c\nd.jpg\n")
+        with pytest.raises(SourceError, match=r"1 stems of .*test\.txt have no image in .*rgb, the first is 'd\.jpg'"):
+            RGBDFolder(root).index("test")
+
+
+class TestDepth:
+    @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+    def test_floats_are_metres(self, root, dtype):
+        (root / "depth.json").unlink()
+        (root / "depth/c.png").unlink()
+        np.save(root / "depth/c.npy", np.array([[0.5, np.nan], [np.inf, -1]], dtype=dtype).repeat(2, axis=1))
+        frame = first(RGBDFolder(root))
+        assert frame.depth.dtype == np.float32
+        assert frame.depth_scale == 1
+        assert frame.metres().tolist() == [[0.5, 0.5, 0, 0], [0, 0, 0, 0]]
+
+    def test_floats_with_a_scale(self, root):
+        (root / "depth/c.png").unlink()
+        np.save(root / "depth/c.npy", np.array(ROWS, dtype=np.float32))
+        assert first(RGBDFolder(root)).metres()[0].tolist() == [0, 0.5, 1, 2.5]
+
+    def test_integers_in_npy(self, root):
+        (root / "depth/c.png").unlink()
+        np.save(root / "depth/c.npy", np.array(ROWS, dtype=np.uint16))
+        frame = first(RGBDFolder(root))
+        assert (frame.depth.dtype, frame.depth_scale) == (np.uint16, 1000)
+        assert frame.metres()[0].tolist() == [0, 0.5, 1, 2.5]
+
+    def test_the_scale_in_the_png(self, root):
+        """As this package writes its own maps."""
+        assert PNG_SCALE_KEY == depth_maps_depthvlm.PNG_SCALE_KEY
+        (root / "depth.json").unlink()
+        write_depth(root / "depth/c.png", ROWS, depth_scale="500")
+        assert first(RGBDFolder(root)).metres()[0].tolist() == [0, 1, 2, 5]
+        source = RGBDFolder(root, depth_scale=1000)
+        fails(source, source.index("test")[0], "depth/c.png", "depth_scale is '500', but the scale given is 1000")
+        write_depth(root / "depth/c.png", ROWS, depth_scale="mm")
+        source = RGBDFolder(root)
+        fails(source, source.index("test")[0], "depth/c.png", "depth_scale is 'mm'")
+
+    def test_a_value_that_means_none(self, root):
+        write_text(root / "depth.json", '{"depth_scale": 1000, "invalid": 65535}')
+        frame = first(RGBDFolder(root))
+        assert frame.depth.dtype == np.uint16
+        assert frame.metres()[1].tolist() == [0, 0.5, 1, 0]
+
+    def test_no_scale(self, root):
+        (root / "depth.json").unlink()
+        with pytest.raises(SourceError, match=r"depth/c\.png: integers need a scale.*depth\.json, or pass depth_scale"):
+            RGBDFolder(root).index("test")
+        write_depth(root / "depth/c.png", ROWS, depth_scale="500")
+        source = RGBDFolder(root)
+        fails(source, source.index("test")[1], "hall/a.png: integers need a scale")
+
+    @pytest.mark.parametrize("scale", [0, -1000, float("nan"), float("inf"), "mm"])
+    def test_no_number(self, root, scale):
+        write_text(root / "depth.json", json.dumps({"depth_scale": scale}))
+        with pytest.raises(SourceError, match=r"depth\.json must be a finite number above 0"):
+            RGBDFolder(root)
+        (root / "depth.json").unlink()
+        with pytest.raises(SourceError, match="the argument depth_scale must be a finite number above 0"):
+            RGBDFolder(root, depth_scale=scale)
+
+    def test_two_scales(self, root):
+        assert first(RGBDFolder(root, depth_scale=1000.0)).depth_scale == 1000
+        with pytest.raises(SourceError, match=r"depth\.json says depth_scale = 1000, but 5000 was given"):
+            RGBDFolder(root, depth_scale=5000)
+
+    @pytest.mark.parametrize("text", ['{"scale": 1000}', "1000", "{", '{"depth_scale": 1000, "invalid": "65535"}'])
+    def test_settings(self, root, text):
+        write_text(root / "depth.json", text)
+        with pytest.raises(SourceError, match=r"depth\.json"):
+            RGBDFolder(root)
+
+    def test_files(self, root):
+        source = RGBDFolder(root)
+        ref = source.index("test")[0]
+        truncate(root / "depth/c.png", 0.8)
+        fails(source, ref, "depth/c.png", "truncated")
+        write_depth(root / "depth/c.png", [[1000] * 3] * 2)
+        fails(source, ref, "depth/c.png: 3x2 pixels do not have the aspect ratio of the image, 40x20")
+        (root / "depth/c.png").unlink()
+        ref = source.index("test")[0]
+        fails(source, ref, "rgb/c.jpg: has no depth map with the stem 'c'")
+        for array in (np.zeros((2, 4, 3)), np.zeros((0, 4)), np.zeros((2, 4), dtype=np.int64), np.array(None)):
+            np.save(root / "depth/c.npy", array, allow_pickle=True)
+            fails(source, source.index("test")[0], "depth/c.npy")
+        truncate(root / "depth/c.npy", 0.3)
+        fails(source, source.index("test")[0], "depth/c.npy", "truncated")
+
+
+class TestCameras:
+    @pytest.mark.parametrize(
+        "camera",
+        [
+            [50, 51, 19.5, 9.5],
+            {"fx": 50, "fy": 51, "cx": 19.5, "cy": 9.5},
+            [[50, 0, 19.5], [0, 51, 9.5], [0, 0, 1]],
+        ],
+    )
+    def test_one_for_all_or_each_its_own(self, root, camera):
+        (root / "intrinsics.txt").unlink()
+        write_text(root / "intrinsics.json", json.dumps(camera))
+        assert first(RGBDFolder(root)).intrinsics == (50, 51, 19.5, 9.5)
+        write_text(root / "intrinsics.json", json.dumps({"hall/a": camera, "c": [7, 7, 1, 1]}))
+        source = RGBDFolder(root)
+        refs = source.index("test")
+        assert [source.read(ref).intrinsics for ref in refs[:2]] == [(7, 7, 1, 1), (50, 51, 19.5, 9.5)]
+        fails(source, refs[2], "intrinsics.json: has no intrinsics for 'hall/b'")
+
+    def test_depth_without_intrinsics(self, root):
+        (root / "intrinsics.txt").unlink()
+        with pytest.raises(
+            SourceError, match=r"depth without intrinsics: expected intrinsics\.json or intrinsics\.txt in"
+        ):
+            RGBDFolder(root)
+
+    @pytest.mark.parametrize("text", ["[50, 51]", "{", '{"fx": 50, "fy": 51}', "[0, 51, 19.5, 9.5]", "3"])
+    def test_no_camera(self, root, text):
+        write_text(root / "intrinsics.json", text)
+        with pytest.raises(SourceError, match="the intrinsics cannot be read"):
+            RGBDFolder(root)
+
+
+class TestRoots:
+    def test_what_was_expected(self, root):
+        (root / "depth").rename(root / "disparity")
+        with pytest.raises(SourceError, match=r"the folders rgb/ and depth/ \(or images/ and depths/\), or files"):
+            RGBDFolder(root).index("test")
+
+    def test_formats_that_are_not_read(self, root):
+        for path in (root / "depth").rglob("*.png"):
+            path.rename(path.with_suffix(".exr"))
+        with pytest.raises(SourceError, match=r"depth has no files \* of \.png, \.npy, but of \.exr: convert them"):
+            RGBDFolder(root).index("test")
+
+    def test_two_of_one_stem(self, root):
+        write_image(root / "rgb/c.png", (40, 20))
+        with pytest.raises(SourceError, match=r"rgb/c\.jpg and rgb/c\.png in .* have the same stem"):
+            RGBDFolder(root).index("test")
+
+    def test_a_name_that_cannot_be_an_id(self, root):
+        write_image(root / "rgb/living room.jpg", (40, 20))
+        with pytest.raises(SourceError, match=r"rename .*living room\.jpg: names are of letters, digits"):
+            RGBDFolder(root).index("test")
+
+
+@pytest.mark.real_data
+def test_a_real_pair(shared, tmp_path):
+    """UniDepth's demo pair: 1.653 / 3.495 / 10.000 m, 68 % valid, fx 518.86."""
+    folder = shared / "data/nyuv2/unidepth_demo"
+    for name, kind in (("rgb.png", "rgb"), ("depth.png", "depth")):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "demo.png").symlink_to(folder / name)
+    np.savetxt(tmp_path / "intrinsics.txt", np.load(folder / "intrinsics.npy"))
+    frame = first(RGBDFolder(tmp_path, depth_scale=1000))
+    check_frame(frame, (folder / "rgb.png").read_bytes(), (640, 480), (480, 640))
+    assert spread(frame.metres()) == pytest.approx((1.653, 3.495, 10.0), abs=5e-4)
+    assert (frame.metres() > 0).mean() == pytest.approx(0.68, abs=0.005)
+    assert frame.intrinsics[0] == pytest.approx(518.86, abs=5e-3)
