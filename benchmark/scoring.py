@@ -94,7 +94,8 @@ def score_map(
         if "boundary_f1" in extra:
             values["boundary_f1"] = boundary_f1(p, g, mask)
         if "point_cloud_f_score" in extra:
-            values["point_cloud_f_score"] = point_cloud_f_score(p, g, camera, mask)
+            z = 1.0 if factors is None else 1 / factors.reshape(g.shape)
+            values["point_cloud_f_score"] = point_cloud_f_score(p * z, g * z, camera, mask)
         return _result(ImageRow(item.id, ErrorSums.of(p, g, mask, repr(item.id)), values))
     height, width = prediction.shape
     columns, rows = np.floor(example.points + 0.5).astype(np.int64).T

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 import toy_vlms
+from conftest import REPOSITORY
 from depthvlm.benchmark.answers import ARROW_PROMPT
 from depthvlm.benchmark.arrow import draw_arrow
 from depthvlm.benchmark.predictor import Example
 from depthvlm.benchmark.predictors.arrow_vlm import ArrowVLM
-from depthvlm.processing import DEPTH_PROMPT, DEPTH_REPLY
+from depthvlm.benchmark.synthetic import render_scene
 from PIL import Image
+
+import depthvlm
 
 CLASSES = {
     "qwen3_vl": "Qwen3VLForConditionalGeneration",
@@ -153,7 +156,7 @@ def test_large_images_are_scaled_before_the_arrow(vlm):
 def test_a_reply_is_read(tmp_path):
     """A tiny LLaVA that was taught to say "2.5 m"."""
     folder = toy_vlms.llava(tmp_path)
-    vlm = ArrowVLM(folder, dtype="float32", device="cpu", max_new_tokens=12)
+    vlm = ArrowVLM(folder, dtype="float32", device="cpu", max_new_tokens=12, prompt="How far?")
     one = example(0, [[40, 30], [20, 30]])
     reply = vlm.processor.tokenizer("2.5 m<|im_end|>", return_tensors="pt").input_ids
     content = [{"type": "image", "image": one.image}, {"type": "text", "text": vlm.prompt}]
@@ -178,18 +181,21 @@ def test_a_reply_is_read(tmp_path):
     assert [(a.metres, a.text) for a in vlm.predict([one])[0]] == [(2.5, "2.5 m")] * 2
 
 
-def test_the_bundled_model_answers_in_its_own_words(calls):
+def test_the_bundled_model_answers_as_by_itself(calls):
     """DepthVLM's checkpoints are asked too, with their cameras: nothing is assumed, so nothing warns."""
-    from conftest import REPOSITORY
-
-    vlm = ArrowVLM(str(REPOSITORY / "depthvlm" / "nano"), device="cpu", max_new_tokens=40, prompt=DEPTH_PROMPT)
+    vlm = ArrowVLM(str(REPOSITORY / "depthvlm" / "nano"), device="cpu", dtype="float32", max_new_tokens=20)
+    scene = render_scene(1_000_500_007, width=128, height=96)
+    camera = (scene.focal_length, scene.focal_length, 63.5, 47.5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        [[answer]] = vlm.predict([example(0, [[40, 30]], size=(128, 96))])
-    assert answer.text == DEPTH_REPLY
-    assert math.isnan(answer.metres)
-    # 60 px, seen at the canonical 160: 128 * 160 / 60 = 341 pixels wide, 256 high; patches of 16, sizes in 32.
-    assert calls[0]["image_grid_thw"].tolist() == [[1, 16, 22]]
+        [answers] = vlm.predict(
+            [Example("scene", Image.fromarray(scene.image), camera, np.array([[40, 30], [90, 80]]))]
+        )
+    drawn = [draw_arrow(Image.fromarray(scene.image), point) for point in ((40, 30), (90, 80))]
+    alone = depthvlm.load(REPOSITORY / "depthvlm" / "nano", device="cpu", dtype="float32")
+    own = alone.predict(drawn, focal_length=scene.focal_length, prompt=ARROW_PROMPT, max_new_tokens=20)
+    assert [answer.text for answer in answers] == [prediction.text for prediction in own]
+    assert all(answer.text for answer in answers)
 
 
 @pytest.mark.parametrize(
@@ -210,5 +216,5 @@ def test_models_that_are_none(tmp_path, config, message):
 def test_options(tmp_path):
     with pytest.raises(ValueError, match="at least 1, got 0"):
         ArrowVLM(str(tmp_path), batch_size=0)
-    with pytest.raises(OSError, match="config"):
+    with pytest.raises(FileNotFoundError, match="There is no model folder .*gone"):
         ArrowVLM(str(tmp_path / "gone"))

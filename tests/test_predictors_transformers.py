@@ -19,6 +19,7 @@ from transformers import (
     DepthAnythingForDepthEstimation,
     DepthProConfig,
     DepthProForDepthEstimation,
+    DepthProImageProcessor,
     Dinov2Config,
     DPTConfig,
     DPTForDepthEstimation,
@@ -201,7 +202,13 @@ class TestDepthPro:
         predictor = TransformersDepth(checkpoint, device="cpu")
         answer = torch.from_numpy(inverse[0] * np.float32(64 / 50))[None, None]
         half = torch.nn.functional.interpolate(answer, size=(64, 64), mode="bilinear")[0, 0]
-        assert_same(predictor.predict([example]), [(1 / half.clamp(1e-4, 1e4)).numpy()])
+        expected = [(1 / half.clamp(1e-4, 1e4)).numpy()]
+        assert_same(predictor.predict([example]), expected)
+        if find_spec("torchvision") is not None:  # transformers' own processor needs it
+            fov = torch.tensor([np.rad2deg(2 * np.arctan(64 / (2 * 50)))])
+            outputs = SimpleNamespace(predicted_depth=torch.from_numpy(inverse[0])[None], field_of_view=fov)
+            [own] = DepthProImageProcessor().post_process_depth_estimation(outputs, [(64, 64)])
+            assert_same(expected, [own["predicted_depth"].numpy()])
         [near], [far] = (predictor.predict([toy_example(64, 64, (f, f, 32, 32))]) for f in (50.0, 100.0))
         inside = (near > 1e-3) & (far < 1e3)
         assert inside.mean() > 0.1
@@ -230,6 +237,9 @@ class TestDepthPro:
         values = predictor.processor(images=[ramp], return_tensors="pt")["pixel_values"]
         expected = (4 * np.arange(64) + 1.5) / 255 * 2 - 1
         np.testing.assert_allclose(values[0, 1, 17].numpy(), expected, atol=1e-6)
+        if find_spec("torchvision") is not None:  # transformers' own processor needs it
+            own = DepthProImageProcessor(size={"height": 64, "width": 64})(images=[ramp], return_tensors="pt")
+            torch.testing.assert_close(values, own["pixel_values"])
 
     def test_estimating_needs_the_head_for_it(self, tmp_path):
         with pytest.raises(PredictorError, match="does not estimate a field of view"):

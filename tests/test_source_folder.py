@@ -141,7 +141,7 @@ class TestDepth:
     def test_files(self, root):
         source = RGBDFolder(root)
         ref = source.index("test")[0]
-        truncate(root / "depth/c.png", 0.8)
+        truncate(root / "depth/c.png")
         fails(source, ref, "depth/c.png", "truncated")
         write_depth(root / "depth/c.png", [[1000] * 3] * 2)
         fails(source, ref, "depth/c.png: 3x2 pixels do not have the aspect ratio of the image, 40x20")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from transformers import (
 )
 from transformers.utils import is_torchvision_available
 
+from ...processing import DEPTH_SYSTEM_PROMPT
 from ..answers import ARROW_PROMPT, parse_metres
 from ..arrow import ARROW_LENGTH, LONGEST_EDGE, draw_arrow, fit_image, scale_points
 from ..predictor import Example, PointAnswer, PointPredictor, Requirement
@@ -45,7 +47,8 @@ class ArrowVLM(PointPredictor):
     Asks a model about one point at a time, in batches, with greedy decoding.
 
     The image comes before the text, in one turn of the user, without a system prompt but the one of the chat template.
-    DepthVLM's own checkpoints are asked for words here, with their cameras; other models see the picture alone.
+    DepthVLM's own checkpoints are asked for words too, with the cameras and the system prompt that they were trained
+    with; other models see the picture alone.
 
     Args:
         model: name on the Hub, or folder.
@@ -95,6 +98,7 @@ class ArrowVLM(PointPredictor):
         if not where:
             self.network.to(pick_device(device))
         self.processor = _load_processor(model, config, **hub)
+        self._takes_cameras = hasattr(self.processor.image_processor, "canonical_focal_length")
         self.processor.tokenizer.padding_side = "left"
         if self.processor.tokenizer.pad_token is None:
             self.processor.tokenizer.pad_token = self.processor.tokenizer.eos_token
@@ -128,7 +132,7 @@ class ArrowVLM(PointPredictor):
     def _reply(self, questions: Sequence[Question]) -> list[str]:
         """What the model says to a batch."""
         inputs = self.processor.apply_chat_template(
-            [[{"role": "user", "content": self._content(question)}] for question in questions],
+            [self._messages(question) for question in questions],
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
@@ -147,12 +151,18 @@ class ArrowVLM(PointPredictor):
         new = tokens[:, inputs["input_ids"].shape[1] :]
         return self.processor.batch_decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
+    def _messages(self, question: Question) -> list[dict[str, Any]]:
+        user = {"role": "user", "content": self._content(question)}
+        if not self._takes_cameras:
+            return [user]
+        return [{"role": "system", "content": [{"type": "text", "text": DEPTH_SYSTEM_PROMPT}]}, user]
+
     def _content(self, question: Question) -> list[dict[str, Any]]:
         return [{"type": "image", "image": question.image}, {"type": "text", "text": self.prompt}]
 
     def _cameras(self, questions: Sequence[Question]) -> dict[str, Any]:
-        """What DepthVLM's processor takes beside the images, as centres of pixels at (0.5, 0.5)."""
-        if not hasattr(self.processor.image_processor, "canonical_focal_length"):
+        """What DepthVLM's processor takes beside the images: the centre of the first pixel is at (0.5, 0.5) there."""
+        if not self._takes_cameras:
             return {}
         cameras = [question.intrinsics for question in questions]
         return {"intrinsics": [[fx, fy, cx + 0.5, cy + 0.5] for fx, fy, cx, cy in cameras]}
@@ -160,6 +170,8 @@ class ArrowVLM(PointPredictor):
 
 def _load_config(model: str, *, revision: str, trust_remote_code: bool) -> Any:
     """The model's configuration, or an error that says what it needs."""
+    if model.startswith(("/", ".", "~")) and not Path(model).is_dir():
+        raise FileNotFoundError(f"There is no model folder {model}.")
     model_type = PreTrainedConfig.get_config_dict(model, revision=revision)[0].get("model_type")
     if model_type in _NOT_NATIVE and not trust_remote_code:
         raise ValueError(

@@ -96,9 +96,17 @@ def _vlm(model: str, name: str, gpu_gib: float, row_target: str = VLM, tables: t
     return Row(name, row_target, "points", {"model": model}, Requirement(gpu_gib=gpu_gib), tables, model)
 
 
-def _api(model: str, name: str) -> Row:
-    needs = Requirement(environment=("OPENAI_API_KEY",), install="set your key of api.openai.com")
-    return Row(name, API, "points", {"model": model}, needs, (1,))
+def _api(model: str, name: str, **kwargs: Any) -> Row:
+    needs = Requirement(environment=("OPENAI_API_KEY",), install="Set it to your key of api.openai.com")
+    return Row(name, API, "points", {"model": model, **kwargs}, needs, (1,))
+
+
+# Reasoning models of OpenAI take no temperature, and their thoughts count as new tokens.
+_REASONING: dict[str, Any] = {
+    "temperature": None,
+    "token_parameter": "max_completion_tokens",
+    "max_new_tokens": 8192,
+}
 
 
 PREDICTORS: dict[str, Row] = {
@@ -136,7 +144,7 @@ PREDICTORS: dict[str, Row] = {
     "dpt-kitti": _pipeline("facebook/dpt-dinov2-large-kitti", "DPT (DINOv2-L, KITTI)", (), metric=True),
     # VLMs that are asked in words, table 1.
     "gpt-4o": _api("gpt-4o", "GPT-4o"),
-    "gpt-5.5": _api("gpt-5.5", "GPT-5.5"),
+    "gpt-5.5": _api("gpt-5.5", "GPT-5.5", **_REASONING),
     "qwen3-vl-4b": _vlm("Qwen/Qwen3-VL-4B-Instruct", "Qwen3-VL-4B", 11),
     "qwen3-vl-8b": _vlm("Qwen/Qwen3-VL-8B-Instruct", "Qwen3-VL-8B", 20),
     "qwen3-vl-32b": _vlm("Qwen/Qwen3-VL-32B-Instruct", "Qwen3-VL-32B", 72),
@@ -144,9 +152,26 @@ PREDICTORS: dict[str, Row] = {
     "internvl3.5-14b": _vlm("OpenGVLab/InternVL3_5-14B-HF", "InternVL3.5-14B", 34),
     "internvl3.5-38b": _vlm("OpenGVLab/InternVL3_5-38B-HF", "InternVL3.5-38B", 84),
     "spacellava": _vlm("remyxai/SpaceLLaVA", "SpaceLLaVA-13B", 30),
-    "cambrian-s-7b": _vlm("nyu-visionx/Cambrian-S-7B", "Cambrian-S-7B", 19),
-    "spatialrgpt-8b": _vlm(
-        "a8cheng/SpatialRGPT-VILA1.5-8B", "SpatialRGPT-8B", 20, target("spatial_rgpt", "SpatialRGPT")
+    "cambrian-s-7b": Row(  # no class of transformers: behind a server of its own code
+        "Cambrian-S-7B",
+        API,
+        "points",
+        {"model": "nyu-visionx/Cambrian-S-7B", "api_key_env": None},
+        tables=(1,),
+        required_options=("base_url",),
+    ),
+    "spatialrgpt-8b": Row(
+        "SpatialRGPT-8B",
+        target("spatial_rgpt", "SpatialRGPT"),
+        "points",
+        {"model": "a8cheng/SpatialRGPT-VILA1.5-8B"},
+        Requirement(
+            environment=("SPATIAL_RGPT_PYTHON",),
+            gpu_gib=20,
+            install="Name the python of the environment that github.com/AnjieCheng/SpatialRGPT sets up there",
+        ),
+        (1,),
+        "a8cheng/SpatialRGPT-VILA1.5-8B",
     ),
     # VLMs that were trained to measure, tables 1 and 8.
     "depthlm-12b": _vlm("facebook/DepthLM", "DepthLM-12B", 28, target("depthlm", "DepthLM"), (1, 8)),

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import os
 import re
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +16,7 @@ from PIL import Image
 
 from ..predictor import DensePredictor, Example
 from .dense import PredictorError, resize_maps, rgb_pixels
+from .worker_process import WorkerProcess
 
 logger = logging.getLogger(__name__)
 
@@ -85,15 +82,13 @@ class YoutuVL(DensePredictor):
         given = python or os.environ.get(PYTHON_VARIABLE)
         if not given:
             raise PredictorError(f"Youtu-VL runs in an environment of its own. {INSTALL}.")
-        worker = Path(__file__).with_name("youtu_vl_worker.py")
-        command = [str(given), str(worker), model, "cuda" if device == "auto" else device, dtype, attention]
-        try:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
-            )
-        except OSError as error:
-            raise PredictorError(f"{given} cannot be started ({error}). {INSTALL}.") from error
-        self._receive()
+        self._worker = WorkerProcess(
+            given,
+            Path(__file__).with_name("youtu_vl_worker.py"),
+            [model, "cuda" if device == "auto" else device, dtype, attention],
+            name="Youtu-VL",
+            install=INSTALL,
+        )
 
     def predict(self, examples: Sequence[Example]) -> list[NDArray[np.float32]]:
         """One reply for each example. A reply without a map for all patches is logged, and is a map of NaN."""
@@ -103,14 +98,11 @@ class YoutuVL(DensePredictor):
                 picture = self._resized(example)
                 file = Path(folder) / f"{number}.png"
                 picture.save(file, compress_level=1)
-                self._send({"image": str(file)})
-                answer = self._receive()
-                if "error" in answer:
-                    raise PredictorError(f"Youtu-VL failed on {example.id!r}: {answer['error']}")
+                text = self._worker.ask({"image": str(file)})["text"]
                 width, height = example.image.size
-                levels = read_levels(answer["text"], picture.size)
+                levels = read_levels(text, picture.size)
                 if levels is None:
-                    logger.warning("Youtu-VL's reply to %s has no depth map: %.200s", example.id, answer["text"])
+                    logger.warning("Youtu-VL's reply to %s has no depth map: %.200s", example.id, text)
                     maps.append(np.full((height, width), np.nan, dtype=np.float32))
                     continue
                 if levels.max() >= self.levels:
@@ -125,12 +117,7 @@ class YoutuVL(DensePredictor):
 
     def close(self) -> None:
         """End the other process."""
-        with contextlib.suppress(OSError):
-            if self._process.stdin is not None:
-                self._process.stdin.close()
-            self._process.wait(timeout=30)
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        self._worker.close()
 
     @staticmethod
     def _resized(example: Example) -> Image.Image:
@@ -138,19 +125,6 @@ class YoutuVL(DensePredictor):
         scale = FOCAL_LENGTH / example.intrinsics[0]
         width, height = (max(PATCH, PATCH * round(side * scale / PATCH)) for side in picture.size)
         return picture.resize((width, height), Image.Resampling.BICUBIC)
-
-    def _send(self, message: dict[str, Any]) -> None:
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # `_receive` says that it has ended
-            print(json.dumps(message), file=self._process.stdin, flush=True)
-
-    def _receive(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            code = self._process.wait()
-            raise PredictorError(f"Youtu-VL's process ended with status {code}; what it printed says why. {INSTALL}.")
-        return json.loads(line)
 
 
 def read_levels(reply: str, size: tuple[int, int]) -> NDArray[np.float32] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -26,8 +27,10 @@ class Synthetic(Source):
     splits = ("train", "test")
     depth_range = (0.05, MAX_DEPTH)
     licence = "Apache-2.0"
-    scenes = {"train": 10_000, "test": 1_000}
-    first_seed = {"train": 900_000_000, "test": HELD_OUT}
+    image_size: ClassVar[tuple[int, int]] = (256, 192)
+    """Width and height in pixels."""
+    scenes: ClassVar[dict[str, int]] = {"train": 10_000, "test": 1_000}
+    first_seed: ClassVar[dict[str, int]] = {"train": 900_000_000, "test": HELD_OUT}
 
     def __init__(self, root: str | Path = "."):
         super().__init__(root)
@@ -45,10 +48,10 @@ class Synthetic(Source):
 
     def read(self, ref: FrameRef) -> Frame:
         """The scene, its image as a PNG."""
-        scene = render_scene(ref.files["seed"], kind=ref.files["kind"])
+        width, height = self.image_size
+        scene = render_scene(ref.files["seed"], kind=ref.files["kind"], width=width, height=height)
         stream = io.BytesIO()
         Image.fromarray(scene.image).save(stream, "PNG")
-        height, width = scene.depth.shape
         (fx, _, cx), (_, fy, cy), _ = scene.intrinsics.tolist()
         # The renderer puts the centre of the first pixel at (0.5, 0.5).
         intrinsics = (fx, fy, cx - 0.5, cy - 0.5)
