@@ -49,7 +49,7 @@ def main(
     layers: Annotated[int, typer.Option(help="LLM layers, of 36.")] = 36,
     images: Annotated[int, typer.Option(help="Images to score.")] = 8,
     batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 2,
-    focal_length: Annotated[float, typer.Option(help="Canonical focal length in pixels, the paper's by default.")] = 1000,
+    focal_length: Annotated[float, typer.Option(help="Canonical focal length in pixels.")] = 1000,
     device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cuda" if torch.cuda.is_available() else "cpu",
 ) -> None:
     """Print time in the model, time of the whole evaluation, and their ratio, for points and for dense maps."""

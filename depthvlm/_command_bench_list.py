@@ -1,4 +1,4 @@
-"""`depthvlm bench list`: every row, what it needs, and whether it can run here."""
+"""`depthvlm bench list`: every row, what it needs, and whether it can run here; and every source of data."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .benchmark.predictors import PREDICTORS, PREFIXES, Row, can_run
+from .benchmark.sources import source_class, source_names
 
 
 def run(console: Console | None = None) -> None:
@@ -24,6 +25,15 @@ def run(console: Console | None = None) -> None:
     console.print("\nBesides:")
     for prefix in PREFIXES.values():
         console.print(f"  {prefix}", soft_wrap=True)
+    console.print("\nSources of data, for `depthvlm bench build`:")
+    sources = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("source", "dataset", "splits", "metres", "licence"):
+        sources.add_column(title, overflow="fold")
+    for key in source_names():
+        source = source_class(key)
+        low, high = source.depth_range
+        sources.add_row(key, source.title, ", ".join(source.splits), f"{low:g} to {high:g}", escape(source.licence))
+    console.print(sources)
 
 
 def needs(row: Row) -> str:

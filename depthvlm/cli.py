@@ -108,7 +108,7 @@ def sft(context: typer.Context) -> None:
 
 @bench.command("list")
 def bench_list() -> None:
-    """Every system of the paper: what its row needs, and whether it can run here."""
+    """Every system of the paper: what its row needs, and whether it can run here; and the sources of data."""
     from ._command_bench_list import run
 
     run()

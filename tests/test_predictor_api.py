@@ -205,7 +205,7 @@ class TestRetries:
         body = b'{"error": {"code": "insufficient_quota", "message": "You exceeded your quota"}}'
         with (
             serve(script(*[Reply(429, body)] * 9)) as server,
-            pytest.raises(ChatServerError, match="status 429: .*You exceeded your quota"),
+            pytest.raises(ChatServerError, match=r"status 429: .*You exceeded your quota"),
         ):
             vlm(server, tmp_path).predict([example(0)])
         assert len(server.requests) == 1

@@ -183,19 +183,16 @@ def test_a_reply_is_read(tmp_path):
 
 def test_the_bundled_model_answers_as_by_itself(calls):
     """DepthVLM's checkpoints are asked too, with their cameras: nothing is assumed, so nothing warns."""
-    vlm = ArrowVLM(str(REPOSITORY / "depthvlm" / "nano"), device="cpu", dtype="float32", max_new_tokens=20)
+    vlm = ArrowVLM(str(REPOSITORY / "depthvlm" / "nano"), device="cpu", dtype="float32", max_new_tokens=8)
     scene = render_scene(1_000_500_007, width=128, height=96)
     camera = (scene.focal_length, scene.focal_length, 63.5, 47.5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        [answers] = vlm.predict(
-            [Example("scene", Image.fromarray(scene.image), camera, np.array([[40, 30], [90, 80]]))]
-        )
-    drawn = [draw_arrow(Image.fromarray(scene.image), point) for point in ((40, 30), (90, 80))]
+        [answers] = vlm.predict([Example("scene", Image.fromarray(scene.image), camera, np.array([[40, 30]]))])
+    drawn = draw_arrow(Image.fromarray(scene.image), (40, 30))
     alone = depthvlm.load(REPOSITORY / "depthvlm" / "nano", device="cpu", dtype="float32")
-    own = alone.predict(drawn, focal_length=scene.focal_length, prompt=ARROW_PROMPT, max_new_tokens=20)
-    assert [answer.text for answer in answers] == [prediction.text for prediction in own]
-    assert all(answer.text for answer in answers)
+    own = alone.predict(drawn, focal_length=scene.focal_length, prompt=ARROW_PROMPT, max_new_tokens=8)
+    assert [answer.text for answer in answers] == [prediction.text for prediction in own] != [""]
 
 
 @pytest.mark.parametrize(
@@ -216,5 +213,5 @@ def test_models_that_are_none(tmp_path, config, message):
 def test_options(tmp_path):
     with pytest.raises(ValueError, match="at least 1, got 0"):
         ArrowVLM(str(tmp_path), batch_size=0)
-    with pytest.raises(FileNotFoundError, match="There is no model folder .*gone"):
+    with pytest.raises(FileNotFoundError, match=r"There is no model folder .*gone"):
         ArrowVLM(str(tmp_path / "gone"))

@@ -116,7 +116,7 @@ def test_levels_to_metres(make, caplog):
 
 
 def test_a_process_that_ends(make, tmp_path):
-    (tmp_path / "transformers.py").write_text("raise SystemExit(3)")
+    (tmp_path / "torch.py").write_text("raise SystemExit(3)")
     with pytest.raises(PredictorError, match=r"ended with status 3.*transformers>=4\.56,<=4\.57\.1"):
         make()
 

@@ -143,8 +143,8 @@ class TestDepth:
         ref = source.index("test")[0]
         truncate(root / "depth/c.png")
         fails(source, ref, "depth/c.png", "truncated")
-        write_depth(root / "depth/c.png", [[1000] * 3] * 2)
-        fails(source, ref, "depth/c.png: 3x2 pixels do not have the aspect ratio of the image, 40x20")
+        write_depth(root / "depth/c.png", [[1000] * 20] * 20)
+        fails(source, ref, "depth/c.png: 20x20 pixels do not have the aspect ratio of the image, 40x20")
         (root / "depth/c.png").unlink()
         ref = source.index("test")[0]
         fails(source, ref, "rgb/c.jpg: has no depth map with the stem 'c'")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 
 import h5py
 import numpy as np
@@ -71,6 +72,13 @@ class TestLayout:
 
 
 class TestBadInput:
+    @pytest.mark.parametrize("module", ["h5py", "scipy.io"])
+    def test_without_its_libraries(self, root, monkeypatch, module):
+        source = NYUv2(root)
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(ImportError, match=r'pip install "depthvlm\[bench\]"'):
+            source.index("test")
+
     def test_files(self, root):
         with pytest.raises(SourceError, match=r"expected the file nyu_depth_v2_labeled\.mat in"):
             NYUv2(root.parent)

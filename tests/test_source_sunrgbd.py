@@ -1,5 +1,7 @@
 """SUN RGB-D in its own layout, of real frames and of made ones; its bit rotation on real files beyond 8.192 m."""
 
+import sys
+
 import numpy as np
 import pytest
 from depthvlm.benchmark.frames import SourceError
@@ -88,6 +90,12 @@ class TestLayout:
 
 
 class TestBadInput:
+    def test_without_scipy(self, root, monkeypatch):
+        source = SunRGBD(root)
+        monkeypatch.setitem(sys.modules, "scipy.io", None)
+        with pytest.raises(ImportError, match=r'pip install "depthvlm\[bench\]"'):
+            source.index("test")
+
     def test_split_file(self, root):
         path = root / "SUNRGBDtoolbox/traintestSUNRGBD/allsplit.mat"
         write_splits(root, ["/somewhere/else/NYU0001"], [])

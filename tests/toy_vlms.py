@@ -14,7 +14,6 @@ from transformers import (
     LlavaConfig,
     LlavaProcessor,
     PixtralImageProcessorPil,
-    PixtralProcessor,
     PreTrainedTokenizerFast,
     Qwen2VLImageProcessorPil,
     Qwen3VLConfig,
@@ -125,7 +124,10 @@ def llava(folder: Path) -> str:
 
 
 def pixtral(folder: Path) -> str:
-    """Pixtral as DepthLM has it: LLaVA with a vision tower for any size, and `content` for text in its template."""
+    """
+    Pixtral as DepthLM has it: LLaVA with a vision tower for any size, and `content` for text in its template. Pixtral's
+    own processor needs torchvision; LLaVA's with Pixtral's image processor differs in the tokens between rows alone.
+    """
     template = (
         "{%- for message in messages %}[INST]{%- for part in message.content %}{%- if part.type == 'image' %}"
         + IMAGE
@@ -141,5 +143,5 @@ def pixtral(folder: Path) -> str:
         vision_feature_select_strategy="full",
     )
     images = PixtralImageProcessorPil(size={"longest_edge": 1024}, patch_size={"height": 16, "width": 16})
-    tokens = {"image_break_token": SPECIAL_TOKENS[6], "image_end_token": SPECIAL_TOKENS[4]}
-    return _save(config, PixtralProcessor(images, tokenizer, patch_size=16, image_token=IMAGE, **tokens), folder)
+    options = {"patch_size": 16, "vision_feature_select_strategy": "full"}
+    return _save(config, LlavaProcessor(images, tokenizer, image_token=IMAGE, **options), folder)

@@ -32,7 +32,7 @@ class DepthLM(ArrowVLM):
 
     name = "depthlm"
     requires: ClassVar[Requirement] = Requirement(
-        packages=("torch", "transformers"), gpu_gib=28.0, install='pip install "depthvlm[bench]"'
+        packages=("torchvision",), gpu_gib=28.0, install='pip install "depthvlm[bench,video]"'
     )
 
     def __init__(

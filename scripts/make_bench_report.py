@@ -1,0 +1,54 @@
+"""
+Scores depthvlm-nano as a user would, and writes the report that docs/ shows.
+
+    python scripts/make_bench_report.py --samples ../shared/data
+
+Held-out synthetic scenes, and, where there are samples of DDAD and nuScenes in their official layout, those too: nano
+has seen no photograph, so its numbers there say what a model of synthetic scenes is worth on them.
+"""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "nano_bench.md"
+SYSTEMS = ("nano", "always-2m")
+
+
+def main(
+    samples: Annotated[Path | None, typer.Option(help="Folder with ddad/ and nuscenes/.")] = None,
+    images: Annotated[int, typer.Option(help="Synthetic scenes.")] = 300,
+    out: Annotated[Path, typer.Option(help="The page.")] = DOCS,
+) -> None:
+    """Build, evaluate, report."""
+    with tempfile.TemporaryDirectory() as folder:
+        build, results = f"{folder}/build", f"{folder}/results"
+        _bench("build", "synthetic", "--root", ".", "--out", build, "--split", "test", "--num-images", str(images))
+        splits = ["test"]
+        if samples is not None:
+            _bench("build", "ddad", "--root", str(samples / "ddad"), "--out", build, "--split", "test")
+            _bench("build", "nuscenes", "--root", str(samples / "nuscenes"), "--out", build, "--split", "train")
+            splits.append("train")
+        for split in splits:
+            for system in SYSTEMS:
+                _bench("eval", "-p", system, "-d", build, "-o", results, "--split", split)
+        page = subprocess.run(
+            [sys.executable, "-m", "depthvlm", "bench", "report", results, "--format", "markdown"],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+    out.write_text(page)
+    print(f"Wrote {out}")
+
+
+def _bench(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "depthvlm", "bench", *arguments], check=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
