@@ -72,7 +72,7 @@ test-torchvision:
 	.venv-torchvision/bin/python -m pip install -q -c build-constraints.txt -e ".[dev,video]"
 	rm build-constraints.txt
 	.venv-torchvision/bin/python -m pytest tests/test_image_processing.py tests/test_processor.py tests/test_camera.py \
-		tests/test_depth_maps.py tests/test_post_processing.py
+		tests/test_depth_maps.py tests/test_post_processing.py tests/test_predictors_transformers.py
 
 clean:
 	rm -rf $(VENV) .venv-torchvision build dist *.egg-info outputs

@@ -49,6 +49,9 @@ class Predictor:
     name: ClassVar[str] = ""
     requires: ClassVar[Requirement] = Requirement()
 
+    def close(self) -> None:
+        """Frees what it holds besides memory, such as a process of its own. Called once, at the end."""
+
 
 class DensePredictor(Predictor, ABC):
     """Answers with a map."""

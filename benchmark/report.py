@@ -149,7 +149,8 @@ def _speed_table(table: PublishedTable, measured: Sequence[Measured]) -> ReportT
         cells = [Cell(), Cell(), Cell(), Cell(f"{seconds:.3g}s{mark}", seconds)]
         cells += [Cell(titles.get(item.set_name, item.set_name)), Cell(f"{1 / seconds:.3g}", 1 / seconds)]
         cells += [Cell(str(speed.get("device") or "-"))]
-        rows.append(ReportRow(names[item.system], "measured", tuple(cells), *item.protocol, *reversed(item.system)))
+        name, key = item.system
+        rows.append(ReportRow(names[item.system], "measured", tuple(cells), *item.protocol, key, name))
         if mark:
             notes.append(f"{PARTIAL_MARK} {rows[-1].label} on {item.set_name}: timed on {item.partial()}.")
         if item.result.parse_rate is not None:

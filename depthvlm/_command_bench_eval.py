@@ -40,7 +40,7 @@ def evaluate(
     """
     try:
         from .benchmark.eval_sets import open_sets
-        from .benchmark.predictors import find_row, make_predictor
+        from .benchmark.predictors import PredictorError, find_row, make_predictor
         from .benchmark.protocol import get_protocol
         from .benchmark.run_files import EvaluationError
         from .benchmark.runner import evaluate as run
@@ -55,17 +55,19 @@ def evaluate(
         row = find_row(predictor)
         sets = open_sets(data, split, tuple(source or ()))
         loaded: Any = make_predictor(predictor, **options)
-    except (ImportError, OSError, ValueError, BuildError) as error:
+    except (ImportError, OSError, ValueError, BuildError, PredictorError) as error:
         raise fail(error, code=2) from None
     system = System(predictor, loaded.name, loaded, dict(row.kwargs) | options)
     results = []
-    for one in sets:
-        try:
+    try:
+        for one in sets:
             result = run(system, one, chosen, out, batch_size, limit, tuple(metric or ()))
-        except (EvaluationError, ValueError) as error:
-            raise fail(error, code=1) from None
-        if result is not None:
-            results.append(result)
+            if result is not None:
+                results.append(result)
+    except (EvaluationError, PredictorError, ValueError) as error:
+        raise fail(error, code=1) from None
+    finally:
+        loaded.close()
     if results:
         _print(results)
         Console().print(f"Results in {out}. See them beside the paper's: depthvlm bench report {out}")

@@ -264,7 +264,7 @@ class TestGoingOn:
         command = [sys.executable, "-c", KILLED, str(root), str(out)]
         path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
         process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path})
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while len(list(out.glob(".state/*.parquet.json"))) < 2:
             assert process.poll() is None
             assert time.monotonic() < deadline

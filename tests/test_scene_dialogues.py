@@ -10,11 +10,13 @@ from depthvlm.benchmark.scene_dialogues import (
     CLEAR,
     CLOSED_KINDS,
     KINDS,
+    MAP_PROMPT,
     Question,
     caption,
     conversation,
     is_right,
     meters,
+    object_map,
     questions,
 )
 from depthvlm.benchmark.scene_rows import HELD_OUT, draw_scene, held_out_questions, training_rows
@@ -281,6 +283,19 @@ def test_conversations_have_the_turns_asked_for(scenes):
 # Replies
 
 
+def test_a_map_names_what_fills_the_cells():
+    scene = scene_of(
+        thing("crate", "red", 10, 2), thing("window", "blue", 60, 3), thing("car", "cyan", 90, 4, visible=40)
+    )
+    scene.segments[:30, :20] = 0  # of the first cell, 30 x 20 of 50 x 50 pixels: 24 %
+    scene.segments[50:, :25] = 0  # of the cell below: half, and the rest is the window's
+    scene.segments[50:, 25:70] = 1
+    scene.segments[:50, 50:] = 2  # barely visible in all, so never named
+    assert object_map(scene, 2, 2) == "no, no\nred crate, window"
+    scene.segments[:32, :20] = 0  # 25.6 %
+    assert object_map(scene, 2, 2) == "red crate, no\nred crate, window"
+
+
 @pytest.mark.parametrize(
     ("reply", "right"),
     [("red crate", True), (" Red crate.\n", True), ("crate", False), ("the red crate", False), ("", False)],
@@ -394,6 +409,23 @@ def test_train_and_test_never_share_a_seed():
         training_rows(scenes=2, seed=HELD_OUT - 1)
 
 
+def test_a_map_ends_the_conversation_with_a_cell_for_every_token():
+    for row in training_rows(scenes=8, mix={"question": 1}, map_share=1.0):
+        *_, asked, answered = row["messages"]
+        assert asked["content"] == MAP_PROMPT
+        width, height = row["images"][0].size
+        scale = 160 / row["focal_length"] / 32
+        cells = [line.split(", ") for line in answered["content"].split("\n")]
+        assert len(cells) == round(height * scale)
+        assert {len(line) for line in cells} == {round(width * scale)}
+
+
+def test_ranks_change_the_order_alone():
+    one, two = (list(training_rows(scenes=32, group=16, ranks=ranks)) for ranks in (1, 2))
+    first = [row["focal_length"] for row in one]
+    assert [row["focal_length"] for row in two] == [*first[:8], *first[16:24], *first[8:16], *first[24:]]
+
+
 def test_a_group_has_one_size_as_the_model_sees_it():
     processor = build_processor()[0]
     rows = list(training_rows(scenes=48, group=16))
@@ -426,6 +458,9 @@ def test_trl_finds_the_image_of_a_row():
         ({"group": 0}, "group"),
         ({"turns": (4, 3)}, "turns"),
         ({"depth_share": 1.5}, "depth_share"),
+        ({"map_share": -0.1}, "map_share"),
+        ({"ranks": 3}, "ranks"),
+        ({"ranks": 2, "seed": 8}, "ranks"),
     ],
 )
 def test_arguments_out_of_range(settings, message):

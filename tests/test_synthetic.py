@@ -223,6 +223,18 @@ def test_listed_objects(scenes):
     assert 2 < np.mean([len(scene.objects) for scene in scenes]) < 10
 
 
+def test_segments_show_the_listed_objects(scenes):
+    for scene in scenes:
+        assert scene.segments.shape == scene.depth.shape
+        assert scene.segments.max(initial=-1) < len(scene.objects)
+        for index, o in enumerate(scene.objects):
+            seen = scene.segments == index
+            assert seen.sum() == o.visible
+            column, row = o.pixel
+            assert seen[row, column]
+            assert scene.depth[row, column] == np.float32(o.depth)
+
+
 def test_an_object_looks_like_its_color():
     palette = np.array(list(COLORS.values()))
     palette /= np.linalg.norm(palette, axis=1, keepdims=True)

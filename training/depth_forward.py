@@ -80,9 +80,7 @@ def score_replies_alone(model: DepthVLMForConditionalGeneration) -> None:
     fused_forward = model.forward
 
     @functools.wraps(type(model).forward)  # `generate` validates its arguments against the signature
-    def forward(
-        self: Any, *args: Any, fused_lm_head: bool = False, labels: Tensor | None = None, **kwargs: Any
-    ) -> Any:
+    def forward(self: Any, *args: Any, fused_lm_head: bool = False, labels: Tensor | None = None, **kwargs: Any) -> Any:
         if not fused_lm_head or labels is None or labels.device.type != "cpu":
             return fused_forward.__func__(  # type: ignore[attr-defined]
                 self, *args, fused_lm_head=fused_lm_head, labels=labels, **kwargs

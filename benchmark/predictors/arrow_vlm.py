@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -91,17 +92,17 @@ class ArrowVLM(PointPredictor):
         self.arrow_length, self.longest_edge = arrow_length, longest_edge
         hub: Any = {"revision": revision, "trust_remote_code": trust_remote_code}
         config = _load_config(model, **hub)
+        self.processor = _load_processor(model, config, **hub)
+        self._takes_cameras = hasattr(self.processor.image_processor, "canonical_focal_length")
+        self.processor.tokenizer.padding_side = "left"
+        if self.processor.tokenizer.pad_token is None:
+            self.processor.tokenizer.pad_token = self.processor.tokenizer.eos_token
         where: Any = {"device_map": "auto"} if device == "balanced" else {}
         self.network = AutoModelForImageTextToText.from_pretrained(
             model, config=config, dtype="auto" if dtype == "auto" else pick_dtype(dtype), **where, **hub
         ).eval()
         if not where:
             self.network.to(pick_device(device))
-        self.processor = _load_processor(model, config, **hub)
-        self._takes_cameras = hasattr(self.processor.image_processor, "canonical_focal_length")
-        self.processor.tokenizer.padding_side = "left"
-        if self.processor.tokenizer.pad_token is None:
-            self.processor.tokenizer.pad_token = self.processor.tokenizer.eos_token
 
     def predict(self, examples: Sequence[Example]) -> list[list[PointAnswer]]:
         """
@@ -110,10 +111,10 @@ class ArrowVLM(PointPredictor):
         Raises:
             ValueError: a point outside its image, or an image too small for the arrow.
         """
-        questions = [question for example in examples for question in self.questions(example)]
+        questions = (question for example in examples for question in self.questions(example))
         replies: list[str] = []
-        for start in range(0, len(questions), self.batch_size):
-            replies += self._reply(questions[start : start + self.batch_size])
+        while batch := list(islice(questions, self.batch_size)):
+            replies += self._reply(batch)
         answers = iter([PointAnswer(parse_metres(text), text) for text in replies])
         return [[next(answers) for _ in example.points] for example in examples]
 
@@ -186,13 +187,12 @@ def _load_config(model: str, *, revision: str, trust_remote_code: bool) -> Any:
 
 def _load_processor(model: str, config: Any, **hub: Any) -> Any:
     """The model's processor; without its part for videos where torchvision, which that part needs, is missing."""
-    processor_class = PROCESSOR_MAPPING.get(type(config), None)
+    processor_class: Any = PROCESSOR_MAPPING.get(type(config), None)
     if is_torchvision_available() or processor_class is None:
         return AutoProcessor.from_pretrained(model, **hub)
     parts = processor_class.get_attributes()
     if "video_processor" not in parts:
         return AutoProcessor.from_pretrained(model, **hub)
     images_alone = classmethod(lambda _: [part for part in parts if part != "video_processor"])
-    return type(processor_class.__name__, (processor_class,), {"get_attributes": images_alone}).from_pretrained(
-        model, **hub
-    )
+    reduced: Any = type(processor_class.__name__, (processor_class,), {"get_attributes": images_alone})
+    return reduced.from_pretrained(model, **hub)
