@@ -111,7 +111,8 @@ def on_ray(
         limit = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         shared = ray.put(job)
         remote = ray.remote(num_cpus=1, max_retries=RAY_RETRIES)(_write_on_ray)
-        rest, running = list(reversed(tasks)), {}
+        rest = list(reversed(tasks))
+        running: dict[Any, ShardTask] = {}
         while rest or running:
             while rest and len(running) < limit:
                 task = rest.pop()

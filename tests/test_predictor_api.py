@@ -383,9 +383,9 @@ class TestLimits:
         with pytest.raises(ValueError, match=message):
             ApiVLM("m", **{"cache": tmp_path, **options})
 
-    def test_the_default_cache_is_in_the_hugging_face_cache(self, monkeypatch):
-        api = ApiVLM("m")
-        assert api.cache.folder.parts[-3:] == ("depthvlm", "answers", "api")
+    def test_the_default_cache_is_in_the_hugging_face_cache(self, monkeypatch, tmp_path):
+        monkeypatch.setattr("huggingface_hub.utils._cache_assets.HF_ASSETS_CACHE", str(tmp_path))
+        assert ApiVLM("m").cache.folder == tmp_path / "depthvlm" / "answers" / "api"
 
     def test_a_stop_from_another_thread(self):
         stop = threading.Event()

@@ -13,7 +13,7 @@ from typing import Any
 
 
 def main() -> None:
-    reply: "dict[str, Any]"
+    reply: dict[str, Any]
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")  # the package prints: what it prints goes to stderr
     os.dup2(2, 1)
     model, conversation, device, max_new_tokens = sys.argv[1:]
