@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .shards import finished_builds, load_build
+from .shards import build_hash, finished_builds, load_build
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -63,8 +61,7 @@ class EvalSet:
         [entry] = finished_builds(folder, split, source).values()
         self.source, self.split = source, split
         self.seed = int(entry["parameters"]["seed"])
-        hashes = [shard["sha256"] for shard in entry["shards"]]
-        self.hash = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
+        self.hash = build_hash(entry)
         rows = load_build(folder, split, source)
         for column in ("image", "depth"):
             rows = rows.cast_column(column, ImageFeature(decode=False))

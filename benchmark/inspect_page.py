@@ -126,7 +126,7 @@ def build_statistics(paths: list[Path], counts: list[int]) -> BuildStatistics:
         scenes=len(table["scene"].unique()),
         cameras=len(table["camera"].unique()),
         points=len(points),
-        valid=(min(shares), float(np.mean(shares)), max(shares)),
+        valid=(float(min(shares)), float(np.mean(shares)), float(max(shares))),
         metres=_quantiles(points, (0, 5, 50, 95, 100)),
         focal_length=_quantiles(fx, (0, 50, 100)),
         fov=_quantiles(np.degrees(2 * np.arctan(width / (2 * fx))), (0, 50, 100)),

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -39,7 +36,7 @@ def build_images(folders: Iterable[str | Path], wanted: Mapping[str, set[str]]) 
     except ImportError:
         raise ImportError('Pictures out of a build need pyarrow: pip install "depthvlm[bench]"') from None
     from .shard_writer import BuildError
-    from .shards import finished_builds, shard_paths
+    from .shards import build_hash, finished_builds, shard_paths
 
     shards: list[tuple[str, Path]] = []
     try:
@@ -61,11 +58,6 @@ def build_images(folders: Iterable[str | Path], wanted: Mapping[str, set[str]]) 
                     for row in file.read_row_group(group, ["id", "image"]).take(places).to_pylist():
                         found[digest, row["id"]] = row["image"]["bytes"]
     return found
-
-
-def build_hash(entry: Mapping[str, Any]) -> str:
-    """What a result names as `data_hash`, of a build's entry in its manifest."""
-    return hashlib.sha256(json.dumps([shard["sha256"] for shard in entry["shards"]]).encode()).hexdigest()
 
 
 def picture_uri(data: bytes, points: Sequence[PointRow]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -142,11 +142,3 @@ def read_lines(path: str | Path) -> Iterator[ImageResult]:
 def lines_path(summary: str | Path) -> Path:
     """The file of one line per image beside a summary: `x.json` and `x.images.jsonl`."""
     return Path(summary).with_suffix(".images.jsonl")
-
-
-def load_results(paths: Iterable[str | Path]) -> list[Result]:
-    """The summaries of files, and of folders with all that lie in them."""
-    files: list[Path] = []
-    for path in map(Path, paths):
-        files += sorted(path.rglob("*.json")) if path.is_dir() else [path]
-    return [Result.load(file) for file in files]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import file_digest
 from pathlib import Path
@@ -47,6 +50,12 @@ def finished_builds(
     if unfinished:
         problem += f" Begun and not finished: {', '.join(unfinished)}; run the same build command again to go on."
     raise BuildError(problem)
+
+
+def build_hash(entry: Mapping[str, Any]) -> str:
+    """sha256 of a build's shards, by which results know their data; `entry` is of the manifest."""
+    hashes = [shard["sha256"] for shard in entry["shards"]]
+    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
 
 def shard_paths(folder: str | Path, entry: dict[str, Any], verify: bool = False) -> list[Path]:

@@ -28,9 +28,9 @@ def build(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="Name of a dataset, as `bench list` shows them.")],
     root: Annotated[Path, typer.Option(metavar="DIR", help="Its download, in the official layout.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the shards and the manifest go.")],
-    split: Annotated[str | None, typer.Option(help="train or test. [default: the source's only one]")] = None,
+    split: Annotated[str | None, typer.Option(help="train or test; needed where the source has both.")] = None,
     num_images: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="How many. [default: as in the paper's tables 9 and 10]")
+        int | None, typer.Option(min=1, metavar="N", help="How many; by default as in the paper's tables 9 and 10.")
     ] = None,
     points: Annotated[int, typer.Option(min=1, help="Sampled pixels of an image.")] = 10,
     seed: Annotated[int, typer.Option(help="Of the sampled pixels.")] = 0,
@@ -40,20 +40,21 @@ def build(
     ] = None,
     max_bad: Annotated[
         int | None,
-        typer.Option(min=0, metavar="K", help="Stop when more frames cannot be used. [default: 1 %, at least 10]"),
+        typer.Option(min=0, metavar="K", help="Stop when more frames cannot be used; by default 1 %, at least 10."),
     ] = None,
     retry_bad: Annotated[
         bool, typer.Option("--retry-bad", help="Make finished shards again that lack a frame.")
     ] = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, metavar="W", help="Processes, or shards on Ray at a time. [default: all CPUs]")
+        int | None,
+        typer.Option(min=1, metavar="W", help="Processes, or shards on Ray at a time; by default as many as CPUs."),
     ] = None,
     engine: Annotated[Engine, typer.Option(help="processes, or ray for several machines.")] = Engine.processes,
     address: Annotated[
-        str | None, typer.Option(help="Of a Ray cluster; auto: the one around. [default: a new one, here]")
+        str | None, typer.Option(help="Of a Ray cluster; auto: the running one. Without it a Ray is started here.")
     ] = None,
     rows_per_shard: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="[default: 50 to 1000, with the number of images]")
+        int | None, typer.Option(min=1, metavar="N", help="By default 50 to 1000, with the number of images.")
     ] = None,
     jsonl: Annotated[
         bool, typer.Option("--jsonl", help="Also write the released JSON lines, with images and depth maps as files.")

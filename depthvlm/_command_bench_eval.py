@@ -11,6 +11,12 @@ from rich.table import Table
 
 from ._fail import fail
 
+# Options on which no answer depends: a run may go on with others.
+_INCIDENTAL = {
+    *("device", "batch_size", "cache", "concurrency", "requests_per_minute", "timeout", "max_retries"),
+    *("input_price", "output_price", "max_cost", "api_key_env"),
+}
+
 
 def evaluate(
     predictor: Annotated[str, typer.Option("--predictor", "-p", help="A row of `depthvlm bench list`, or nano.")],
@@ -39,8 +45,10 @@ def evaluate(
     its part. Results are kept as JSON, with one line per image; `depthvlm bench report` shows them.
     """
     try:
+        from .benchmark.chat_client import ChatServerError
         from .benchmark.eval_sets import open_sets
         from .benchmark.predictors import PredictorError, find_row, make_predictor
+        from .benchmark.predictors.api import CostLimitReached
         from .benchmark.protocol import get_protocol
         from .benchmark.run_files import EvaluationError
         from .benchmark.runner import evaluate as run
@@ -57,15 +65,16 @@ def evaluate(
         loaded: Any = make_predictor(predictor, **options)
     except (ImportError, OSError, ValueError, BuildError, PredictorError) as error:
         raise fail(error, code=2) from None
-    system = System(predictor, loaded.name, loaded, dict(row.kwargs) | options)
+    answering = {name: value for name, value in (dict(row.kwargs) | options).items() if name not in _INCIDENTAL}
+    system = System(predictor, loaded.name, loaded, answering)
     results = []
     try:
         for one in sets:
             result = run(system, one, chosen, out, batch_size, limit, tuple(metric or ()))
             if result is not None:
                 results.append(result)
-    except (EvaluationError, PredictorError, ValueError) as error:
-        raise fail(error, code=1) from None
+    except (ChatServerError, CostLimitReached, EvaluationError, PredictorError, ValueError) as error:
+        raise fail(f"{error} What was scored is kept: the same command goes on.", code=1) from None
     finally:
         loaded.close()
     if results:

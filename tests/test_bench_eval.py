@@ -306,3 +306,15 @@ def test_the_command_says_what_is_wrong_in_a_line(build, tmp_path):
     assert run.returncode == 2
     assert "Unknown protocol 'nope'" in run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_a_predictor_that_stops_keeps_what_it_had(build, tmp_path):
+    """A server that is not there: one line, exit code 1, no summary."""
+    given = ("--predictor", "api:some-model@http://127.0.0.1:9", "--option", "max_retries=0", "--option", "timeout=2")
+    given += ("--option", f"cache={tmp_path / 'cache'}")
+    run = command("eval", *given, "-d", str(build), "-o", str(tmp_path / "out"))
+    assert run.returncode == 1, run.stderr
+    assert "Traceback" not in run.stderr
+    assert "127.0.0.1:9" in run.stderr
+    assert "the same command goes on" in run.stderr
+    assert not list((tmp_path / "out").rglob("*.json"))

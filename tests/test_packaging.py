@@ -41,6 +41,9 @@ def test_contents(wheel):
     assert {str(path.relative_to(REPOSITORY)) for path in data if path.is_file()} <= set(names)
     assert "depthvlm/nano/model.safetensors" in names
     assert "depthvlm/py.typed" in names
+    bench = ("published_tables.json", "report_page.html.jinja", "depth_metrics/depth_metrics.py")
+    bench += ("sources/waymo.py", "predictors/rows.py")
+    assert {f"depthvlm/benchmark/{name}" for name in bench} <= set(names)
 
 
 def test_predicts_where_only_the_wheel_is(wheel, tmp_path):

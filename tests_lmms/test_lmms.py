@@ -64,7 +64,7 @@ def tasks(rows, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def model() -> DepthVLMChat:
-    return DepthVLMChat("depthvlm-nano", device="cpu", num_frames=4)
+    return DepthVLMChat("depthvlm-nano", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def replies(rows, model) -> list[str]:
         words = tokenizer(text, return_tensors="pt")
         kinds = (words["input_ids"] == model.network.config.image_token_id).int()
         with torch.inference_mode():
-            out = model.network.generate(**words, **image, mm_token_type_ids=kinds, do_sample=False, max_new_tokens=16)
+            out = model.network.generate(**words, **image, mm_token_type_ids=kinds, do_sample=False, max_new_tokens=128)
         found.append(tokenizer.decode(out[0, words["input_ids"].shape[1] :], skip_special_tokens=True))
     return found
 
@@ -133,8 +133,8 @@ def test_a_task_from_the_command_line_to_table_3(tasks, rows, replies, tmp_path,
         text=True,
         check=True,
     ).stdout
-    cells = [line for line in csv.reader(io.StringIO(report)) if "depthvlm-nano" in line and "POPE" in line]
-    assert any(f"{100 * right:.1f}" in line for line in cells), report
+    [line] = [line for line in csv.reader(io.StringIO(report)) if "depthvlm-nano" in line and "pope" in line]
+    assert float(line[line.index("pope") + 1]) == pytest.approx(100 * right, abs=0.05)
 
 
 def test_a_part_of_a_task_says_so(tasks, tmp_path):
@@ -157,30 +157,12 @@ def test_a_field_of_view_brings_images_to_the_canonical_camera():
     assert image["image_grid_thw"].tolist() == [[1, 14, 20]]
 
 
-def test_several_images_none_and_a_video(model, tmp_path):
-    """One batch with two images, with words alone and with a video of 12 frames, of which 4 are seen."""
-    import cv2
-
-    path = str(tmp_path / "video.mp4")
-    writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"mp4v"), 4.0, (64, 64))
-    for value in range(12):
-        writer.write(np.full((64, 64, 3), 20 * value, np.uint8))
-    writer.release()
+def test_two_images_and_none_in_one_batch(model):
     image = {"type": "image", "image": Pictures.new("RGB", (96, 64))}
     ask = {"type": "text", "text": "Is there a door?"}
-    asked = [[image, image, ask], [ask], [{"type": "video", "video": path}, ask]]
-    seen = []
-    generate = model.network.generate
-    model.network.generate = lambda **inputs: seen.append(inputs) or generate(**inputs)
-    try:
-        together = model._reply([[{"role": "user", "content": content}] for content in asked], {"max_new_tokens": 4})
-    finally:
-        del model.network.generate
-    assert seen[0]["image_grid_thw"].tolist() == [[1, 4, 6], [1, 4, 6]]
-    assert seen[0]["video_grid_thw"][0, 0] == 2  # two frames make one step
-    assert together[:2] == [
-        model._reply([[{"role": "user", "content": content}]], {"max_new_tokens": 4})[0] for content in asked[:2]
-    ]
+    asked = [[{"role": "user", "content": content}] for content in ([image, image, ask], [ask])]
+    options = {"max_new_tokens": 8}
+    assert model._reply(asked, dict(options)) == [model._reply([each], dict(options))[0] for each in asked]
 
 
 def test_other_media_and_options(model):

@@ -92,8 +92,8 @@ def _depth_anything_3(model: str, name: str, tables: tuple[int, ...] = (), gpu_g
     return Row(name, target("depth_anything_3", "DepthAnything3"), "dense", {"model": model}, needs, tables, model)
 
 
-def _vlm(model: str, name: str, gpu_gib: float, row_target: str = VLM, tables: tuple[int, ...] = (1,)) -> Row:
-    return Row(name, row_target, "points", {"model": model}, Requirement(gpu_gib=gpu_gib), tables, model)
+def _vlm(model: str, name: str, gpu_gib: float) -> Row:
+    return Row(name, VLM, "points", {"model": model}, Requirement(gpu_gib=gpu_gib), (1,), model)
 
 
 def _api(model: str, name: str, **kwargs: Any) -> Row:
@@ -174,7 +174,15 @@ PREDICTORS: dict[str, Row] = {
         "a8cheng/SpatialRGPT-VILA1.5-8B",
     ),
     # VLMs that were trained to measure, tables 1 and 8.
-    "depthlm-12b": _vlm("facebook/DepthLM", "DepthLM-12B", 28, target("depthlm", "DepthLM"), (1, 8)),
+    "depthlm-12b": Row(
+        "DepthLM-12B",
+        target("depthlm", "DepthLM"),
+        "points",
+        {"model": "facebook/DepthLM"},
+        Requirement(packages=("torchvision",), gpu_gib=28, install="pip install torchvision"),
+        (1, 8),
+        "facebook/DepthLM",
+    ),
     "youtu-vl-4b": Row(
         "Youtu-VL-4B",
         target("youtu_vl", "YoutuVL"),
