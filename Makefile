@@ -12,7 +12,7 @@ NANO_ENV := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 ONEDNN_PRIMITIVE_CACHE_CAPA
 	MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456 \
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
-.PHONY: demo test nano lint types check wheel test-torchvision clean
+.PHONY: demo test nano lint types check wheel test-torchvision test-lmms clean
 
 demo: $(VENV)/.demo
 	$(BIN)/depthvlm predict $(if $(IMAGE),"$(IMAGE)",depthvlm/assets/room.jpg depthvlm/assets/street.jpg) \
@@ -74,5 +74,13 @@ test-torchvision:
 	.venv-torchvision/bin/python -m pytest tests/test_image_processing.py tests/test_processor.py tests/test_camera.py \
 		tests/test_depth_maps.py tests/test_post_processing.py tests/test_predictors_transformers.py
 
+# lmms-eval brings torchvision, and with it a CUDA build of torch (5 GB); it runs on a CPU.
+test-lmms:
+	$(PYTHON) -m venv .venv-lmms
+	.venv-lmms/bin/python -m pip install -q torch==2.15.0 torchvision==0.29.2
+	.venv-lmms/bin/python -m pip install -q lmms-eval==0.7.3
+	.venv-lmms/bin/python -m pip install -q -e ".[bench]" pytest
+	.venv-lmms/bin/python -m pytest tests_lmms
+
 clean:
-	rm -rf $(VENV) .venv-torchvision build dist *.egg-info outputs
+	rm -rf $(VENV) .venv-torchvision .venv-lmms build dist *.egg-info outputs

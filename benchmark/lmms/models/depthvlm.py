@@ -132,7 +132,7 @@ class DepthVLM(lmms):
             settings["images_kwargs"] = self.image_options
         if "video" in kinds:
             settings["videos_kwargs"] = {"do_sample_frames": True, "num_frames": self.num_frames, "fps": None}
-        inputs = self.processor.apply_chat_template(
+        inputs: Any = self.processor.apply_chat_template(
             conversations,
             add_generation_prompt=True,
             tokenize=True,
