@@ -168,7 +168,7 @@ def _entry(plan: BuildPlan, records: dict[str, ShardRecord]) -> dict[str, Any]:
     if wanted is not None and plan.images < wanted:
         notes.append(f"{wanted} images were asked for, the source has {plan.available}: all are taken.")
     if bad:
-        notes.append(f"{len(bad)} frames cannot be used and are left out, none is replaced.")
+        notes.append(f"{len(bad)} frame(s) cannot be used: left out, none is replaced.")
     short = sum(record.short for record in done)
     if short:
         notes.append(f"{short} images have fewer valid pixels than points were asked for: all of those are taken.")

@@ -187,7 +187,7 @@ def check_bad(bad: Sequence[tuple[str, str]], max_bad: int) -> None:
     raise TooManyBadFramesError(
         "\n".join(
             [
-                f"{len(bad)} frames cannot be used, and --max-bad allows {max_bad}:",
+                f"{len(bad)} frame(s) cannot be used, and --max-bad allows {max_bad}:",
                 *lines,
                 "Mend them, or allow more with --max-bad; finished shards are kept.",
             ]

@@ -47,7 +47,7 @@ def build(
     ] = False,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, metavar="W", help="Processes, or shards on Ray at a time; by default as many as CPUs."),
+        typer.Option(min=1, metavar="W", help="Processes, or shards on Ray at a time; by default one a CPU."),
     ] = None,
     engine: Annotated[Engine, typer.Option(help="processes, or ray for several machines.")] = Engine.processes,
     address: Annotated[

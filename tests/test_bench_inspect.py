@@ -91,7 +91,7 @@ def test_page(folder, tmp_path):
     assert not re.search(r"(src|href)=\"(?!data:)|url\(|@import|<script", text)
     assert page.words.count("Toy <frames>, train") == 2
     assert "15 of 16 planned, 1 unusable" in page.words
-    assert "1 frames cannot be used and are left out, none is replaced." in page.words
+    assert "1 frame(s) cannot be used: left out, none is replaced." in page.words
     # The midpoints of four stretches of 15 rows.
     everything = [f"scene{s}/{side}_{o:03d}" for s in range(2) for o in range(4) for side in ("left", "right")]
     everything.remove("scene1/left_001")

@@ -228,7 +228,8 @@ class TestDepthPro:
         )
         answer = torch.from_numpy(inverse[0] * np.float32(64 / focal))[None, None]
         half = torch.nn.functional.interpolate(answer, size=(64, 64), mode="bilinear")[0, 0]
-        np.testing.assert_allclose(estimated, (1 / half.clamp(1e-4, 1e4)).numpy(), rtol=1e-4)
+        # Of the inverse, which the network answers: far metres magnify its last bits.
+        np.testing.assert_allclose(1 / estimated, half.clamp(1e-4, 1e4).numpy(), rtol=1e-4, atol=1e-5)
 
     def test_pixels_are_sampled_without_antialiasing(self, checkpoint):
         """From 256 columns to 64, column i reads between columns 4i + 1 and 4i + 2; 0..255 becomes -1..1."""
