@@ -14,14 +14,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import typer
-from bench_source import (
-    ToySource,
-    build_files,
-    build_rows,
-    build_toy,
-    make_toy,
-    open_toy,
-)
+from bench_builds import build_rows, build_toy
+from bench_source import ToySource, build_files, make_toy, open_toy
 from depthvlm.benchmark.annotations_out import write_annotations
 from depthvlm.benchmark.build_plan import plan_build
 from depthvlm.benchmark.frames import FrameRef, SourceError
