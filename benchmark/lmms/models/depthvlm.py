@@ -132,14 +132,15 @@ class DepthVLM(lmms):
             settings["images_kwargs"] = self.image_options
         if "video" in kinds:
             settings["videos_kwargs"] = {"do_sample_frames": True, "num_frames": self.num_frames, "fps": None}
-        inputs: Any = self.processor.apply_chat_template(
+        encoded: Any = self.processor.apply_chat_template(
             conversations,
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
             processor_kwargs=settings,
-        ).to(self.device, dtype=self.network.dtype)
+        )
+        inputs = encoded.to(self.device, dtype=self.network.dtype)
         until = options.pop("until", None) or []
         tokens = self.network.generate(**inputs, **_decoding(options))
         new = tokens[:, inputs["input_ids"].shape[1] :]
