@@ -45,6 +45,8 @@ def evaluate(
     its part. Results are kept as JSON, with one line per image; `depthvlm bench report` shows them.
     """
     try:
+        from accelerate import PartialState
+
         from .benchmark.chat_client import ChatServerError
         from .benchmark.eval_sets import open_sets
         from .benchmark.predictors import PredictorError, find_row, make_predictor
@@ -77,6 +79,7 @@ def evaluate(
         raise fail(f"{error} What was scored is kept: the same command goes on.", code=1) from None
     finally:
         loaded.close()
+        PartialState().destroy_process_group()  # a process that ends with its group alive may abort on the way out
     if results:
         _print(results)
         Console().print(f"Results in {out}. See them beside the paper's: depthvlm bench report {out}")

@@ -50,6 +50,7 @@ def main(options: dict[str, Any]) -> None:
     trainer.save_model()
     if trainer.is_world_process_zero():
         Path(options["out"], "log.json").write_text(json.dumps({"log": trainer.state.log_history, "eval": numbers}))
+    trainer.end()  # a process that ends with its group alive may abort on the way out
 
 
 if __name__ == "__main__":
