@@ -49,6 +49,10 @@ class Predictor:
     name: ClassVar[str] = ""
     requires: ClassVar[Requirement] = Requirement()
 
+    def checkpoint(self) -> str | None:
+        """Hash of its weights and settings, where a card can be written of it; None else."""
+        return None
+
     def close(self) -> None:
         """Frees what it holds besides memory, such as a process of its own. Called once, at the end."""
 

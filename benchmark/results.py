@@ -74,6 +74,8 @@ class Result:
             image, so that the first one's warm-up does not count; "device".
         environment: versions.
         limit: images that were asked for where that is not the whole set; None else.
+        checkpoint: [`~depthvlm.benchmark.checkpoint_hash`] of a DepthVLM; None of other systems.
+        options: of the predictor, besides the model's name.
     """
 
     row: str
@@ -93,6 +95,8 @@ class Result:
     environment: dict[str, str]
     limit: int | None = None
     format: int = FORMAT
+    checkpoint: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:

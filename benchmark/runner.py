@@ -127,6 +127,7 @@ def _settings(
     return {
         "row": system.row,
         "options": dict(system.options),
+        "checkpoint": system.predictor.checkpoint(),  # a folder may hold another model when the run goes on
         "data_hash": eval_set.hash,
         "protocol": protocol.to_dict() | {"description": ""},
         "limit": limit,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
@@ -78,6 +79,8 @@ def summarise(
         },
         environment=_environment(),
         limit=None if limit is None or limit >= len(eval_set) else limit,
+        checkpoint=system.predictor.checkpoint(),
+        options=json.loads(json.dumps({k: v for k, v in system.options.items() if k != "model"}, default=str)),
     )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ._bundled import resolve_model_path
+from .hub_cards.recipe_file import convert_recipe
 from .modeling_depthvlm import DepthVLMForConditionalGeneration
 from .processing import DepthVLMProcessor
 
@@ -34,6 +35,7 @@ def convert_checkpoint(source: str | PathLike[str], destination: str | PathLike[
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-", ignore_cleanup_errors=True) as temporary:
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
+        convert_recipe(path, temporary)
         if folder.exists():
             folder.rmdir()
         Path(temporary).rename(folder)

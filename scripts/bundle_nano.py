@@ -23,7 +23,7 @@ def main(checkpoint: Annotated[Path, typer.Argument(help="Folder that make_nano.
             for part in (settings, settings.get("image_processor", {})):
                 part.pop("auto_map", None)  # names code that does not travel with this copy
             (NANO / file.name).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
-        elif file.suffix != ".py":
+        elif file.suffix in (".safetensors", ".jinja", ".yaml", ".txt"):  # no pickle, no card of another name
             shutil.copyfile(file, NANO / file.name)
     print(*sorted(path.name for path in NANO.iterdir()), sep="\n")
 

@@ -46,6 +46,18 @@ def test_the_camera_sets_the_scale(predictor):
     np.testing.assert_allclose(far, 2 * near, rtol=1e-4)
 
 
+def test_one_focal_length_for_all_stands_in_place_of_their_own(predictor, checkpoint):
+    """Table 7's row without normalisation: every image is predicted as if its focal length were the canonical one."""
+    raw = make_predictor(f"depthvlm:{checkpoint}", device="cpu", focal_length=1000)
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    own, canonical = (toy_example(pixels=pixels, intrinsics=(f, f, 40, 30)) for f in (700.0, 1000.0))
+    [expected] = predictor.predict([canonical])
+    np.testing.assert_array_equal(raw.predict([own])[0], expected)
+    assert np.abs(predictor.predict([own])[0] / expected - 1).max() > 1e-3
+    with pytest.raises(ValueError, match="`focal_length` is in pixels and positive, got -1"):
+        make_predictor(f"depthvlm:{checkpoint}", focal_length=-1)
+
+
 def test_exif_orientation_is_not_followed(predictor):
     upright, turned = toy_example(80, 60), toy_example(80, 60)
     exif = Image.Exif()

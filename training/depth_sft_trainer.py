@@ -24,8 +24,10 @@ from .depth_meter import DepthMeter, LearningRates
 from .depth_pictures import log_picture, picture_grid
 from .depth_sft_config import DepthSFTConfig
 from .depth_targets import DepthTargets
+from .hub_push import HubPushMixin
 from .model_loading import init_options, load_model
 from .parameter_parts import name_parameter_groups, set_trainable, trains_head_alone
+from .recipe_record import count_data, earlier_stages, save_record, write_card
 from .text_probe import TextProbe, probe_rows
 from .trainer_setup import (
     as_depth_config,
@@ -39,7 +41,7 @@ from .trainer_setup import (
 from .training_rows import read_columns
 
 
-class DepthSFTTrainer(SFTTrainer):
+class DepthSFTTrainer(HubPushMixin, SFTTrainer):
     """
     [`trl.SFTTrainer`] for models with a depth head and data with a depth column.
 
@@ -82,7 +84,7 @@ class DepthSFTTrainer(SFTTrainer):
     ):
         args = as_depth_config(args, model)
         self.depth_enabled = wants_depth(args, train_dataset)
-        has_head = names_depth_head(model, args) or self.depth_enabled
+        self.has_depth_head = has_head = names_depth_head(model, args) or self.depth_enabled
         if self.depth_enabled:
             refuse_unsupported(args, compute_loss_func)
         init_kwargs = args.model_init_kwargs
@@ -92,6 +94,8 @@ class DepthSFTTrainer(SFTTrainer):
             if processing_class is None:
                 where = {key: value for key, value in init_options(args).items() if key == "revision" and value}
                 processing_class = DepthVLMProcessor.from_pretrained(name, **where)
+                # `model_init_kwargs` may name another canonical camera than the checkpoint's own (the paper's table 7).
+                processing_class.image_processor.canonical_focal_length = model.config.canonical_focal_length
             quantization_config = args.model_init_kwargs = None  # used; TRL would say that it ignores them
         if self.depth_enabled and not hasattr(model, "depth_head") and not is_peft_model(model):
             raise ValueError(
@@ -110,6 +114,8 @@ class DepthSFTTrainer(SFTTrainer):
             without_checkpointing(args)
         if peft_config is not None and has_head:
             peft_config = with_head(peft_config)
+        self.data_names: list[str] = []  # for the record of this run; `depthvlm sft` knows them
+        self.data_counts = count_data(train_dataset)
         self.reads_cameras = self.depth_enabled or args.use_depth_collator
         if self.reads_cameras and train_dataset is not None:
             train_dataset = prepare_depth_dataset(train_dataset, args)
@@ -133,6 +139,7 @@ class DepthSFTTrainer(SFTTrainer):
             formatting_func=formatting_func,
         )
         args.model_init_kwargs = init_kwargs
+        self.earlier_stages = earlier_stages(self.depth_model.config) if has_head else []
         self.text_probe: TextProbe | None = None
         if args.text_probe is not None:
             rows = probe_rows(args.text_probe, args.text_probe_split, args.text_probe_samples)
@@ -303,17 +310,28 @@ class DepthSFTTrainer(SFTTrainer):
         return output
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As in transformers; the model that a run ends with is whole also where its checkpoints are sharded."""
+        """As in transformers, with recipe and card; what a run ends with is whole even if checkpoints are sharded."""
         plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
         if plugin is None or _internal_call:
             super().save_model(output_dir, _internal_call)
-            return
-        kind = plugin.state_dict_type
-        plugin.set_state_dict_type("FULL_STATE_DICT")  # with sharded ones transformers writes no model at all
-        try:
-            super().save_model(output_dir, _internal_call)
-        finally:
-            plugin.set_state_dict_type(kind.name)
+        else:
+            kind = plugin.state_dict_type
+            plugin.set_state_dict_type("FULL_STATE_DICT")  # with sharded ones transformers writes no model at all
+            try:
+                super().save_model(output_dir, _internal_call)
+            finally:
+                plugin.set_state_dict_type(kind.name)
+        if self.args.should_save and self.has_depth_head:
+            save_record(self, output_dir or str(self.args.output_dir), card=not _internal_call)
+
+    def create_model_card(  # type: ignore[override]  # TRL's parameters, which are not those of transformers
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """As in TRL, with the card of DepthVLM: the run as it was made, no number that was not measured."""
+        if not self.has_depth_head:
+            super().create_model_card(model_name, dataset_name, tags)
+        elif self.is_world_process_zero():
+            write_card(self, str(self.args.output_dir), model_name, dataset_name, tags)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")

@@ -247,6 +247,7 @@ def build_trainer(
 ) -> Any:
     """The trainer with its model and data, as the arguments name them."""
     from depthvlm.training.depth_sft_trainer import DepthSFTTrainer
+    from depthvlm.training.recipe_record import name_data
     from trl import get_peft_config, get_quantization_config
 
     given = training_args.model_init_kwargs
@@ -260,7 +261,7 @@ def build_trainer(
     train, test = script_args.dataset_train_split, script_args.dataset_test_split
     evaluates = training_args.eval_strategy != "no"
     data = load_data(script_args, dataset_args, [train, test] if evaluates else [train])
-    return DepthSFTTrainer(
+    trainer = DepthSFTTrainer(
         model=resolve_model_path(str(model_args.model_name_or_path)),
         args=training_args,
         train_dataset=data[train],
@@ -268,6 +269,8 @@ def build_trainer(
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
+    trainer.data_names = name_data(script_args, dataset_args)
+    return trainer
 
 
 def run(args: Sequence[str] | None = None) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import snapshot_download
 from numpy.typing import NDArray
 from PIL import Image
 
 from ...modeling_depthvlm import DepthVLMForConditionalGeneration
 from ...processing import DEPTH_PROMPT, DEPTH_SYSTEM_PROMPT, DepthVLMProcessor
+from ..checkpoint_hash import checkpoint_hash, weight_files
 from ..predictor import DensePredictor, Example
 from .dense import PredictorError, checkpoint_path, pick_device, pick_dtype, rgb_pixels
 
@@ -42,6 +45,8 @@ class DepthVLM(DensePredictor):
         model: a folder or a name on the Hub; None: the bundled small model.
         device: `auto`, `cuda`, `cuda:1`, `mps` or `cpu`.
         dtype: `auto`: the checkpoint's own, but float32 for a small model on a CPU; else its name.
+        focal_length: in pixels, for every image in place of its own; the canonical one (1000) leaves images at their
+            own size, as in the row of the paper's table 7 that was trained without normalisation.
         **kwargs: passed on to `from_pretrained` of the model, such as `attn_implementation` or `revision`.
 
     Raises:
@@ -50,7 +55,18 @@ class DepthVLM(DensePredictor):
 
     name = "DepthVLM"
 
-    def __init__(self, model: str | Path | None = None, *, device: str = "auto", dtype: str = "auto", **kwargs: Any):
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        focal_length: float | None = None,
+        **kwargs: Any,
+    ):
+        if focal_length is not None and not focal_length > 0:
+            raise ValueError(f"`focal_length` is in pixels and positive, got {focal_length}.")
+        self.focal_length = focal_length
         path = checkpoint_path(bundled_nano() if model is None else model)
         where = pick_device(device)
         revision = {"revision": kwargs["revision"]} if "revision" in kwargs else {}
@@ -63,18 +79,27 @@ class DepthVLM(DensePredictor):
             if dtype == "auto" and where.type == "cpu" and network.num_parameters() <= _SMALL_MODEL:
                 network = network.float()
         self.model = network
+        self._files = _local_folder(path, kwargs.get("revision"))
         conversation: list[Any] = [
             {"role": "system", "content": [{"type": "text", "text": DEPTH_SYSTEM_PROMPT}]},
             {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": DEPTH_PROMPT}]},
         ]
         self._text = self.processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
 
+    def checkpoint(self) -> str | None:
+        """See [`~depthvlm.benchmark.checkpoint_hash.checkpoint_hash`]; None where the weights are no safetensors."""
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> str | None:
+        return checkpoint_hash(self._files) if weight_files(self._files) else None
+
     def predict(self, examples: Sequence[Example]) -> list[NDArray[np.float32]]:
         """Images of several sizes may share a batch too."""
         inputs = self.processor(
             images=[Image.fromarray(rgb_pixels(example)) for example in examples],
             text=[self._text] * len(examples),
-            intrinsics=[list(example.intrinsics) for example in examples],
+            intrinsics=[self._camera(example) for example in examples],
             padding=True,
             padding_side="left",
             return_tensors="pt",
@@ -82,3 +107,15 @@ class DepthVLM(DensePredictor):
         with torch.inference_mode():
             depths = self.processor.post_process_depth_estimation(self.model.predict_depth(**inputs))
         return [depth["predicted_depth"].cpu().numpy() for depth in depths]
+
+    def _camera(self, example: Example) -> list[float]:
+        if self.focal_length is None:
+            return list(example.intrinsics)
+        return [self.focal_length, self.focal_length, *example.intrinsics[2:]]
+
+
+def _local_folder(path: str, revision: str | None) -> Path:
+    """Where the files lie that `from_pretrained` has just read: the folder itself, or that of the Hub's cache."""
+    if Path(path).is_dir():
+        return Path(path)
+    return Path(snapshot_download(path, revision=revision, local_files_only=True))

@@ -1,0 +1,100 @@
+"""`training_recipe.yaml`: how a checkpoint was trained, in text that may be published, next to its weights."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import yaml
+
+RECIPE_FILE = "training_recipe.yaml"
+FORMAT = 1
+
+Stage: TypeAlias = Mapping[str, Any]
+"""One training run; [`~depthvlm.training.recipe_record.stage_record`] makes it."""
+
+_CACHED = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<revision>[0-9a-f]{40})")
+
+_HEADER = (
+    "# How these weights were trained, one entry for each run, the first one first. Written by DepthSFTTrainer.\n"
+    "# `settings` holds what differs from the trainer's defaults, and the basic ones.\n"
+)
+
+
+def read_recipe(folder: str | Path) -> list[Stage]:
+    """
+    The runs that led to a checkpoint, the first one first; none where there is no record.
+
+    Raises:
+        ValueError: the file is no such record, or of a format that this version does not know.
+    """
+    path = Path(folder) / RECIPE_FILE
+    if not path.is_file():
+        return []
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} is damaged: {error}. Delete it, and the card will say that no recipe is kept."
+        ) from None
+    stages = content.get("stages") if isinstance(content, dict) else None
+    if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+        raise ValueError(f"{path} is no record of a training: it has no list `stages`. Delete or mend it.")
+    if content.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} has the format {content.get('format')}, this version reads {FORMAT}: update depthvlm."
+        )
+    return stages
+
+
+def write_recipe(folder: str | Path, stages: Sequence[Stage]) -> None:
+    """Write the record, whole or not at all."""
+    path = Path(folder) / RECIPE_FILE
+    content = {"format": FORMAT, "stages": [dict(stage) for stage in stages]}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(_HEADER + yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def hub_name(model: str) -> tuple[str | None, str | None]:
+    """The owner/name that a model was loaded by, or that its folder in the cache tells, with its revision there; of a
+    local folder neither: its path is nobody's business."""
+    cached = _CACHED.search(model)
+    if cached:
+        return f"{cached['owner']}/{cached['name']}", cached["revision"]
+    is_name = model.count("/") == 1 and not model.startswith(("/", ".", "~")) and not Path(model).exists()
+    return (model if is_name else None), None
+
+
+def convert_recipe(source: str, destination: str | Path) -> None:
+    """The record of a converted checkpoint: that of the source, or that it was converted from a model on the Hub."""
+    from .. import __version__
+
+    name, revision = hub_name(source)
+    stages = list(read_recipe(source)) if Path(source).is_dir() else []
+    if not stages and name:
+        stages = [
+            {"base_model": name, "base_revision": revision, "trained": [], "converted_by": f"depthvlm {__version__}"}
+        ]
+    if stages:
+        write_recipe(destination, stages)
+
+
+def base_of(stages: Sequence[Stage]) -> str | None:
+    """The model on the Hub that the first run began with, or None where that is not known."""
+    return stages[0].get("base_model") if stages else None
+
+
+def data_of(stages: Sequence[Stage]) -> tuple[str, ...]:
+    """The names of all data that the runs used, each once."""
+    names = (name for stage in stages for name in stage.get("data", {}).get("names", ()))
+    return tuple(dict.fromkeys(names))
+
+
+def sources_of(stages: Sequence[Stage]) -> tuple[str, ...]:
+    """The sources of DepthVLM-Bench in these data, as far as its rows say so."""
+    sources = (source for stage in stages for source in stage.get("data", {}).get("sources", ()))
+    return tuple(dict.fromkeys(sources))
