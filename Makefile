@@ -12,7 +12,7 @@ NANO_ENV := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 ONEDNN_PRIMITIVE_CACHE_CAPA
 	MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456 \
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
-.PHONY: demo test nano lint types check wheel test-torchvision test-lmms clean
+.PHONY: demo test nano lint types check wheel docs docs-serve release test-torchvision test-oldest test-lmms test-browser screenshots clean
 
 demo: $(VENV)/.demo
 	$(BIN)/depthvlm predict $(if $(IMAGE),"$(IMAGE)",depthvlm/assets/room.jpg depthvlm/assets/street.jpg) \
@@ -47,8 +47,26 @@ $(NANO)/stage2/model.safetensors: $(NANO)/stage1/model.safetensors
 $(NANO)/stage%/model.safetensors: training/recipes/nano_stage%.yaml
 	$(NANO_ENV) $(BIN)/depthvlm sft --config $< --resume_from_checkpoint latest
 
+# The site, in build/site, without network. The API pages read the package as it is when installed: its folders together.
+docs: $(VENV)/.dev build/api
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: $(VENV)/.dev build/api
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+.PHONY: build/api
+build/api:
+	rm -rf $@ && mkdir -p $@
+	cp -r depthvlm $@/depthvlm
+	cp -r modeling_depthvlm processing training benchmark hub_cards $@/depthvlm/
+
 wheel: $(VENV)/.dev
 	$(BIN)/python -m build --wheel --outdir dist .
+
+# sdist and wheel in dist/, checked, and the README's commands where the wheel alone is installed.
+release: $(VENV)/.dev
+	rm -rf dist
+	$(BIN)/python scripts/check_release.py --dist dist
 
 # torch is installed first, alone: what depends on it then keeps this build.
 $(VENV)/.torch: constraints.txt
@@ -74,6 +92,16 @@ test-torchvision:
 	.venv-torchvision/bin/python -m pytest tests/test_image_processing.py tests/test_processor.py tests/test_camera.py \
 		tests/test_depth_maps.py tests/test_post_processing.py tests/test_predictors_transformers.py
 
+# The oldest transformers that is supported, beside the torch of the tests: what loads a checkpoint and its code.
+test-oldest:
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install -q "$$(grep '^torch==' constraints.txt)"
+	grep -v '^torch==\|^transformers==' constraints.txt > oldest-constraints.txt
+	.venv-oldest/bin/python -m pip install -q -c oldest-constraints.txt transformers==5.18.0 -e ".[train,bench]" pytest
+	rm oldest-constraints.txt
+	.venv-oldest/bin/python -m pytest tests/test_remote_code.py tests/test_loading.py tests/test_modeling.py \
+		tests/test_processor.py tests/test_hub_loading.py tests/test_push_files.py
+
 # lmms-eval brings torchvision, and with it a CUDA build of torch (5 GB); it runs on a CPU.
 test-lmms:
 	$(PYTHON) -m venv .venv-lmms
@@ -82,5 +110,13 @@ test-lmms:
 	.venv-lmms/bin/python -m pip install -q -e ".[bench]" pytest
 	.venv-lmms/bin/python -m pytest tests_lmms
 
+# The demo in a headless Chromium: `apt-get install chromium`, or set CHROMIUM to its path.
+test-browser: $(VENV)/.dev
+	$(BIN)/python -m pytest tests_browser
+
+# The pictures of the demo, from that run.
+screenshots: $(VENV)/.dev
+	$(BIN)/python -m pytest tests_browser -k metres_words_and_files --screenshots docs/images
+
 clean:
-	rm -rf $(VENV) .venv-torchvision .venv-lmms build dist *.egg-info outputs
+	rm -rf $(VENV) .venv-torchvision .venv-oldest .venv-lmms build dist *.egg-info outputs

@@ -82,7 +82,7 @@ def predict(
         model: see [`load`]; or what it returned, so as to load only once.
         device, dtype: see [`load`]; not used with a loaded model.
         **kwargs: `focal_length`, `fov`, `intrinsics`, `prompt`, `batch_size`, `max_new_tokens`: see
-        [`DepthVLM.predict`].
+            [`DepthVLM.predict`].
 
     Returns:
         One `Prediction` for every image, in their order. A list also for one image.
