@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 IMAGE ?=
 OUT ?= outputs/demo
+JOBS ?= 2
 
 NANO := outputs/nano
 # Small images want one thread a process, and kernels that are kept for every size of image.
@@ -19,8 +20,9 @@ demo: $(VENV)/.demo
 		--prompt "Given this image, estimate the metric depth (in meters, rounded to two decimal places) for every pixel of the image." \
 		--out "$(OUT)" --overwrite
 
+# Files of tests side by side, one thread each.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 check: test lint types
 
@@ -89,10 +91,11 @@ test-torchvision:
 	grep -v '^torch==' constraints.txt > build-constraints.txt
 	.venv-torchvision/bin/python -m pip install -q -c build-constraints.txt -e ".[dev,video]"
 	rm build-constraints.txt
-	.venv-torchvision/bin/python -m pytest tests/test_image_processing.py tests/test_processor.py tests/test_camera.py \
-		tests/test_depth_maps.py tests/test_post_processing.py tests/test_predictors_transformers.py
+	.venv-torchvision/bin/python -m pytest tests/test_image_processing.py tests/test_image_inputs.py tests/test_processor.py \
+		tests/test_camera.py tests/test_depth_maps.py tests/test_post_processing.py tests/test_predictors_transformers.py
 
-# The oldest transformers that is supported, beside the torch of the tests: what loads a checkpoint and its code.
+# The oldest transformers that is supported: what loads a checkpoint and its code. Left out: what 5.18 itself cannot do
+# (README, versions), what needs bitsandbytes, and a test that uses a method's newer name.
 test-oldest:
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install -q "$$(grep '^torch==' constraints.txt)"
@@ -100,7 +103,8 @@ test-oldest:
 	.venv-oldest/bin/python -m pip install -q -c oldest-constraints.txt transformers==5.18.0 -e ".[train,bench]" pytest
 	rm oldest-constraints.txt
 	.venv-oldest/bin/python -m pytest tests/test_remote_code.py tests/test_loading.py tests/test_modeling.py \
-		tests/test_processor.py tests/test_hub_loading.py tests/test_push_files.py
+		tests/test_processor.py tests/test_hub_loading.py tests/test_push_files.py tests/test_push_upload.py \
+		-k "not quantisation and not num_return_sequences and not prefill_chunk and not checkpointing and not compile"
 
 # lmms-eval brings torchvision, and with it a CUDA build of torch (5 GB); it runs on a CPU.
 test-lmms:

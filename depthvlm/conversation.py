@@ -1,0 +1,187 @@
+"""Depth and a conversation about one image, from one prefill of it."""
+
+import warnings
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .inference import DepthVLM, ImageInput, load
+from .prediction import Prediction
+from .processing import DEPTH_PROMPT, DEPTH_SYSTEM_PROMPT
+from .processing.images_depthvlm import open_image, upright_image
+
+_GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+
+
+class Conversation:
+    """One image, its depth, and questions about it.
+
+    The image goes through the vision tower and the LLM once: that pass gives the depth map, and its key-value cache is
+    where every question goes on from. What earlier questions and replies have left in the cache is used again as well,
+    as far as the conversation, written anew by the chat template, begins with the same tokens. The replies are those
+    of a prefill of the whole conversation (in exact arithmetic: two scores that differ by less than the rounding of
+    the model's dtype may change places).
+
+    ```python
+    from depthvlm.conversation import Conversation
+
+    conversation = Conversation("photo.jpg", focal_length=1450)
+    print(conversation.depth.shape, conversation.ask("What is in front of me?"))
+    print(conversation.ask("And behind it?"))
+    ```
+
+    A model holds the positions of one conversation at a time, so conversations with the same model must not run in two
+    threads at once; they may take turns.
+
+    Args:
+        image: a path, a URL, a PIL image, an array or a tensor.
+        model: a checkpoint's folder or Hub name, or what [`load`] returned. None: the bundled `depthvlm-nano`.
+        focal_length: in pixels of the image as given.
+        fov: horizontal field of view in degrees.
+        intrinsics: 3x3 matrix or `[fx, fy, cx, cy]`, in pixels of the image as given. Without any of the three, EXIF
+            data say, or a field of view is assumed, with a warning.
+        system: the system prompt.
+
+    Attributes:
+        prediction: the depth `(H, W)` in metres, the camera that was used, and the image upright; without text.
+        messages: the questions and replies so far, as `{"role": ..., "content": ...}`.
+
+    Raises:
+        ValueError: the image or the camera cannot be used.
+        OSError: there is no such image or model.
+    """
+
+    def __init__(
+        self,
+        image: ImageInput,
+        model: str | PathLike[str] | DepthVLM | None = None,
+        *,
+        focal_length: float | None = None,
+        fov: float | None = None,
+        intrinsics: Any = None,
+        system: str = DEPTH_SYSTEM_PROMPT,
+    ) -> None:
+        self.depthvlm = model if isinstance(model, DepthVLM) else load(model)
+        self.messages: list[dict[str, str]] = []
+        self._system = system
+        self._camera = {"focal_length": focal_length, "fov": fov, "intrinsics": intrinsics}
+        self._image = open_image(image) if isinstance(image, (str, PathLike)) else image
+        self._cache: Any = None
+        self._cached_ids: list[int] = []
+        self.prediction = self._see()
+
+    @property
+    def depth(self) -> Any:
+        """`(H, W)` float32, z-depth in metres."""
+        return self.prediction.depth
+
+    def ask(self, text: str, *, max_new_tokens: int = 256, **generate_kwargs: Any) -> str:
+        """The reply to a question, after all that was said before.
+
+        Args:
+            text: the question.
+            max_new_tokens: greatest length of the reply.
+            **generate_kwargs: passed on to `generate`, such as `do_sample=True` or `max_time`; greedy by default.
+
+        Raises:
+            ValueError: the question is empty, or holds one of the tokenizer's control tokens.
+        """
+        self._check(text)
+        if self._cache is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # said at the first time
+                self._see()
+        messages = [*self.messages, {"role": "user", "content": text}]
+        ids = self._token_ids(messages)
+        self._keep_common(ids)
+        model = self.depthvlm.model
+        model.model.rope_deltas = self._rope_deltas  # generation takes the positions after the image from here
+        row = torch.tensor([ids], device=model.device)
+        sampling = {} if generate_kwargs.get("do_sample") else _GREEDY
+        cache, self._cache = self._cache, None  # a generation that is broken off leaves its layers unequally long
+        with torch.inference_mode():
+            output: Any = model.generate(
+                row,
+                attention_mask=torch.ones_like(row),
+                past_key_values=cache,
+                return_dict_in_generate=True,
+                **({"max_new_tokens": max_new_tokens} | sampling | generate_kwargs),
+            )
+        sequence = output.sequences[0].tolist()
+        self._cache, self._cached_ids = cache, sequence[: cache.get_seq_length()]
+        reply = self.depthvlm.processor.decode(sequence[len(ids) :], skip_special_tokens=True).strip()
+        self.messages = [*messages, {"role": "assistant", "content": reply}]
+        return reply
+
+    def clear(self) -> None:
+        """Forget the questions and replies; the image stays where it is."""
+        self.messages = []
+
+    def release(self) -> None:
+        """Give back the memory of the cache. The next question encodes the image again, and all goes on."""
+        self._cache, self._cached_ids = None, []
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens in the cache: 0 after `release`."""
+        return len(self._cached_ids) if self._cache is not None else 0
+
+    def _see(self) -> Prediction:
+        """Prefill up to the last image token: the cache, and from the same pass the depth."""
+        model, processor = self.depthvlm.model, self.depthvlm.processor
+        camera = {name: value for name, value in self._camera.items() if value is not None}
+        first = [{"role": "user", "content": DEPTH_PROMPT}]  # any: what comes after the image is cut off
+        inputs = processor(images=[self._image], text=[self._text(first)], return_tensors="pt", **camera)
+        self._image_tokens = int((inputs["input_ids"] == model.config.image_token_id).sum())
+        end = int((inputs["input_ids"][0] == model.config.image_token_id).nonzero()[-1]) + 1
+        for name in ("input_ids", "attention_mask", "mm_token_type_ids"):
+            inputs[name] = inputs[name][:, :end]
+        inputs = inputs.to(model.device)
+        with torch.inference_mode():
+            output = model(**inputs, use_cache=True, output_depth=True, logits_to_keep=1)
+            [depth] = processor.post_process_depth_estimation(output)
+        self._cache, self._cached_ids = output.past_key_values, inputs["input_ids"][0].tolist()
+        self._rope_deltas: Tensor = model.model.rope_deltas
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the processor has warned already
+            picture, _ = upright_image(self._image, 0)
+        return Prediction(depth["predicted_depth"].cpu().numpy(), depth["camera"], picture, model=self.depthvlm.name)
+
+    def _text(self, messages: Sequence[dict[str, str]]) -> str:
+        """The conversation as the chat template writes it, the image before the first question."""
+        question, *rest = messages
+        turns: list[Any] = [
+            {"role": "system", "content": [{"type": "text", "text": self._system}]},
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question["content"]}]},
+            *({"role": turn["role"], "content": [{"type": "text", "text": turn["content"]}]} for turn in rest),
+        ]
+        return self.depthvlm.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+    def _token_ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """The conversation's tokens, with as many for the image as it has, without looking at its pixels again."""
+        token = self.depthvlm.processor.image_token
+        text = self._text(messages).replace(token, token * self._image_tokens)
+        return self.depthvlm.processor.tokenizer(text)["input_ids"]
+
+    def _keep_common(self, ids: list[int]) -> None:
+        """Cut the cache down to the tokens that `ids` begins with, leaving at least one to run."""
+        limit = min(len(self._cached_ids), len(ids) - 1)
+        common = next((i for i in range(limit) if ids[i] != self._cached_ids[i]), limit)
+        image_end = len(self._cached_ids) - self._cached_ids[::-1].index(self.depthvlm.model.config.image_token_id)
+        if common < image_end:
+            raise RuntimeError(
+                "The chat template writes what comes before the image differently for each question, so that the "
+                "image cannot be kept. Ask by `depthvlm.predict` instead."
+            )
+        self._cache.crop(common - self._cache.get_seq_length())
+        self._cached_ids = self._cached_ids[:common]
+
+    def _check(self, text: str) -> None:
+        if not text.strip():
+            raise ValueError("The question is empty.")
+        found = [token for token in self.depthvlm.processor.tokenizer.get_added_vocab() if token in text]
+        if found:
+            raise ValueError(f"The question holds {found[0]}, a control token of the model. Write it without.")

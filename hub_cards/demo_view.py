@@ -1,0 +1,80 @@
+"""The picture of a depth map that tells the distance under the pointer and between two points.
+
+Everything is computed in the visitor's browser from the depth map itself (float32), not from its colours.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..prediction import Prediction
+from ..visualize import colorize, depth_range, scale_bar
+
+MAX_SIDE = 768  # of what the browser gets: at most 2.4 MB of depth; a larger map is sampled, not averaged
+
+_SCALE_HEIGHT = 600
+_FOLDER = Path(__file__).parent
+
+
+def depth_view(**kwargs: Any) -> gr.HTML:
+    """The component; its value is what [`view_of`] gives, or None."""
+    return gr.HTML(
+        html_template=(_FOLDER / "demo_view.html").read_text(encoding="utf-8"),
+        css_template=(_FOLDER / "demo_view.css").read_text(encoding="utf-8"),
+        js_on_load=(_FOLDER / "demo_view.js").read_text(encoding="utf-8"),
+        **kwargs,
+    )
+
+
+def view_of(prediction: Prediction) -> dict[str, Any]:
+    """What the browser shows of a prediction.
+
+    Returns:
+        `width`, `height`: of the picture in pixels; `columns`, `rows`: their numbers in the picture that were sampled;
+        `depth`: float32 little-endian metres, row by row, base64; `camera`: fx, fy, cx, cy in pixels; `colors`,
+        `photo`, `scale`: data URLs of the coloured depth, the photograph, and the scale in metres; `scale_width`: how
+        wide the scale is beside a picture of that many columns.
+    """
+    height, width = prediction.depth.shape
+    rows, columns = sampled(height, width)
+    depth = prediction.depth[np.ix_(rows, columns)].astype("<f4")
+    limits = depth_range(prediction.depth)
+    colors = Image.fromarray(colorize(depth, limits))
+    photo = prediction.image.resize((len(columns), len(rows)), Image.Resampling.BILINEAR)
+    enlarged = -(-_SCALE_HEIGHT // len(rows))  # so that its letters are sharp beside a small picture
+    scale = scale_bar(len(rows) * enlarged, limits)
+    camera = prediction.camera
+    return {
+        "width": width,
+        "height": height,
+        "columns": columns.tolist(),
+        "rows": rows.tolist(),
+        "depth": base64.b64encode(depth.tobytes()).decode(),
+        "camera": [camera.fx, camera.fy, camera.cx, camera.cy],
+        "colors": _data_url(colors, "PNG"),
+        "photo": _data_url(photo, "JPEG", quality=90),
+        "scale": _data_url(scale, "PNG"),
+        "scale_width": scale.width / enlarged,
+    }
+
+
+def sampled(height: int, width: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The rows and the columns that are shown of a map of this size: all, or evenly spaced ones."""
+    shrink = max(1.0, max(height, width) / MAX_SIDE)
+    count = max(1, round(height / shrink)), max(1, round(width / shrink))
+    rows, columns = ((np.arange(n) + 0.5) * (size / n) for n, size in zip(count, (height, width), strict=True))
+    return rows.astype(np.intp), columns.astype(np.intp)
+
+
+def _data_url(image: Image.Image, kind: str, **options: Any) -> str:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"
