@@ -88,11 +88,11 @@ def plan_build(
         source: an opened source.
         split: one of its splits.
         num_images: how many; by default what the paper's tables 9 and 10 say, or all. Fewer are there: all.
-        points: sampled pixels of an image; see [`points_per_image`] for small evaluation sets.
+        points: sampled pixels of an image; see [`points_per_image`] for small evaluation sets. Without a meaning, as
+            the seed is, where the source has points of its own.
         seed: of the points.
         rows_per_shard: rows of a shard; by default 50 to 1000, such that there are sixteen shards or more.
-
-        options: with which the source was opened, besides its root: numbers, texts and truth values.
+        options: with which the source was opened, besides its root, as JSON has them.
 
     Raises:
         SourceError: no such split, or it is empty.
@@ -106,6 +106,8 @@ def plan_build(
     chosen = sorted(sample_frames(refs, wanted), key=attrgetter("scene", "order", "camera", "id"))
     _check_ids(chosen, source.name)
     counts = points_per_image(source.name, split, len(chosen), points, oversample=num_images is None)
+    if source.has_points:
+        counts = [0] * len(chosen)
     size = rows_per_shard or min(MOST_ROWS, max(FEWEST_ROWS, -(-len(chosen) // USUAL_SHARDS)))
     starts = range(0, len(chosen), size)
     tasks = tuple(
@@ -121,9 +123,9 @@ def plan_build(
         "split": split,
         "options": dict(sorted((options or {}).items())),
         "num_images": wanted,
-        "points": points,
-        "points_of_set": sum(counts),
-        "seed": seed,
+        "points": None if source.has_points else points,
+        "points_of_set": None if source.has_points else sum(counts),
+        "seed": None if source.has_points else seed,
         "rows_per_shard": size,
         "depth_range": list(source.depth_range),
         "frames_sha256": _hash(f"{ref.id}\t{ref.scene}\t{ref.camera}" for ref in chosen),

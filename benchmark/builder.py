@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -118,10 +119,10 @@ def run_build(
 
 def _job(plan: BuildPlan, opener: SourceOpener, root: str | Path, folder: Path, max_bad: int) -> ShardJob:
     open_once.cache_clear()  # what an earlier build of this process opened may have changed since
-    name, seed = plan.source.name, int(plan.parameters["seed"])
-    rows = RowMaker(name, plan.split, plan.depth_range, seed, depth_messages())
+    name = plan.source.name
+    rows = RowMaker(name, plan.split, plan.depth_range, plan.parameters["seed"], depth_messages())
     schema = benchmark_features().arrow_schema
-    options = tuple(plan.parameters["options"].items())
+    options = json.dumps(plan.parameters["options"])
     return ShardJob(opener, name, str(Path(root).resolve()), options, str(folder), plan.hash, rows, schema, max_bad)
 
 

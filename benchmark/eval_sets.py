@@ -28,7 +28,7 @@ class EvalItem:
         intrinsics: fx, fy, cx, cy in pixels of the image, the centre of the top left pixel at (0, 0).
         depth: z-depth `(h, w)` in metres, 0 where there is none.
         depth_range: metres that the source counts as measured.
-        points: `(n, 2)` column and row in pixels of the depth map, sampled by the builder.
+        points: `(n, 2)` column and row in pixels of the depth map, sampled by the builder or brought by the source.
         point_depths: `(n,)` metres there.
     """
 
@@ -60,7 +60,7 @@ class EvalSet:
 
         [entry] = finished_builds(folder, split, source).values()
         self.source, self.split = source, split
-        self.seed = int(entry["parameters"]["seed"])
+        self.seed: int | None = entry["parameters"]["seed"]  # None: the source brought its points, none was drawn
         self.hash = build_hash(entry)
         rows = load_build(folder, split, source)
         for column in ("image", "depth"):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,24 +20,31 @@ class SourceError(Exception):
     """A download that cannot be used at all: a wrong root, a missing split file; it says what was expected where."""
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class FrameRef:
     """
-    A frame as the index of its source knows it: nothing is decoded yet. Picklable, and small.
+    A frame as the index of its source knows it: nothing is decoded yet. Picklable, and small: an index may have
+    millions.
 
     Args:
         id: unique in its source and split, of letters, digits and `/_-.`; stable from machine to machine.
         scene: what neighbouring frames share: a drive, a building, a room.
         camera: of the rig; "" where there is one.
         order: place within its scene and camera (a time stamp or a number), against near-duplicates.
-        files: what the source needs to read it, relative to its root where they are paths.
+        files: what the source needs to read it, relative to its root where they are paths: a dictionary, or where
+            there are very many frames a tuple, which takes a third of the memory; `()` where the other fields tell all.
     """
 
     id: str
     scene: str
     camera: str = ""
     order: int = 0
-    files: Mapping[str, Any] = field(default_factory=dict, compare=False, hash=False)
+    files: Any = field(default=(), compare=False, hash=False)
+
+    def __post_init__(self) -> None:
+        # Many frames share these: one string for all of them, however often a reader makes it anew.
+        object.__setattr__(self, "scene", sys.intern(self.scene))
+        object.__setattr__(self, "camera", sys.intern(self.camera))
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,8 @@ class Frame:
         depth_scale: raw value / scale = metres; 1 for float32.
         intrinsics: fx, fy, cx, cy in pixels of the image, the centre of the top left pixel at (0, 0).
         mask: `(h, w)` bool of the depth map, False where the source says that depth is not to be used; or None.
+        points: `(n, 3)` column and row in pixels of the depth map, and metres, of a source that [`Source.has_points`]:
+            what is scored of the frame, as it is; or None.
     """
 
     ref: FrameRef
@@ -63,6 +72,7 @@ class Frame:
     depth_scale: float
     intrinsics: tuple[float, float, float, float]
     mask: NDArray[np.bool_] | None = None
+    points: NDArray[np.float64] | None = None
 
     def metres(self, depth_range: tuple[float, float] | None = None) -> NDArray[np.float32]:
         """Z-depth `(h, w)` in metres, 0 where there is none: masked, or out of `depth_range` (inclusive)."""
@@ -88,7 +98,7 @@ class Source(ABC):
 
     name: ClassVar[str]
     """As on the command line: "argoverse2", "waymo", "ddad", "nuscenes", "scannetpp", "taskonomy", "hm3d",
-    "matterport3d", "sunrgbd", "ibims1", "nyuv2", "eth3d", "kitti", "folder"."""
+    "matterport3d", "sunrgbd", "ibims1", "nyuv2", "eth3d", "kitti", "folder", "lines"."""
     title: ClassVar[str]
     """As in the paper's tables: "Argoverse 2"."""
     splits: ClassVar[tuple[str, ...]]
@@ -97,6 +107,8 @@ class Source(ABC):
     """Metres that count as measured."""
     sparse: ClassVar[bool] = False
     """Whether depth is a projected lidar sweep."""
+    has_points: ClassVar[bool] = False
+    """Whether its frames bring the points to be scored; of others the builder samples some."""
     extra: ClassVar[str | None] = None
     """Of `pip install depthvlm[...]`, for what reading needs."""
     licence: ClassVar[str] = ""

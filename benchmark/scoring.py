@@ -43,10 +43,11 @@ class Task:
 
 def make_task(item: EvalItem, eval_set: EvalSet, protocol: Protocol) -> Task:
     """
-    The points are the builder's where the protocol has its seed, else they are drawn anew, as many.
+    The points are the builder's where the protocol has its seed, else they are drawn anew, as many. Points that the
+    source itself brought, such as released ones, are scored whatever the seed, all of them.
 
     Raises:
-        ValueError: the build has fewer points an image than the protocol wants, though the map has more; or no point
+        ValueError: there are fewer points an image than the protocol wants, though the map has more; or no point
             is left under the published reading of coordinates.
     """
     if protocol.points is None:
@@ -54,11 +55,14 @@ def make_task(item: EvalItem, eval_set: EvalSet, protocol: Protocol) -> Task:
     chosen, metres = item.points, item.point_depths
     count = len(chosen)
     if count < protocol.points and count < np.count_nonzero(item.depth):
+        remedy = (
+            f"build it with --points {protocol.points}" if eval_set.seed is not None else f"--change points={count}"
+        )
         raise ValueError(
             f"The protocol {protocol.name!r} scores {protocol.points} points an image, the build has {count} of "
-            f"{item.id!r}: build it with --points {protocol.points}."
+            f"{item.id!r}: {remedy}."
         )
-    if protocol.seed != eval_set.seed:
+    if eval_set.seed is not None and protocol.seed != eval_set.seed:
         chosen = sample_points(item.depth > 0, count, protocol.seed, eval_set.source, eval_set.split, item.id)
         metres = item.depth[chosen[:, 1], chosen[:, 0]].astype(np.float64)
     if protocol.coordinates == "published":

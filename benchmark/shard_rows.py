@@ -97,22 +97,24 @@ class RowMaker:
     Args:
         source, split: as on the command line.
         depth_range: metres that count as measured, inclusive.
-        seed: of the points.
+        seed: of the points; None where the frames bring theirs.
         messages: [`depth_messages`].
     """
 
     source: str
     split: str
     depth_range: tuple[float, float]
-    seed: int
+    seed: int | None
     messages: Sequence[dict[str, str]]
 
     def row(self, frame: Frame, ref: FrameRef, points: int) -> dict[str, Any]:
         """
-        The row of a frame, as Arrow takes it, with `points` sampled pixels, or all that are valid.
+        The row of a frame, as Arrow takes it, with `points` sampled pixels, or all that are valid; or with the points
+        that it brings.
 
         Raises:
-            FrameError: its image is not what the reader says, its camera is none, or no pixel has depth.
+            FrameError: its image is not what the reader says, its camera is none, no pixel has depth, or it brings no
+                point.
             ValueError: the depth, its scale or mask are not as [`Frame`] says, a fault of the reader.
         """
         suffix = _check_image(frame)
@@ -121,14 +123,19 @@ class RowMaker:
             raise FrameError(f"its camera has fx, fy, cx, cy = {frame.intrinsics}, not finite with positive fx and fy")
         _check_depth(frame)
         valid = _valid(frame, self.depth_range)
-        chosen = sample_points(valid, points, self.seed, self.source, self.split, ref.id)
-        if not len(chosen):
+        if not valid.any():
             low, high = self.depth_range
             raise FrameError(f"none of its {valid.size} pixels has depth within {low:g} to {high:g} m")
         depth = np.where(valid, frame.depth, frame.depth.dtype.type(0))
         encoded, depth_suffix = encode_depth(depth, frame.depth_scale)
-        columns, rows = chosen.T
-        metres = depth[rows, columns].astype(np.float64) / frame.depth_scale
+        if frame.points is None:
+            columns, rows = sample_points(valid, points, self.seed, self.source, self.split, ref.id).T
+            metres = depth[rows, columns].astype(np.float64) / frame.depth_scale
+        else:
+            if not len(frame.points):
+                raise FrameError("it brings no point to be scored")
+            columns, rows = frame.points[:, :2].astype(np.int64).T
+            metres = frame.points[:, 2]
         return {
             "id": ref.id,
             "source": self.source,
@@ -172,13 +179,15 @@ def _raw_range(scale: float, depth_range: tuple[float, float]) -> tuple[np.uint1
 
 
 def _check_depth(frame: Frame) -> None:
-    depth, scale, mask = frame.depth, frame.depth_scale, frame.mask
+    depth, scale, mask, points = frame.depth, frame.depth_scale, frame.mask, frame.points
     if depth.ndim != 2 or (mask is not None and mask.shape != depth.shape):
         shape = None if mask is None else mask.shape
         raise ValueError(f"depth must be (h, w) and mask of its shape, got {depth.shape} and {shape}")
     whole = depth.dtype == np.uint16 and 0 < scale < math.inf
     if not whole and not (depth.dtype == np.float32 and scale == 1):
         raise ValueError(f"depth must be uint16, or float32 with depth_scale 1, got {depth.dtype} with {scale!r}")
+    if points is not None and (points.ndim != 2 or points.shape[1] != 3 or not np.isfinite(points).all()):
+        raise ValueError(f"points must be (n, 3), column, row and metres, all finite, got {points.shape}")
 
 
 def _check_image(frame: Frame) -> str:

@@ -49,7 +49,7 @@ class ShardTask:
     Args:
         file: its name.
         refs: the frames, in the order of the rows.
-        points: how many each of them gets.
+        points: how many are sampled of each of them.
     """
 
     file: str
@@ -64,7 +64,7 @@ class ShardJob:
 
     Args:
         opener: makes the source, once in every process.
-        name, root, options: its arguments; the options, which are keywords, as pairs.
+        name, root, options: its arguments; the options, which are keywords, as a JSON object.
         out: folder of the build.
         plan: hash of the plan, which the records carry.
         rows: makes the rows.
@@ -75,7 +75,7 @@ class ShardJob:
     opener: SourceOpener
     name: str
     root: str
-    options: tuple[tuple[str, Any], ...]
+    options: str
     out: str
     plan: str
     rows: RowMaker
@@ -263,9 +263,9 @@ class _ShardFile:
 
 
 @lru_cache(maxsize=1)
-def open_once(opener: SourceOpener, name: str, root: str, options: tuple[tuple[str, Any], ...]) -> Source:
-    """The source, made once in a process."""
-    return opener(name, root, **dict(options))
+def open_once(opener: SourceOpener, name: str, root: str, options: str) -> Source:
+    """The source, made once in a process; options as JSON, since lists and dictionaries cannot be cache keys."""
+    return opener(name, root, **json.loads(options))
 
 
 def _without_root(reason: str, root: str) -> str:

@@ -1,6 +1,5 @@
 """`depthvlm bench build` and `depthvlm bench inspect`: from the commands' options to files."""
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +35,10 @@ def build(
     seed: Annotated[int, typer.Option(help="Of the sampled pixels.")] = 0,
     option: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="What the reader of the source takes besides; several times for more."),
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="What the reader of the source takes besides, text or JSON; several times for more.",
+        ),
     ] = None,
     max_bad: Annotated[
         int | None,
@@ -68,6 +70,7 @@ def build(
     from rich.console import Console
 
     from ._fail import fail
+    from ._named_values import named_values
     from .benchmark.annotations_out import write_annotations
     from .benchmark.build_plan import plan_build
     from .benchmark.builder import BuildEvents, run_build
@@ -79,7 +82,7 @@ def build(
     if address is not None and engine is not Engine.ray:
         raise fail("--address is of a Ray cluster: it needs --engine ray.", code=2)
     try:
-        options = _options(option or [])
+        options = named_values(option, "--option")
         opened = open_source(source, root, **options)
         if split is None and len(opened.splits) > 1:
             raise fail(f"{source} has the splits {' and '.join(opened.splits)}: choose one with --split.", code=2)
@@ -153,20 +156,6 @@ def inspect(
         table.add_row(name, *numbers, f"{found.valid[1]:.1%}", metres, f"{low:.0f} - {high:.0f}")
     console.print(table)
     typer.echo(f"Page: {out}")
-
-
-def _options(texts: list[str]) -> dict[str, Any]:
-    """`KEY=VALUE`: a number, true or false as in JSON, else text."""
-    options: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key.isidentifier():
-            raise ValueError(f"--option takes KEY=VALUE, got {text!r}.")
-        try:
-            options[key] = json.loads(value)
-        except json.JSONDecodeError:
-            options[key] = value
-    return options
 
 
 @contextmanager

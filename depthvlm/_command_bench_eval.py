@@ -1,6 +1,5 @@
 """`depthvlm bench eval`: one predictor on the sets of a build, under one protocol."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ._fail import fail
+from ._named_values import named_values
 
 # Options on which no answer depends: a run may go on with others.
 _INCIDENTAL = {
@@ -59,9 +59,9 @@ def evaluate(
     except ImportError as error:
         raise fail(f'{error}. The benchmark needs its extra: pip install "depthvlm[bench]"', code=2) from None
 
-    options = _pairs(option, "--option")
+    options = named_values(option, "--option")
     try:
-        chosen = get_protocol(protocol, **_pairs(change, "--change"))
+        chosen = get_protocol(protocol, **named_values(change, "--change"))
         row = find_row(predictor)
         sets = open_sets(data, split, tuple(source or ()))
         loaded: Any = make_predictor(predictor, **options)
@@ -83,20 +83,6 @@ def evaluate(
     if results:
         _print(results)
         Console().print(f"Results in {out}. See them beside the paper's: depthvlm bench report {out}")
-
-
-def _pairs(given: Sequence[str] | None, option: str) -> dict[str, Any]:
-    """NAME=VALUE, with values as JSON reads them, and as text where it cannot."""
-    pairs: dict[str, Any] = {}
-    for text in given or ():
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise fail(f"`{option}` wants NAME=VALUE, got {text!r}.", code=2)
-        try:
-            pairs[name] = json.loads(value)
-        except json.JSONDecodeError:
-            pairs[name] = value
-    return pairs
 
 
 def _print(results: Sequence[Any]) -> None:

@@ -34,7 +34,10 @@ def report(
     table: Annotated[
         list[int] | None,
         typer.Option(
-            metavar="1|2|3|8", help="Of the paper; may be repeated. [default: all, and what is in none]", min=1
+            metavar="1|2|3|8",
+            help="Of the paper; may be repeated.",
+            show_default="all, and what is in none",
+            min=1,
         ),
     ] = None,
     format: Annotated[ReportFormat, typer.Option(help="What is printed.")] = ReportFormat.text,
@@ -48,7 +51,8 @@ def report(
     ] = None,
     worst: Annotated[int, typer.Option(min=0, help="Worst images of each system and set on the page.")] = 6,
     baseline: Annotated[
-        str | None, typer.Option(metavar="NAME", help="System to compare with. [default: the best on each set]")
+        str | None,
+        typer.Option(metavar="NAME", help="System to compare with.", show_default="the best on each set"),
     ] = None,
     date: Annotated[str, typer.Option(help="To be printed; without it the same results give the same bytes.")] = "",
 ) -> None:

@@ -1,5 +1,6 @@
 """Which frames and pixels: counts of the paper, evenness over scenes, cameras and time, uniform valid pixels."""
 
+import pickle
 import random
 import re
 from collections import Counter
@@ -33,6 +34,13 @@ def spread(counts: Counter, groups: int) -> int:
     """Greatest difference between two groups, those without a frame included."""
     values = [*counts.values(), *[0] * (groups - len(counts))]
     return max(values) - min(values)
+
+
+def test_frames_of_an_index_are_small_and_travel():
+    one, other = (FrameRef(f"a/{i}", "".join(["sce", "ne"]), "left", i) for i in (1, 2))
+    assert not hasattr(one, "__dict__"), "an index has millions"
+    assert one.scene is other.scene, "one string for all frames of a scene"
+    assert pickle.loads(pickle.dumps([one, other])) == [one, other]
 
 
 class TestCounts:

@@ -141,7 +141,7 @@ class TestPredict:
         monkeypatch.setattr("depthvlm.prediction.Prediction.save", interrupt)
         result = predict("photos", "--fov", 60)
         assert result.exit_code == 130
-        assert "Interrupted: 0 of 2 images done" in result.output
+        assert "Interrupted: 0 of 2 files done" in result.output
 
     def test_results_among_the_images_are_not_images(self, predict, folder):
         options = ("--fov", 60, "--save", "png16,color", "--out", "photos")
@@ -313,6 +313,20 @@ class TestOtherCommands:
 
     def test_version(self):
         assert run("--version").output.startswith("depthvlm 0.")
+
+
+@pytest.mark.parametrize(
+    ("command", "default"),
+    [
+        ("predict", "(the bundled depthvlm-nano)"),
+        ("push", "(main)"),
+        ("bench report", "(all, and what is in none)"),
+        ("bench report", "(the best on each set)"),
+    ],
+)
+def test_help_tells_defaults_in_words(command, default):
+    result = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "200"})
+    assert f"[default: {default}]" in result.output
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["predict", "--help"], ["--version"], []])

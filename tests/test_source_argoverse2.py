@@ -129,8 +129,7 @@ class TestMotion:
         for after in (-20, 75, 99, 100, 130):
             add_image(log, START + after * MS)
         pairs = {
-            (ref.order - START) // MS: (ref.files["lidar"] - START) // MS
-            for ref in Argoverse2(log.parents[1]).index("test")
+            (ref.order - START) // MS: (ref.files[1] - START) // MS for ref in Argoverse2(log.parents[1]).index("test")
         }
         assert pairs == {-20: 0, 50: 0, 75: 0, 99: 0, 100: 100, 130: 100}
 

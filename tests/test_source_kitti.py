@@ -1,13 +1,18 @@
 """KITTI: the official depth layout, lists of other splits, and the object benchmark's lidar."""
 
 import io
+import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from depthvlm.benchmark.frames import FrameError, SourceError
 from depthvlm.benchmark.sources.kitti import Kitti, split_projection
 from lidar_reference import reference
 from PIL import Image
+from typer.testing import CliRunner
+
+from depthvlm.cli import app
 
 DATE, DRIVE = "2011_09_26", "2011_09_26_drive_0002_sync"
 RAW = np.array([[0, 256, 2560], [21000, 0, 1]], np.uint16)
@@ -125,6 +130,19 @@ class TestSplitFiles:
         listed.write_text(f"{DATE}/{DRIVE} 5 l\n")
         with pytest.raises(SourceError, match="split files were given, but none for the train split"):
             Kitti(root, {"test": listed}).index("train")
+
+    def test_as_an_option_of_the_command(self, root):
+        listed = root / "eigen.txt"
+        listed.write_text(f"{DATE}/{DRIVE} 5 l\n")
+        arguments = ["bench", "build", "kitti", "--split", "test", "--workers", "1", "--root", str(root)]
+        arguments += ["--out", str(root / "out"), "--option"]
+        result = CliRunner().invoke(app, [*arguments, "split_files=" + json.dumps({"test": str(listed)})])
+        assert result.exit_code == 0, result.output
+        built = pq.read_table(next((root / "out").glob("*.parquet")))
+        assert built["id"].to_pylist() == [f"{DRIVE}/0000000005/image_02"]
+        result = CliRunner().invoke(app, [*arguments, f"split_files={listed}"])
+        assert result.exit_code == 1
+        assert 'split_files is a file for each split, such as {"test": "eigen.txt"}' in result.output
 
     def test_lists_that_are_none(self, root):
         with pytest.raises(SourceError, match=r"the split file .*gone\.txt is missing"):

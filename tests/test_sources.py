@@ -14,7 +14,7 @@ from PIL import Image
 from toy_source_files import truncate, write_depth, write_image, write_text
 
 TWELVE = "argoverse2 waymo ddad nuscenes scannetpp taskonomy hm3d matterport3d sunrgbd ibims1 nyuv2 eth3d"
-OURS = "kitti folder"
+OURS = "kitti folder lines"
 DOWNLOADS = [*TWELVE.split(), *OURS.split()]  # "synthetic" has its own test: it needs no root
 
 
@@ -57,7 +57,9 @@ class TestRegistry:
         assert source_class(name).depth_range == (low, high)
 
     def test_an_unknown_name_lists_those_there_are(self, tmp_path):
-        with pytest.raises(ValueError, match=r"no source 'kitty'.*argoverse2, waymo, .*, kitti, folder, synthetic"):
+        with pytest.raises(
+            ValueError, match=r"no source 'kitty'.*argoverse2, waymo, .*, kitti, folder, lines, synthetic"
+        ):
             open_source("kitty", tmp_path)
 
     @pytest.mark.parametrize("name", DOWNLOADS)

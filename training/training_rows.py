@@ -9,9 +9,10 @@ import numpy as np
 from jinja2 import TemplateError
 from PIL import Image
 
+from ..annotated_depth import AnnotatedDepth
 from ..processing import Camera, resolve_camera
 from ..processing.exif_depthvlm import exif_orientation, read_exif
-from .annotation_lines import ANNOTATION_COLUMNS, AnnotatedDepth, annotation_row, is_annotation
+from .annotation_lines import ANNOTATION_COLUMNS, annotation_row, is_annotation
 from .bad_samples import BadSampleError, describe_row
 from .reply_labels import TEXT_COLUMNS, ReplyRenderer, Segment, standard_conversations
 from .row_files import file_name, ray_to_z, read_depth_map, read_image

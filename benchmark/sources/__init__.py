@@ -23,6 +23,7 @@ SOURCES: dict[str, str] = {
     "eth3d": "eth3d:ETH3D",
     "kitti": "kitti:Kitti",
     "folder": "folder:RGBDFolder",
+    "lines": "lines:AnnotationLines",
     "synthetic": "synthetic:Synthetic",
 }
 """Name on the command line -> "module of this package:class"; in the order of the paper's appendix A, then ours."""

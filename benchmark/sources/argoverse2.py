@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -66,28 +67,19 @@ class Argoverse2(Source):
             raise SourceError(f"{self.title}: the {split} split needs {folder}, with the files {_LAYOUT}.")
         refs: list[FrameRef] = []
         for log in sorted(folder.iterdir()):
-            sweeps = np.array(_timestamps(log / "sensors" / "lidar", ".feather"), np.int64)
+            sweeps = _timestamps(log / "sensors" / "lidar", ".feather")
             for camera in sorted((log / "sensors" / "cameras").glob("ring_*")):
-                stamps = _timestamps(camera, ".jpg")
-                begun = np.searchsorted(sweeps, np.array(stamps, np.int64), side="right") - 1
-                for stamp, sweep in zip(stamps, begun.tolist(), strict=True):
-                    lidar = int(sweeps[max(sweep, 0)]) if sweeps.size else None
-                    refs.append(
-                        FrameRef(
-                            f"{log.name}/{stamp}/{camera.name}",
-                            log.name,
-                            camera.name,
-                            stamp,
-                            {"lidar": lidar, "in": folder.name},
-                        )
-                    )
+                for stamp in _timestamps(camera, ".jpg"):
+                    lidar = sweeps[max(bisect_right(sweeps, stamp) - 1, 0)] if sweeps else None
+                    frame_id, files = f"{log.name}/{stamp}/{camera.name}", (folder.name, lidar)
+                    refs.append(FrameRef(frame_id, log.name, camera.name, stamp, files))
         return sorted_refs(self, split, refs)
 
     def read(self, ref: FrameRef) -> Frame:
         """One image with its projected sweep, see [`Source.read`]."""
-        log = self.root / ref.files["in"] / ref.scene
+        folder, lidar = ref.files
+        log = self.root / folder / ref.scene
         image_file = log / "sensors" / "cameras" / ref.camera / f"{ref.order}.jpg"
-        lidar = ref.files["lidar"]
         if lidar is None or not -LATEST_IMAGE_NS < ref.order - lidar < LATEST_IMAGE_NS:
             raise FrameError(f"{image_file}: no lidar sweep in {log / 'sensors' / 'lidar'} was measured at its time.")
         cameras = self._calibrations.get(log, lambda: read_calibration(log / "calibration"))

@@ -59,6 +59,11 @@ class Kitti(Source):
         super().__init__(root)
         expect_any_folder(self, ["train", "val", "training/velodyne"], _ANNOTATED)
         self.is_object = (self.root / "training" / "velodyne").is_dir()
+        if not isinstance(split_files or {}, Mapping):
+            raise SourceError(
+                f'{self.title}: split_files is a file for each split, such as {{"test": "eigen.txt"}}, got '
+                f"{split_files!r}."
+            )
         self.split_files = {split: Path(file) for split, file in (split_files or {}).items()}
         for split in self.split_files:
             expect_split(self, split)

@@ -1,0 +1,171 @@
+"""Released DepthVLM-Bench annotation lines: images, depth maps and the very points that the authors scored."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...annotated_depth import AnnotatedDepth, below, check_inside, listed_points, map_size, points_to_map
+from ..frames import Frame, FrameError, FrameRef, Source, SourceError
+from .files import expect_folders, expect_split, pinhole, read_image, sorted_refs
+
+# Listed metres may be rounded, the prompt says to two decimals; a wrong scale is farther from the map than this.
+_ROUNDING_METRES, _ROUNDING_SHARE = 0.0051, 1e-4
+
+_OTHERS = re.compile(r"[^\w.-]", re.ASCII)
+
+
+class AnnotationLines(Source):
+    """
+    A file of JSON lines as released, and as `bench build --jsonl` writes them, with the images and depth maps that it
+    names:
+
+        <file>.jsonl
+        <image_root>/<image>                   paths of a line; one that begins with a slash is relative too
+        <depth_root>/<depth_path>, masks       none where a line has points alone, as DepthLM's iBims-1 file
+
+    Depth is z-depth, encoded as the lines say: `depth_scale`, the bits of SUN RGB-D rotated (8000), a float32 raster
+    (`depth_format: binary_float32`), `mask_valid_path` or `mask_invalid_path` and `mask_transp_path`; metres out of the
+    range that is known for a source named in the path are 0. The listed `pixel_coords` with their `depth` are the
+    points of the build, all of them in their order, wherever the map has none too: nothing is sampled, so `--points`
+    and `--seed` change nothing. A line whose listed depth is not what its map says there cannot be used. Prompt and
+    solution of the lines are not read: every row of a build has the paper's.
+
+    The camera is `intrinsics` (fx, fy, cx, cy), or `original_fx` and what there is of `original_fy`, `original_cx` and
+    `original_cy`, in pixels of the image. The released lines have `original_fx` alone: then fy = fx, and the principal
+    point is assumed at the image's centre.
+
+    The file does not say of which split it is, so either name may be given to it.
+
+    Args:
+        root: folder that the others are relative to.
+        file: of the lines; by default the one `.jsonl` file of the root.
+        image_root, depth_root: folders that the paths of the lines are relative to.
+    """
+
+    name = "lines"
+    title = "Annotation lines"
+    splits = ("train", "test")
+    depth_range = (0.001, 1000.0)
+    has_points = True
+    licence = "of the datasets that the lines are of"
+    homepage = "https://github.com/hanxunyu/DepthVLM"
+
+    def __init__(self, root: str | Path, file: str | None = None, image_root: str = ".", depth_root: str = "."):
+        super().__init__(root)
+        expect_folders(self, *(folder for folder in (image_root, depth_root) if folder != "."))
+        self.file = self.root / file if file else self._only_file()
+        if not self.file.is_file():
+            raise SourceError(f"{self.title}: there is no file {self.file}; name it by --option file=NAME.jsonl.")
+        self.image_root, self.depth_root = str(self.root / image_root), str(self.root / depth_root)
+
+    def index(self, split: str) -> list[FrameRef]:
+        """All lines, see [`Source.index`]. One that is no JSON object is an error that [`read`] raises."""
+        expect_split(self, split)
+        return sorted_refs(self, split, self._refs())
+
+    def read(self, ref: FrameRef) -> Frame:
+        """The frame of one line, see [`Source.read`]."""
+        offset, number = ref.files
+        try:
+            with self.file.open("rb") as file:
+                file.seek(offset)
+                line = _parse(file.readline())
+            return self._frame(ref, line)
+        except (FrameError, OSError, ValueError, TypeError) as error:
+            raise FrameError(f"{self.file}, line {number}: {error}") from error
+
+    def _frame(self, ref: FrameRef, line: Mapping[str, Any]) -> Frame:
+        for key in ("image", "pixel_coords", "depth"):
+            if not line.get(key):
+                raise FrameError(f"it has no `{key}`.")
+        if line.get("depth_type", "z_depth") != "z_depth":
+            raise FrameError(f"its depth_type is {line['depth_type']!r}; only z_depth is read.")
+        image, size = read_image(Path(below(line["image"], self.image_root)))
+        _check_size("image", size, line.get("original_rgb_size") or (line.get("intrinsics") or [])[4:6])
+        points = listed_points(line)
+        depth: NDArray[np.uint16] | NDArray[np.float32]
+        if line.get("depth_path"):
+            depth, scale = AnnotatedDepth.of_line(line).read_encoded(self.depth_root)
+            _check_size("depth map", (depth.shape[1], depth.shape[0]), line.get("original_depth_size"))
+            check_inside(points, (depth.shape[1], depth.shape[0]))
+        else:
+            depth, scale = points_to_map(points, map_size(line)), 1.0
+        _check_points(points, depth / np.float64(scale))
+        return Frame(ref, image, size, depth, scale, _camera(line, size), points=points)
+
+    def _refs(self) -> Iterator[FrameRef]:
+        offset = 0
+        with self.file.open("rb") as file:
+            for number, text in enumerate(file, start=1):
+                if text.strip():
+                    yield _ref(text, offset, number)
+                offset += len(text)
+
+    def _only_file(self) -> Path:
+        found = sorted(self.root.glob("*.jsonl"))
+        if len(found) == 1:
+            return found[0]
+        names = ", ".join(path.name for path in found) or "none"
+        raise SourceError(
+            f"{self.title}: expected one .jsonl file in {self.root}, there is {names}: name it by --option "
+            "file=NAME.jsonl."
+        )
+
+
+def _ref(text: bytes, offset: int, number: int) -> FrameRef:
+    try:
+        line = _parse(text)
+    except ValueError:
+        return FrameRef(f"{number:07d}", "", "", number, (offset, number))
+    path = PurePosixPath(str(line.get("image")))
+    scene = str(line.get("scene_id") or path.parent)
+    return FrameRef(f"{number:07d}/{_OTHERS.sub('_', path.stem)}", scene, "", number, (offset, number))
+
+
+def _parse(text: bytes) -> dict[str, Any]:
+    try:
+        line = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"not JSON, it may be truncated: {error}.") from error
+    if not isinstance(line, dict):
+        raise ValueError(f"not a JSON object, but {type(line).__name__}.")
+    return line
+
+
+def _check_size(what: str, size: tuple[int, int], stated: Any) -> None:
+    if stated and tuple(stated) != size:
+        raise FrameError(f"its {what} has {size[0]}x{size[1]} pixels (width x height), the line says {stated}.")
+
+
+def _check_points(points: NDArray[np.float64], metres: NDArray[np.float64]) -> None:
+    """Raises FrameError where a listed depth is none, or not what the map, which may have none there, says."""
+    columns, rows = points[:, :2].astype(np.int64).T
+    listed, found = points[:, 2], metres[rows, columns]
+    if not (np.isfinite(listed) & (listed > 0)).all():
+        raise FrameError("a listed depth is not a number of metres above 0.")
+    wrong = (found > 0) & (np.abs(listed - found) > _ROUNDING_METRES + _ROUNDING_SHARE * found)
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        raise FrameError(
+            f"{wrong.sum()} of {len(points)} listed depths are not those of the map: at column {columns[first]}, row "
+            f"{rows[first]} it lists {listed[first]:g} m, the map says {found[first]:g} m. Is its depth_scale right?"
+        )
+
+
+def _camera(line: Mapping[str, Any], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """fx, fy, cx, cy; fy = fx and the image's centre where the line does not say them."""
+    if line.get("intrinsics") is not None:
+        return pinhole(line["intrinsics"][:4], Path("its camera"))
+    fx = line.get("original_fx")
+    if fx is None:
+        raise FrameError("its focal length is not known: it has neither `intrinsics` nor `original_fx`.")
+    assumed = {"original_fy": fx, "original_cx": (size[0] - 1) / 2, "original_cy": (size[1] - 1) / 2}
+    others = [value if line.get(key) is None else line[key] for key, value in assumed.items()]
+    return pinhole([fx, *others], Path("its camera"))

@@ -1,0 +1,211 @@
+"""True depth of the released DepthVLM-Bench annotation lines, for training and for the benchmark alike."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+# Columns of a line that its depth is made of, `depth` and `depth_scale` besides.
+DEPTH_COLUMNS = (
+    "depth_path",
+    "depth_format",
+    "original_depth_size",
+    "mask_valid_path",
+    "mask_invalid_path",
+    "mask_transp_path",
+    "pixel_coords",
+)
+
+# Metres that the released data set counts as measured, by a word in the path of the depth map (root included): the
+# lines do not name their source otherwise, and a path without any of these words has no range.
+VALID_RANGE = {
+    "argoverse": (0.05, 120.0),
+    "waymo": (0.05, 70.0),
+    "nuscenes": (0.05, 80.0),
+    "ddad": (0.05, 120.0),
+    "scannet": (0.001, 10.0),
+    "taskonomy": (0.005, 15.0),
+    "hm3d": (0.01, 10.0),
+    "matterport": (0.01, 10.0),
+    "sunrgbd": (0.005, 8.0),
+    "sun_rgbd": (0.005, 8.0),
+    "ibims": (0.005, 25.0),
+    "nyuv2": (0.005, 10.0),
+    "eth3d": (0.01, 50.0),
+}
+
+# The scale of the SUN RGB-D lines alone. Its PNGs hold millimetres with their bits rotated by 3, of which a division by
+# 8000 is only the first 8.192 m.
+ROTATED_SCALE = 8000.0
+
+# "No measurement" in Taskonomy and HM3D; at every scale of the released lines it lies outside the valid range.
+NO_MEASUREMENT = 65535
+
+
+@dataclass(frozen=True)
+class AnnotatedDepth:
+    """
+    The depth map of an annotation line, read when it is needed.
+
+    Args:
+        path (`str`): The file, relative to the depth root.
+        scale (`float`, *optional*): Raw value divided by metres.
+        size (`tuple[int, int]`, *optional*): Width and height in pixels, which a raw raster does not say itself.
+        raster (`bool`): Whether the file is a headerless raster of little-endian float32 metres.
+        masks (`tuple[str, ...]`): Pictures of any size, 0 where the depth is not valid.
+    """
+
+    path: str
+    scale: float | None = None
+    size: tuple[int, int] | None = None
+    raster: bool = False
+    masks: tuple[str, ...] = ()
+
+    @classmethod
+    def of_line(cls, line: Mapping[str, Any]) -> "AnnotatedDepth":
+        """The map that a line with `depth_path` names; nulls are as absent. No file is opened."""
+        size = line.get("original_depth_size")
+        masks = (line.get("mask_valid_path") or line.get("mask_invalid_path"), line.get("mask_transp_path"))
+        return cls(
+            line["depth_path"],
+            line.get("depth_scale"),
+            None if size is None else (int(size[0]), int(size[1])),
+            line.get("depth_format") == "binary_float32",
+            tuple(mask for mask in masks if mask),
+        )
+
+    def read(self, root: str | None = None) -> np.ndarray:
+        """Metres `(H, W)`, float32, 0 where not valid. Raises OSError or ValueError if a file cannot be read."""
+        return self._read(root)[0]
+
+    def read_encoded(self, root: str | None = None) -> tuple[np.ndarray, float]:
+        """
+        The map without loss: where it is stored so, 16-bit integers and their scale, else float32 metres and 1.
+
+        Args:
+            root (`str`, *optional*): Folder of the depth maps and masks.
+
+        Returns:
+            `(H, W)` uint16 or float32, 0 where not valid, and the raw value divided by metres.
+
+        Raises:
+            OSError, ValueError: if a file cannot be read.
+        """
+        metres, integers, scale = self._read(root)
+        return (metres, 1.0) if integers is None else (np.where(metres > 0, integers, np.uint16(0)), scale)
+
+    def _read(self, root: str | None) -> tuple[np.ndarray, np.ndarray | None, float]:
+        """Metres, and the integers that they are of with their scale, where they are 16-bit integers."""
+        from .processing import read_depth
+
+        file = below(self.path, root)
+        integers, scale = None, self.scale
+        if self.raster:
+            depth = read_depth(self._read_raster(file))
+        elif os.path.splitext(file)[1].lower() == ".npy":
+            depth = read_depth(file, scale)
+        else:
+            values, scale = self._read_picture(file)
+            integers = values if isinstance(values, np.ndarray) and values.dtype == np.uint16 else None
+            depth = read_depth(values, scale)
+        for mask in self.masks:
+            with Image.open(below(mask, root)) as picture:
+                resized = picture.convert("L").resize((depth.shape[1], depth.shape[0]), Image.Resampling.NEAREST)
+            depth = np.where(np.asarray(resized) > 0, depth, np.float32(0))
+        low, high = next((bounds for word, bounds in VALID_RANGE.items() if word in file.lower()), (0, np.inf))
+        return np.where((depth >= low) & (depth <= high), depth, np.float32(0)), integers, float(scale or 1)
+
+    def _read_raster(self, file: str) -> np.ndarray:
+        depth = np.fromfile(file, dtype="<f4")
+        if self.size is None or depth.size != self.size[0] * self.size[1]:
+            raise ValueError(
+                f"The raster {file} holds {depth.size} float32 values, `original_depth_size` (width, height) is "
+                f"{self.size}."
+            )
+        return depth.reshape(self.size[1], self.size[0])
+
+    def _read_picture(self, file: str) -> tuple[Any, float | None]:
+        """What `read_depth` takes: the raw values of a picture of integers, or the picture itself, and the scale."""
+        with Image.open(file) as picture:
+            if not picture.mode.startswith("I"):
+                picture.load()
+                return picture.copy(), self.scale
+            raw = np.asarray(picture)
+        raw = np.where(raw == NO_MEASUREMENT, 0, raw).astype(np.uint16 if raw.max() <= NO_MEASUREMENT else np.int64)
+        if self.scale == ROTATED_SCALE and raw.dtype == np.uint16:
+            return (raw >> 3) | (raw << 13), 1000.0
+        return raw, self.scale
+
+
+def listed_points(line: Mapping[str, Any]) -> np.ndarray:
+    """
+    The points that a line lists.
+
+    Args:
+        line (`dict`): With `pixel_coords`, column and row in pixels of the depth map, and `depth` in metres.
+
+    Returns:
+        `np.ndarray` of shape `(n, 3)`, float64: column, row and metres, in the order of the line.
+
+    Raises:
+        ValueError: `pixel_coords` are no pairs of whole numbers, or `depth` has not one number for each.
+    """
+    pixels, metres = line.get("pixel_coords"), line.get("depth")
+    if pixels is None or metres is None or len(metres) != len(pixels):
+        raise ValueError("`pixel_coords` and `depth`, a number in metres for each of them, belong together.")
+    places = np.asarray(pixels if len(pixels) else np.zeros((0, 2)), dtype=np.float64)
+    if places.ndim != 2 or places.shape[1] != 2 or (places != np.floor(places)).any():
+        raise ValueError("`pixel_coords` must be pairs of whole numbers, column and row.")
+    return np.column_stack([places, np.asarray(metres, dtype=np.float64)])
+
+
+def check_inside(points: np.ndarray, size: tuple[int, int]) -> None:
+    """Raises ValueError if a point of [`listed_points`] lies outside a map of `size`, width and height."""
+    places = points[:, :2]
+    if not ((places >= 0) & (places < size)).all():
+        raise ValueError(f"`pixel_coords` has points outside the map of {size[0]}x{size[1]} pixels (width x height).")
+
+
+def points_to_map(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """
+    A map of points alone.
+
+    Args:
+        points (`np.ndarray` of shape `(n, 3)`): From [`listed_points`].
+        size (`tuple[int, int]`): Width and height of the map that they are pixels of.
+
+    Returns:
+        `np.ndarray` of shape `(H, W)`, float32: metres, 0 elsewhere.
+
+    Raises:
+        ValueError: a point lies outside.
+    """
+    check_inside(points, size)
+    depth = np.zeros((size[1], size[0]), dtype=np.float32)
+    columns, rows = points[:, :2].astype(np.int64).T
+    depth[rows, columns] = points[:, 2]
+    return depth
+
+
+def map_size(line: Mapping[str, Any]) -> tuple[int, int]:
+    """
+    Width and height of the map that the points of a line without a map are pixels of.
+
+    Raises:
+        ValueError: neither `original_depth_size` nor the last two of six `intrinsics` say it.
+    """
+    size = line.get("original_depth_size") or (line.get("intrinsics") or [])[4:6]
+    if len(size) != 2:
+        raise ValueError(
+            "An annotation line without `depth_path` needs `pixel_coords`, a `depth` in metres for each of them, and "
+            "the size of their map: `original_depth_size` or the last two of `intrinsics`."
+        )
+    return int(size[0]), int(size[1])
+
+
+def below(path: str, root: str | None) -> str:
+    """`path` below `root`: in these lines also one that begins with a slash."""
+    return path if root is None else os.path.join(root, path.lstrip("/"))

@@ -1,0 +1,227 @@
+"""The image processors on every kind of image that people have, and on what is none, on every backend that is there."""
+
+import base64
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from depthvlm.processing import Camera
+from PIL import ExifTags, Image, ImageOps
+from toy_images import BACKENDS, noise, picture_of, to_picture
+
+Tag = ExifTags.Base
+
+
+@pytest.fixture(params=BACKENDS, ids=lambda one: one.__name__)
+def processor(request):
+    return request.param(min_pixels=1024)
+
+
+class TestImagesAsPeopleHaveThem:
+    """Every mode becomes the RGB picture that one sees."""
+
+    GREY = noise(channels=1)[..., 0]
+    RGB = noise()
+
+    def check(self, processor, image, expected, tolerance=0):
+        if expected.ndim == 2:
+            expected = expected[..., None].repeat(3, -1)
+        difference = np.abs(picture_of(processor, image).astype(int) - expected.astype(int))
+        assert difference.max() <= tolerance
+
+    def test_grey(self, processor):
+        self.check(processor, Image.fromarray(self.GREY), self.GREY)
+
+    def test_black_and_white(self, processor):
+        self.check(processor, Image.fromarray(self.GREY > 99), 255 * (self.GREY > 99))
+
+    @pytest.mark.parametrize("dtype", [np.uint16, ">u2", np.int32])
+    def test_16_bits_are_scaled_not_clipped(self, processor, dtype):
+        image = Image.fromarray((self.GREY.astype(np.int64) * 257).astype(dtype))
+        assert image.mode.startswith("I")
+        self.check(processor, image, self.GREY)
+
+    def test_16_bit_png_and_pgm_files(self, processor, tmp_path):
+        for name in ("photo.png", "photo.pgm", "photo.tif"):
+            Image.fromarray(self.GREY.astype(np.uint16) * 257).save(tmp_path / name)
+            self.check(processor, Image.open(tmp_path / name), self.GREY)
+
+    def test_floats_in_0_to_1_or_255(self, processor):
+        self.check(processor, Image.fromarray(self.GREY / np.float32(255)), self.GREY)
+        self.check(processor, Image.fromarray(self.GREY.astype(np.float32)), self.GREY)
+
+    def test_palette(self, processor):
+        image = Image.fromarray(self.RGB).quantize(64)
+        self.check(processor, image, np.asarray(image.convert("RGB")))
+
+    def test_cmyk(self, processor):
+        image = Image.fromarray(self.RGB).convert("CMYK")
+        self.check(processor, image, np.asarray(image.convert("RGB")))
+
+    @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
+    def test_alpha_is_composited_on_white(self, processor, mode):
+        colours = Image.fromarray(self.RGB).convert({"RGBA": "RGB", "LA": "L", "PA": "P"}[mode])
+        alpha = Image.fromarray(self.GREY)
+        image = colours.convert(mode)
+        image.putalpha(alpha)
+        share = self.GREY[..., None] / 255
+        expected = np.asarray(colours.convert("RGB")) * share + 255 * (1 - share)
+        self.check(processor, image, np.rint(expected), tolerance=1)
+
+    def test_a_transparent_colour(self, processor, tmp_path):
+        image = Image.fromarray(self.RGB)
+        path = tmp_path / "keyed.png"
+        image.save(path, transparency=tuple(self.RGB[0, 0].tolist()))
+        expected = self.RGB.copy()
+        expected[(self.RGB[0, 0] == self.RGB).all(-1)] = 255
+        self.check(processor, Image.open(path), expected)
+
+    def test_arrays_and_tensors(self, processor):
+        for pixels in (self.RGB, self.RGB.astype(np.int64), self.RGB / 255, self.RGB.astype(np.uint16) * 257):
+            self.check(processor, pixels, self.RGB)
+        tensor = torch.from_numpy(self.RGB).permute(2, 0, 1)
+        for pixels in (tensor, tensor / 255, tensor.float()):
+            self.check(processor, pixels, self.RGB)
+        self.check(processor, (tensor / 255).bfloat16(), self.RGB, tolerance=1)
+        self.check(processor, self.GREY, self.GREY)
+        self.check(processor, self.GREY[None], self.GREY)
+        rgba = np.concatenate([self.RGB, np.full_like(self.RGB[..., :1], 255)], -1)
+        self.check(processor, rgba, self.RGB)
+
+    def test_floats_need_no_rescaling_on_request(self, processor):
+        features = processor(self.RGB / 255, focal_length=1000.0, do_rescale=False, return_tensors="pt")
+        np.testing.assert_allclose(to_picture(features), self.RGB, atol=0.01)
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_exif_orientation(self, processor, orientation, tmp_path):
+        exif = Image.Exif()
+        exif[Tag.Orientation] = orientation
+        exif.get_ifd(ExifTags.IFD.Exif)[Tag.FocalLengthIn35mmFilm] = 28
+        path = tmp_path / "photo.png"
+        Image.fromarray(noise(64, 96)).save(path, exif=exif)
+        with Image.open(path) as image:
+            expected = np.asarray(ImageOps.exif_transpose(image))
+        focal_length = 28 * math.hypot(96, 64) / math.hypot(36, 24)
+        # With f_c = f the image keeps its size.
+        for source in (path, str(path), Image.open(path)):
+            features = processor(source, canonical_focal_length=focal_length, return_tensors="pt")
+            np.testing.assert_allclose(to_picture(features), expected, atol=0.01)
+            camera = Camera.from_row(features["cameras"][0])
+            assert (camera.height, camera.width) == expected.shape[:2]
+            assert (camera.source, camera.fx) == ("exif", pytest.approx(focal_length))
+
+    def test_exif_survives_what_pipelines_do_to_an_image(self, processor, tmp_path):
+        from transformers.image_utils import load_image
+
+        exif = Image.Exif()
+        exif[Tag.Orientation] = 6
+        exif.get_ifd(ExifTags.IFD.Exif)[Tag.FocalLengthIn35mmFilm] = 28
+        Image.fromarray(noise(64, 96)).save(tmp_path / "photo.jpg", exif=exif)
+        features = processor(load_image(str(tmp_path / "photo.jpg")), return_tensors="pt")
+        camera = Camera.from_row(features["cameras"][0])
+        assert (camera.source, camera.width, camera.height) == ("exif", 64, 96)
+
+    def test_corrupt_exif_is_ignored_with_a_warning(self, processor):
+        image = Image.fromarray(self.RGB)
+        image.info["exif"] = b"Exif\x00\x00garbage"
+        with pytest.warns(UserWarning, match="EXIF data are corrupt and ignored"):
+            picture = picture_of(processor, image)
+        np.testing.assert_array_equal(picture, self.RGB)
+
+    def test_base64(self, processor):
+        stream = io.BytesIO()
+        Image.fromarray(self.RGB).save(stream, "PNG")
+        text = base64.b64encode(stream.getvalue()).decode()
+        for source in (text, f"data:image/png;base64,{text}"):
+            self.check(processor, source, self.RGB)
+
+    def test_urls(self, processor, monkeypatch):
+        stream = io.BytesIO()
+        Image.fromarray(self.GREY.astype(np.uint16) * 257).save(stream, "PNG")
+
+        class Session:
+            content = stream.getvalue()
+
+            def get(self, url, follow_redirects):
+                assert url == "https://example.org/photo.png"
+                return self
+
+            def raise_for_status(self):
+                pass
+
+        monkeypatch.setattr("depthvlm.processing.images_depthvlm.get_session", Session)
+        self.check(processor, "https://example.org/photo.png", self.GREY)
+
+    def test_nested_lists_are_flattened_in_order(self, processor):
+        images = [noise(seed=seed) for seed in range(3)]
+        nested = processor([[images[0]], [], images[1:]], focal_length=1000.0, return_tensors="pt")
+        flat = processor(images, focal_length=1000.0, return_tensors="pt")
+        assert torch.equal(nested["pixel_values"], flat["pixel_values"])
+
+
+class TestBadImages:
+    @pytest.mark.parametrize("size", [(1, 50), (50, 1), (1, 1), (0, 5), (5, 0)])
+    def test_sides_of_0_or_1_pixel(self, processor, size):
+        with pytest.raises(ValueError, match=r"Image 1 has .* needs at least 2 pixels on a side"):
+            processor([noise(), Image.new("RGB", size)], focal_length=1000.0)
+
+    @pytest.mark.parametrize("size", [(4020, 20), (5, 1001)])
+    def test_extreme_aspect_ratios(self, processor, size):
+        with pytest.raises(ValueError, match="more than 200 times the other"):
+            processor(Image.new("RGB", size), focal_length=1000.0)
+
+    def test_not_an_image(self, processor, tmp_path):
+        (tmp_path / "notes.txt").write_text("no image")
+        with pytest.raises(ValueError, match=r"notes.txt is not an image that Pillow can read"):
+            processor(str(tmp_path / "notes.txt"))
+        with pytest.raises(TypeError, match="only a single or a list"):
+            processor(5)
+
+    def test_a_truncated_file(self, processor, tmp_path):
+        path = tmp_path / "photo.jpg"
+        Image.fromarray(noise()).save(path)
+        path.write_bytes(path.read_bytes()[:2000])
+        with pytest.raises(ValueError, match="Image 1 cannot be decoded, it may be truncated"):
+            processor([noise(), Image.open(path)], focal_length=1000.0)
+        with pytest.raises(ValueError, match=r"photo.jpg cannot be decoded, it may be truncated"):
+            processor(path)
+
+    @pytest.mark.parametrize("source", ["nowhere.png", "some/nowhere.jpg", "abcd"])
+    def test_a_missing_file(self, processor, source):
+        with pytest.raises(FileNotFoundError, match=f"There is no image file '{source}'"):
+            processor(source)
+
+    @pytest.mark.parametrize(
+        ("pixels", "message"),
+        [
+            (np.full((64, 64, 3), np.nan), "NaN or infinite"),
+            (np.full((64, 64, 3), -0.5), "undo any normalisation"),
+            (np.full((64, 64, 3), 300.0), "values from 300 to 300"),
+            (np.full((64, 64, 3), 70000), "values from 70000 to 70000"),
+            (np.zeros((64, 64, 2), np.uint8), "channel|1, 3 or 4"),
+        ],
+    )
+    def test_arrays_that_are_no_pictures(self, processor, pixels, message):
+        with pytest.raises(ValueError, match=message):
+            processor(pixels, focal_length=1000.0)
+
+    def test_a_mode_that_has_no_colours(self, processor):
+        with pytest.raises(ValueError, match=r"mode 'La'.*Pass it as RGB"):
+            processor(Image.new("La", (64, 64)), focal_length=1000.0)
+
+    @pytest.mark.parametrize("name", ["focal_length", "fov", "intrinsics", "depth_maps", "depth_scale"])
+    def test_as_many_as_images(self, processor, name):
+        values = {"intrinsics": [500.0, 500.0, 64.0, 48.0], "depth_maps": np.ones((96, 128)), "depth_scale": 1.0}
+        options = {"depth_maps": [np.ones((96, 128))] * 2} if name == "depth_scale" else {}
+        options[name] = [values.get(name, 90.0)] * 3
+        if name in ("depth_maps", "depth_scale"):
+            options["focal_length"] = 1000.0
+        with pytest.raises(ValueError, match=rf"`{name}` has 3 entries for 2 image\(s\)"):
+            processor([noise(), noise()], **options)
+
+    @pytest.mark.parametrize("value", [0, -1, math.nan])
+    def test_focal_lengths(self, processor, value):
+        with pytest.raises(ValueError, match="`focal_length` must be a finite number above 0"):
+            processor(noise(), focal_length=[value])
