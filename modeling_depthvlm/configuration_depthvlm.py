@@ -4,6 +4,10 @@
 import os
 from typing import Any, ClassVar, cast
 
+# First, for its warning: what is imported below may not be there in other versions.
+from .tested_versions import TESTED_TRANSFORMERS  # noqa: F401
+
+# isort: split
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLConfig, Qwen3VLTextConfig, Qwen3VLVisionConfig

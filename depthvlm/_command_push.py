@@ -1,0 +1,138 @@
+"""`depthvlm push`: from the command's options to a commit on the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ._fail import fail
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from .hub_cards.push import Package
+    from .hub_cards.upload import Changes
+
+INTERRUPTED = 130  # what shells give for Ctrl-C
+
+
+def push(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="Folder of a checkpoint; with --dataset of a bench build; with --space the Hub name of a model.",
+        ),
+    ],
+    repo: Annotated[str, typer.Option(metavar="USER/NAME", help="The repository; made if it is not there.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    revision: Annotated[
+        str | None,
+        typer.Option(metavar="BRANCH", help="Commit to this branch, made if need be.", show_default="main"),
+    ] = None,
+    create_pr: Annotated[
+        bool, typer.Option("--create-pr", help="Open a pull request; needs no right to write.")
+    ] = False,
+    results: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Result of `bench eval` for the card; several times for more."),
+    ] = None,
+    license: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Licence of the weights for the card, as the Hub names it.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check, show the files and the card, and contact nobody.")
+    ] = False,
+    dataset: Annotated[bool, typer.Option("--dataset", help="Push a folder of `bench build` as a data set.")] = False,
+    space: Annotated[bool, typer.Option("--space", help="Push the demo of a model on the Hub as a Space.")] = False,
+) -> None:
+    """Put a checkpoint on the Hub: proved first, in one commit or none, compared afterwards.
+
+    Files of the repository that are not the checkpoint's stay. An interrupted upload goes on when called again.
+    """
+    from rich.console import Console
+
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    if dataset and space:
+        raise fail("--dataset and --space are two kinds of repository: choose one.", code=2)
+    if (results or license) and (dataset or space):
+        raise fail("--results and --license are for the card of a checkpoint.", code=2)
+    try:
+        package = _pack(source, repo, results or [], license, dataset=dataset, space=space)
+        _show(package, console)
+        if dry_run:
+            console.print(f"The {package.upload.repo_type} {package.prove()}.")
+            console.print(f"\n--- README.md ---\n{package.card.rstrip()}\n--- end of README.md ---")
+            console.print("\nDry run: nothing was sent.")
+            return
+        _send(package, console, private=private, revision=revision, create_pr=create_pr)
+    except (ImportError, OSError, ValueError) as error:
+        raise fail(error) from None
+    except KeyboardInterrupt:
+        console.print("Interrupted: nothing was committed. Run the same command again to go on.")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _pack(source: str, repo: str, results: list[Path], license: str | None, *, dataset: bool, space: bool) -> Package:
+    from ._bundled import BUNDLED_MODEL, bundled_model_path
+    from .hub_cards.push import pack_build, pack_checkpoint, pack_space
+
+    if space:
+        return pack_space(source, repo)
+    if dataset:
+        return pack_build(Path(source), repo)
+    checkpoint = bundled_model_path() if source == BUNDLED_MODEL else Path(source)
+    return pack_checkpoint(checkpoint, repo, results, license)
+
+
+def _send(package: Package, console: Console, *, private: bool, revision: str | None, create_pr: bool) -> None:
+    from .hub_cards.push import set_variables
+    from .hub_cards.upload import Hub
+
+    upload = package.upload
+    hub = Hub()  # a token that does not do is found before the proof, which takes longer
+    console.print(f"Writing to {hub.api.endpoint} as {hub.user}.")
+    console.print(f"The {upload.repo_type} {package.prove()}.")
+    pushed = hub.push(
+        upload,
+        private=private,
+        revision=revision,
+        create_pr=create_pr,
+        message=f"Upload {upload.repo_type} with depthvlm push",
+        on_changes=lambda changes: _tell(changes, upload.repo_id, console),
+    )
+    if not pushed.committed:
+        console.print(f"All is there already, in {pushed.info.commit_url}")
+    else:
+        console.print(f"{len(upload.files)} files are on the Hub, and their hashes are those of the files here.")
+        pull_request = pushed.info.pr_url
+        console.print(f"Pull request: {pull_request}" if pull_request else f"Commit: {pushed.info.commit_url}")
+    if package.variables and not create_pr:
+        set_variables(hub.api, package)
+
+
+def _show(package: Package, console: Console) -> None:
+    from rich.filesize import decimal
+    from rich.table import Table
+
+    from .hub_cards.push import file_sizes
+
+    upload = package.upload
+    sizes = file_sizes(upload.files)
+    table = Table("file", "size", box=None, pad_edge=False, title=f"{upload.repo_type} {upload.repo_id}")
+    table.columns[1].justify = "right"
+    for name, size in sorted(sizes.items()):
+        table.add_row(name, decimal(size))
+    table.add_row(f"{len(sizes)} files", decimal(sum(sizes.values())))
+    console.print(table)
+    for name, reason in package.left_out.items():
+        console.print(f"Left out: {name} ({reason})")
+
+
+def _tell(changes: Changes, repo_id: str, console: Console) -> None:
+    console.print(f"{repo_id}: {len(changes.new)} new files, {len(changes.unchanged)} as they are there already.")
+    for what, names in {"Replaced": changes.replaced, "Removed": changes.removed, "Kept": changes.kept}.items():
+        if names:
+            console.print(f"{what}: {', '.join(names)}")
