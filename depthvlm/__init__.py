@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .prediction import Prediction
     from .processing import DepthVLMImageProcessor, DepthVLMProcessor
     from .training import DepthDataCollator, DepthSFTConfig, DepthSFTTrainer
+    from .video import predict_video
 
 __version__ = "0.1.0"
 
@@ -37,6 +38,7 @@ _MODULES = {
     "Prediction": "prediction",
     "load": "inference",
     "predict": "inference",
+    "predict_video": "video",
     "silog_loss": "modeling_depthvlm",
 }
 
@@ -55,6 +57,7 @@ __all__ = [
     "__version__",
     "load",
     "predict",
+    "predict_video",
     "silog_loss",
 ]
 

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from rich.progress import (
 from rich.text import Text
 
 from ._bundled import BUNDLED_MODEL, BUNDLED_MODEL_NOTE
+from ._command_predict_video import ClipOptions, is_video_name, predict_clips, split_clips
 from ._fail import fail
 from .inputs import find_images, read_intrinsics, result_stems
-from .prediction import Prediction, output_paths
+from .prediction import FORMATS, Prediction, output_paths
 
 INTERRUPTED = 130  # what shells give for Ctrl-C
 _CAMERAS = ("intrinsics", "focal_length", "fov")
@@ -50,6 +52,15 @@ class _Outcome:
     focal_sources: dict[str, int] = field(default_factory=dict)
     failed: list[tuple[str, str]] = field(default_factory=list)
 
+    def add(self, focal_source: str) -> None:
+        """Count an image or a clip that is done."""
+        self.done += 1
+        self.focal_sources[focal_source] = self.focal_sources.get(focal_source, 0) + 1
+
+    def add_failure(self, item: Path, error: Exception | str) -> None:
+        """Keep what was wrong with an image or a clip."""
+        self.failed.append((str(item), str(error) or type(error).__name__))
+
 
 def run(
     images: list[str],
@@ -66,8 +77,13 @@ def run(
     batch_size: int,
     max_new_tokens: int,
     overwrite: bool,
+    sequence: bool,
+    depth_range: tuple[float, float] | None,
+    every: int,
+    max_frames: int | None,
+    fps: float,
 ) -> None:
-    """Predict, write, report. Raises `typer.Exit` with 1 if an image failed, 2 for wrong options, 130 for Ctrl-C."""
+    """Predict, write, report. Raises `typer.Exit`: 1 if something failed, 2 for wrong options, 130 for Ctrl-C."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
     cameras = {"--focal-length": focal_length, "--fov": fov, "--intrinsics": intrinsics}
     given = [name for name, value in cameras.items() if value is not None]
@@ -77,14 +93,22 @@ def run(
     try:
         output_paths(out, "", formats)
         camera = None if intrinsics is None else read_intrinsics(intrinsics)
-        paths = find_images(images)
+        clips, others = split_clips(images, sequence)
+        paths = find_images(others)
+        clips += [path for path in paths if is_video_name(path)]  # of a pattern
+        paths = [path for path in paths if not is_video_name(path)]
+        if clips and prompt is not None:
+            raise ValueError("--prompt is for images: of a clip, only depth is predicted.")
+        if clips and not paths and formats != list(FORMATS):
+            raise ValueError("--save is for images: a clip gives 16-bit PNGs, a side-by-side video and JSON.")
     except ValueError as error:
         raise fail(error, code=2) from None
 
     outcome = _Outcome()
+    stems = result_stems([*paths, *clips])
     jobs = [
         _Job(path, stem, output_paths(out, stem, formats), output_paths(out, stem, ["json"])["json"])
-        for path, stem in zip(paths, result_stems(paths), strict=True)
+        for path, stem in zip(paths, stems, strict=False)
     ]
     jobs = _without_own_results(jobs)
     settings = {
@@ -96,20 +120,39 @@ def run(
         "max_new_tokens": max_new_tokens,
     }
     todo = jobs if overwrite else _not_complete(jobs, model, settings, outcome, console)
-    if todo:
+
+    @cache
+    def load() -> Any:
         from . import inference
 
-        try:
-            with _warnings_on(console):
-                depthvlm = _load(inference, model, device, dtype, console)
-                _predict_all(depthvlm, todo, settings, formats, out, outcome, console)
-        except (OSError, ValueError) as error:
-            raise fail(error) from None
-        except KeyboardInterrupt:
-            console.print(
-                f"Interrupted: {outcome.done} of {len(todo)} images done, results in {out}. Run it again to go on."
-            )
-            raise typer.Exit(INTERRUPTED) from None
+        return _load(inference, model, device, dtype, console)
+
+    try:
+        with _warnings_on(console):
+            if todo:
+                _predict_all(load(), todo, settings, formats, out, outcome, console)
+            if clips:
+                options = ClipOptions(
+                    focal_length=focal_length,
+                    fov=fov,
+                    intrinsics=None if camera is None else camera.tolist(),
+                    every=every,
+                    max_frames=max_frames,
+                    model=model or BUNDLED_MODEL,
+                    load=load,
+                    depth_range=depth_range,
+                    fps=fps,
+                    batch_size=batch_size,
+                    overwrite=overwrite,
+                )
+                named = list(zip(clips, stems[len(paths) :], strict=True))
+                predict_clips(named, options, out, outcome.add, outcome.add_failure, console)
+    except (ImportError, OSError, ValueError) as error:
+        raise fail(error) from None
+    except KeyboardInterrupt:
+        total = len(todo) + len(clips)
+        console.print(f"Interrupted: {outcome.done} of {total} files done, results in {out}. Run it again to go on.")
+        raise typer.Exit(INTERRUPTED) from None
     _report(outcome, out, console)
     if outcome.failed:
         raise typer.Exit(1)
@@ -202,8 +245,7 @@ def _predict_all(
         task = progress.add_task("predict", total=len(jobs))
 
         def failed(index: int, error: Exception) -> None:
-            reason = str(error) or type(error).__name__
-            outcome.failed.append((str(jobs[index].image), reason))
+            outcome.add_failure(jobs[index].image, error)
             progress.advance(task)
 
         images = [job.image for job in jobs]
@@ -213,9 +255,7 @@ def _predict_all(
             except (OSError, ValueError) as error:
                 failed(index, error)
                 continue
-            outcome.done += 1
-            source = prediction.camera.source
-            outcome.focal_sources[source] = outcome.focal_sources.get(source, 0) + 1
+            outcome.add(prediction.camera.source)
             progress.console.print(_line(jobs[index], prediction))
             progress.advance(task)
 

@@ -8,6 +8,8 @@ import typer
 from ._command_bench_build import build, inspect
 from ._command_bench_eval import evaluate
 from ._command_bench_report import report
+from ._command_export import onnx
+from ._command_push import push
 from ._fail import fail
 
 app = typer.Typer(
@@ -26,6 +28,12 @@ bench.command()(inspect)
 bench.command("eval")(evaluate)
 bench.command()(report)
 app.add_typer(bench)
+app.command()(push)
+export = typer.Typer(name="export", help="Write parts of a model in other formats.", no_args_is_help=True)
+export.command()(onnx)
+app.add_typer(export)
+
+_CLIPS = "Clips (video files, and folders with --sequence)"
 
 
 def _version(wanted: bool) -> None:
@@ -49,10 +57,13 @@ def _root(
 def predict(
     images: Annotated[
         list[str],
-        typer.Argument(metavar="IMAGE...", help="Image files, folders of images, or quoted patterns ('a/*.jpg')."),
+        typer.Argument(
+            metavar="IMAGE...", help="Image files, folders of images, quoted patterns ('a/*.jpg'), or video files."
+        ),
     ],
     model: Annotated[
-        str | None, typer.Option(help="Folder or Hub name of a model. [default: the bundled depthvlm-nano]")
+        str | None,
+        typer.Option(help="Folder or Hub name of a model.", show_default="the bundled depthvlm-nano"),
     ] = None,
     focal_length: Annotated[
         float | None, typer.Option(metavar="PX", help="Focal length in pixels of the image as given.")
@@ -71,13 +82,34 @@ def predict(
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 4,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Greatest length of the reply to --prompt.")] = 256,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Also redo images whose results are complete.")
+        bool, typer.Option("--overwrite", help="Also redo images and clips whose results are complete.")
     ] = False,
+    sequence: Annotated[
+        bool,
+        typer.Option("--sequence", help="Each folder is one clip: its images are frames.", rich_help_panel=_CLIPS),
+    ] = False,
+    depth_range: Annotated[
+        tuple[float, float] | None,
+        typer.Option(
+            metavar="NEAR FAR",
+            help="Metres of the first and last colour. By default percentiles 1 and 99 of the clip.",
+            rich_help_panel=_CLIPS,
+        ),
+    ] = None,
+    every: Annotated[int, typer.Option(min=1, help="Take every n-th frame.", rich_help_panel=_CLIPS)] = 1,
+    max_frames: Annotated[
+        int | None, typer.Option(min=1, help="Take at most that many frames.", rich_help_panel=_CLIPS)
+    ] = None,
+    fps: Annotated[
+        float, typer.Option(help="Frames a second of a folder; a video has its own.", rich_help_panel=_CLIPS)
+    ] = 30.0,
 ) -> None:
-    """Metric depth of images, with a point cloud, a mesh and the model's reply.
+    """Metric depth of images, with a point cloud, a mesh and the model's reply; and of video files, frame by frame.
 
     Without a camera option the focal length comes from an image's EXIF data, or is assumed, with a warning.
-    Images whose results are all there are skipped. The exit code is 1 if any failed; the reasons come at the end.
+    Images and clips whose results are all there are skipped. The frames of a clip are predicted independently, with
+    one camera and one range of colours: 16-bit PNGs, a side-by-side video and JSON. The exit code is 1 if any failed;
+    the reasons come at the end.
     """
     from ._command_predict import run
 
@@ -95,6 +127,11 @@ def predict(
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         overwrite=overwrite,
+        sequence=sequence,
+        depth_range=depth_range,
+        every=every,
+        max_frames=max_frames,
+        fps=fps,
     )
 
 
@@ -132,10 +169,32 @@ def convert(
 
 
 @app.command()
+def demo(
+    model: Annotated[
+        str | None,
+        typer.Option(help="Folder or Hub name of a model.", show_default="the bundled depthvlm-nano"),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all of this machine.")] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option(help="Port to listen on.", show_default="the first free one from 7860")
+    ] = None,
+    share: Annotated[
+        bool, typer.Option("--share/--no-share", help="Also open a public link through Gradio's servers.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="cuda, mps or cpu; auto: the first that is there.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; auto: the model's own.")] = "auto",
+) -> None:
+    """A page in the browser: depth, distances, the scene in 3D, and a chat about the picture."""
+    from ._command_demo import run
+
+    run(model, host=host, port=port, share=share, device=device, dtype=dtype)
+
+
+@app.command()
 def info(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL]", help="Folder or Hub name of a model; its weights are not loaded."),
+        typer.Argument(metavar="MODEL", help="Folder or Hub name of a model; its weights are not loaded."),
     ] = None,
 ) -> None:
     """Versions, devices, and what a model is made of."""

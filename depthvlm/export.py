@@ -74,13 +74,32 @@ def write_png16(path: Path, depth: NDArray[np.floating]) -> PngDepth:
             "16-bit PNG holds, and are clipped to it. Use the .npy file where these matter.",
             stacklevel=2,
         )
-    text = PngInfo()
-    text.add_text("depth_scale", str(scale))
-    text.add_text("depth_unit", f"metres = value / {scale}; z-depth; 0 = no depth")
-    image = Image.fromarray(np.where(valid, np.clip(units, 1, _UINT16_MAX), 0).astype(np.uint16))
-    with atomic_write(path) as file:
-        image.save(file, format="PNG", pnginfo=text)
+    write_png16_values(path, np.where(valid, np.clip(units, 1, _UINT16_MAX), 0).astype(np.uint16), scale)
     return PngDepth(scale, clipped)
+
+
+def write_png16_values(path: Path, values: NDArray[np.uint16], depth_scale: int) -> None:
+    """Write values `(H, W)` as a 16-bit PNG whose text says that metres = value / `depth_scale`."""
+    text = PngInfo()
+    text.add_text("depth_scale", str(depth_scale))
+    text.add_text("depth_unit", f"metres = value / {depth_scale}; z-depth; 0 = no depth")
+    with atomic_write(path) as file:
+        Image.fromarray(values).save(file, format="PNG", pnginfo=text)
+
+
+def read_png16(path: Path) -> tuple[NDArray[np.uint16], int]:
+    """The values `(H, W)` of a 16-bit PNG that was written here, and its `depth_scale`.
+
+    Raises:
+        ValueError: the file is no such PNG.
+    """
+    try:
+        with Image.open(path) as image:
+            scale = int(image.info["depth_scale"])
+            values = np.asarray(image)
+    except (OSError, KeyError, ValueError, SyntaxError) as error:
+        raise ValueError(f"{path} is not a 16-bit depth PNG of depthvlm ({error}).") from None
+    return values.astype(np.uint16), scale
 
 
 def write_png(path: Path, image: Image.Image) -> None:

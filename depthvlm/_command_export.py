@@ -1,0 +1,39 @@
+"""`depthvlm export onnx`: the depth head of a checkpoint as an ONNX file."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ._fail import fail
+
+
+def onnx(
+    model: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="Folder or Hub name of a model; 'depthvlm-nano': the bundled.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")] = Path("depth_head.onnx"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write the depth head as ONNX, for any size of image and batch, and check it with onnxruntime.
+
+    The vision-language model in front of it stays in PyTorch: the file turns its visual tokens into metres.
+    """
+    if out.is_dir():
+        raise fail(f"{out} is a folder: give --out the file to write, such as {out / 'depth_head.onnx'}.", code=2)
+    if out.exists() and not overwrite:
+        raise fail(f"{out} is there already: give another --out, or --overwrite.", code=2)
+
+    from .onnx_export import TOLERANCE, export_depth_head
+
+    try:
+        export = export_depth_head(model, out)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        raise fail(error) from None
+    typer.echo(f"Written to {export.path}: {export.size / 1e6:.1f} MB")
+    for name, value in export.metadata.items():
+        typer.echo(f"  {name}: {value}")
+    typer.echo(
+        f"Greatest relative difference from PyTorch in onnxruntime: {export.largest_error:.1e} "
+        f"(allowed: {TOLERANCE:g})."
+    )

@@ -1,0 +1,283 @@
+"""The depth head of a checkpoint as an ONNX file that takes images of any grid and batch (paper, section 3.1).
+
+The vision-language model in front of it stays in PyTorch: docs/onnx.md says why, and how to feed the file.
+"""
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from huggingface_hub import ModelCard
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers.utils.hub import cached_file, cached_files
+
+from ._bundled import BUNDLED_MODEL, resolve_model_path
+from .export import atomic_write
+from .modeling_depthvlm import DepthVLMConfig
+from .modeling_depthvlm.depth_heads import DepthHead, build_depth_head
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+OPSET = 20  # the first with Gelu, which the MLP head uses; onnxruntime reads it from 1.17 on
+OUTPUT = "predicted_depth"
+FOCAL_SCALE = "focal_scale"
+TOLERANCE = 1e-4  # greatest relative difference from PyTorch that an export may have
+CHECKED_GRIDS = ((1, 1, 1), (2, 3, 2), (1, 4, 9))  # images, then rows and columns of tokens
+NEAREST = 1e-3  # metres: nearer depths, which mean nothing, count as that in a relative difference
+
+_PREFIX = "depth_head."
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+class HeadExport(NamedTuple):
+    """What was written: the file, its size in bytes, its metadata, and its greatest relative difference from PyTorch
+    on random features of the `CHECKED_GRIDS`."""
+
+    path: Path
+    size: int
+    metadata: dict[str, str]
+    largest_error: float
+
+
+class ExportableHead(nn.Module):
+    """A depth head on feature maps that carry their grid in their shape.
+
+    Args:
+        head: the head; it is used as it is.
+    """
+
+    def __init__(self, head: DepthHead):
+        super().__init__()
+        self.head = head
+
+    def forward(self, features: list[Tensor], focal_scale: Tensor) -> Tensor:
+        """
+        Args:
+            features: one `(N, h, w, hidden_size)` per feature map; h and w in visual tokens.
+            focal_scale: `(N,)`, effective over canonical focal length.
+
+        Returns:
+            `(N, h * stride, w * stride)`: z-depth in metres.
+        """
+        grid = (features[0].shape[1], features[0].shape[2])
+        depth = self.head([feature.flatten(1, 2) for feature in features], grid)
+        return depth * focal_scale[:, None, None]
+
+
+def input_names(maps: int) -> list[str]:
+    """The names of the ONNX file's inputs: `F1` to `F4` as equation 2 counts them, then `focal_scale`.
+
+    A head that reads one map only has the last of the four, `F4`.
+    """
+    return [*(["F4"] if maps == 1 else [f"F{level + 1}" for level in range(maps)]), FOCAL_SCALE]
+
+
+def export_depth_head(model: str | PathLike[str], path: str | PathLike[str]) -> HeadExport:
+    """Write the depth head of a checkpoint as ONNX, float32, and check it against PyTorch.
+
+    Only the head's weights are read: a large checkpoint needs no more memory than its head, and from the Hub only the
+    files that hold the head are downloaded. The file appears only if onnxruntime gives the same depth.
+
+    Args:
+        model: folder or Hub name of a checkpoint in DepthVLM's own or in the published layout.
+        path: the `.onnx` file to write.
+
+    Raises:
+        ImportError: the packages of the extra `onnx` are not installed.
+        OSError: there is no such checkpoint, or its weights cannot be read.
+        ValueError: the checkpoint has no depth head, or one that does not fit its config.
+        RuntimeError: onnxruntime's depth differs from PyTorch's by more than `TOLERANCE`.
+    """
+    require_onnx()
+    config, head = load_depth_head(model)
+    exported, metadata = ExportableHead(head).eval(), _metadata(model, config)
+    content = to_onnx(exported, config.text.hidden_size, _maps(config), metadata)
+    error = largest_error(content, exported, config.text.hidden_size, _maps(config))
+    if not error <= TOLERANCE:
+        raise RuntimeError(
+            f"onnxruntime's depth differs from PyTorch's by {error:.1e} (relative), more than {TOLERANCE:g}: nothing "
+            "is written. Please report this with the versions that `depthvlm info` prints."
+        )
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        file.write(content)
+    return HeadExport(path, len(content), metadata, error)
+
+
+def require_onnx() -> None:
+    """Raise an ImportError that says what to install if a package of the extra is missing."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            import_module(package)
+        except ImportError as error:
+            raise ImportError(
+                f'ONNX export needs the package {package} ({error}): pip install "depthvlm[onnx]"'
+            ) from error
+
+
+def load_depth_head(model: str | PathLike[str]) -> tuple[DepthVLMConfig, DepthHead]:
+    """The config of a checkpoint and its head, in float32 and eval mode; the other weights are not read.
+
+    Raises: as `export_depth_head`, but for ImportError and RuntimeError.
+    """
+    path = resolve_model_path(str(model))
+    config = DepthVLMConfig.from_pretrained(path)
+    weights = _head_weights(path)
+    if not weights:
+        raise ValueError(
+            f"{model} has no depth head: none of its weights is called `depth_head.*`. A plain Qwen3-VL gets a head "
+            "from `depthvlm convert`, which must be trained before its depth means anything; adapters must be merged "
+            "into a whole checkpoint first."
+        )
+    head = build_depth_head(config.head, config.text.hidden_size, config.input_stride)
+    try:
+        head.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{model}: the weights of its depth head do not fit its config. {error}") from None
+    return config, head.float().eval()
+
+
+def to_onnx(exported: ExportableHead, hidden_size: int, maps: int, metadata: dict[str, str]) -> bytes:
+    """The ONNX file's content for a head that reads `maps` maps of `hidden_size` channels.
+
+    Raises:
+        onnx.checker.ValidationError: what came out is not valid ONNX.
+    """
+    import onnx
+
+    # Sizes differ in the example, so that the exporter takes none for another.
+    inputs = _random_inputs(2, (3, 4), hidden_size, maps)
+    axes = {0: "batch", 1: "height", 2: "width"}
+    with _quiet_exporter(), torch.no_grad():
+        program = torch.onnx.export(
+            exported,
+            inputs,
+            dynamo=True,
+            dynamic_shapes=([axes] * maps, {0: "batch"}),
+            input_names=input_names(maps),
+            output_names=[OUTPUT],
+            opset_version=OPSET,
+            verbose=False,
+        )
+    assert program is not None  # it is None for the old exporter alone
+    proto = program.model_proto
+    onnx.helper.set_model_props(proto, metadata)
+    proto.producer_name, proto.doc_string = "depthvlm", "Depth head of DepthVLM: visual tokens to metres."
+    onnx.checker.check_model(proto, full_check=True)
+    return proto.SerializeToString()
+
+
+def largest_error(
+    content: bytes,
+    exported: ExportableHead,
+    hidden_size: int,
+    maps: int,
+    grids: Sequence[tuple[int, int, int]] = CHECKED_GRIDS,
+) -> float:
+    """The greatest relative difference between onnxruntime's depth and PyTorch's, on random features.
+
+    Args:
+        content: the ONNX file's.
+        grids: `(images, rows, columns)` of tokens to try.
+    """
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    errors = []
+    for images, *grid in grids:
+        features, focal_scale = _random_inputs(images, (grid[0], grid[1]), hidden_size, maps)
+        arrays: list[NDArray[Any]] = [tensor.numpy() for tensor in (*features, focal_scale)]
+        found = torch.from_numpy(session.run([OUTPUT], dict(zip(input_names(maps), arrays, strict=True)))[0])
+        with torch.no_grad():
+            expected = exported(features, focal_scale)
+        errors.append(float(((found - expected).abs() / expected.clamp(min=NEAREST)).max()))
+    return max(errors)
+
+
+def _random_inputs(images: int, grid: tuple[int, int], hidden_size: int, maps: int) -> tuple[list[Tensor], Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.randn(images, *grid, hidden_size, generator=generator) for _ in range(maps)]
+    return features, 0.5 + torch.rand(images, generator=generator)
+
+
+def _maps(config: DepthVLMConfig) -> int:
+    return 1 if config.head.feature_source == "llm_final" else 4
+
+
+def _metadata(model: str | PathLike[str], config: DepthVLMConfig) -> dict[str, str]:
+    """What a user of the file has to know, as ONNX metadata: strings."""
+    from . import __version__
+
+    name, head = str(model), config.head
+    source = name if name == BUNDLED_MODEL or not Path(name).is_dir() else Path(name).resolve().name
+    return {
+        "head_type": head.head_type,
+        "feature_source": head.feature_source,
+        "hidden_size": str(config.text.hidden_size),
+        "canonical_focal_length": f"{config.canonical_focal_length:g}",
+        "patch_size": str(config.vision.patch_size),
+        "spatial_merge_size": str(config.vision.spatial_merge_size),
+        "stride": str(config.input_stride),
+        "deepstack_visual_indexes": json.dumps(list(config.vision.deepstack_visual_indexes)),
+        "unit": "metres; z-depth",
+        "source": source,
+        "license": _license(name) or "not stated by the checkpoint",
+        "depthvlm_version": __version__,
+    }
+
+
+def _license(model: str) -> str | None:
+    """The license that a checkpoint's model card states, None where it has no card or states none."""
+    path = resolve_model_path(model)
+    card = cached_file(
+        path, "README.md", _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+    )
+    try:
+        stated = None if card is None else ModelCard.load(card).data.get("license")
+    except ValueError:  # what stands on top of the card is no YAML
+        return None
+    return None if stated is None else str(stated)
+
+
+def _head_weights(path: str) -> dict[str, Tensor]:
+    """The `depth_head.*` weights without that prefix, from the safetensors files that hold them."""
+    optional: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
+    if index := cached_file(path, _INDEX, **optional):
+        weight_map = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+        names = sorted({shard for name, shard in weight_map.items() if name.startswith(_PREFIX)})
+    else:
+        names = [_WEIGHTS]
+    files = (cached_files(path, names) or []) if names else []
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                found = [name for name in tensors.keys() if name.startswith(_PREFIX)]  # noqa: SIM118 (not a mapping)
+                weights |= {name.removeprefix(_PREFIX): tensors.get_tensor(name).float() for name in found}
+        except SafetensorError as error:
+            raise OSError(f"{file} is incomplete or damaged ({error}). Copy or download it again.") from error
+    return weights
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Leave out what torch says while it exports: of its own parts, of torchvision, of axes that share a name."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
