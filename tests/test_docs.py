@@ -64,6 +64,8 @@ def template(tmp_path_factory) -> Path:
         "photos/a.jpg": "room",
         "photos/b.jpg": "street",
         "more/c.jpg": "street",
+        "frames/f1.jpg": "room",
+        "frames/f2.jpg": "room",
     }.items():
         (folder / name).parent.mkdir(exist_ok=True)
         with Image.open(REPOSITORY / "depthvlm" / "assets" / f"{source}.jpg") as picture:

@@ -30,6 +30,7 @@ def hub(monkeypatch, tmp_path):
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
         monkeypatch.setenv("HF_TOKEN", "hf_ada")
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)  # it remembers an earlier Hub
         yield hub
 
 

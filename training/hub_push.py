@@ -38,10 +38,13 @@ class HubPushMixin(Trainer):
             PushError: the checkpoint is not whole, or the Hub did not take it. The checkpoint stays in `output_dir`.
         """
         if not self.has_depth_head:
-            return super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
+            given = {} if private is None else {"private": private}  # transformers 5.18 does not know it
+            return super().push_to_hub(commit_message, blocking, token, revision, **given, **kwargs)
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.hub_model_id is None:  # called with `push_to_hub=False`
-            self.init_hf_repo(token=token, private=private)
+            if private is not None:
+                self.args.hub_private_repo = private
+            self.init_hf_repo(token=token)
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None  # type: ignore[return-value]  # as in transformers
