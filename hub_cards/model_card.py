@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .card_text import CITATION, CODE_LICENCE, PAPER, TAGS, check_repo_id, table, template
 from .measured import TASK, conditions_of, eval_results, protocols_of, read_results, results_table
 from .model_facts import ModelFacts, read_facts
-from .recipe_file import RECIPE_FILE, Stage, data_of, sources_of
+from .recipe_file import RECIPE_FILE, Stage, data_of, is_hub_name, sources_of
 from .source_terms import licence_table, terms_of
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def render_model_card(
     check_repo_id(repo_id)
     sources = sources_of(facts.stages)
     license = license or _known_licence(facts)
-    hub_data = [name for name in data_of(facts.stages) if _is_hub_id(name)]
+    hub_data = [name for name in data_of(facts.stages) if is_hub_name(name)]
     data = ModelCardData(
         language=list(language),
         license=license or "other",
@@ -141,10 +141,6 @@ def render_model_card(
         source_table=licence_table(sources) if sources else "",
         citation=CITATION,
     )
-
-
-def _is_hub_id(name: str) -> bool:
-    return name.count("/") == 1 and " " not in name and ":" not in name
 
 
 def _known_licence(facts: ModelFacts) -> str | None:

@@ -59,14 +59,25 @@ def write_recipe(folder: str | Path, stages: Sequence[Stage]) -> None:
     os.replace(temporary, path)
 
 
+def is_hub_name(name: str) -> bool:
+    """Whether it has the form `owner/name` of repositories on the Hub; a path of two parts has it too."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name
+
+
 def hub_name(model: str) -> tuple[str | None, str | None]:
     """The owner/name that a model was loaded by, or that its folder in the cache tells, with its revision there; of a
     local folder neither: its path is nobody's business."""
     cached = _CACHED.search(model)
     if cached:
         return f"{cached['owner']}/{cached['name']}", cached["revision"]
-    is_name = model.count("/") == 1 and not model.startswith(("/", ".", "~")) and not Path(model).exists()
-    return (model if is_name else None), None
+    return (model if is_hub_name(model) and not Path(model).exists() else None), None
 
 
 def convert_recipe(source: str, destination: str | Path) -> None:

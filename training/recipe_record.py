@@ -114,13 +114,12 @@ def earlier_stages(config: Any) -> list[Any]:
     return list(read_recipe(name)) if name and Path(name).is_dir() else []
 
 
-def _is_hub_name(name: str) -> bool:
-    return name.count("/") <= 1 and not name.startswith(("/", ".", "~"))
-
-
 def _public_name(name: str) -> str:
-    local = Path(name).expanduser().exists() or not _is_hub_name(name) or Path(name).suffix in (".json", ".jsonl")
-    return f"local: {Path(name).name}" if local else name
+    from ..hub_cards.recipe_file import is_hub_name
+
+    local = Path(name).expanduser().exists() or Path(name).suffix in (".json", ".jsonl")
+    on_hub = not local and ("/" not in name or is_hub_name(name))  # the oldest data sets have no owner
+    return name if on_hub else f"local: {Path(name).name}"
 
 
 def _settings(args: Any) -> dict[str, Any]:
