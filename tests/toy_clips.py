@@ -1,5 +1,6 @@
 """Small video files of synthetic scenes."""
 
+import json
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import cache
@@ -10,6 +11,9 @@ import numpy as np
 from depthvlm.benchmark.synthetic import render_scene
 from numpy.typing import NDArray
 from PIL import Image
+
+FOCAL = 90.0
+SEEDS = (1, 2, 3, 4, 1)
 
 
 @cache
@@ -50,3 +54,20 @@ def decode(path: Path) -> tuple[list[Image.Image], list[float]]:
     with av.open(str(path)) as container:
         frames = [(frame.to_image(), float(frame.time)) for frame in container.decode(video=0)]
     return [picture for picture, _ in frames], [time for _, time in frames]
+
+
+def pngs(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.png"))
+
+
+def values_of(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image).astype(np.int64)
+
+
+def lines_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
