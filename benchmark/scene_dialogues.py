@@ -23,6 +23,7 @@ ASIDE = 0.1  # share of the image's width that counts as left or right of someth
 TOLERANCE = 0.25  # relative error of a distance that still is right
 CAPTION_PROMPT = "Describe this image."
 MAP_PROMPT = "Map the objects."
+VIEW_PROMPT = "What is this?"
 NO_OBJECT = "no"
 
 PRESENCE: dict[str, dict[str, float]] = {
@@ -65,6 +66,38 @@ def caption(scene: SyntheticScene, rng: np.random.Generator) -> str:
         side = "on the left" if place < 0.4 else "on the right" if place > 0.6 else "in front"
         told.append(f"{_a(_describe(o))} {'at ' + meters(o.depth) if by_distance else side}")
     return f"A {scene.kind}{' with ' if told else ''}{', '.join(told)}."
+
+
+def views(
+    scene: SyntheticScene, rng: np.random.Generator, token: float, *, each: int = 2, most: int = 8
+) -> list[tuple[tuple[int, int, int, int], str]]:
+    """
+    Parts of the image that show one clearly seen object each, `(left, top, right, bottom)` in pixels, with its name:
+    the smallest of 2, 3 and 4 image tokens a side that holds it whole, else the largest, round one of its pixels.
+
+    Few tokens and one name tie words to what they mean long before a model knows where in an image to look.
+
+    Args:
+        token: pixels of the image that one image token covers, a side.
+        each: views of an object, at most.
+        most: views of the scene, at most.
+    """
+    height, width = scene.segments.shape
+    found = []
+    for index, o in enumerate(scene.objects):
+        if o.visible < CLEAR * scene.depth.size:
+            continue
+        rows, columns = np.nonzero(scene.segments == index)
+        extent = max(np.ptp(rows), np.ptp(columns)) + 1
+        tokens = next((n for n in (2, 3) if n * token >= extent), 4)
+        side = min(round(tokens * token), height, width)
+        for pixel in rng.integers(len(rows), size=each):
+            # Half-way to the object's middle, so that it fills the view rather than its edge.
+            x, y = (columns[pixel] + columns.mean()) / 2, (rows[pixel] + rows.mean()) / 2
+            left = round(min(max(x - side / 2, 0), width - side))
+            top = round(min(max(y - side / 2, 0), height - side))
+            found.append(((left, top, left + side, top + side), _describe(o)))
+    return [found[i] for i in rng.permutation(len(found))[:most]]
 
 
 def object_map(scene: SyntheticScene, rows: int, columns: int) -> str:

@@ -14,7 +14,7 @@ from depthvlm.processing import DEPTH_PROMPT, DEPTH_REPLY, DEPTH_SYSTEM_PROMPT
 from numpy.typing import NDArray
 from PIL import Image
 
-from .scene_dialogues import MAP_PROMPT, Question, conversation, object_map, questions
+from .scene_dialogues import MAP_PROMPT, VIEW_PROMPT, Question, conversation, object_map, questions, views
 from .synthetic import SyntheticScene, render_scene
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Split = Literal["train", "test"]
 
 HELD_OUT = 1_000_000_000  # seeds from here on are for evaluation: training never sees them
-ROW_KINDS = ("caption", "question", "depth")
+ROW_KINDS = ("caption", "question", "depth", "view")
 ASPECTS = (4 / 3, 4 / 3, 3 / 2, 16 / 9, 1.0)
 _CELL = 32  # pixels that one image token covers, at the canonical focal length
 
@@ -64,7 +64,8 @@ def training_rows(
 
     Columns: `messages` (roles and plain text; the image belongs before the first user's text, where TRL puts it),
     `images` (one PIL image), `depth` (float32 (H, W), z-depth in metres, 0 where there is none; or None) and
-    `focal_length` (pixels). The data set is declared without features, so that nothing is encoded on the way.
+    `focal_length` (pixels). Rows of kind "view" have an image for every question instead, named in its content, and no
+    depth. The data set is declared without features, so that nothing is encoded on the way.
 
     A shard is `group / ranks` rows, which one worker of one process reads: choose `scenes` such that the number of
     shards is a multiple of processes times workers. The data set's `state_dict` resumes within a shard, so that at
@@ -76,7 +77,9 @@ def training_rows(
         seed: of the first row; the following ones count up.
         focal_length: canonical focal length in pixels of the model that will be trained.
         mix: shares of the kinds of rows: "caption" and "question" hold conversations of `turns` questions, with and
-            without a caption among them; "depth" the method's prompt. By default 1 : 4 : 5.
+            without a caption among them; "depth" the method's prompt; "view" small parts of the image, with the
+            question what each of them shows (a scene that shows nothing clearly gives a "question"). By default
+            1 : 4 : 5 : 0.
         depth: whether there are depth maps at all.
         depth_share: share of the captions and questions that have one; rows of kind "depth" always do.
         reply: whether rows of kind "depth" have the method's constant reply, or end with the prompt.
@@ -167,6 +170,11 @@ def _row(seed: int, recipe: _Recipe) -> dict[str, Any]:
     scene = draw_scene(seed, recipe.focal_length, recipe.group)
     rng = np.random.default_rng([9, seed])
     kind = ROW_KINDS[int(rng.choice(len(ROW_KINDS), p=recipe.shares))]
+    if kind == "view":
+        token = _CELL * scene.focal_length / recipe.focal_length
+        if seen := views(scene, rng, token):
+            return _view_row(scene, seen)
+        kind = "question"
     with_depth = recipe.depth and (kind == "depth" or rng.random() < recipe.depth_share)
     said: list[tuple[str, str | None]]
     if kind == "depth":
@@ -186,6 +194,22 @@ def _row(seed: int, recipe: _Recipe) -> dict[str, Any]:
         "images": [Image.fromarray(scene.image)],
         "depth": scene.depth if with_depth else None,
         "focal_length": scene.focal_length,
+    }
+
+
+def _view_row(scene: SyntheticScene, seen: list[tuple[tuple[int, int, int, int], str]]) -> dict[str, Any]:
+    image = Image.fromarray(scene.image)
+    messages: list[dict[str, Any]] = []
+    for _, name in seen:
+        messages += [
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": VIEW_PROMPT}]},
+            {"role": "assistant", "content": [{"type": "text", "text": name}]},
+        ]
+    return {
+        "messages": messages,
+        "images": [image.crop(box) for box, _ in seen],
+        "depth": None,
+        "focal_length": [scene.focal_length] * len(seen),
     }
 
 

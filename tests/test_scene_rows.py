@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from depthvlm.benchmark.scene_dialogues import CAPTION_PROMPT, KINDS, MAP_PROMPT, questions
+from depthvlm.benchmark.scene_dialogues import CAPTION_PROMPT, KINDS, MAP_PROMPT, VIEW_PROMPT, questions, views
 from depthvlm.benchmark.scene_rows import HELD_OUT, draw_scene, held_out_questions, training_rows
 from depthvlm.processing import DEPTH_PROMPT, DEPTH_REPLY, DEPTH_SYSTEM_PROMPT
 from init_nano import build_processor
@@ -55,6 +55,38 @@ def test_shares_choose_the_kinds_and_the_depth():
     words = list(training_rows(scenes=6, mix={"caption": 1}, depth=False, system_share=0.0))
     assert all(row["depth"] is None and row["messages"][0]["role"] == "user" for row in words)
     assert all(CAPTION_PROMPT in [message["content"] for message in row["messages"]] for row in words)
+
+
+def test_a_view_shows_the_object_that_its_answer_names():
+    for seed in range(12):
+        scene = draw_scene(seed)
+        token = 32 * scene.focal_length / 160
+        found = views(scene, np.random.default_rng(seed), token)
+        for (left, top, right, bottom), name in found:
+            assert right - left == bottom - top
+            assert 0 <= left < right <= scene.image.shape[1]
+            assert 0 <= top < bottom <= scene.image.shape[0]
+            shown = {int(i) for i in np.unique(scene.segments[top:bottom, left:right]) if i >= 0}
+            assert any(f"{scene.objects[i].color} {scene.objects[i].name}".endswith(name) for i in shown), name
+        assert len(found) <= 8
+
+
+def test_rows_of_views_have_an_image_for_every_question():
+    rows = list(training_rows(scenes=6, mix={"view": 1}))
+    for seed, row in enumerate(rows):
+        asked, answered = row["messages"][::2], row["messages"][1::2]
+        assert [[part["type"] for part in message["content"]] for message in asked] == [["image", "text"]] * len(asked)
+        assert {message["content"][1]["text"] for message in asked} == {VIEW_PROMPT}
+        assert len(answered) == len(asked) == len(row["images"])
+        assert row["focal_length"] == [draw_scene(seed).focal_length] * len(asked)
+        assert row["depth"] is None
+
+
+def test_a_scene_that_shows_nothing_clearly_gives_no_view(monkeypatch):
+    monkeypatch.setattr("depthvlm.benchmark.scene_dialogues.CLEAR", 1.1)  # share of the image: nothing has it
+    (row,) = training_rows(scenes=1, mix={"view": 1})
+    assert VIEW_PROMPT not in str(row["messages"])
+    assert len(row["images"]) == 1
 
 
 def test_a_row_depends_on_its_seed_alone():
