@@ -42,7 +42,7 @@ def start(options: dict[str, Any], processes: int = 1) -> subprocess.CompletedPr
         "PYTHONPATH": os.pathsep.join([str(WORKER.parent), os.environ.get("PYTHONPATH", "")]),
     }
     return subprocess.run(
-        [*launcher, str(WORKER), json.dumps(options)], env=environment, capture_output=True, text=True, timeout=600
+        [*launcher, str(WORKER), json.dumps(options)], env=environment, capture_output=True, text=True, timeout=300
     )
 
 

@@ -51,6 +51,10 @@ def main(options: dict[str, Any]) -> None:
     if trainer.is_world_process_zero():
         Path(options["out"], "log.json").write_text(json.dumps({"log": trainer.state.log_history, "eval": numbers}))
     trainer.end()  # a process that ends with its group alive may abort on the way out
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    # FSDP holds the group from Python, which lets go of its lock when it frees one; DDP's reducer does not.
+    if "pt_gloo_runloop" in names and not args.fsdp:
+        raise RuntimeError(f"Threads of the process group outlived trainer.end(): {names}.")
 
 
 if __name__ == "__main__":

@@ -347,6 +347,14 @@ class DepthSFTTrainer(HubPushMixin, SFTTrainer):
         if self.args.should_save and os.path.isdir(folder):
             seal_checkpoint(folder)
 
+    def end(self) -> None:
+        """Ends the run as the base class does, after which neither training nor evaluation can go on."""
+        # DDP's reducer must not be the last to hold the process group: freed with it, under Python's lock, the group
+        # waits for its threads, and one of them may be waiting for that lock (gloo; torch 2.13). Then nothing ends.
+        self.model_wrapped = self.model
+        self.accelerator.free_memory()
+        super().end()
+
     def _depth_weight(self, info: BatchInfo) -> Tensor | float:
         """What the sum of this micro-batch's SILog is multiplied by: alpha over the step's images with depth."""
         alpha = self.depth_loss_weight
