@@ -13,7 +13,10 @@ import torch
 import typer
 from conftest import REPOSITORY
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
+from depthvlm.hub_cards.push_files import select_checkpoint_files
 from depthvlm.training.sft import ArgumentError, DepthScriptArguments, check_arguments, load_data, make_parser
+from loopback_hub import LoopbackHub
+from loopback_repos import Token
 from safetensors.torch import load_file
 from toy_checkpoint import save_toy_checkpoint
 from toy_training import toy_rows
@@ -57,9 +60,9 @@ def here(project, monkeypatch) -> Path:
     return project
 
 
-def depthvlm(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+def depthvlm(folder: Path, *args: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "depthvlm", *args]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"} | variables
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -87,6 +90,31 @@ def test_trains_and_saves(project):
     assert {name.split(".")[0] for name in changed} >= {"depth_head", "model"}
     assert not any(".visual." in name for name in changed)
     assert (project / "trained" / "processor_config.json").is_file()
+
+
+def test_two_processes_push_what_they_trained_once(project, tmp_path):
+    options = [
+        "--accelerate_config",
+        "cpu",
+        "--num_processes",
+        "2",
+        "--max_steps",
+        "1",
+        "--push_to_hub",
+        "true",
+        "--hub_model_id",
+        "ada/two",
+    ]
+    with LoopbackHub({"hf_ada": Token("ada")}) as hub:
+        home = {"HF_HOME": str(tmp_path), "HF_TOKEN": "hf_ada", "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
+        run = depthvlm(project, "sft", "--config", "run.yaml", "--output_dir", "pushed", *options, **home)
+        assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+        there = hub.repo("ada/two").files()
+    assert "Model pushed to the Hub as ada/two." in run.stdout
+    del there[".gitattributes"]
+    files = select_checkpoint_files(project / "pushed").files | {"README.md": project / "pushed" / "README.md"}
+    assert there == {name: file.read_bytes() for name, file in files.items()}
+    assert "world_size: 2" in there["training_recipe.yaml"].decode()
 
 
 def test_a_dry_run_prints_and_writes_nothing(project):
