@@ -44,6 +44,7 @@ ball, doors and windows of houses) are left out: that there are none of them, or
 
 _UNCOLORED = ("picture", "window")  # their colour is that of a frame a few pixels wide
 _HIDDEN_IN_STREETS = ("door", "window")
+_SMALLEST_VIEW = 12  # pixels a side
 _COUNT_WEIGHTS = (1, 1, 2, 4, 4)  # higher counts are rarer
 
 
@@ -69,16 +70,14 @@ def caption(scene: SyntheticScene, rng: np.random.Generator) -> str:
 
 
 def views(
-    scene: SyntheticScene, rng: np.random.Generator, token: float, *, each: int = 2, most: int = 8
+    scene: SyntheticScene, rng: np.random.Generator, *, each: int = 2, most: int = 8
 ) -> list[tuple[tuple[int, int, int, int], str]]:
     """
-    Parts of the image that show one clearly seen object each, `(left, top, right, bottom)` in pixels, with its name:
-    the smallest of 2, 3 and 4 image tokens a side that holds it whole, else the largest, round one of its pixels.
+    Squares of the image that one clearly seen object fills, `(left, top, right, bottom)` in pixels, with its name.
 
-    Few tokens and one name tie words to what they mean long before a model knows where in an image to look.
+    An image of few tokens and one name tie words to what they mean long before a model knows where in a scene to look.
 
     Args:
-        token: pixels of the image that one image token covers, a side.
         each: views of an object, at most.
         most: views of the scene, at most.
     """
@@ -88,12 +87,10 @@ def views(
         if o.visible < CLEAR * scene.depth.size:
             continue
         rows, columns = np.nonzero(scene.segments == index)
-        extent = max(np.ptp(rows), np.ptp(columns)) + 1
-        tokens = next((n for n in (2, 3) if n * token >= extent), 4)
-        side = min(round(tokens * token), height, width)
-        for pixel in rng.integers(len(rows), size=each):
-            # Half-way to the object's middle, so that it fills the view rather than its edge.
-            x, y = (columns[pixel] + columns.mean()) / 2, (rows[pixel] + rows.mean()) / 2
+        extent = max(np.ptp(rows), np.ptp(columns), _SMALLEST_VIEW) + 1
+        x, y = (columns.min() + columns.max()) / 2, (rows.min() + rows.max()) / 2
+        for _ in range(each):
+            side = min(round(extent * rng.uniform(1.0, 1.6)), height, width)
             left = round(min(max(x - side / 2, 0), width - side))
             top = round(min(max(y - side / 2, 0), height - side))
             found.append(((left, top, left + side, top + side), _describe(o)))

@@ -25,6 +25,7 @@ Split = Literal["train", "test"]
 HELD_OUT = 1_000_000_000  # seeds from here on are for evaluation: training never sees them
 ROW_KINDS = ("caption", "question", "depth", "view")
 ASPECTS = (4 / 3, 4 / 3, 3 / 2, 16 / 9, 1.0)
+_VIEW = 2  # image tokens of a view, a side
 _CELL = 32  # pixels that one image token covers, at the canonical focal length
 
 
@@ -77,8 +78,8 @@ def training_rows(
         seed: of the first row; the following ones count up.
         focal_length: canonical focal length in pixels of the model that will be trained.
         mix: shares of the kinds of rows: "caption" and "question" hold conversations of `turns` questions, with and
-            without a caption among them; "depth" the method's prompt; "view" small parts of the image, with the
-            question what each of them shows (a scene that shows nothing clearly gives a "question"). By default
+            without a caption among them; "depth" the method's prompt; "view" single objects, cut out and enlarged, with
+            the question what each of them is (a scene without one gives a "question"). By default
             1 : 4 : 5 : 0.
         depth: whether there are depth maps at all.
         depth_share: share of the captions and questions that have one; rows of kind "depth" always do.
@@ -171,9 +172,8 @@ def _row(seed: int, recipe: _Recipe) -> dict[str, Any]:
     rng = np.random.default_rng([9, seed])
     kind = ROW_KINDS[int(rng.choice(len(ROW_KINDS), p=recipe.shares))]
     if kind == "view":
-        token = _CELL * scene.focal_length / recipe.focal_length
-        if seen := views(scene, rng, token):
-            return _view_row(scene, seen)
+        if seen := views(scene, rng):
+            return _view_row(scene, seen, recipe.focal_length)
         kind = "question"
     with_depth = recipe.depth and (kind == "depth" or rng.random() < recipe.depth_share)
     said: list[tuple[str, str | None]]
@@ -197,7 +197,9 @@ def _row(seed: int, recipe: _Recipe) -> dict[str, Any]:
     }
 
 
-def _view_row(scene: SyntheticScene, seen: list[tuple[tuple[int, int, int, int], str]]) -> dict[str, Any]:
+def _view_row(
+    scene: SyntheticScene, seen: list[tuple[tuple[int, int, int, int], str]], canonical: float
+) -> dict[str, Any]:
     image = Image.fromarray(scene.image)
     messages: list[dict[str, Any]] = []
     for _, name in seen:
@@ -209,7 +211,8 @@ def _view_row(scene: SyntheticScene, seen: list[tuple[tuple[int, int, int, int],
         "messages": messages,
         "images": [image.crop(box) for box, _ in seen],
         "depth": None,
-        "focal_length": [scene.focal_length] * len(seen),
+        # Of lenses with which each view becomes as many tokens: there is no depth that they could make wrong.
+        "focal_length": [canonical * (right - left) / (_VIEW * _CELL) for (left, _, right, _), _ in seen],
     }
 
 

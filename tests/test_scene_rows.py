@@ -60,8 +60,7 @@ def test_shares_choose_the_kinds_and_the_depth():
 def test_a_view_shows_the_object_that_its_answer_names():
     for seed in range(12):
         scene = draw_scene(seed)
-        token = 32 * scene.focal_length / 160
-        found = views(scene, np.random.default_rng(seed), token)
+        found = views(scene, np.random.default_rng(seed))
         for (left, top, right, bottom), name in found:
             assert right - left == bottom - top
             assert 0 <= left < right <= scene.image.shape[1]
@@ -73,12 +72,14 @@ def test_a_view_shows_the_object_that_its_answer_names():
 
 def test_rows_of_views_have_an_image_for_every_question():
     rows = list(training_rows(scenes=6, mix={"view": 1}))
-    for seed, row in enumerate(rows):
+    for row in rows:
         asked, answered = row["messages"][::2], row["messages"][1::2]
         assert [[part["type"] for part in message["content"]] for message in asked] == [["image", "text"]] * len(asked)
         assert {message["content"][1]["text"] for message in asked} == {VIEW_PROMPT}
         assert len(answered) == len(asked) == len(row["images"])
-        assert row["focal_length"] == [draw_scene(seed).focal_length] * len(asked)
+        # At the canonical focal length of 160 pixels each is 64 pixels a side, which are 2 x 2 tokens.
+        sides = [image.width * 160 / f for image, f in zip(row["images"], row["focal_length"], strict=True)]
+        assert sides == pytest.approx([64.0] * len(asked))
         assert row["depth"] is None
 
 
