@@ -87,7 +87,7 @@ def views(
         if o.visible < CLEAR * scene.depth.size:
             continue
         rows, columns = np.nonzero(scene.segments == index)
-        extent = max(np.ptp(rows), np.ptp(columns), _SMALLEST_VIEW) + 1
+        extent = max(int(np.ptp(rows)), int(np.ptp(columns)), _SMALLEST_VIEW) + 1
         x, y = (columns.min() + columns.max()) / 2, (rows.min() + rows.max()) / 2
         for _ in range(each):
             side = min(round(extent * rng.uniform(1.0, 1.6)), height, width)
