@@ -62,6 +62,14 @@ class DepthSFTConfig(SFTConfig):
     vit_learning_rate: float | None = field(
         default=None, metadata={"help": "Peak learning rate of the ViT without its mergers. None: learning_rate."}
     )
+    muon_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Peak learning rate of Muon, which then trains the matrices of hidden layers (0.02 is usual where "
+            "a model is trained from nothing); embeddings, norms and biases stay with AdamW and the learning rates "
+            "above. None: `optim` trains everything."
+        },
+    )
 
     # The data's columns.
     image_column: str | None = field(
@@ -146,7 +154,7 @@ class DepthSFTConfig(SFTConfig):
             raise ValueError(f"`on_bad_sample` is {self.on_bad_sample!r}, expected one of {', '.join(ON_BAD_SAMPLE)}.")
         if self.depth_log_images < 0:
             raise ValueError(f"`depth_log_images` is {self.depth_log_images}, expected 0 or a number of steps.")
-        for part, rate in self.group_learning_rates().items():
+        for part, rate in {**self.group_learning_rates(), "muon": self.muon_learning_rate}.items():
             if rate is not None and not 0 <= rate < float("inf"):
                 raise ValueError(f"`{part}_learning_rate` is {rate}, expected a finite number >= 0.")
 

@@ -31,6 +31,7 @@ from .recipe_record import count_data, earlier_stages, save_record, write_card
 from .text_probe import TextProbe, probe_rows
 from .trainer_setup import (
     as_depth_config,
+    muon_optimizer,
     names_depth_head,
     prepare_eval,
     refuse_unsupported,
@@ -114,6 +115,8 @@ class DepthSFTTrainer(HubPushMixin, SFTTrainer):
             without_checkpointing(args)
         if peft_config is not None and has_head:
             peft_config = with_head(peft_config)
+        if args.muon_learning_rate is not None:
+            optimizer_cls_and_kwargs = muon_optimizer(args, optimizer_cls_and_kwargs)
         self.data_names: list[str] = []  # for the record of this run; `depthvlm sft` knows them
         self.data_counts = count_data(train_dataset)
         self.reads_cameras = self.depth_enabled or args.use_depth_collator

@@ -66,7 +66,7 @@ def name_parameter_groups(optimizer: Optimizer, model: nn.Module, learning_rates
 
     Args:
         optimizer: that has not taken a step yet.
-        learning_rates: peak learning rate by part; None: the group's own.
+        learning_rates: peak learning rate by part; None, and wherever Muon is used: the group's own.
     """
     parts = {id(parameter): part_of(name) for name, parameter in model.named_parameters()}
     groups = []
@@ -74,8 +74,10 @@ def name_parameter_groups(optimizer: Optimizer, model: nn.Module, learning_rates
         for part in PARTS:
             parameters = [p for p in group["params"] if parts.get(id(p), "llm") == part]
             if parameters:
-                rate = learning_rates[part]
+                muon = group.get("use_muon", False)
+                rate = None if muon else learning_rates[part]
+                name = f"{part}_muon" if muon else part
                 groups.append(
-                    {**group, "params": parameters, "name": part, "lr": group["lr"] if rate is None else rate}
+                    {**group, "params": parameters, "name": name, "lr": group["lr"] if rate is None else rate}
                 )
     optimizer.param_groups[:] = groups

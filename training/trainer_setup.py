@@ -87,6 +87,24 @@ def refuse_unsupported(args: DepthSFTConfig, compute_loss_func: Callable | None)
         )
 
 
+def muon_optimizer(args: DepthSFTConfig, given: Any) -> tuple[Any, dict[str, Any]]:
+    """Muon and AdamW as `Trainer` takes an optimiser's class and keywords."""
+    if given is not None:
+        raise ValueError(
+            f"Both `muon_learning_rate` ({args.muon_learning_rate}) and `optimizer_cls_and_kwargs` were given: leave "
+            "one of them out."
+        )
+    from .muon import MuonFactory  # a package of many optimisers, imported where one of them is used
+
+    return MuonFactory, {
+        "muon_learning_rate": args.muon_learning_rate,
+        "learning_rate": args.learning_rate,
+        "weight_decay": args.weight_decay,
+        "betas": (args.adam_beta1, args.adam_beta2),
+        "eps": args.adam_epsilon,
+    }
+
+
 def without_checkpointing(args: DepthSFTConfig) -> None:
     """Stage 1 keeps no activation of the backbone: checkpointing would only make the frozen LLM go backward."""
     if args.gradient_checkpointing or args.activation_offloading:
