@@ -23,7 +23,6 @@ ASIDE = 0.1  # share of the image's width that counts as left or right of someth
 TOLERANCE = 0.25  # relative error of a distance that still is right
 CAPTION_PROMPT = "Describe this image."
 MAP_PROMPT = "Map the objects."
-VIEW_PROMPT = "What is this?"
 NO_OBJECT = "no"
 
 PRESENCE: dict[str, dict[str, float]] = {
@@ -44,7 +43,6 @@ ball, doors and windows of houses) are left out: that there are none of them, or
 
 _UNCOLORED = ("picture", "window")  # their colour is that of a frame a few pixels wide
 _HIDDEN_IN_STREETS = ("door", "window")
-_SMALLEST_VIEW = 12  # pixels a side
 _COUNT_WEIGHTS = (1, 1, 2, 4, 4)  # higher counts are rarer
 
 
@@ -69,40 +67,14 @@ def caption(scene: SyntheticScene, rng: np.random.Generator) -> str:
     return f"A {scene.kind}{' with ' if told else ''}{', '.join(told)}."
 
 
-def views(
-    scene: SyntheticScene, rng: np.random.Generator, *, each: int = 2, most: int = 8
-) -> list[tuple[tuple[int, int, int, int], str]]:
+def object_map(scene: SyntheticScene, rows: int = 6, columns: int = 8) -> str:
     """
-    Squares of the image that one clearly seen object fills, `(left, top, right, bottom)` in pixels, with its name.
+    What fills the cells of a grid over the image, in words, each after its address (a letter for the row, a number for
+    the column, from the top left): the clearly seen object that covers most of a cell, and at least a quarter of it,
+    else `NO_OBJECT`.
 
-    An image of few tokens and one name tie words to what they mean long before a model knows where in a scene to look.
-
-    Args:
-        each: views of an object, at most.
-        most: views of the scene, at most.
-    """
-    height, width = scene.segments.shape
-    found = []
-    for index, o in enumerate(scene.objects):
-        if o.visible < CLEAR * scene.depth.size:
-            continue
-        rows, columns = np.nonzero(scene.segments == index)
-        extent = max(int(np.ptp(rows)), int(np.ptp(columns)), _SMALLEST_VIEW) + 1
-        x, y = (columns.min() + columns.max()) / 2, (rows.min() + rows.max()) / 2
-        for _ in range(each):
-            side = min(round(extent * rng.uniform(1.0, 1.6)), height, width)
-            left = round(min(max(x - side / 2, 0), width - side))
-            top = round(min(max(y - side / 2, 0), height - side))
-            found.append(((left, top, left + side, top + side), _describe(o)))
-    return [found[i] for i in rng.permutation(len(found))[:most]]
-
-
-def object_map(scene: SyntheticScene, rows: int, columns: int) -> str:
-    """
-    What fills the cells of a grid over the image, in words: the clearly seen object that covers most of a cell, and at
-    least a quarter of it, else `NO_OBJECT`; cells apart by commas, rows by line breaks.
-
-    With a cell for every image token it names what each token shows: it ties words to places.
+    One reply names what every part of an image shows, which ties words to image tokens long before a model has learnt
+    to find what a question names.
     """
     height, width = scene.segments.shape
     cells = (np.arange(height) * rows // height)[:, None] * columns + np.arange(width) * columns // width
@@ -112,8 +84,8 @@ def object_map(scene: SyntheticScene, rows: int, columns: int) -> str:
         covered = np.bincount(cells[scene.segments == index], minlength=rows * columns)
         share[index + 1] = covered / area if o.visible >= CLEAR * scene.depth.size else 0
     words = [NO_OBJECT, *(_describe(o) for o in scene.objects)]
-    names = [words[i] for i in share.argmax(0)]
-    return "\n".join(", ".join(names[row * columns : (row + 1) * columns]) for row in range(rows))
+    addresses = [f"{chr(ord('a') + row)}{column + 1}" for row in range(rows) for column in range(columns)]
+    return " ".join(f"{address} {words[i]}" for address, i in zip(addresses, share.argmax(0), strict=True))
 
 
 def questions(scene: SyntheticScene, rng: np.random.Generator) -> list[Question]:

@@ -14,7 +14,7 @@ from depthvlm.processing import DEPTH_PROMPT, DEPTH_REPLY, DEPTH_SYSTEM_PROMPT
 from numpy.typing import NDArray
 from PIL import Image
 
-from .scene_dialogues import MAP_PROMPT, VIEW_PROMPT, Question, conversation, object_map, questions, views
+from .scene_dialogues import MAP_PROMPT, Question, conversation, object_map, questions
 from .synthetic import SyntheticScene, render_scene
 
 if TYPE_CHECKING:
@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 Split = Literal["train", "test"]
 
 HELD_OUT = 1_000_000_000  # seeds from here on are for evaluation: training never sees them
-ROW_KINDS = ("caption", "question", "depth", "view")
+ROW_KINDS = ("caption", "question", "depth", "map")
 ASPECTS = (4 / 3, 4 / 3, 3 / 2, 16 / 9, 1.0)
-_VIEW = 2  # image tokens of a view, a side
 _CELL = 32  # pixels that one image token covers, at the canonical focal length
 
 
@@ -39,7 +38,6 @@ class _Recipe:
     depth_share: float
     reply: bool
     turns: tuple[int, int]
-    map_share: float
     system_share: float
     group: int
 
@@ -55,7 +53,6 @@ def training_rows(
     depth_share: float = 1.0,
     reply: bool = True,
     turns: tuple[int, int] = (3, 6),
-    map_share: float = 0.0,
     system_share: float = 0.5,
     group: int = 16,
     ranks: int = 1,
@@ -65,8 +62,7 @@ def training_rows(
 
     Columns: `messages` (roles and plain text; the image belongs before the first user's text, where TRL puts it),
     `images` (one PIL image), `depth` (float32 (H, W), z-depth in metres, 0 where there is none; or None) and
-    `focal_length` (pixels). Rows of kind "view" have an image for every question instead, named in its content, and no
-    depth. The data set is declared without features, so that nothing is encoded on the way.
+    `focal_length` (pixels). The data set is declared without features, so that nothing is encoded on the way.
 
     A shard is `group / ranks` rows, which one worker of one process reads: choose `scenes` such that the number of
     shards is a multiple of processes times workers. The data set's `state_dict` resumes within a shard, so that at
@@ -78,14 +74,12 @@ def training_rows(
         seed: of the first row; the following ones count up.
         focal_length: canonical focal length in pixels of the model that will be trained.
         mix: shares of the kinds of rows: "caption" and "question" hold conversations of `turns` questions, with and
-            without a caption among them; "depth" the method's prompt; "view" single objects, cut out and enlarged, with
-            the question what each of them is (a scene without one gives a "question"). By default
+            without a caption among them; "depth" the method's prompt; "map" a map of the objects. By default
             1 : 4 : 5 : 0.
         depth: whether there are depth maps at all.
-        depth_share: share of the captions and questions that have one; rows of kind "depth" always do.
+        depth_share: share of the captions, questions and maps that have one; rows of kind "depth" always do.
         reply: whether rows of kind "depth" have the method's constant reply, or end with the prompt.
         turns: least and most questions in a conversation.
-        map_share: share of conversations that end with a map of the objects, a cell for every image token.
         system_share: share of conversations that begin with the method's system prompt.
         group: this many rows, from a multiple of it on, have images of one size as the model sees them; best a multiple
             of the batch size of all processes, so that no batch pads its images.
@@ -113,14 +107,12 @@ def training_rows(
             f"ranks must be >= 1 and divide group, and group must divide scenes and seed where ranks > 1, "
             f"got ranks {ranks}, group {group}, scenes {scenes} and seed {seed}"
         )
-    for name, share in (("depth_share", depth_share), ("map_share", map_share), ("system_share", system_share)):
+    for name, share in (("depth_share", depth_share), ("system_share", system_share)):
         if not 0 <= share <= 1:
             raise ValueError(f"{name} must be in [0, 1], got {share}")
 
     shares = tuple(mix.get(kind, 0) / total for kind in ROW_KINDS)
-    recipe = _Recipe(
-        focal_length, shares, depth, depth_share, reply, (turns[0], turns[1]), map_share, system_share, group
-    )
+    recipe = _Recipe(focal_length, shares, depth, depth_share, reply, (turns[0], turns[1]), system_share, group)
     first = seed + HELD_OUT * (split == "test")
     size = group // ranks
     bounds = [first, *range(first - first % size + size, first + scenes, size), first + scenes]
@@ -171,19 +163,16 @@ def _row(seed: int, recipe: _Recipe) -> dict[str, Any]:
     scene = draw_scene(seed, recipe.focal_length, recipe.group)
     rng = np.random.default_rng([9, seed])
     kind = ROW_KINDS[int(rng.choice(len(ROW_KINDS), p=recipe.shares))]
-    if kind == "view":
-        if seen := views(scene, rng):
-            return _view_row(scene, seen, recipe.focal_length)
-        kind = "question"
     with_depth = recipe.depth and (kind == "depth" or rng.random() < recipe.depth_share)
     said: list[tuple[str, str | None]]
     if kind == "depth":
         said, system = [(DEPTH_PROMPT, DEPTH_REPLY if recipe.reply else None)], True
     else:
-        said = list(conversation(scene, rng, recipe.turns, captioned=kind == "caption"))
+        if kind == "map":
+            said = [(MAP_PROMPT, object_map(scene))]
+        else:
+            said = list(conversation(scene, rng, recipe.turns, captioned=kind == "caption"))
         system = rng.random() < recipe.system_share
-        if rng.random() < recipe.map_share:  # last, or its words would answer the questions
-            said.append((MAP_PROMPT, object_map(scene, *_cells(scene, recipe.focal_length))))
     messages = [{"role": "system", "content": DEPTH_SYSTEM_PROMPT}] if system else []
     for user, assistant in said:
         messages.append({"role": "user", "content": user})
@@ -197,25 +186,6 @@ def _row(seed: int, recipe: _Recipe) -> dict[str, Any]:
     }
 
 
-def _view_row(
-    scene: SyntheticScene, seen: list[tuple[tuple[int, int, int, int], str]], canonical: float
-) -> dict[str, Any]:
-    image = Image.fromarray(scene.image)
-    messages: list[dict[str, Any]] = []
-    for _, name in seen:
-        messages += [
-            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": VIEW_PROMPT}]},
-            {"role": "assistant", "content": [{"type": "text", "text": name}]},
-        ]
-    return {
-        "messages": messages,
-        "images": [image.crop(box) for box, _ in seen],
-        "depth": None,
-        # Of lenses with which each view becomes as many tokens: there is no depth that they could make wrong.
-        "focal_length": [canonical * (right - left) / (_VIEW * _CELL) for (left, _, right, _), _ in seen],
-    }
-
-
 def _camera(rng: np.random.Generator, focal_length: float) -> tuple[float, tuple[int, int], tuple[int, int]]:
     """Field of view in degrees, width and height of the image, and rows and columns of the tokens it becomes."""
     fov = rng.uniform(45, 80)
@@ -224,12 +194,6 @@ def _camera(rng: np.random.Generator, focal_length: float) -> tuple[float, tuple
     height = round(width / ASPECTS[rng.integers(len(ASPECTS))])
     scale = focal_length * spread / width / _CELL
     return fov, (width, height), (round(height * scale), round(width * scale))
-
-
-def _cells(scene: SyntheticScene, focal_length: float) -> tuple[int, int]:
-    """Rows and columns of the tokens that the image becomes."""
-    scale = focal_length / scene.focal_length / _CELL
-    return round(scene.depth.shape[0] * scale), round(scene.depth.shape[1] * scale)
 
 
 def _jitter(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from depthvlm.training.muon import MuonAdamW, MuonFactory
+from torch import nn
 from toy_checkpoint import save_toy_checkpoint
 from toy_training import settings, toy_dataset, toy_rows
-from torch import nn
 
 from depthvlm import DepthSFTTrainer
 

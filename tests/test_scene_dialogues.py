@@ -277,7 +277,7 @@ def test_conversations_have_the_turns_asked_for(scenes):
         assert len(captioned) == 2
 
 
-# Replies
+# Maps
 
 
 def test_a_map_names_what_fills_the_cells():
@@ -288,9 +288,28 @@ def test_a_map_names_what_fills_the_cells():
     scene.segments[50:, :25] = 0  # of the cell below: half, and the rest is the window's
     scene.segments[50:, 25:70] = 1
     scene.segments[:50, 50:] = 2  # barely visible in all, so never named
-    assert object_map(scene, 2, 2) == "no, no\nred crate, window"
+    assert object_map(scene, 2, 2) == "a1 no a2 no b1 red crate b2 window"
     scene.segments[:32, :20] = 0  # 25.6 %
-    assert object_map(scene, 2, 2) == "red crate, no\nred crate, window"
+    assert object_map(scene, 2, 2) == "a1 red crate a2 no b1 red crate b2 window"
+
+
+def test_a_map_names_the_clear_objects_of_rendered_scenes(scenes):
+    for scene in scenes:
+        cells = re.findall(r"([a-f])([1-8]) (.*?)(?= [a-f][1-8] |$)", object_map(scene))
+        assert len(cells) == 48
+        height, width = scene.depth.shape
+        for row, column, words in cells:
+            if words != "no":  # what is named is there: one of its pixels lies in the cell
+                top, left = (ord(row) - ord("a")) * height // 6, (int(column) - 1) * width // 8
+                shown = scene.segments[top : top + height // 6 + 1, left : left + width // 8 + 1]
+                assert any(
+                    words in (scene.objects[i].name, f"{scene.objects[i].color} {scene.objects[i].name}")
+                    for i in np.unique(shown)
+                    if i >= 0
+                )
+
+
+# Replies
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from depthvlm.benchmark.scene_dialogues import CAPTION_PROMPT, KINDS, MAP_PROMPT, VIEW_PROMPT, questions, views
+from depthvlm.benchmark.scene_dialogues import CAPTION_PROMPT, KINDS, MAP_PROMPT, object_map, questions
 from depthvlm.benchmark.scene_rows import HELD_OUT, draw_scene, held_out_questions, training_rows
 from depthvlm.processing import DEPTH_PROMPT, DEPTH_REPLY, DEPTH_SYSTEM_PROMPT
 from init_nano import build_processor
@@ -57,39 +57,6 @@ def test_shares_choose_the_kinds_and_the_depth():
     assert all(CAPTION_PROMPT in [message["content"] for message in row["messages"]] for row in words)
 
 
-def test_a_view_shows_the_object_that_its_answer_names():
-    for seed in range(12):
-        scene = draw_scene(seed)
-        found = views(scene, np.random.default_rng(seed))
-        for (left, top, right, bottom), name in found:
-            assert right - left == bottom - top
-            assert 0 <= left < right <= scene.image.shape[1]
-            assert 0 <= top < bottom <= scene.image.shape[0]
-            shown = {int(i) for i in np.unique(scene.segments[top:bottom, left:right]) if i >= 0}
-            assert any(f"{scene.objects[i].color} {scene.objects[i].name}".endswith(name) for i in shown), name
-        assert len(found) <= 8
-
-
-def test_rows_of_views_have_an_image_for_every_question():
-    rows = list(training_rows(scenes=6, mix={"view": 1}))
-    for row in rows:
-        asked, answered = row["messages"][::2], row["messages"][1::2]
-        assert [[part["type"] for part in message["content"]] for message in asked] == [["image", "text"]] * len(asked)
-        assert {message["content"][1]["text"] for message in asked} == {VIEW_PROMPT}
-        assert len(answered) == len(asked) == len(row["images"])
-        # At the canonical focal length of 160 pixels each is 64 pixels a side, which are 2 x 2 tokens.
-        sides = [image.width * 160 / f for image, f in zip(row["images"], row["focal_length"], strict=True)]
-        assert sides == pytest.approx([64.0] * len(asked))
-        assert row["depth"] is None
-
-
-def test_a_scene_that_shows_nothing_clearly_gives_no_view(monkeypatch):
-    monkeypatch.setattr("depthvlm.benchmark.scene_dialogues.CLEAR", 1.1)  # share of the image: nothing has it
-    (row,) = training_rows(scenes=1, mix={"view": 1})
-    assert VIEW_PROMPT not in str(row["messages"])
-    assert len(row["images"]) == 1
-
-
 def test_a_row_depends_on_its_seed_alone():
     rows = list(training_rows(scenes=20, seed=40, group=8))
     later = list(training_rows(scenes=10, seed=50, group=8))
@@ -130,15 +97,13 @@ def test_train_and_test_never_share_a_seed():
         training_rows(scenes=2, seed=HELD_OUT - 1)
 
 
-def test_a_map_ends_the_conversation_with_a_cell_for_every_token():
-    for row in training_rows(scenes=8, mix={"question": 1}, map_share=1.0):
-        *_, asked, answered = row["messages"]
-        assert asked["content"] == MAP_PROMPT
-        width, height = row["images"][0].size
-        scale = 160 / row["focal_length"] / 32
-        cells = [line.split(", ") for line in answered["content"].split("\n")]
-        assert len(cells) == round(height * scale)
-        assert {len(line) for line in cells} == {round(width * scale)}
+def test_a_map_is_a_row_with_depth():
+    (row,) = training_rows(scenes=1, seed=3, mix={"map": 1}, system_share=0.0)
+    assert row["messages"] == [
+        {"role": "user", "content": MAP_PROMPT},
+        {"role": "assistant", "content": object_map(draw_scene(3))},
+    ]
+    assert row["depth"].shape == row["images"][0].size[::-1]
 
 
 def test_ranks_change_the_order_alone():
@@ -179,7 +144,7 @@ def test_trl_finds_the_image_of_a_row():
         ({"group": 0}, "group"),
         ({"turns": (4, 3)}, "turns"),
         ({"depth_share": 1.5}, "depth_share"),
-        ({"map_share": -0.1}, "map_share"),
+        ({"system_share": -0.1}, "system_share"),
         ({"ranks": 3}, "ranks"),
         ({"ranks": 2, "seed": 8}, "ranks"),
     ],
