@@ -111,11 +111,11 @@ def test_nano_deals_batches_of_one_image_size_to_both_processes(stage):
     path = REPOSITORY / "training" / "recipes" / f"nano_stage{stage}.yaml"
     script, training, _, _ = parse(path.name)
     keys = yaml.safe_load(path.read_text())["dataset_generator_kwargs"]
-    assert keys["scenes"] == training.max_steps * 16
-    assert training.per_device_train_batch_size * 2 == 16
+    assert keys["scenes"] == training.max_steps * 24
+    assert training.per_device_train_batch_size * 2 == keys["group"] == 24
     rows = generate(script.dataset_generator, script, "train")
     # Every process gets a run of shards (`IterableDataset.shard`, as accelerate calls it) and reads them in order.
-    parts = [rows.shard(num_shards=2, index=rank).take(8) for rank in range(2)]
+    parts = [rows.shard(num_shards=2, index=rank).take(12) for rank in range(2)]
     grids = {processed_grid(row) for part in parts for row in part}
     assert len(grids) == 1
 
