@@ -11,6 +11,7 @@ from transformers import initialization as init
 
 from .composed_convolution import ComposedConvolution, may_compose
 from .configuration_depthvlm import DepthHeadConfig
+from .upsampled_convolution import convolve_upsampled
 
 # softplus(x) = 1: a head that has learnt nothing yet says one metre.
 ONE_METRE = math.log(math.e - 1)
@@ -119,7 +120,7 @@ class ResidualConvUnit(nn.Module):
 
 
 class FeatureFusionBlock(nn.Module):
-    """RefineNet block: adds a finer map to a coarser one, refines, and upsamples to the next resolution."""
+    """RefineNet block: adds a finer map to a coarser one and refines. What it returns is still to be upsampled."""
 
     def __init__(self, features: int, has_skip: bool):
         super().__init__()
@@ -128,12 +129,14 @@ class FeatureFusionBlock(nn.Module):
             self.resConfUnit1 = ResidualConvUnit(features)
         self.resConfUnit2 = ResidualConvUnit(features)
 
-    def forward(self, x: Tensor, skip: Tensor | None, size: tuple[int, int]) -> Tensor:
-        if skip is not None:
-            x = self.resConfUnit1(skip).add_(x)
-        # A 1x1 convolution and a bilinear upsampling commute exactly; this order costs a quarter.
-        x = self.out_conv(self.resConfUnit2(x))
-        return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+    def forward(self, x: Tensor | None, skip: Tensor) -> Tensor:
+        if x is None:
+            x = skip
+        else:
+            coarse = F.interpolate(x, size=skip.shape[-2:], mode="bilinear", align_corners=True)
+            x = self.resConfUnit1(skip).add_(coarse)
+        # A 1x1 convolution and a bilinear upsampling commute exactly; before it, it costs a quarter.
+        return self.out_conv(self.resConfUnit2(x))
 
 
 class DPTScratch(nn.Module):
@@ -157,11 +160,9 @@ class DPTScratch(nn.Module):
     def forward(self, pyramid: list[Tensor]) -> Tensor:
         """From the four maps of `features` channels, fine to coarse, to `(N, features // 2, H, W)`."""
         fine, second, third, coarse = pyramid
-        x = self.refinenet4(coarse, None, third.shape[-2:])
-        x = self.refinenet3(x, third, second.shape[-2:])
-        x = self.refinenet2(x, second, fine.shape[-2:])
-        x = self.refinenet1(x, fine, (2 * fine.shape[-2], 2 * fine.shape[-1]))
-        return self.output_conv1(x)
+        x = self.refinenet3(self.refinenet4(None, coarse), third)
+        x = self.refinenet1(self.refinenet2(x, second), fine)
+        return convolve_upsampled(x, self.output_conv1, (2 * fine.shape[-2], 2 * fine.shape[-1]))
 
 
 class DPTDepthHead(DepthHead):
@@ -202,8 +203,11 @@ class DPTDepthHead(DepthHead):
     def forward(self, features: list[Tensor], grid: tuple[int, int]) -> Tensor:
         height, width = grid
         x = self.scratch([self._level(level, tokens, grid) for level, tokens in enumerate(features)])
-        x = F.interpolate(x, size=(height * self.stride, width * self.stride), mode="bilinear", align_corners=True)
-        return F.softplus(self.scratch.output_conv2(x))[:, 0]
+        convolution, *rest = self.scratch.output_conv2
+        x = convolve_upsampled(x, convolution, (height * self.stride, width * self.stride))
+        for layer in rest:
+            x = layer(x)
+        return F.softplus(x)[:, 0]
 
     def _level(self, level: int, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """A feature map at the resolution and width of its place in the pyramid."""

@@ -1,0 +1,84 @@
+# Copyright 2026 The DepthVLM authors. Licensed under the Apache License, Version 2.0.
+"""A bilinear upsampling and the 3x3 convolution after it, as one: the same function at a fraction of the cost."""
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_STRIP = 64  # pixels a side of what is made at once: little is computed twice at its seams, and it stays in the cache
+
+
+def convolve_upsampled(x: Tensor, conv: nn.Conv2d, size: tuple[int, int]) -> Tensor:
+    """
+    `conv(F.interpolate(x, size, mode="bilinear", align_corners=True))`.
+
+    Both are linear, so each of the nine taps of `conv` can mix the channels before the upsampling, where there is a
+    quarter of the pixels (or fewer); what is left is to interpolate and add up the nine maps, along rows and then along
+    columns, as products with narrow bands. In float32 on a CPU that takes a third of the time and memory. Elsewhere
+    the two run as they stand: in half precision the partial sums would be rounded.
+
+    Args:
+        x: `(N, C, h, w)`.
+        conv: `nn.Conv2d(C, out, 3, padding=1)`.
+        size: `(H, W)`, at least `(h, w)`.
+
+    Returns:
+        `(N, out, H, W)`, channels last in memory.
+    """
+    if not _may_band(x, conv.weight):
+        return conv(F.interpolate(x, size=size, mode="bilinear", align_corners=True))
+    count, _, h, w = x.shape
+    height, width = size
+    channels = conv.out_channels
+    rows, columns = _bands(h, height), _bands(w, width)
+    # For each row of taps, from the input's channels to (column of taps, output channel).
+    taps = [conv.weight[:, :, dy].permute(1, 2, 0).flatten(1) for dy in range(3)]
+    out = x.new_empty(count, height, width, channels)
+    strips = [(top, min(top + _STRIP, height)) for top in range(0, height, _STRIP)]
+    reaches = [_reach(top, bottom, h, height) for top, bottom in strips]
+    deepest = max(last - first for first, last in reaches)
+    buffer = x.new_empty(3 * deepest * w, 3 * channels)  # one for all strips: fresh memory costs as much as the sums
+    for image, pixels in zip(x.permute(0, 2, 3, 1), out, strict=True):
+        for (top, bottom), (first, last) in zip(strips, reaches, strict=True):
+            depth = last - first
+            mixed = buffer[: 3 * depth * w].view(3, depth * w, 3 * channels)
+            for dy in range(3):
+                torch.mm(image[first:last].reshape(depth * w, -1), taps[dy], out=mixed[dy])
+            band = rows[:, top:bottom, first:last].transpose(0, 1).flatten(1)
+            strip = (band @ mixed.view(3 * depth, -1)).view(bottom - top, 3 * w, channels)
+            for left in range(0, width, _STRIP):
+                right = min(left + _STRIP, width)
+                start, end = _reach(left, right, w, width)
+                band = columns[:, left:right, start:end].permute(1, 2, 0).flatten(1)
+                torch.matmul(band, strip[:, 3 * start : 3 * end], out=pixels[top:bottom, left:right])
+    if conv.bias is not None:
+        out += conv.bias
+    return out.permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=64)
+def _bands(length: int, upsampled: int) -> Tensor:
+    """`(3, upsampled, length)`: what each pixel takes from the map for each tap; beyond the edge there are zeros."""
+    weights = F.interpolate(torch.eye(length)[None], size=upsampled, mode="linear", align_corners=True)[0].T
+    padded = F.pad(weights, (0, 0, 1, 1))
+    return torch.stack([padded[tap : tap + upsampled] for tap in range(3)])
+
+
+def _reach(start: int, end: int, length: int, upsampled: int) -> tuple[int, int]:
+    """The pixels of the map that the upsampled ones from `start` to `end` take from, with one to spare."""
+    scale = (length - 1) / max(upsampled - 1, 1)
+    return max(int((start - 1) * scale) - 1, 0), min(int(end * scale) + 3, length)
+
+
+def _may_band(x: Tensor, weight: Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and type(weight.data) is Tensor
+    )
