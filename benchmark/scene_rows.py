@@ -14,7 +14,7 @@ from depthvlm.processing import DEPTH_PROMPT, DEPTH_REPLY, DEPTH_SYSTEM_PROMPT
 from numpy.typing import NDArray
 from PIL import Image
 
-from .scene_dialogues import MAP_PROMPT, Question, conversation, object_map, questions
+from .scene_dialogues import KINDS, MAP_PROMPT, Question, conversation, object_map, questions
 from .synthetic import SyntheticScene, render_scene
 
 if TYPE_CHECKING:
@@ -125,14 +125,16 @@ def held_out_questions(scenes: int, start: int = 0, per_scene: int = 3) -> list[
     """Questions about held-out scenes, with the seeds by which [`draw_scene`] draws them, balanced over their kinds.
 
     Args:
-        scenes: number of scenes, from the seed `HELD_OUT + start` on.
-        per_scene: questions about each, of different kinds.
+        scenes: number of scenes, from the seed `HELD_OUT + start` on. Those that allow nothing but kinds of questions
+            that were asked more often than the rarest kind, by `per_scene` or more, are passed over.
+        per_scene: questions about each, at most, of different kinds.
     """
-    asked: Counter[str] = Counter()
+    asked: Counter[str] = Counter(dict.fromkeys(KINDS, 0))
     found = []
     for seed in range(HELD_OUT + start, HELD_OUT + start + scenes):
         offered = questions(draw_scene(seed), np.random.default_rng([11, seed]))
-        rarest = sorted(offered, key=lambda question: asked[question.kind])[:per_scene]
+        few = [question for question in offered if asked[question.kind] < min(asked.values()) + per_scene]
+        rarest = sorted(few, key=lambda question: asked[question.kind])[:per_scene]
         asked.update(question.kind for question in rarest)
         found += [(seed, question) for question in rarest]
     return found

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 def test_held_out_questions_are_balanced_and_repeatable():
     found = held_out_questions(40, start=7)
     assert found == held_out_questions(40, start=7)
-    assert {HELD_OUT + 7 + i for i in range(40)} == {seed for seed, _ in found}
+    assert {seed for seed, _ in found} <= {HELD_OUT + 7 + i for i in range(40)}
+    assert max(Counter(seed for seed, _ in found).values()) <= 3
     counts = Counter(q.kind for _, q in found)
     assert set(counts) == set(KINDS)
     assert max(counts.values()) - min(counts.values()) <= 3
