@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from depthvlm import load
+from depthvlm import DepthVLM, load
 
 HELD_OUT = 1_000_000_000
 CONSTANTS = np.geomspace(0.5, 80, 400)
@@ -33,6 +33,13 @@ def main(
     table = Table(
         "scenes", "images", "delta1, mean of images", "delta1, pooled pixels", "abs_rel", "best constant", "its delta1"
     )
+    for name, pairs in predict_scenes(network, scenes, batch_size).items():
+        table.add_row(name, str(len(pairs)), *_scores(pairs))
+    Console(width=120).print(f"{network.name}, {dtype}, {scenes} scenes of each kind", table)
+
+
+def predict_scenes(network: DepthVLM, scenes: int, batch_size: int) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+    """For "room", "street" and "both" and every scene: predicted and true metres, where there is a truth."""
     kinds: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {"room": [], "street": []}
     for kind, pairs in kinds.items():
         for start in track(range(0, scenes, batch_size), description=kind):
@@ -46,9 +53,12 @@ def main(
             for scene, prediction in zip(rendered, predictions, strict=True):
                 valid = scene.depth > 0
                 pairs.append((prediction.depth[valid], scene.depth[valid]))
-    for name, pairs in (kinds | {"both": kinds["room"] + kinds["street"]}).items():
-        table.add_row(name, str(len(pairs)), *_scores(pairs))
-    Console(width=120).print(f"{network.name}, {dtype}, {scenes} scenes of each kind", table)
+    return kinds | {"both": kinds["room"] + kinds["street"]}
+
+
+def delta1(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
+    """The mean over images of the share of pixels with max(p / g, g / p) < 1.25."""
+    return float(np.mean([np.mean(np.maximum(p / g, g / p) < 1.25) for p, g in pairs]))
 
 
 def _scores(pairs: list[tuple[np.ndarray, np.ndarray]]) -> list[str]:
@@ -58,7 +68,7 @@ def _scores(pairs: list[tuple[np.ndarray, np.ndarray]]) -> list[str]:
     within = np.searchsorted(truth, CONSTANTS * 1.25) - np.searchsorted(truth, CONSTANTS / 1.25, side="right")
     best = int(within.argmax())
     return [
-        f"{np.mean([h.mean() for h in hits]):.4f}",
+        f"{delta1(pairs):.4f}",
         f"{np.concatenate(hits).mean():.4f}",
         f"{np.mean([e.mean() for e in errors]):.4f}",
         f"{CONSTANTS[best]:.2f} m",

@@ -12,14 +12,14 @@ from collections import Counter
 from typing import Annotated
 
 import typer
-from depthvlm.benchmark.scene_dialogues import CLOSED_KINDS, KINDS, Question, is_right
+from depthvlm.benchmark.scene_dialogues import KINDS, Question, is_right
 from depthvlm.benchmark.scene_rows import draw_scene, held_out_questions
 from depthvlm.processing import DEPTH_SYSTEM_PROMPT
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from depthvlm import load
+from depthvlm import DepthVLM, load
 
 
 def main(
@@ -30,22 +30,31 @@ def main(
 ) -> None:
     """Print the share of right answers to every kind of question, and to all closed ones."""
     network = load(model, dtype="float32")
-    asked = held_out_questions(scenes)
-    replies: list[str] = []
-    for start in track(range(0, len(asked), batch_size), description="questions"):
-        replies += _ask(network, asked[start : start + batch_size])
+    answered = ask(network, held_out_questions(scenes), batch_size)
     console = Console(width=120)
-    for (seed, question), reply in list(zip(asked, replies, strict=True))[:show]:
-        console.print(f"{seed} {question.question} [{question.answer}] {reply}", markup=False)
+    for question, reply in answered[:show]:
+        console.print(f"{question.question} [{question.answer}] {reply}", markup=False)
     table = Table("questions", "asked", "right", "best constant reply")
     for kind in KINDS:
-        _add_row(table, kind, [(q, r) for (_, q), r in zip(asked, replies, strict=True) if q.kind == kind])
-    closed = [(q, r) for (_, q), r in zip(asked, replies, strict=True) if q.kind in CLOSED_KINDS]
-    _add_row(table, "all closed", closed)
+        _add_row(table, kind, [(q, r) for q, r in answered if q.kind == kind])
+    _add_row(table, "all closed", [(q, r) for q, r in answered if q.closed])
     console.print(f"{network.name}, float32, {scenes} scenes", table)
 
 
-def _ask(network, asked: list[tuple[int, Question]]) -> list[str]:
+def ask(network: DepthVLM, asked: list[tuple[int, Question]], batch_size: int) -> list[tuple[Question, str]]:
+    """Every question, given with the seed of its scene, and the model's reply."""
+    replies: list[str] = []
+    for start in track(range(0, len(asked), batch_size), description="questions"):
+        replies += _replies(network, asked[start : start + batch_size])
+    return [(question, reply) for (_, question), reply in zip(asked, replies, strict=True)]
+
+
+def share_right(answered: list[tuple[Question, str]]) -> float:
+    """The share of right answers."""
+    return sum(is_right(question, reply) for question, reply in answered) / max(len(answered), 1)
+
+
+def _replies(network: DepthVLM, asked: list[tuple[int, Question]]) -> list[str]:
     processor, scenes = network.processor, [draw_scene(seed) for seed, _ in asked]
     conversations = [
         [
@@ -67,11 +76,9 @@ def _ask(network, asked: list[tuple[int, Question]]) -> list[str]:
 
 
 def _add_row(table: Table, name: str, answered: list[tuple[Question, str]]) -> None:
-    right = sum(is_right(question, reply) for question, reply in answered)
     offered = Counter(question.answer for question, _ in answered)
     best = max(sum(is_right(question, reply) for question, _ in answered) for reply in offered) if offered else 0
-    count = max(len(answered), 1)
-    table.add_row(name, str(len(answered)), f"{right / count:.3f}", f"{best / count:.3f}")
+    table.add_row(name, str(len(answered)), f"{share_right(answered):.3f}", f"{best / max(len(answered), 1):.3f}")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ _BASIC = (
 )
 _OTHER = (
     *("optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_kwargs", "num_train_epochs", "max_steps"),
-    *("head_learning_rate", "llm_learning_rate", "merger_learning_rate", "vit_learning_rate"),
+    *("head_learning_rate", "llm_learning_rate", "merger_learning_rate", "vit_learning_rate", "muon_learning_rate"),
     *("fp16", "tf32", "gradient_checkpointing", "activation_offloading", "use_liger_kernel", "neftune_noise_alpha"),
     *("max_length", "packing", "padding_free", "completion_only_loss", "assistant_only_loss", "loss_type"),
     *("label_smoothing_factor", "shuffle_dataset", "data_seed", "full_determinism", "on_bad_sample"),
