@@ -210,8 +210,8 @@ def _color(scene: SyntheticScene, rng: np.random.Generator) -> tuple[str, str] |
 
 def _count(scene: SyntheticScene, rng: np.random.Generator) -> tuple[str, str] | None:
     counts = {name: count for name, count in _counts(scene).items() if count < len(_COUNT_WEIGHTS)}
-    if not counts:
-        return None
+    if not any(counts.values()):
+        return None  # 0 would be the answer to every such question
     values = sorted(set(counts.values()))
     value = _draw(rng, values, [_COUNT_WEIGHTS[v] for v in values])
     names = [name for name, count in counts.items() if count == value]

@@ -61,7 +61,8 @@ def convolve_upsampled(x: Tensor, conv: nn.Conv2d, size: tuple[int, int]) -> Ten
 @lru_cache(maxsize=64)
 def _bands(length: int, upsampled: int) -> Tensor:
     """`(3, upsampled, length)`: what each pixel takes from the map for each tap; beyond the edge there are zeros."""
-    weights = F.interpolate(torch.eye(length)[None], size=upsampled, mode="linear", align_corners=True)[0].T
+    identity = torch.eye(length, dtype=torch.float32, device="cpu")
+    weights = F.interpolate(identity[None], size=upsampled, mode="linear", align_corners=True)[0].T
     padded = F.pad(weights, (0, 0, 1, 1))
     return torch.stack([padded[tap : tap + upsampled] for tap in range(3)])
 

@@ -176,7 +176,7 @@ def test_streets_hide_doors_and_windows_of_houses():
 
 
 def test_an_empty_scene_still_has_questions():
-    assert {q.kind for q in questions(scene_of(), np.random.default_rng(0))} == {"place", "count"}
+    assert {q.kind for q in questions(scene_of(), np.random.default_rng(0))} == {"place"}
 
 
 # Rendered scenes: every answer found again from pixels and objects
