@@ -158,7 +158,7 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         silog_lambda = core.config.silog_lambda if args.silog_lambda is None else args.silog_lambda
         self.depth_loss_weight = alpha
         core.config.depth_loss_weight, core.config.silog_lambda = alpha, silog_lambda
-        sharded = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         add_depth_forward(core, silog_lambda, text=not self.head_alone, sharded=sharded)
         # Qwen3-VL says no, and would get a mean of means: `compute_loss` here does normalise by the step's tokens.
         self.model_accepts_loss_kwargs = True
@@ -233,6 +233,7 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
             maps=inputs.pop("depth_labels", None) or [None] * info.images,
             focal_scale=inputs.pop("focal_scale", None),
             weight=self._depth_weight(info),
+            head_runs=self._head_runs(inputs),
         )
         outputs: Any = None
 
@@ -314,6 +315,14 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         # DDP and FSDP average gradients over ranks.
         ranks = self.accelerator.num_processes // self.get_tp_size()
         return alpha * ranks / self._depth_images_in_step.clamp(min=1)
+
+    def _head_runs(self, inputs: dict[str, Any]) -> int:
+        """How often the depth head runs in this batch: once for every size of image, in ZeRO-3 in any rank's batch."""
+        grids = inputs.get("image_grid_thw")
+        if not is_deepspeed_zero3_enabled():
+            return 1
+        sizes = torch.tensor([1 if grids is None else len(grids.unique(dim=0))], device=self.accelerator.device)
+        return int(self.accelerator.gather(sizes).max())
 
     def _picture_is_due(self) -> bool:
         every, step = self.args.depth_log_images, self.state.global_step
