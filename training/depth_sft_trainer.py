@@ -119,8 +119,9 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         if self.reads_cameras and train_dataset is not None:
             train_dataset = prepare_depth_dataset(train_dataset, args)
             eval_dataset = prepare_eval(eval_dataset, args)
-        if self.depth_enabled and args.accelerator_config.dispatch_batches is None:
-            args.accelerator_config.dispatch_batches = False  # batches of pictures cannot be joined and cut again
+        loaders: Any = args.accelerator_config
+        if self.depth_enabled and loaders.dispatch_batches is None:
+            loaders.dispatch_batches = False  # batches of pictures cannot be joined and cut again
 
         super().__init__(
             model=model,

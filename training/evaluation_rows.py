@@ -77,7 +77,8 @@ class EvaluationStream(torch.utils.data.IterableDataset):
         self.rows.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        first, count = {}, 0
+        first: dict[str, Any] = {}
+        count = 0
         for row in self.rows:
             first = first or row
             count += 1
