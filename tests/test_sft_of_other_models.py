@@ -1,5 +1,6 @@
 """In TRL's own uses, with models that have no depth head, it is `SFTTrainer`."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from toy_tokenizer import build_toy_tokenizer
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from trl import SFTConfig, SFTTrainer
 
-from depthvlm import DepthSFTTrainer
+from depthvlm import DepthSFTConfig, DepthSFTTrainer
 
 TEXTS = ["a small blue car", "two red balls and a box", "the far door", "one green pole near the wall"] * 2
 
@@ -91,3 +92,41 @@ def test_what_trl_refuses_it_refuses(tmp_path: Path) -> None:
         DepthSFTTrainer(model(tokenizer), args, processing_class=tokenizer)
     with pytest.raises(TypeError, match="must be a `Dataset` or `IterableDataset`"):
         DepthSFTTrainer(model(tokenizer), args, train_dataset=DatasetDict(DATA), processing_class=tokenizer)
+
+
+def test_packing_without_a_length_packs_to_trls(tmp_path: Path) -> None:
+    tokenizer = build_toy_tokenizer()
+    args = DepthSFTConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", packing=True)
+    trainer = DepthSFTTrainer(model(tokenizer), args, train_dataset=DATA["text"], processing_class=tokenizer)
+    assert (args.max_length, trainer.args.max_length) == (None, 1024)
+    assert sum(map(len, trainer.train_dataset["seq_lengths"])) == len(TEXTS)
+
+
+REMOTE = """
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+
+class FarConfig(Qwen2Config):
+    model_type = "far_qwen2"
+
+
+class FarForCausalLM(Qwen2ForCausalLM):
+    config_class = FarConfig
+"""
+
+
+def test_remote_code_is_trusted_where_the_model_is_told_so(tmp_path: Path) -> None:
+    tokenizer, folder = build_toy_tokenizer(), tmp_path / "far"
+    model(tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "far.py").write_text(REMOTE)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "far_qwen2", "architectures": ["FarForCausalLM"]}
+    config["auto_map"] = {"AutoConfig": "far.FarConfig", "AutoModelForCausalLM": "far.FarForCausalLM"}
+    (folder / "config.json").write_text(json.dumps(config))
+    options: dict[str, Any] = {"use_cpu": True, "bf16": False, "report_to": "none"}
+    given = {"train_dataset": DATA["text"], "processing_class": tokenizer}
+    with pytest.raises(ValueError, match="custom code"):
+        DepthSFTTrainer(str(folder), SFTConfig(str(tmp_path), **options), **given)
+    args = SFTConfig(str(tmp_path), model_init_kwargs={"trust_remote_code": True}, **options)
+    assert type(DepthSFTTrainer(str(folder), args, **given).model).__name__ == "FarForCausalLM"

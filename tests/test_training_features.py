@@ -113,6 +113,19 @@ def test_qlora_trains_adapters_and_the_head(checkpoint: str, tmp_path: Path) -> 
     assert any("lora_B" in name for name in changed)
 
 
+def test_an_evaluation_on_other_data_than_the_runs(checkpoint: str, tmp_path: Path) -> None:
+    data = toy_dataset([toy_row(i) for i in range(3)]).rename_column("images", "rgb")
+    trainer = DepthSFTTrainer(
+        checkpoint, settings(tmp_path, image_column="rgb"), train_dataset=data, eval_dataset=data.select([0])
+    )
+    alone = trainer.evaluate()
+    assert trainer.evaluate(data.select([0]))["eval_depth_loss"] == alone["eval_depth_loss"]
+    assert trainer.evaluate(trainer.eval_dataset)["eval_depth_loss"] == alone["eval_depth_loss"]
+    both = trainer.evaluate({"one": data, "other": data.to_iterable_dataset()})
+    assert both["eval_one_depth_images"] == both["eval_other_depth_images"] == 3
+    assert both["eval_one_depth_loss"] == both["eval_other_depth_loss"] != alone["eval_depth_loss"]
+
+
 def test_resume_without_a_value_means_the_latest(tmp_path: Path) -> None:
     parser = TrlParser((DepthSFTConfig,))
     common = [f"--output_dir={tmp_path}", "--use_cpu", "--bf16=False"]

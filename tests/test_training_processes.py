@@ -92,6 +92,36 @@ def test_two_ranks_equal_one(checkpoint: str, tmp_path: Path, layout: dict[str, 
         assert two["eval"][name] == pytest.approx(numbers[name], abs=1e-5)
 
 
+@pytest.mark.parametrize("trainable", [["all"], ["head"]], ids=["all", "head"])
+@pytest.mark.parametrize(
+    ("layout", "stream"),
+    [({}, {}), (FSDP2, {}), ({}, {"shards": 1}), ({}, {"shards": 2}), (FSDP2, {"shards": 2})],
+    ids=["ddp", "fsdp2", "ddp stream", "ddp shards", "fsdp2 shards"],
+)
+def test_an_evaluation_counts_every_row_once(
+    checkpoint: str, tmp_path: Path, layout: dict[str, Any], stream: dict[str, int], trainable: list[str]
+) -> None:
+    # Five rows, two to a batch: the last batch is half full on one rank, and has no row at all on the other.
+    changes = {"learning_rate": 0.0, "trainable": trainable, "per_device_eval_batch_size": 2}
+    options = {
+        "model": checkpoint,
+        "out": str(tmp_path / "two"),
+        "evaluate": True,
+        "eval_rows": 5,
+        **stream,
+        "settings": {**changes, **layout},
+    }
+    two = finish(options, processes=2)["eval"]
+    data = toy_dataset(toy_rows(5))
+    one = DepthSFTTrainer(
+        checkpoint, settings(tmp_path / "one", **changes), train_dataset=data, eval_dataset=data
+    ).evaluate()
+    names = ["loss", "depth_loss", "delta1", "abs_rel", "valid_pixels", "depth_images", "skipped_samples"]
+    for name in names + (["text_loss"] if trainable == ["all"] else []):
+        assert two[f"eval_{name}"] == pytest.approx(one[f"eval_{name}"], abs=1e-6), name
+    assert two["eval_depth_images"] == sum(any(row["depth"] or []) for row in toy_rows(5)) == 3
+
+
 @pytest.mark.parametrize("layout", [{}, FSDP2], ids=["ddp", "fsdp2"])
 def test_two_ranks_resume(checkpoint: str, tmp_path: Path, layout: dict[str, Any]) -> None:
     changes = {

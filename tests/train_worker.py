@@ -37,12 +37,17 @@ def main(options: dict[str, Any]) -> None:
         # The second half, which is another rank's, has no depth at all.
         rows = [toy_row(i, depth=i < 2) for i in range(options.get("rows", 8))]
     data = toy_dataset(rows)
+    held_out = data
+    if "eval_rows" in options:
+        held_out = toy_dataset(toy_rows(options["eval_rows"]))
+        if "shards" in options:
+            held_out = held_out.to_iterable_dataset(num_shards=options["shards"])
     callbacks = [KillAt(options["kill_at"])] if "kill_at" in options else []
     trainer = DepthSFTTrainer(
         options["model"],
         args,
         train_dataset=data,
-        eval_dataset=data,
+        eval_dataset=held_out,
         callbacks=callbacks,
     )
     trainer.train(resume_from_checkpoint=options.get("resume"))

@@ -1,4 +1,4 @@
-"""Which training checkpoints are whole: a run may be killed while it writes one."""
+"""What a run writes, and which of its checkpoints are whole: it may be killed while it writes one."""
 
 import errno
 import json
@@ -7,6 +7,11 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
+
+from .recipe_record import save_record, write_card
 
 logger = logging.getLogger(__name__)
 
@@ -127,3 +132,47 @@ def explain_full_disk(error: BaseException, folder: str | os.PathLike) -> OSErro
 def _number(folder: Path) -> int:
     match = re.search(r"(\d+)$", folder.name)
     return int(match[1]) if match else 0
+
+
+class CheckpointMixin(Trainer):
+    """Saving, for a trainer with `has_depth_head`: whole checkpoints alone, with recipe and card."""
+
+    has_depth_head: bool
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in transformers, with recipe and card; what a run ends with is whole even if checkpoints are sharded."""
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        if plugin is None or _internal_call:
+            super().save_model(output_dir, _internal_call)
+        else:
+            kind = plugin.state_dict_type
+            plugin.set_state_dict_type("FULL_STATE_DICT")  # with sharded ones transformers writes no model at all
+            try:
+                super().save_model(output_dir, _internal_call)
+            finally:
+                plugin.set_state_dict_type(kind.name)
+        if self.args.should_save and self.has_depth_head:
+            save_record(self, output_dir or str(self.args.output_dir), card=not _internal_call)
+
+    def create_model_card(  # type: ignore[override]  # TRL's parameters, which are not those of transformers
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """As in TRL, with the card of DepthVLM: the run as it was made, no number that was not measured."""
+        if not self.has_depth_head:
+            super().create_model_card(model_name, dataset_name, tags)
+        elif self.is_world_process_zero():
+            write_card(self, str(self.args.output_dir), model_name, dataset_name, tags)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
+        try:
+            super()._save_checkpoint(model, trial)
+        except Exception as error:
+            explained = explain_full_disk(error, folder)
+            if explained is None:
+                raise
+            shutil.rmtree(folder, ignore_errors=True)
+            raise explained from error
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save and os.path.isdir(folder):
+            seal_checkpoint(folder)

@@ -30,7 +30,8 @@ def prepare_depth_dataset(dataset: Dataset | IterableDataset, config: DepthSFTCo
         ValueError: if there is no such image column, or its new name is taken.
     """
     names = list(dataset.column_names or next(iter(dataset)))
-    if config.image_column is not None:
+    prepared = ROW_COLUMN in names and config.image_column not in names
+    if config.image_column is not None and not prepared:
         dataset, names = _rename_images(dataset, names, config.image_column)
     files = ("image", "images", "messages", "prompt", config.depth_column)
     undecoded = {name: _undecoded(one) for name, one in (dataset.features or {}).items() if name in files}

@@ -108,8 +108,9 @@ def add_depth_forward(
         model: with TRL's fused LM head in place (`trl.trainer.utils.add_fused_lm_head`).
         silog_lambda: of equation 4.
         text: whether there is a text loss. Without it the backbone runs without a graph, up to the last image token.
-        sharded: whether ranks gather each other's weights (FSDP, ZeRO-3). All must then run the same modules: a rank
-            whose batch has no image runs the smallest one, and counts it for nothing.
+        sharded: whether ranks share weights or gradients module by module (FSDP, DeepSpeed). All must then run the
+            same modules, in the same order: a rank whose batch has no image runs the smallest one, and counts it for
+            nothing.
     """
     fused_forward = model.forward
 
@@ -125,29 +126,35 @@ def add_depth_forward(
         has_images = kwargs.get("pixel_values") is not None
         scale = depth_targets.focal_scale
         zero: Tensor | float = 0.0
+        prediction: list[Tensor] | None = None
         if text:
             if sharded and not has_images:
                 zero = _zero_from_vision(self)  # first, as the ViT is where there are images
             outputs, prediction = self.run_backbone(has_images, focal_scale=scale, **kwargs)
+        else:
+            kwargs.pop("use_cache", None)
+            if has_images:
+                prediction = self.depth_from_frozen_backbone(focal_scale=scale, **kwargs)
+            elif sharded:
+                prediction = self.depth_from_frozen_backbone(**_smallest_image(self))
+        # The head runs once for every size of image; where there are fewer, it runs on nothing.
+        for _ in range(depth_targets.head_runs - len({image.shape for image in prediction or ()})):
+            zero = zero + self.zero_from_head()
+        if not has_images and prediction:
+            zero, prediction = zero + 0.0 * prediction[0].sum(), None
+        output = JointOutput()
+        if text:  # last, as in every other rank
             scored = fused_forward.__func__(  # type: ignore[attr-defined]
                 _FinishedBackbone(self, outputs), fused_lm_head=True, labels=labels
             )
             output = JointOutput(**scored)
-        else:
-            kwargs.pop("use_cache", None)
-            prediction = None
-            if has_images:
-                prediction = self.depth_from_frozen_backbone(focal_scale=scale, **kwargs)
-            elif sharded:
-                zero = 0.0 * self.depth_from_frozen_backbone(**_smallest_image(self))[0].sum()
-            output = JointOutput()
         if prediction:
             loss, totals = score_depth(prediction, depth_targets.maps, silog_lambda)
             # Images without depth too keep the head in the graph: distributed training waits for every gradient.
-            loss = loss + 0.0 * torch.stack([image[0, 0] for image in prediction]).sum()
+            loss = loss + 0.0 * torch.stack([image[0, 0] for image in prediction]).sum() + zero
             output.scores = DepthScores(totals, [image.detach() for image in prediction])
         else:
-            loss = self.zero_from_head() + zero
+            loss = torch.as_tensor(zero)
         # Scaled here, not on the way back, where FSDP2 would round the factor to the model's dtype.
         output.depth_loss = loss * depth_targets.weight
         return output

@@ -1,7 +1,6 @@
 """`DepthSFTTrainer`: TRL's `SFTTrainer` with `loss = text_loss + alpha * depth_loss` (paper, equation 5)."""
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,11 +11,10 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import SFTConfig, SFTTrainer
-from trl.models import unwrap_model_for_generation
 
 from ..modeling_depthvlm import DepthVLMForConditionalGeneration
 from ..processing import DepthVLMProcessor
-from .checkpoints import explain_full_disk, resolve_checkpoint, seal_checkpoint
+from .checkpoints import CheckpointMixin, resolve_checkpoint
 from .depth_data_collator import BatchInfo, DepthDataCollator
 from .depth_dataset import prepare_depth_dataset
 from .depth_forward import add_depth_forward, score_replies_alone
@@ -24,10 +22,11 @@ from .depth_meter import DepthMeter, LearningRates
 from .depth_pictures import log_picture, picture_grid
 from .depth_sft_config import DepthSFTConfig
 from .depth_targets import DepthTargets
+from .evaluation_rows import EvaluationMixin
 from .hub_push import HubPushMixin
 from .model_loading import init_options, load_model
 from .parameter_parts import name_parameter_groups, set_trainable, trains_head_alone
-from .recipe_record import count_data, earlier_stages, save_record, write_card
+from .recipe_record import count_data, earlier_stages
 from .text_probe import TextProbe, probe_rows
 from .trainer_setup import (
     as_depth_config,
@@ -42,7 +41,7 @@ from .trainer_setup import (
 from .training_rows import read_columns
 
 
-class DepthSFTTrainer(HubPushMixin, SFTTrainer):
+class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer):
     """
     [`trl.SFTTrainer`] for models with a depth head and data with a depth column.
 
@@ -123,6 +122,9 @@ class DepthSFTTrainer(HubPushMixin, SFTTrainer):
         if self.reads_cameras and train_dataset is not None:
             train_dataset = prepare_depth_dataset(train_dataset, args)
             eval_dataset = prepare_eval(eval_dataset, args)
+        loaders: Any = args.accelerator_config
+        if self.depth_enabled and loaders.dispatch_batches is None:
+            loaders.dispatch_batches = False  # batches of pictures cannot be joined and cut again
 
         super().__init__(
             model=model,
@@ -160,7 +162,7 @@ class DepthSFTTrainer(HubPushMixin, SFTTrainer):
         silog_lambda = core.config.silog_lambda if args.silog_lambda is None else args.silog_lambda
         self.depth_loss_weight = alpha
         core.config.depth_loss_weight, core.config.silog_lambda = alpha, silog_lambda
-        sharded = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         add_depth_forward(core, silog_lambda, text=not self.head_alone, sharded=sharded)
         # Qwen3-VL says no, and would get a mean of means: `compute_loss` here does normalise by the step's tokens.
         self.model_accepts_loss_kwargs = True
@@ -235,6 +237,7 @@ class DepthSFTTrainer(HubPushMixin, SFTTrainer):
             maps=inputs.pop("depth_labels", None) or [None] * info.images,
             focal_scale=inputs.pop("focal_scale", None),
             weight=self._depth_weight(info),
+            head_runs=self._head_runs(inputs),
         )
         outputs: Any = None
 
@@ -300,56 +303,6 @@ class DepthSFTTrainer(HubPushMixin, SFTTrainer):
             self._meters["train"].reset()
         return super().train(checkpoint, *args, **kwargs)
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, with the text probe's numbers among the metrics."""
-        output: Any = super().evaluation_loop(*args, **kwargs)
-        if self.text_probe is not None:
-            prefix = kwargs.get("metric_key_prefix", args[4] if len(args) > 4 else "eval")
-            with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
-                training = model.training
-                numbers = self.text_probe.compare(model.eval())
-                model.train(training)
-            output.metrics.update({f"{prefix}_{name}": value for name, value in numbers.items()})
-        return output
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As in transformers, with recipe and card; what a run ends with is whole even if checkpoints are sharded."""
-        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
-        if plugin is None or _internal_call:
-            super().save_model(output_dir, _internal_call)
-        else:
-            kind = plugin.state_dict_type
-            plugin.set_state_dict_type("FULL_STATE_DICT")  # with sharded ones transformers writes no model at all
-            try:
-                super().save_model(output_dir, _internal_call)
-            finally:
-                plugin.set_state_dict_type(kind.name)
-        if self.args.should_save and self.has_depth_head:
-            save_record(self, output_dir or str(self.args.output_dir), card=not _internal_call)
-
-    def create_model_card(  # type: ignore[override]  # TRL's parameters, which are not those of transformers
-        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
-    ) -> None:
-        """As in TRL, with the card of DepthVLM: the run as it was made, no number that was not measured."""
-        if not self.has_depth_head:
-            super().create_model_card(model_name, dataset_name, tags)
-        elif self.is_world_process_zero():
-            write_card(self, str(self.args.output_dir), model_name, dataset_name, tags)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
-        try:
-            super()._save_checkpoint(model, trial)
-        except Exception as error:
-            explained = explain_full_disk(error, folder)
-            if explained is None:
-                raise
-            shutil.rmtree(folder, ignore_errors=True)
-            raise explained from error
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save and os.path.isdir(folder):
-            seal_checkpoint(folder)
-
     def end(self) -> None:
         """Ends the run as the base class does, after which neither training nor evaluation can go on."""
         # DDP's reducer must not be the last to hold the process group: freed with it, under Python's lock, the group
@@ -366,6 +319,14 @@ class DepthSFTTrainer(HubPushMixin, SFTTrainer):
         # DDP and FSDP average gradients over ranks.
         ranks = self.accelerator.num_processes // self.get_tp_size()
         return alpha * ranks / self._depth_images_in_step.clamp(min=1)
+
+    def _head_runs(self, inputs: dict[str, Any]) -> int:
+        """How often the depth head runs in this batch: once for every size of image, in ZeRO-3 in any rank's batch."""
+        grids = inputs.get("image_grid_thw")
+        if not is_deepspeed_zero3_enabled():
+            return 1
+        sizes = torch.tensor([1 if grids is None else len(grids.unique(dim=0))], device=self.accelerator.device)
+        return int(self.accelerator.gather(sizes).max())
 
     def _picture_is_due(self) -> bool:
         every, step = self.args.depth_log_images, self.state.global_step

@@ -26,11 +26,14 @@ class DepthTargets:
         maps: for every image one `(H, W)` map in metres, or None.
         focal_scale (`(images,)`): effective over canonical focal length.
         weight: what the sum of the images' losses is multiplied by: alpha over the number of images with depth.
+        head_runs: how often the depth head runs at least: where every run gathers its weights from all ranks, as often
+            as in the rank with the most sizes of images.
     """
 
     maps: Sequence[Tensor | None]
     focal_scale: Tensor | None
     weight: Tensor | float = 1.0
+    head_runs: int = 1
 
 
 @dataclass

@@ -21,6 +21,10 @@ logger = logging.getLogger(__name__)
 
 def as_depth_config(args: Any, model: Any) -> DepthSFTConfig:
     if isinstance(args, DepthSFTConfig):
+        if args.packing and args.max_length is None:
+            args = copy.copy(args)
+            args.max_length = SFTConfig.max_length
+            logger.warning("`packing` without `max_length`: examples are packed to TRL's %s tokens.", args.max_length)
         return args
     if args is None:
         name = model if isinstance(model, str) else model.config._name_or_path
@@ -73,9 +77,8 @@ def names_depth_head(model: Any, args: DepthSFTConfig) -> bool:
         core = model.get_base_model() if is_peft_model(model) else model
         return hasattr(core, "depth_head")
     options = init_options(args)
-    config = AutoConfig.from_pretrained(
-        model, revision=options.get("revision"), trust_remote_code=args.trust_remote_code
-    )
+    trusted = options.get("trust_remote_code", args.trust_remote_code)
+    config = AutoConfig.from_pretrained(model, revision=options.get("revision"), trust_remote_code=trusted)
     return config.model_type == "depthvlm"
 
 

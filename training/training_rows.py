@@ -19,6 +19,9 @@ from .row_files import file_name, ray_to_z, read_depth_map, read_image
 
 # The column of row numbers that `prepare_depth_dataset` adds.
 ROW_COLUMN = "__row__"
+# That of rows which only fill up the last batch of an evaluation: see `evaluation_rows`.
+REPEATED_COLUMN = "__repeated__"
+OWN_COLUMNS = (ROW_COLUMN, REPEATED_COLUMN)
 
 DEFAULT_COLUMNS: dict[str, str | None] = {
     name: name for name in ("depth", "depth_scale", "depth_type", "focal_length", "intrinsics")
@@ -52,6 +55,7 @@ class TrainingRow:
         cameras (`list[dict]`): For every image what is known of `intrinsics`, `focal_length` and `fov`.
         depth (`list[np.ndarray | None]`): For every image z-depth `(H, W)` in metres, float32, or None.
         assumed (`bool`): Whether it has depth for an image whose camera is nowhere given.
+        repeated (`bool`): Whether it was counted before: it has no label and no depth then.
     """
 
     row: int | str
@@ -61,6 +65,7 @@ class TrainingRow:
     cameras: list[dict[str, Any]] = field(default_factory=list)
     depth: list[np.ndarray | None] = field(default_factory=list)
     assumed: bool = False
+    repeated: bool = False
 
     @property
     def name(self) -> str:
@@ -94,7 +99,7 @@ class RowReader:
         Raises:
             BadSampleError: for a row that cannot be used, with its number, file and reason.
         """
-        number = row.get(ROW_COLUMN)
+        number, repeated = row.get(ROW_COLUMN), bool(row.get(REPEATED_COLUMN))
         name: int | str = f"row {index} of the batch" if number is None else int(number)
         nulls = {key for key, value in row.items() if value is None}
         row = {key: value for key, value in row.items() if value is not None}
@@ -106,8 +111,11 @@ class RowReader:
                 columns = self.columns
             row, embedded = standard_conversations(row)
             images = _as_list(row) or embedded
-            result = TrainingRow(name, self.renderer.segments(row, len(images)))
-            maps = self._maps(row, columns, len(images))
+            segments = self.renderer.segments(row, len(images))
+            if repeated:
+                segments = [(text, False) for text, _ in segments]
+            result = TrainingRow(name, segments, repeated=repeated)
+            maps = [None] * len(images) if repeated else self._maps(row, columns, len(images))
             lists = {key: _per_image(row, columns[key], len(images)) for key in ("depth_scale", "depth_type")}
             cameras = _cameras(row, columns, len(images))
         except (TypeError, ValueError, KeyError, AttributeError, TemplateError) as error:
@@ -167,7 +175,7 @@ class RowReader:
 def read_columns(columns: dict[str, str | None] | None = None, text_field: str = "text") -> list[str]:
     """Every column of a data set that the collator looks at."""
     named = [name for name in {**DEFAULT_COLUMNS, **(columns or {})}.values() if name is not None]
-    return [*dict.fromkeys(["images", "image", *TEXT_COLUMNS, text_field, *named, *ANNOTATION_COLUMNS, ROW_COLUMN])]
+    return [*dict.fromkeys(["images", "image", *TEXT_COLUMNS, text_field, *named, *ANNOTATION_COLUMNS, *OWN_COLUMNS])]
 
 
 def _attempt(row: int | str, file: str | None, problem: str, read: Callable[..., Any], *args: Any) -> Any:
