@@ -1,4 +1,4 @@
-"""What `depthvlm push` sends: a checkpoint, a build of the benchmark or the demo's Space, each with its card."""
+"""What `depthvlm push` sends: a checkpoint, a build of the benchmark, the demo or the metric, each with its card."""
 
 from __future__ import annotations
 
@@ -151,6 +151,26 @@ def pack_space(model_id: str, repo_id: str) -> Package:
 
     variables = {} if model_id == BUNDLED_MODEL else {SPACE_MODEL_VARIABLE: model_id}
     return Package(Upload(repo_id, "space", files), card, {}, prove, variables)
+
+
+def pack_metric(repo_id: str) -> Package:
+    """
+    The metric's Space, from which `evaluate.load("user/depth_metrics")` takes the module, with its card.
+
+    Raises:
+        PushError: the name is none of the Hub's, or another than the module's.
+        ImportError: Gradio is not installed, whose version the card names.
+    """
+    from .metric_card import METRIC, metric_files
+    from .prove import prove_metric
+
+    check_repo_id(repo_id)
+    try:
+        files = metric_files(repo_id)
+    except ValueError as error:
+        raise PushError(str(error)) from None
+    upload = Upload(repo_id, "space", files)
+    return Package(upload, files[CARD].decode(), {}, lambda: prove_metric(files, f"{METRIC}.py"))
 
 
 def check_repo_id(repo_id: str, what: str = "--repo") -> None:
