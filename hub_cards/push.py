@@ -11,10 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
-
-from .._bundled import BUNDLED_MODEL
+from .._bundled import BUNDLED_MODEL, hub_name_problem
 from .push_files import ADAPTER_CONFIG, STALE_WEIGHTS, PushError, select_checkpoint_files
 from .upload import Upload
 
@@ -178,10 +175,8 @@ def check_repo_id(repo_id: str, what: str = "--repo") -> None:
     Raises:
         PushError: it is not "user/name" as the Hub has names.
     """
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise PushError(f"{what} is {repo_id!r}, which is no name on the Hub: {error}") from None
+    if problem := hub_name_problem(repo_id):
+        raise PushError(f"{what} is {repo_id!r}, which is no name on the Hub: {problem}")
     if "/" not in repo_id:
         raise PushError(f"{what} is {repo_id!r}, expected the owner too: user/{repo_id} or organization/{repo_id}.")
 
