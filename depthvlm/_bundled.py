@@ -1,4 +1,4 @@
-"""The small model that comes with the package."""
+"""The small model that comes with the package, and what a model's name may be."""
 
 from importlib import resources
 from pathlib import Path
@@ -29,7 +29,18 @@ def resolve_model_path(model: str) -> str:
     """
     if model == BUNDLED_MODEL:
         return str(bundled_model_path())
-    is_hub_name = model.count("/") <= 1 and not model.startswith(("/", ".", "~"))
-    if not is_hub_name and not Path(model).is_dir():
+    if not Path(model).is_dir() and hub_name_problem(model):
         raise FileNotFoundError(f"There is no model folder {model}. Give a folder, or a name on the Hub (owner/name).")
     return model
+
+
+def hub_name_problem(name: str) -> str | None:
+    """Why the Hub has no repository of this name, "name" or "owner/name"; None where it may have one."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        return str(error)
+    return None

@@ -19,14 +19,16 @@ INTERRUPTED = 130  # what shells give for Ctrl-C
 
 
 def push(
+    repo: Annotated[str, typer.Option(metavar="USER/NAME", help="The repository; made if it is not there.")],
     source: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="CHECKPOINT",
-            help="Folder of a checkpoint; with --dataset of a bench build; with --space the Hub name of a model.",
+            help="Folder of a checkpoint; with --dataset of a bench build; with --space the Hub name of a model; "
+            "none with --metric.",
+            show_default=False,
         ),
-    ],
-    repo: Annotated[str, typer.Option(metavar="USER/NAME", help="The repository; made if it is not there.")],
+    ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     revision: Annotated[
         str | None,
@@ -47,6 +49,9 @@ def push(
     ] = False,
     dataset: Annotated[bool, typer.Option("--dataset", help="Push a folder of `bench build` as a data set.")] = False,
     space: Annotated[bool, typer.Option("--space", help="Push the demo of a model on the Hub as a Space.")] = False,
+    metric: Annotated[
+        bool, typer.Option("--metric", help="Push the metric as the Space from which `evaluate` loads it.")
+    ] = False,
 ) -> None:
     """Put a checkpoint on the Hub: proved first, in one commit or none, compared afterwards.
 
@@ -55,12 +60,17 @@ def push(
     from rich.console import Console
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    if dataset and space:
-        raise fail("--dataset and --space are two kinds of repository: choose one.", code=2)
-    if (results or license) and (dataset or space):
+    kinds = [name for name, chosen in {"dataset": dataset, "space": space, "metric": metric}.items() if chosen]
+    if len(kinds) > 1:
+        raise fail(f"--{' and --'.join(kinds)} are different things to push: choose one.", code=2)
+    if kinds and (results or license):
         raise fail("--results and --license are for the card of a checkpoint.", code=2)
+    if metric and source is not None:
+        raise fail(f"--metric pushes this package's own, and takes nothing else: leave {source} out.", code=2)
+    if not metric and source is None:
+        raise fail("Name what to push: the folder of a checkpoint, or see `depthvlm push --help`.", code=2)
     try:
-        package = _pack(source, repo, results or [], license, dataset=dataset, space=space)
+        package = _pack(source, repo, results or [], license, *kinds)
         _show(package, console)
         if dry_run:
             console.print(f"The {package.upload.repo_type} {package.prove()}.")
@@ -75,13 +85,15 @@ def push(
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _pack(source: str, repo: str, results: list[Path], license: str | None, *, dataset: bool, space: bool) -> Package:
+def _pack(source: str | None, repo: str, results: list[Path], license: str | None, kind: str = "model") -> Package:
     from ._bundled import BUNDLED_MODEL, bundled_model_path
-    from .hub_cards.push import pack_build, pack_checkpoint, pack_space
+    from .hub_cards.push import pack_build, pack_checkpoint, pack_metric, pack_space
 
-    if space:
+    if source is None:
+        return pack_metric(repo)
+    if kind == "space":
         return pack_space(source, repo)
-    if dataset:
+    if kind == "dataset":
         return pack_build(Path(source), repo)
     checkpoint = bundled_model_path() if source == BUNDLED_MODEL else Path(source)
     return pack_checkpoint(checkpoint, repo, results, license)

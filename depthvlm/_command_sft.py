@@ -1,5 +1,6 @@
 """`depthvlm sft`: options of `accelerate launch` go to the launcher, the others to the training script."""
 
+import json
 import subprocess
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -46,7 +47,7 @@ def split_arguments(args: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     from .training.sft import check_arguments, make_parser
 
-    given = _find_recipe(_apart(args))
+    given = find_recipes(_apart(args))
     parser = make_parser(prog="depthvlm sft")
     # `of_command_line` is an ordered part of `given`; with --help the parser prints and exits.
     script, _, model, data, of_yaml, of_command_line = _parse(parser, given)
@@ -93,19 +94,51 @@ def _apart(args: Sequence[str]) -> list[str]:
     return result
 
 
-def _find_recipe(args: list[str]) -> list[str]:
-    """`--config NAME` with the path of the recipe that comes with the package, where there is no file of that name."""
-    if "--config" not in args:
-        return args
-    place = args.index("--config") + 1
-    name = args[place]
-    recipe = _bundled("recipes", name)
+def find_recipes(args: list[str]) -> list[str]:
+    """
+    `--config NAME` with the path of the recipe that comes with the package, where there is no file of that name. TRL
+    reads one file: the keys of further ones become options, in front of the command line's own; the last one counts.
+
+    Raises:
+        OSError, ValueError: no such file or recipe, or one after the first with a key that is no option.
+    """
+    files: list[str] = []
+    rest = list(args)
+    while "--config" in rest:
+        place = rest.index("--config")
+        files.append(_recipe(rest[place + 1]))
+        rest[place : place + 2] = []
+    options = [option for file in files[1:] for option in _as_options(file)]
+    first = ["--config", files[0]] if files else []
+    return [*first, *options, *rest]
+
+
+def _recipe(name: str) -> str:
     if Path(name).is_file():
-        return args
+        return name
+    recipe = _bundled("recipes", name)
     if recipe is None:
         raise ValueError(f"There is no file {name}, and no recipe of that name: {', '.join(_names('recipes'))}.")
     typer.echo(f"Recipe: {recipe}")
-    return [*args[:place], str(recipe), *args[place + 1 :]]
+    return str(recipe)
+
+
+def _as_options(file: str) -> list[str]:
+    """The keys of a YAML file as the command line says them."""
+    import yaml
+
+    try:
+        keys = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is not YAML: {error}") from None
+    options: list[str] = []
+    for key, value in (keys or {}).items():
+        listed = isinstance(value, list)
+        values = value if listed else [value]
+        if key == "env" or None in values or (listed and any(isinstance(item, dict) for item in value)):
+            raise ValueError(f"`{key}` in {file} cannot be said on a command line: put it into the first --config.")
+        options += [f"--{key}", *(v if isinstance(v, str) else json.dumps(v) for v in values)]
+    return options
 
 
 def _switches(args: list[str]) -> list[str]:
@@ -155,12 +188,16 @@ def _accelerate_config(name: str) -> Path:
 
 
 def _bundled(folder: str, name: str) -> Path | None:
-    path = Path(str(resources.files("depthvlm.training"))) / folder / (name if Path(name).suffix else f"{name}.yaml")
-    return path if Path(name).name == name and path.is_file() else None
+    name = name if Path(name).suffix else f"{name}.yaml"
+    return _folder(folder) / name if name in _names(folder) else None
 
 
 def _names(folder: str) -> list[str]:
-    return sorted(path.name for path in Path(str(resources.files("depthvlm.training") / folder)).glob("*.yaml"))
+    return sorted(path.relative_to(_folder(folder)).as_posix() for path in _folder(folder).rglob("*.yaml"))
+
+
+def _folder(name: str) -> Path:
+    return Path(str(resources.files("depthvlm.training"))) / name
 
 
 def _refuse_unknown(launcher_args: list[str], script_options: list[str]) -> None:

@@ -1,12 +1,15 @@
 """Depth and a conversation about one image, from one prefill of it."""
 
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import StoppingCriteriaList, TextIteratorStreamer
 
 from .inference import DepthVLM, ImageInput, load
 from .prediction import Prediction
@@ -30,11 +33,12 @@ class Conversation:
 
     conversation = Conversation("photo.jpg", focal_length=1450)
     print(conversation.depth.shape, conversation.ask("What is in front of me?"))
-    print(conversation.ask("And behind it?"))
+    for words in conversation.stream("And behind it?"):
+        print(words, end="", flush=True)
     ```
 
-    A model holds the positions of one conversation at a time, so conversations with the same model must not run in two
-    threads at once; they may take turns.
+    A model holds the positions of one conversation at a time: those with the same model wait for one another, in
+    whichever threads they run. `predict` with a prompt does not wait.
 
     Args:
         image: a path, a URL, a PIL image, an array or a tensor.
@@ -71,7 +75,8 @@ class Conversation:
         self._image = open_image(image) if isinstance(image, (str, PathLike)) else image
         self._cache: Any = None
         self._cached_ids: list[int] = []
-        self.prediction = self._see()
+        with self.depthvlm.turn:
+            self.prediction = self._see()
 
     @property
     def depth(self) -> Any:
@@ -90,6 +95,52 @@ class Conversation:
             ValueError: the question is empty, or holds one of the tokenizer's control tokens.
         """
         self._check(text)
+        with self.depthvlm.turn:
+            return self._reply(text, {"max_new_tokens": max_new_tokens} | generate_kwargs)
+
+    def stream(self, text: str, **generate_kwargs: Any) -> Generator[str, None, None]:
+        """The reply to a question in pieces, as they are made. Put together they are what `ask` returns.
+
+        The model runs in a thread of its own. Closing the iterator stops it after the token that it is at, and what has
+        been said by then is the reply.
+
+        Args:
+            text, **generate_kwargs: see `ask`.
+
+        Raises:
+            ValueError: see `ask`; when the first piece is asked for.
+        """
+        tokenizer: Any = self.depthvlm.processor.tokenizer
+        streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        closed = threading.Event()
+
+        def is_closed(ids: Tensor, *_: Any, **__: Any) -> Tensor:
+            return torch.full((len(ids),), closed.is_set(), device=ids.device)
+
+        criteria = StoppingCriteriaList([*generate_kwargs.pop("stopping_criteria", ()), is_closed])
+        with ThreadPoolExecutor(1) as pool:
+            reply = pool.submit(self.ask, text, streamer=streamer, stopping_criteria=criteria, **generate_kwargs)
+            reply.add_done_callback(lambda _: streamer.end())  # where `generate` failed, it has not said so
+            try:
+                yield from _stripped(streamer)
+            finally:
+                closed.set()
+        reply.result()  # raises what `ask` has raised
+
+    def clear(self) -> None:
+        """Forget the questions and replies; the image stays where it is."""
+        self.messages = []
+
+    def release(self) -> None:
+        """Give back the memory of the cache. The next question encodes the image again, and all goes on."""
+        self._cache, self._cached_ids = None, []
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens in the cache: 0 after `release`."""
+        return len(self._cached_ids) if self._cache is not None else 0
+
+    def _reply(self, text: str, generate_kwargs: dict[str, Any]) -> str:
         if self._cache is None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # said at the first time
@@ -108,26 +159,13 @@ class Conversation:
                 attention_mask=torch.ones_like(row),
                 past_key_values=cache,
                 return_dict_in_generate=True,
-                **({"max_new_tokens": max_new_tokens} | sampling | generate_kwargs),
+                **(sampling | generate_kwargs),
             )
         sequence = output.sequences[0].tolist()
         self._cache, self._cached_ids = cache, sequence[: cache.get_seq_length()]
         reply = self.depthvlm.processor.decode(sequence[len(ids) :], skip_special_tokens=True).strip()
         self.messages = [*messages, {"role": "assistant", "content": reply}]
         return reply
-
-    def clear(self) -> None:
-        """Forget the questions and replies; the image stays where it is."""
-        self.messages = []
-
-    def release(self) -> None:
-        """Give back the memory of the cache. The next question encodes the image again, and all goes on."""
-        self._cache, self._cached_ids = None, []
-
-    @property
-    def cached_tokens(self) -> int:
-        """Tokens in the cache: 0 after `release`."""
-        return len(self._cached_ids) if self._cache is not None else 0
 
     def _see(self) -> Prediction:
         """Prefill up to the last image token: the cache, and from the same pass the depth."""
@@ -185,3 +223,14 @@ class Conversation:
         found = [token for token in self.depthvlm.processor.tokenizer.get_added_vocab() if token in text]
         if found:
             raise ValueError(f"The question holds {found[0]}, a control token of the model. Write it without.")
+
+
+def _stripped(pieces: Iterable[str]) -> Iterator[str]:
+    """The pieces without the white space at both ends of all of them together."""
+    waiting, begun = "", False
+    for piece in pieces:
+        waiting = waiting + piece if begun else (waiting + piece).lstrip()
+        ready = waiting.rstrip()
+        if ready:
+            yield ready
+            waiting, begun = waiting[len(ready) :], True

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from .._bundled import hub_name_problem
+
 CODE_LICENCE = "Apache-2.0"
 PAPER = "Unlocking Dense Metric Depth Estimation in VLMs"
 TAGS = ("depth-estimation", "metric-depth", "vision-language-model", "depthvlm")
@@ -38,12 +40,6 @@ def check_repo_id(repo_id: str | None) -> None:
     Raises:
         ValueError: it is not "name" or "owner/name".
     """
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    if repo_id is None:
-        return
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise ValueError(f"{repo_id!r} is no name on the Hub, expected owner/name: {error}") from None
+    problem = None if repo_id is None else hub_name_problem(repo_id)
+    if problem:
+        raise ValueError(f"{repo_id!r} is no name on the Hub, expected owner/name: {problem}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import html
 import secrets
@@ -121,23 +122,26 @@ class Demo:
         return [str(files["glb"]), *(gr.DownloadButton(value=str(path), interactive=True) for path in files.values())]
 
     def ask(self, visit: Visit | None, question: str) -> Iterator[tuple[str, list[dict[str, str]]]]:
-        """The field, emptied, and the chat: with the question at once, with the reply when it is there."""
+        """The field, emptied, and the chat: with the question at once, with the reply as it is made."""
         if visit is None:
             raise gr.Error("Measure a picture first: the questions are about it.")
         if len(question) > self.limits.question_characters:
             raise gr.Error(f"At most {self.limits.question_characters} characters in a question.")
         conversation = visit.conversation
-        yield "", [*conversation.messages, {"role": "user", "content": question}]
+        asked = [*conversation.messages, {"role": "user", "content": question}]
+        yield "", asked
         if conversation.cached_tokens > self.limits.conversation_tokens:
             raise gr.Error("This conversation has become too long. Measure the picture again to start anew.")
+        self.caches.used(conversation)  # before the reply: a visitor may leave in the middle of it
+        seconds, reply = self.limits.request_seconds, ""
+        pieces = conversation.stream(question, max_new_tokens=self.limits.new_tokens, max_time=0.8 * seconds)
         try:
-            with deadline(self.depthvlm.model, self.limits.request_seconds):
-                conversation.ask(
-                    question, max_new_tokens=self.limits.new_tokens, max_time=0.8 * self.limits.request_seconds
-                )
+            with deadline(self.depthvlm.model, seconds), contextlib.closing(pieces):
+                for piece in pieces:
+                    reply += piece
+                    yield "", [*asked, {"role": "assistant", "content": reply}]
         except (ValueError, TimeoutError) as error:
             raise gr.Error(str(error)) from None
-        self.caches.used(conversation)
         yield "", conversation.messages
 
     def start_anew(self, visit: Visit | None) -> None:

@@ -39,12 +39,7 @@ def make_model_card(
     checkpoint: str | Path,
     repo_id: str | None,
     results: Sequence[str | Path] = (),
-    *,
-    language: Sequence[str] = ("en",),
-    license: str | None = None,
-    datasets: Sequence[str] = (),
-    tags: Sequence[str] = (),
-    note: str = "",
+    **given: Any,
 ) -> ModelCard:
     """
     The card of a checkpoint. It shows no score but those in `results`.
@@ -54,11 +49,7 @@ def make_model_card(
         repo_id: owner/name on the Hub; None where it is not known yet.
         results: files of `depthvlm bench eval`, all of this very checkpoint. Those of a part of a set are marked and
             stay out of the metadata.
-        language: codes of the languages.
-        license: of the weights, a key of the Hub such as "apache-2.0". By default it is told only where it is known.
-        datasets: names on the Hub, besides those in the recipe.
-        tags: besides the usual ones.
-        note: a paragraph of your own, Markdown, under the title.
+        **given: what no file says: the keywords of [`render_model_card`].
 
     Raises:
         FileNotFoundError: the folder, its configuration, its weights or a result file is missing.
@@ -69,9 +60,7 @@ def make_model_card(
     facts = read_facts(checkpoint)
     measured = read_results(files, checkpoint)
     title = (repo_id or checkpoint.resolve().name).split("/")[-1]
-    return render_model_card(
-        facts, repo_id, title, measured, language=language, license=license, datasets=datasets, tags=tags, note=note
-    )
+    return render_model_card(facts, repo_id, title, measured, **given)
 
 
 def render_model_card(
@@ -86,7 +75,23 @@ def render_model_card(
     tags: Sequence[str] = (),
     note: str = "",
 ) -> ModelCard:
-    """The card of these facts and results, which were checked before; see [`make_model_card`]."""
+    """
+    The card of these facts and results, which were checked before.
+
+    Args:
+        facts: of the checkpoint.
+        repo_id: owner/name on the Hub; None where it is not known yet.
+        title: of the card.
+        results: all of this very checkpoint.
+        language: codes of the languages.
+        license: of the weights, a key of the Hub such as "apache-2.0". By default it is told only where it is known.
+        datasets: names on the Hub, besides those in the recipe.
+        tags: besides the usual ones.
+        note: a paragraph of the owner's, Markdown, under the title.
+
+    Raises:
+        ValueError: `repo_id` is no name on the Hub.
+    """
     from huggingface_hub import ModelCard, ModelCardData
 
     from .. import __version__

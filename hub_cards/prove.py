@@ -75,6 +75,30 @@ def prove_dataset(files: Mapping[str, Path | bytes]) -> str:
     return f"loads without the package: {', '.join(rows)}"
 
 
+def prove_metric(files: Mapping[str, Path | bytes], module: str) -> str:
+    """
+    Load the metric with `evaluate.load` in a fresh process without network, and score two points at 1 m and 4 m that
+    are said to be at 1 m and 2 m: delta1 is 0.5, and abs_rel 0.25. The module computes with this package, as it will
+    in the Space.
+
+    Args:
+        files: as in [`prove_model`].
+        module: which of them is the metric.
+
+    Returns:
+        What was found, in a line.
+
+    Raises:
+        PushError: it does not load, or the numbers are others.
+    """
+    with _staged(files) as (folder, scratch):
+        _run("with the package", ["metric", folder / module, scratch / "scores.json", "--with-package"], scratch)
+        scores = json.loads((scratch / "scores.json").read_text(encoding="utf-8"))
+    if scores != {"delta1": 0.5, "abs_rel": 0.25}:
+        raise PushError(f"The metric loads, and says {scores} where delta1 is 0.5 and abs_rel 0.25 by hand.")
+    return "loads with evaluate, and scores two points as they are scored by hand"
+
+
 @contextmanager
 def _staged(files: Mapping[str, Path | bytes]) -> Iterator[tuple[Path, Path]]:
     """A folder that holds exactly these files, and one for results. Files are linked, where that is possible."""

@@ -2,6 +2,7 @@
 
 python -P prove_worker.py model FOLDER RESULT.npz [--with-package]
 python -P prove_worker.py dataset FOLDER RESULT.json
+python -P prove_worker.py metric FILE.py RESULT.json --with-package
 """
 
 import json
@@ -71,7 +72,15 @@ def first_rows(folder: str) -> dict[str, Any]:
     return found
 
 
-def main(kind: str, folder: str, result: str, *options: str) -> None:
+def scores(module: str) -> dict[str, float]:
+    """What the metric says of two points, at 1 and 4 metres, that are predicted at 1 and 2."""
+    import evaluate
+
+    found = evaluate.load(module).compute(predictions=[[1.0, 2.0]], references=[[1.0, 4.0]])
+    return {name: found[name] for name in ("delta1", "abs_rel")}
+
+
+def main(kind: str, source: str, result: str, *options: str) -> None:
     """Write what was found to `result`."""
     with_package = "--with-package" in options
     if not with_package:
@@ -79,9 +88,10 @@ def main(kind: str, folder: str, result: str, *options: str) -> None:
     if kind == "model":
         import numpy as np
 
-        np.savez(result, **predict(folder, with_package))
+        np.savez(result, **predict(source, with_package))
     else:
-        Path(result).write_text(json.dumps(first_rows(folder)), encoding="utf-8")
+        found = scores(source) if kind == "metric" else first_rows(source)
+        Path(result).write_text(json.dumps(found), encoding="utf-8")
     if not with_package and any(name.split(".")[0] == PACKAGE for name in sys.modules):
         raise SystemExit("The package was imported although it is hidden.")
 

@@ -1,4 +1,4 @@
-"""What `depthvlm push` sends: a checkpoint, a build of the benchmark or the demo's Space, each with its card."""
+"""What `depthvlm push` sends: a checkpoint, a build of the benchmark, the demo or the metric, each with its card."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
-
-from .._bundled import BUNDLED_MODEL
+from .._bundled import BUNDLED_MODEL, hub_name_problem
 from .push_files import ADAPTER_CONFIG, STALE_WEIGHTS, PushError, select_checkpoint_files
 from .upload import Upload
 
@@ -153,15 +150,33 @@ def pack_space(model_id: str, repo_id: str) -> Package:
     return Package(Upload(repo_id, "space", files), card, {}, prove, variables)
 
 
+def pack_metric(repo_id: str) -> Package:
+    """
+    The metric's Space, from which `evaluate.load("user/depth_metrics")` takes the module, with its card.
+
+    Raises:
+        PushError: the name is none of the Hub's, or another than the module's.
+        ImportError: Gradio is not installed, whose version the card names.
+    """
+    from .metric_card import METRIC, metric_files
+    from .prove import prove_metric
+
+    check_repo_id(repo_id)
+    try:
+        files = metric_files(repo_id)
+    except ValueError as error:
+        raise PushError(str(error)) from None
+    upload = Upload(repo_id, "space", files)
+    return Package(upload, files[CARD].decode(), {}, lambda: prove_metric(files, f"{METRIC}.py"))
+
+
 def check_repo_id(repo_id: str, what: str = "--repo") -> None:
     """
     Raises:
         PushError: it is not "user/name" as the Hub has names.
     """
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise PushError(f"{what} is {repo_id!r}, which is no name on the Hub: {error}") from None
+    if problem := hub_name_problem(repo_id):
+        raise PushError(f"{what} is {repo_id!r}, which is no name on the Hub: {problem}")
     if "/" not in repo_id:
         raise PushError(f"{what} is {repo_id!r}, expected the owner too: user/{repo_id} or organization/{repo_id}.")
 

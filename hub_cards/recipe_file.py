@@ -10,6 +10,8 @@ from typing import Any, TypeAlias
 
 import yaml
 
+from .._bundled import hub_name_problem
+
 RECIPE_FILE = "training_recipe.yaml"
 FORMAT = 1
 
@@ -61,14 +63,7 @@ def write_recipe(folder: str | Path, stages: Sequence[Stage]) -> None:
 
 def is_hub_name(name: str) -> bool:
     """Whether it has the form `owner/name` of repositories on the Hub; a path of two parts has it too."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return "/" in name
+    return "/" in name and hub_name_problem(name) is None
 
 
 def hub_name(model: str) -> tuple[str | None, str | None]:

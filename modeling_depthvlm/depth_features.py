@@ -1,5 +1,5 @@
 # Copyright 2026 The DepthVLM authors. Licensed under the Apache License, Version 2.0.
-"""Where the depth head's feature maps come from (paper, equation 2 and table 5), and how images share a head pass."""
+"""What the depth head needs: its inputs checked, its feature maps (paper, equation 2 and table 5), its pass shared."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,15 +12,46 @@ from .configuration_depthvlm import DepthVLMConfig
 from .depth_heads import DepthHead
 
 
-def llm_layer_indices(config: DepthVLMConfig) -> list[int]:
-    """The LLM layers whose outputs are maps 1 to 3 of `feature_source="llm"`: a quarter, a half, three quarters."""
-    depth = config.text.num_hidden_layers
-    return [max(0, round(depth * share) - 1) for share in (0.25, 0.5, 0.75)]
+def recorded_layers(config: DepthVLMConfig, llm_layers: Sequence[nn.Module]) -> list[nn.Module]:
+    """
+    The LLM layers whose outputs the head reads beside the final state: with `feature_source="llm"` those at a quarter,
+    a half and three quarters of the depth, maps 1 to 3.
+    """
+    if config.head.feature_source != "llm":
+        return []
+    return [llm_layers[max(0, round(len(llm_layers) * share) - 1)] for share in (0.25, 0.5, 0.75)]
 
 
 def token_grids(grid_thw: Sequence[Sequence[int]], merge_size: int) -> list[tuple[int, int]]:
     """`(h, w)` of every image in visual tokens, from `image_grid_thw` (patches) as a list."""
     return [(height // merge_size, width // merge_size) for _, height, width in grid_thw]
+
+
+def check_depth_inputs(
+    pixel_values: Tensor | None,
+    grid_thw: Tensor | None,
+    depth_labels: Sequence[Tensor | None] | None,
+    focal_scale: Tensor | None,
+) -> None:
+    """
+    See that there are images, and labels and focal scales for each, where they are given.
+
+    Raises:
+        ValueError: there is no image, or the numbers differ.
+    """
+    if pixel_values is None or grid_thw is None:
+        raise ValueError(
+            "Depth was asked for, but there is no image: pass `pixel_values` and `image_grid_thw` as the processor "
+            "makes them, or `output_depth=False`."
+        )
+    images = grid_thw.shape[0]
+    if depth_labels is not None and len(depth_labels) != images:
+        raise ValueError(
+            f"Got {len(depth_labels)} `depth_labels` for {images} images: give one per image, None where there is "
+            "no depth."
+        )
+    if focal_scale is not None and focal_scale.shape != (images,):
+        raise ValueError(f"`focal_scale` has shape {tuple(focal_scale.shape)}, expected one per image: ({images},).")
 
 
 class StateRecorder:
@@ -60,6 +91,17 @@ class StateRecorder:
     def states(self) -> list[Tensor]:
         """One `(batch, positions, hidden_size)` per module, prefill chunks joined, cut to `length`."""
         return [torch.cat(chunks, dim=1)[:, : self.length] for chunks in self.chunks]
+
+
+def run_recorded(backbone: Any, config: DepthVLMConfig, **inputs: Any) -> tuple[Any, list[Tensor]]:
+    """ViT and LLM on a prompt: the output, and the states that [`feature_maps`] takes."""
+    layers = recorded_layers(config, backbone.language_model.layers)
+    if not layers:
+        outputs = backbone(**inputs)
+        return outputs, [outputs[0]]
+    with StateRecorder(layers) as recorder:
+        outputs = backbone(**inputs)
+    return outputs, [*recorder.states, outputs[0]]
 
 
 def feature_maps(

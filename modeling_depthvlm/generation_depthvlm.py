@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import Cache, GenerationConfig
 from transformers.utils import ModelOutput, logging
 
-from .depth_features import StateRecorder
+from .depth_features import StateRecorder, check_depth_inputs, recorded_layers
 
 logger = logging.get_logger(__name__)
 
@@ -61,14 +61,15 @@ class DepthGenerationMixin:
             raise ValueError(
                 "`output_depth=True` needs `return_dict_in_generate=True`, or there is no place for depth."
             )
-        self._check_depth_inputs(pixel_values, grid_thw, None, focal_scale)
+        check_depth_inputs(pixel_values, grid_thw, None, focal_scale)
         input_ids = inputs if inputs is not None else kwargs["input_ids"]
         length = _prefill_length(input_ids, kwargs.get("attention_mask"), kwargs.get("past_key_values"))
         vision = self.get_image_features(kwargs.pop("pixel_values"), grid_thw, return_dict=True)
         # Generation repeats the features for beams in place: keep ours.
         kept = type(vision)(pooler_output=vision.pooler_output, deepstack_features=vision.deepstack_features)
         kwargs["mm_encoder_outputs"] = {**kwargs.get("mm_encoder_outputs", {}), "image": vision}
-        with StateRecorder([*self._recorded_layers(), self.model.language_model], length) as recorder:
+        recorded = recorded_layers(self.config, self.model.language_model.layers)
+        with StateRecorder([*recorded, self.model.language_model], length) as recorder:
             output: Any = super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
         image_mask = input_ids[:, -length:] == self.config.image_token_id
         states = [state[:: state.shape[0] // image_mask.shape[0]] for state in recorder.states]

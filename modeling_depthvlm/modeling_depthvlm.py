@@ -17,7 +17,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_depthvlm import DepthVLMConfig
-from .depth_features import StateRecorder, feature_maps, llm_layer_indices, run_depth_head, token_grids
+from .depth_features import check_depth_inputs, feature_maps, run_depth_head, run_recorded, token_grids
 from .depth_heads import DepthHead, build_depth_head, init_head_layer
 from .generation_depthvlm import DepthGenerationMixin
 from .outputs_depthvlm import DepthVLMCausalLMOutputWithPast, PredictedDepth
@@ -120,7 +120,7 @@ class DepthVLMForConditionalGeneration(  # type: ignore[misc]
             output_depth = not self.training
         output_depth = bool(depth_labels) or (output_depth and pixel_values is not None)
         if output_depth:
-            self._check_depth_inputs(pixel_values, image_grid_thw, depth_labels, focal_scale)
+            check_depth_inputs(pixel_values, image_grid_thw, depth_labels, focal_scale)
         outputs, predicted_depth = self.run_backbone(
             output_depth,
             focal_scale=focal_scale,
@@ -190,7 +190,7 @@ class DepthVLMForConditionalGeneration(  # type: ignore[misc]
         videos = inputs.pop("pixel_values_videos", None)
         if videos is not None:  # the backbone refuses pixels beside encoded images
             encoded["video"] = self.get_video_features(videos, inputs["video_grid_thw"], return_dict=True)
-        outputs, states = self._run_recorded(mm_encoder_outputs=encoded, **inputs)
+        outputs, states = run_recorded(self.model, self.config, mm_encoder_outputs=encoded, **inputs)
         input_ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
         mask, _ = self.model.get_placeholder_mask(input_ids, inputs_embeds=outputs[0] if embeds is None else embeds)
         return outputs, self._depth_from_states(vision, states, mask[..., 0], grid_thw, focal_scale)
@@ -250,7 +250,7 @@ class DepthVLMForConditionalGeneration(  # type: ignore[misc]
         Raises:
             ValueError: as in `forward`.
         """
-        self._check_depth_inputs(pixel_values, image_grid_thw, None, focal_scale)
+        check_depth_inputs(pixel_values, image_grid_thw, None, focal_scale)
         states: list[Tensor] = []
         image_mask = None
         with torch.no_grad():
@@ -261,7 +261,9 @@ class DepthVLMForConditionalGeneration(  # type: ignore[misc]
                 if kwargs.get("pixel_values_videos") is None:  # a video may go on after the last image
                     end = int(image_mask.any(0).nonzero()[-1]) + 1
                 rope_deltas = self.model.rope_deltas
-                _, states = self._run_recorded(
+                _, states = run_recorded(
+                    self.model,
+                    self.config,
                     input_ids=input_ids[:, :end],
                     attention_mask=None if attention_mask is None else attention_mask[..., :end],
                     position_ids=None if position_ids is None else position_ids[..., :end],
@@ -282,21 +284,6 @@ class DepthVLMForConditionalGeneration(  # type: ignore[misc]
         custom_object_save(self, save_directory)
         super().save_pretrained(save_directory, *args, **kwargs)
 
-    def _run_recorded(self, **inputs: Any) -> tuple[Any, list[Tensor]]:
-        """The backbone's output and the LLM states that the head's `feature_source` reads."""
-        layers = self._recorded_layers()
-        if not layers:
-            outputs = self.model(**inputs)
-            return outputs, [outputs[0]]
-        with StateRecorder(layers) as recorder:
-            outputs = self.model(**inputs)
-        return outputs, [*recorder.states, outputs[0]]
-
-    def _recorded_layers(self) -> list[nn.Module]:
-        if self.config.head.feature_source != "llm":
-            return []
-        return [self.model.language_model.layers[i] for i in llm_layer_indices(self.config)]
-
     def _depth_from_states(
         self,
         vision: Any,
@@ -315,29 +302,6 @@ class DepthVLMForConditionalGeneration(  # type: ignore[misc]
         token = weight.new_zeros(1, 1, self.config.text.hidden_size)  # a sharded weight has no width of its own
         maps = 1 if self.config.head.feature_source == "llm_final" else 4
         return self.depth_head([token] * maps, (1, 1)).sum() * 0
-
-    def _check_depth_inputs(
-        self,
-        pixel_values: Tensor | None,
-        grid_thw: Tensor | None,
-        depth_labels: Sequence[Tensor | None] | None,
-        focal_scale: Tensor | None,
-    ) -> None:
-        if pixel_values is None or grid_thw is None:
-            raise ValueError(
-                "Depth was asked for, but there is no image: pass `pixel_values` and `image_grid_thw` as the processor "
-                "makes them, or `output_depth=False`."
-            )
-        images = grid_thw.shape[0]
-        if depth_labels is not None and len(depth_labels) != images:
-            raise ValueError(
-                f"Got {len(depth_labels)} `depth_labels` for {images} images: give one per image, None where there is "
-                "no depth."
-            )
-        if focal_scale is not None and focal_scale.shape != (images,):
-            raise ValueError(
-                f"`focal_scale` has shape {tuple(focal_scale.shape)}, expected one per image: ({images},)."
-            )
 
 
 def _damaged_files(folder: str | os.PathLike | None) -> str:

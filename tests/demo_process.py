@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,17 +85,25 @@ class Visitor:
         """An uploaded file as the value of the picture."""
         return {"path": path, "meta": {"_type": "gradio.FileData"}, "orig_name": Path(path).name}
 
-    def run(self, name: str, *values: Any) -> dict[str, Any]:
-        """The last message of a step: `success`, and its `output` with `data` or `error`."""
+    def join(self, name: str, *values: Any) -> httpx.Response:
+        """The answer to a request for a step: it is in the queue, or it is refused."""
         step = self.steps[name]
         data = [*values, *[None] * (len(step["inputs"]) - len(values))]
         body = {"data": data, "fn_index": step["id"], "session_hash": self.session, "event_data": None}
-        joined = self.client.post("/gradio_api/queue/join", json=body)
-        joined.raise_for_status()
+        return self.client.post("/gradio_api/queue/join", json=body)
+
+    def messages(self) -> Iterator[dict[str, Any]]:
+        """What the server says of this visitor's step, until it has ended."""
         with self.client.stream("GET", "/gradio_api/queue/data", params={"session_hash": self.session}) as stream:
             for line in stream.iter_lines():
                 if line.startswith("data:"):
                     message = json.loads(line[5:])
+                    yield message
                     if message["msg"] == "process_completed":
-                        return message
-        raise AssertionError(f"{name} did not complete")
+                        return
+        raise AssertionError("The step did not complete")
+
+    def run(self, name: str, *values: Any) -> dict[str, Any]:
+        """The last message of a step: `success`, and its `output` with `data` or `error`."""
+        self.join(name, *values).raise_for_status()
+        return list(self.messages())[-1]

@@ -320,10 +320,11 @@ def run_sft(arguments: list[str], workspace: Workspace, parse_only: bool) -> Non
     """One step with a small model and tiny data; a dry run of what is meant for several GPUs."""
     from depthvlm.training.sft import run
 
-    from depthvlm._command_sft import split_arguments
+    from depthvlm._command_sft import find_recipes, split_arguments
 
     if "--help" in arguments:
         return
+    arguments = find_recipes(arguments)  # what the second of two says may be replaced by small models and data
     filled = [workspace.fill_in(re.sub(r"^\$\w+$", "0", word)) for word in arguments]
     for option, instead in (("--dataset_name", "rgbd.jsonl"), ("--model_name_or_path", str(workspace.models["nano"]))):
         if option in filled:

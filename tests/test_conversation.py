@@ -1,12 +1,15 @@
 """A conversation goes on from the depth pass's cache, and says what a prefill of all of it would say."""
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from depthvlm.hub_cards.demo_limits import deadline
 from depthvlm.processing import DEPTH_PROMPT, DEPTH_REPLY
 from PIL import Image
 from toy_checkpoint import save_toy_checkpoint
@@ -14,7 +17,7 @@ from toy_checkpoint import save_toy_checkpoint
 import depthvlm
 from depthvlm import DepthVLM
 from depthvlm._bundled import BUNDLED_MODEL
-from depthvlm.conversation import Conversation
+from depthvlm.conversation import Conversation, _stripped
 
 SYSTEM = "You are a helpful assistant."
 QUESTIONS = [DEPTH_PROMPT, "How far is the wall?", "Wie weit? 多远?", "How far is the wall?"]
@@ -187,6 +190,67 @@ def test_a_generation_that_is_broken_off_leaves_nothing_behind(model):
     assert len(conversation.messages) == 2
     reply = conversation.ask(QUESTIONS[2], max_new_tokens=8)
     assert reply == fresh_reply(model, image, 90.0, conversation.messages[:-1], 8)
+
+
+def test_a_stream_is_the_reply_in_pieces_and_the_cache_the_same(model):
+    """Word by word, from one image pass, turn after turn; beside it the same conversation without a stream."""
+    image = picture(96, 64)
+    streamed, whole = (Conversation(image, model, focal_length=90.0) for _ in range(2))
+    with runs_of(model.model.model.visual) as tower:
+        for question in QUESTIONS:
+            pieces = list(streamed.stream(question, max_new_tokens=24))
+            assert "".join(pieces) == whole.ask(question, max_new_tokens=24)
+            assert all(pieces)
+            assert streamed.messages == whole.messages
+            assert streamed.cached_tokens == whole.cached_tokens
+    assert tower == []
+
+
+def test_nano_streams_its_sentence_word_by_word(nano):
+    pieces = Conversation(picture(160, 120), nano, focal_length=150.0).stream(DEPTH_PROMPT)
+    assert list(pieces) == [word if i == 0 else f" {word}" for i, word in enumerate(DEPTH_REPLY.split(" "))]
+
+
+def test_white_space_at_the_ends_is_left_out_and_within_is_kept():
+    assert list(_stripped(["", " \n", " a ", "", "b\n", " \n", "c", " ", ""])) == ["a", " b", "\n \nc"]
+
+
+def test_a_stream_that_is_left_stops_and_the_conversation_goes_on(nano):
+    image = picture(96, 64)
+    conversation = Conversation(image, nano, focal_length=90.0)
+    threads = threading.active_count()
+    with runs_of(nano.model.model.language_model) as llm:
+        stream = conversation.stream(DEPTH_PROMPT, max_new_tokens=4000, min_new_tokens=4000)
+        first = next(stream)
+        stream.close()
+    assert len(llm) < 4000
+    assert threading.active_count() == threads
+    said = conversation.messages[-1]
+    assert said["role"] == "assistant"
+    assert said["content"].startswith(first)
+    reply = conversation.ask(QUESTIONS[2], max_new_tokens=8)
+    assert reply == fresh_reply(nano, image, 90.0, conversation.messages[:-1], 8)
+
+
+def test_a_stream_that_is_left_does_not_run_into_the_next_conversation(nano):
+    """The second waits until the first has stopped, and says what it says alone."""
+    first, second = (Conversation(picture(*size), nano, focal_length=100.0) for size in ((128, 64), (64, 128)))
+    stream = first.stream(DEPTH_PROMPT, max_new_tokens=4000, min_new_tokens=4000)
+    next(stream)
+    with ThreadPoolExecutor(1) as pool:
+        reply = pool.submit(second.ask, QUESTIONS[1], max_new_tokens=8)
+        stream.close()
+    assert reply.result() == fresh_reply(nano, picture(64, 128), 100.0, second.messages[:-1], 8)
+
+
+def test_errors_come_out_of_a_stream(model):
+    conversation = Conversation(picture(96, 64), model, focal_length=90.0)
+    with pytest.raises(ValueError, match="question is empty"):
+        list(conversation.stream(" "))
+    with pytest.raises(TimeoutError, match="longer than 0 seconds"), deadline(model.model, 0.0):
+        list(conversation.stream(QUESTIONS[1]))
+    assert conversation.messages == []
+    assert list(conversation.stream(QUESTIONS[1], max_new_tokens=4))
 
 
 def test_a_camera_and_a_file(toy, tmp_path: Path):

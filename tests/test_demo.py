@@ -211,8 +211,12 @@ class TestSteps:
         assert record["focal_source"] == "exif"
 
         assert turns[0][0] == ("", [{"role": "user", "content": DEPTH_PROMPT}])
-        assert turns[0][1][1][-1] == {"role": "assistant", "content": DEPTH_REPLY}
-        assert [turn["role"] for turn in turns[1][1][1]] == ["user", "assistant"] * 2
+        assert turns[0][-1][1][-1] == {"role": "assistant", "content": DEPTH_REPLY}
+        shown = [chat[-1]["content"] for _, chat in turns[0][1:-1]]  # word by word
+        words = DEPTH_REPLY.split(" ")
+        assert shown == [" ".join(words[:count]) for count in range(1, len(words) + 1)]
+        assert [turn["role"] for turn in turns[1][-1][1]] == ["user", "assistant"] * 2
+        assert turns[1][-1][1] == visit.conversation.messages
 
     def test_a_typed_focal_length_is_used(self, demo, tmp_path):
         path = photo(tmp_path / "a.png")
@@ -267,6 +271,19 @@ class TestSteps:
         assert [visit.conversation.cached_tokens > 0 for visit in visits] == [True, False, True]
         demo.end(visits[0])
         assert len(demo.caches) == 1
+
+    def test_a_visitor_who_leaves_in_the_middle_of_a_reply(self, nano, tmp_path):
+        demo = Demo(nano, Limits(live_caches=1, new_tokens=4000))
+        visit = self.measured(demo, photo(tmp_path / "a.png"))
+        visit.conversation.release()
+        replies = demo.ask(visit, DEPTH_PROMPT)
+        next(replies), next(replies)
+        replies.close()
+        assert not nano.model.depth_head._forward_pre_hooks  # of the deadline
+        assert DEPTH_REPLY.startswith(visit.conversation.messages[-1]["content"])
+        assert len(demo.caches) == 1
+        self.measured(demo, photo(tmp_path / "b.png"))
+        assert visit.conversation.cached_tokens == 0
 
     def test_clearing_the_chat(self, demo, tmp_path):
         visit = self.measured(demo, photo(tmp_path / "a.png"))

@@ -149,6 +149,7 @@ def check_ablations(folder: Path) -> None:
         "mlp-stage1": ("mlp", "llm_final"),
         "mlp-multi-stage1": ("mlp", "vit+llm"),
         "dpt-stage1": ("dpt", "vit+llm"),
+        "dpt-stage2": ("dpt", "vit+llm"),
         "stage1": ("dpt_light", "vit+llm"),
         "vit-stage1": ("dpt_light", "vit"),
         "llm-stage1": ("dpt_light", "llm"),
@@ -157,7 +158,7 @@ def check_ablations(folder: Path) -> None:
     for name, expected in heads.items():
         head = json.loads((folder / name / "config.json").read_text())["depth_config"]
         assert (head["head_type"], head["feature_source"]) == expected, name
-    for name, focal_length in {"fc800-stage1": 800, "stage1": 1000}.items():
+    for name, focal_length in {"fc800-stage1": 800, "fc1200-stage1": 1200, "stage1": 1000}.items():
         config = json.loads((folder / name / "config.json").read_text())
         processor = json.loads((folder / name / "processor_config.json").read_text())
         assert config["canonical_focal_length"] == focal_length

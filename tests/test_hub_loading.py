@@ -11,6 +11,7 @@ import pytest
 import torch
 from bench_builds import build_toy
 from bench_source import make_toy
+from conftest import REPOSITORY
 from depthvlm.modeling_depthvlm.tested_versions import TESTED_TRANSFORMERS, version_note
 from depthvlm.training.versions import TESTED
 from huggingface_hub import CommitOperationAdd, HfApi
@@ -177,6 +178,34 @@ def test_a_build_comes_back_as_a_data_set(hub, tmp_path):
     rows = json.loads(read.stdout.splitlines()[-1])
     assert len(rows["ids"]) == entry["counts"]["rows"]
     assert len(set(rows["ids"])) == len(rows["ids"])
+
+
+SCORE = """
+import json, sys
+import evaluate
+metric = evaluate.load(sys.argv[1])
+print(json.dumps(metric.compute(predictions=[[1.0, 2.0], [3.0]], references=[[1.0, 4.0], [3.0]])))
+"""
+
+
+def test_the_metric_comes_back_with_evaluate(hub, tmp_path):
+    """Pushed, and pushed again; then the numbers of two images: delta1 1/2 and 1, abs_rel 1/4 and 0."""
+    command = ("-m", "depthvlm", "push", "--metric", "--repo", "ada/depth_metrics")
+    pushed = fresh(hub, tmp_path / "home", *command)
+    assert pushed.returncode == 0, pushed.stderr
+    assert "The space loads with evaluate, and scores two points as they are scored by hand." in pushed.stdout
+    space = hub.repo("ada/depth_metrics", "space")
+    assert sorted(space.files()) == [".gitattributes", "README.md", "app.py", "depth_metrics.py", "requirements.txt"]
+    module = REPOSITORY / "benchmark" / "depth_metrics" / "depth_metrics.py"
+    assert space.files()["depth_metrics.py"] == module.read_bytes()
+    assert space.titles == ["initial commit", "Upload space with depthvlm push"]
+    assert "All is there already" in fresh(hub, tmp_path / "home", *command).stdout
+    assert not space.variables
+    scored = fresh(hub, tmp_path / "other home", "-c", SCORE, "ada/depth_metrics")
+    assert scored.returncode == 0, scored.stderr[-3000:]
+    result = json.loads(scored.stdout.splitlines()[-1])
+    assert (result["delta1"], result["abs_rel"], result["images"], result["pixels"]) == (0.75, 0.125, 2, 3)
+    assert list((tmp_path / "other home").rglob("depth_metrics.py"))
 
 
 SAY = """

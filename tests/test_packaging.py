@@ -34,7 +34,7 @@ def test_contents(wheel):
         expected = {f"depthvlm/{folder}/{path.name}" for path in (REPOSITORY / folder).glob("*.py")}
         assert expected
         assert expected <= set(names)
-    recipes = [*(REPOSITORY / "training").glob("*/*.yaml")]
+    recipes = [*(REPOSITORY / "training").rglob("*.yaml")]
     assert recipes
     assert {f"depthvlm/{path.relative_to(REPOSITORY)}" for path in recipes} <= set(names)
     data = [*(REPOSITORY / "depthvlm" / "nano").iterdir(), *(REPOSITORY / "depthvlm" / "assets").iterdir()]

@@ -105,6 +105,11 @@ def test_again_and_again(hub, checkpoint, no_proof):
         (["nowhere", "--repo", "ada/toy", "--dataset"], 1, "There is no folder nowhere"),
         (["nowhere", "--repo", "ada/toy", "--dataset", "--space"], 2, "choose one"),
         (["nowhere", "--repo", "ada/toy", "--dataset", "--results", "r.json"], 2, "for the card of a checkpoint"),
+        (["--repo", "ada/toy"], 2, "Name what to push: the folder of a checkpoint"),
+        (["toy", "--repo", "ada/depth_metrics", "--metric"], 2, "leave toy out"),
+        (["--repo", "ada/depth_metrics", "--metric", "--license", "mit"], 2, "for the card of a checkpoint"),
+        (["--repo", "ada/my-metric", "--metric"], 1, "expected owner/depth_metrics"),
+        (["--repo", "depth_metrics", "--metric"], 1, "expected the owner too"),
         (["./toy", "--repo", "ada/toy", "--space"], 1, "the model that the Space shows is './toy'"),
         (["depthvlm-nano", "--repo", "ada/nano"], 1, "depthvlm convert"),
     ],
@@ -126,6 +131,13 @@ def test_a_space(hub):
     before = hub.count("POST /api/spaces/ada/demo/variables")
     run("ada/depthvlm-8b", "--space", "--repo", "ada/demo")
     assert hub.count("POST /api/spaces/ada/demo/variables") == before
+
+
+def test_a_metric_that_scores_otherwise_is_not_pushed(hub, monkeypatch):
+    monkeypatch.setattr(prove, "_run", lambda how, arguments, scratch: arguments[2].write_text('{"delta1": 1.0}'))
+    told = run("--metric", "--repo", "ada/depth_metrics", code=1)
+    assert "says {'delta1': 1.0} where delta1 is 0.5 and abs_rel 0.25 by hand" in told
+    assert hub.repos == {}
 
 
 def test_a_build_that_is_damaged_or_must_stay_private(hub, tmp_path, monkeypatch):

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 from depthvlm.hub_cards.push import check_repo_id
 from depthvlm.hub_cards.push_files import PushError, package_code, select_adapter_files, select_checkpoint_files
+from depthvlm.hub_cards.recipe_file import is_hub_name
 from safetensors.numpy import load_file, save_file
 from toy_checkpoint import save_toy_checkpoint
+
+from depthvlm._bundled import hub_name_problem, resolve_model_path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ROOMS = ("modeling_depthvlm", "processing")
@@ -159,6 +162,22 @@ def test_an_adapter_is_no_model_but_can_be_pushed_by_the_trainer(checkpoint):
 def test_names_that_the_hub_does_not_take(name):
     with pytest.raises(PushError, match="--repo is"):
         check_repo_id(name)
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "/a", "./a", "../a/b", "~/a", "a b", "a/b--c"])
+def test_what_is_neither_a_folder_nor_a_name_on_the_hub_is_no_model(name):
+    assert hub_name_problem(name)
+    assert not is_hub_name(name)
+    with pytest.raises(FileNotFoundError, match="There is no model folder"):
+        resolve_model_path(name)
+
+
+def test_names_on_the_hub_and_folders_are_models(tmp_path):
+    for name in ("depthvlm-8b", "user/depthvlm-8b", "user/Depth_VLM.2"):
+        assert hub_name_problem(name) is None
+        assert is_hub_name(name) == ("/" in name)
+        assert resolve_model_path(name) == name
+    assert resolve_model_path(str(tmp_path)) == str(tmp_path)
 
 
 def test_the_code_that_travels_is_the_packages_and_imports_nothing_else():

@@ -9,11 +9,14 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from conftest import REPOSITORY
 from datasets import IterableDataset
-from depthvlm.modeling_depthvlm import DepthVLMForConditionalGeneration
+from depthvlm.modeling_depthvlm import DepthHeadConfig, DepthVLMConfig, DepthVLMForConditionalGeneration
 from depthvlm.training.sft import generate, make_parser
 from toy_models import toy_config
 
+from depthvlm._command_sft import find_recipes
+
 RECIPES = sorted((REPOSITORY / "training" / "recipes").glob("*.yaml"))
+ABLATIONS = REPOSITORY / "training" / "recipes" / "ablations"
 LAUNCHERS = sorted((REPOSITORY / "training" / "accelerate").glob("*.yaml"))
 GPUS = 80  # the paper's 10 nodes of 8
 NAMED_BY_USER = ["--output_dir", "out"]
@@ -70,6 +73,48 @@ def test_the_papers_values(recipe, rate, warmup, trainable, batch):
     assert training.silog_lambda == 0.5
     assert training.per_device_train_batch_size * training.gradient_accumulation_steps * GPUS == batch
     assert training.max_length is None
+
+
+# What a row of the paper's tables 4 to 7 differs in from the paper's own run, by the stage that it changes.
+OURS = {"head_type": "dpt_light", "feature_source": "vit+llm", "canonical_focal_length": 1000.0}
+ROWS: dict[str, tuple[int, dict[str, Any]]] = {
+    "table4_mlp": (1, {"head_type": "mlp", "feature_source": "llm_final"}),
+    "table4_mlp_multiscale": (1, {"head_type": "mlp"}),
+    "table4_dpt": (1, {"head_type": "dpt"}),
+    "table5_vit": (1, {"feature_source": "vit"}),
+    "table5_llm": (1, {"feature_source": "llm"}),
+    "table6_stage2_only": (2, {"model_name_or_path": "Qwen/Qwen3-VL-4B-Instruct"}),
+    "table6_unfrozen_vit": (2, {"trainable": ["all"]}),
+    "table7_raw": (1, {"dataset_generator": "depthvlm.benchmark.raw_rows:rows"}),
+    "table7_fc800": (1, {"canonical_focal_length": 800.0}),
+    "table7_fc1200": (1, {"canonical_focal_length": 1200.0}),
+}
+
+
+def test_there_is_a_file_for_every_row_of_the_ablations():
+    assert {path.stem for path in ABLATIONS.iterdir()} == ROWS.keys()
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_an_ablation_changes_its_one_thing_and_nothing_else(row):
+    """Alone in TRL's parser, and after its stage as the command combines them."""
+    stage, differs = ROWS[row]
+    alone = parse(f"ablations/{row}.yaml")
+    given = find_recipes(["--config", f"stage{stage}.yaml", "--config", f"ablations/{row}.yaml", *NAMED_BY_USER])
+    *combined, _ = make_parser().parse_args_and_config([*given, "--use_cpu", "true"], return_remaining_strings=True)
+    keys = yaml.safe_load((ABLATIONS / f"{row}.yaml").read_text())
+    for arguments, its, stages in zip(combined, alone, parse(f"stage{stage}.yaml"), strict=True):
+        for name, value in vars(arguments).items():
+            if name not in ("logging_dir", "run_name"):
+                assert str(value) == str(vars(its if name in keys else stages)[name]), name
+    values = {name: value for arguments in combined for name, value in vars(arguments).items()}
+    kwargs = dict(values["model_init_kwargs"] or {})
+    head = DepthHeadConfig(**kwargs.pop("depth_config", {}))
+    config = DepthVLMConfig(**kwargs)
+    found = values | {key: getattr(head, key) for key in ("head_type", "feature_source")}
+    found["canonical_focal_length"] = config.canonical_focal_length
+    for key, value in (OURS | differs).items():
+        assert found[key] == value, key
 
 
 @pytest.mark.parametrize("recipe", ["stage1.yaml", "stage2.yaml", "stage2_mixed.yaml"])

@@ -230,6 +230,33 @@ def test_a_recipe_is_found_by_its_name_and_a_file_goes_before_it(here, capsys, m
     assert script == ["--config", name]
 
 
+def test_a_second_file_says_what_it_changes_and_the_command_line_goes_before_it(here, capsys):
+    (here / "mine.yaml").write_text(
+        "trainable: [head, llm]\nmax_steps: 7\nseed: 4\nbf16: false\nnum_processes: 2\n"
+        "model_init_kwargs: {depth_config: {head_type: mlp}, note: a b}\n"
+    )
+    launcher, script = split_arguments(["--config", "run.yaml", "--seed", "5", "--config", "mine.yaml"])
+    assert launcher == ["--num_processes", "1", "--num_processes", "2"]  # of two, argparse takes the last
+    assert script[:2] == ["--config", "run.yaml"]
+    given = [*script, "--use_cpu", "true"]
+    _, training, *_ = make_parser().parse_args_and_config(given, return_remaining_strings=True)
+    assert training.trainable == ["head", "llm"]
+    assert (training.max_steps, training.seed, training.bf16) == (7, 5, False)
+    assert training.learning_rate == 0.01  # the first file's
+    assert training.model_init_kwargs == {"depth_config": {"head_type": "mlp"}, "note": "a b"}
+    for content in ("datasets: [{path: a}]", "env: {A: b}", "seed:"):
+        (here / "mine.yaml").write_text(content)
+        key = content.partition(":")[0]
+        assert f"`{key}` in mine.yaml cannot be said" in said_by(
+            capsys, "--config", "run.yaml", "--config", "mine.yaml"
+        )
+    (here / "mine.yaml").write_text("a: [1")
+    with pytest.raises(typer.Exit):
+        _command_sft.run(["--config", "run.yaml", "--config", "mine.yaml"])
+    assert "mine.yaml is not YAML" in capsys.readouterr().err
+    assert "no recipe of that name" in said_by(capsys, "--config", "run.yaml", "--config", "../recipes/stage1.yaml")
+
+
 @pytest.mark.parametrize(
     ("name", "file"),
     [

@@ -93,6 +93,7 @@ def ask(page: Page, question: str) -> str:
     page.click("#send")
     page.wait_for_function(f"document.querySelectorAll('#chat .bot.message').length > {before}")
     page.wait_for_selector("#chat [aria-label='Loading response']", state="detached")
+    page.wait_for_selector("#chat .generating", state="detached")  # the reply comes word by word
     return replies.last.inner_text().strip()
 
 
