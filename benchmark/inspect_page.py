@@ -97,8 +97,9 @@ def write_inspection(
     page = (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f"<style>{_STYLE}</style></head><body>\n<h1>{escape(title)}</h1>\n"
-        "<p>Left: the image with its points in metres. Middle: depth in colour, black where there is none. Right: "
-        "depth over the image; edges that do not meet: a wrong projection; metres that cannot be: a wrong scale.</p>\n"
+        "<p>Left: the image with its points in metres. Middle: depth in colour, logarithmic from end to end of its "
+        "bar, black where there is none. Right: depth over the image; edges that do not meet: a wrong projection; "
+        "metres that cannot be: a wrong scale.</p>\n"
     )
     write_atomically(Path(out), page + "\n".join(parts) + "\n</body></html>")
     return statistics

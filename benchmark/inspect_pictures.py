@@ -10,7 +10,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from .picture_labels import draw_labels
 
 PICTURE_WIDTH = 480  # pixels
 LABELLED_POINTS = 12
@@ -104,17 +106,15 @@ def _colored(metres: NDArray[np.float32], low: float, high: float) -> NDArray[np
 
 def _with_points(image: Image.Image, row: dict[str, Any], low: float, high: float) -> Image.Image:
     image = image.copy()
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(12)
+    draw = ImageDraw.Draw(image)
     points = row["points"]
     depth = np.array([[point["depth"] for point in points]], dtype=np.float32)
-    for index, (point, color) in enumerate(zip(points, _colored(depth, low, high)[0].tolist(), strict=True)):
-        x = (point["column"] + 0.5) / row["depth_width"] * image.width
-        y = (point["row"] + 0.5) / row["depth_height"] * image.height
+    across, down = image.width / row["depth_width"], image.height / row["depth_height"]
+    places = [((point["column"] + 0.5) * across, (point["row"] + 0.5) * down) for point in points]
+    for (x, y), color in zip(places, _colored(depth, low, high)[0].tolist(), strict=True):
         draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=tuple(color), outline="white")
-        if index < LABELLED_POINTS:
-            anchor, side = ("lm", 7) if x < image.width * 0.85 else ("rm", -7)
-            label = f"{point['depth']:.2f}"
-            draw.text((x + side, y), label, "white", font, anchor, stroke_width=2, stroke_fill="black")
+    texts = [f"{point['depth']:.2f}" for point in points[:LABELLED_POINTS]]
+    draw_labels(draw, places[:LABELLED_POINTS], texts, image.size)
     return image
 
 

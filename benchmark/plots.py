@@ -12,12 +12,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import metrics
+from .report_numbers import time_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 DISTANCE_EDGES = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0, 40.0, 60.0, 80.0, 120.0, np.inf)
+# Of the labels beside points, in points of type: their size, the distance of two lines, and how far one may reach.
+_LABEL_SIZE, _LABEL_HEIGHT, _LABEL_WIDTH = 7, 8, 90
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d", "#8c564b", "#595959", "#b3b300")
 _RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -156,11 +159,11 @@ def plot_distance(bins: Mapping[str, DistanceBins]) -> bytes:
                 )
         for axes, title in ((left, "delta1"), (right, "abs_rel (answers alone)")):
             axes.set_xticks(range(len(shown)), ticks, fontsize=7.5)
-            axes.set_xlabel("true depth in metres, points")
+            axes.set_xlabel("true depth in metres; below it, scored points")
             axes.set_ylabel(title)
             axes.grid(axis="y", color="#dddddd")
         left.set_ylim(-0.02, 1.02)
-        right.set_ylim(bottom=0)
+        right.set_ylim(bottom=-0.03 * right.get_ylim()[1])  # points at 0 are seen whole
         _below(left, len(bins), place=-0.3)
         return _svg(figure)
 
@@ -174,19 +177,41 @@ def plot_speed(points: Sequence[SpeedPoint]) -> bytes:
             color = "#595959" if point.published else _color(systems.index(point.system))
             face = "white" if point.published else color
             axes.scatter(point.seconds, point.score, 36, facecolors=face, edgecolors=color, linewidths=1.5, zorder=3)
-            place = (point.seconds, point.score)
-            axes.annotate(point.label, place, (6, 3), textcoords="offset points", fontsize=7, color=color)
         handles = [axes.scatter([], [], 36, color=_color(index)) for index in range(len(systems))]
         names = [_legend(system) for system in systems]
         axes.legend(handles, names, loc="upper left", bbox_to_anchor=(0, -0.15), ncols=2, frameon=False)
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.set_ylim(0, 1)
+        axes.xaxis.set_major_formatter(lambda seconds, _: time_text(seconds))
+        axes.set_ylim(-0.03, 1.03)
         axes.margins(x=0.15)
-        axes.set_xlabel("seconds for an image")
+        axes.set_xlabel("time for an image")
         axes.set_ylabel("delta1")
         axes.grid(color="#dddddd")
+        _label_points(axes, points, [_color(systems.index(p.system)) if not p.published else "#595959" for p in points])
         return _svg(figure)
+
+
+def _label_points(axes: Axes, points: Sequence[SpeedPoint], colors: Sequence[str]) -> None:
+    """A label beside each point; of points that lie together, one above the other, in the order of their scores."""
+    order = sorted(range(len(points)), key=lambda index: (points[index].score, points[index].seconds))
+    figure_points = 72 / axes.figure.dpi
+    placed: list[tuple[float, float]] = []
+    for index in order:
+        point = points[index]
+        x, y = axes.transData.transform((point.seconds, point.score)) * figure_points
+        lift = y
+        while any(abs(x - other) < _LABEL_WIDTH and abs(lift - height) < _LABEL_HEIGHT for other, height in placed):
+            lift = max(height for other, height in placed if abs(x - other) < _LABEL_WIDTH) + _LABEL_HEIGHT
+        placed.append((x, lift))
+        axes.annotate(
+            point.label,
+            (point.seconds, point.score),
+            (7, lift - y),
+            textcoords="offset points",
+            fontsize=_LABEL_SIZE,
+            verticalalignment="center",
+            color=colors[index],
+        )
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from .report_model import (
     ReportRow,
     ReportTable,
 )
+from .report_numbers import plain, time_text
 from .report_rows import SetColumn, measured_rows, one_each, seconds_per_image, unique_names
 
 REPORT_TITLE = "DepthVLM-Bench: measured rows beside the paper's"
@@ -146,8 +147,8 @@ def _speed_table(table: PublishedTable, measured: Sequence[Measured]) -> ReportT
             continue
         mark = PARTIAL_MARK if item.partial() else ""
         speed = item.result.speed
-        cells = [Cell(), Cell(), Cell(), Cell(f"{seconds:.3g}s{mark}", seconds)]
-        cells += [Cell(titles.get(item.set_name, item.set_name)), Cell(f"{1 / seconds:.3g}", 1 / seconds)]
+        cells = [Cell(), Cell(), Cell(), Cell(f"{time_text(seconds)}{mark}", seconds)]
+        cells += [Cell(titles.get(item.set_name, item.set_name)), Cell(plain(1 / seconds), 1 / seconds)]
         cells += [Cell(str(speed.get("device") or "-"))]
         name, key = item.system
         rows.append(ReportRow(names[item.system], "measured", tuple(cells), *item.protocol, key, name))

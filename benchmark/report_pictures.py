@@ -7,8 +7,9 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from .picture_labels import draw_labels
 from .report_analysis import PointRow
 
 PICTURE_WIDTH = 420  # pixels
@@ -62,19 +63,20 @@ def build_images(folders: Iterable[str | Path], wanted: Mapping[str, set[str]]) 
 
 def picture_uri(data: bytes, points: Sequence[PointRow]) -> str:
     """
-    A JPEG as a data URI: the image, small, with its points: green within 25 %, red beyond, a grey cross for a failure.
+    A JPEG as a data URI: the image, `PICTURE_WIDTH` wide, with its points: green within 25 %, red beyond, a grey cross
+    for a failure.
 
     Raises:
         OSError: the bytes are no image that Pillow can read.
     """
     with Image.open(io.BytesIO(data)) as opened:
-        scale = min(1.0, PICTURE_WIDTH / opened.width)
-        size = (max(1, round(opened.width * scale)), max(1, round(opened.height * scale)))
+        # Small ones are enlarged, or their points would lie over each other.
+        size = (PICTURE_WIDTH, max(1, round(opened.height * PICTURE_WIDTH / opened.width)))
         across, down = size[0] / opened.width, size[1] / opened.height
         picture = opened.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
-    for point in reversed(points):
-        x, y = (point.place[0] + 0.5) * across - 0.5, (point.place[1] + 0.5) * down - 0.5
+    draw = ImageDraw.Draw(picture)
+    places = [((point.place[0] + 0.5) * across - 0.5, (point.place[1] + 0.5) * down - 0.5) for point in points]
+    for point, (x, y) in reversed(list(zip(points, places, strict=True))):
         if point.answer is None:
             for shift in (-1, 1):
                 draw.line((x - 4, y - 4 * shift, x + 4, y + 4 * shift), fill="white", width=4)
@@ -82,8 +84,7 @@ def picture_uri(data: bytes, points: Sequence[PointRow]) -> str:
                 draw.line((x - 4, y - 4 * shift, x + 4, y + 4 * shift), fill=_FAILED, width=2)
         else:
             draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=_RIGHT if point.right else _WRONG, outline="white")
-        anchor, side = ("lm", 7) if x < size[0] * 0.9 else ("rm", -7)
-        draw.text((x + side, y), str(point.number), "white", font, anchor, stroke_width=2, stroke_fill="black")
+    draw_labels(draw, places, [str(point.number) for point in points], size)
     stream = io.BytesIO()
     picture.save(stream, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"

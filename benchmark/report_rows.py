@@ -126,7 +126,6 @@ def _cell(item: Measured) -> Cell:
 def _average(choice: Mapping[str, Measured], sets: Sequence[SetColumn], label: str, notes: list[str]) -> Cell:
     missing = [column.title for column in sets if column.key not in choice]
     there = [(column.title, choice[column.key]) for column in sets if column.key in choice]
-    there = [(column.title, choice[column.key]) for column in sets if column.key in choice]
     unfinished = [title for title, item in there if not item.result.complete or SCORE not in _metrics(item)]
     if missing or unfinished:
         reasons = [f"not measured: {', '.join(missing)}"] if missing else []

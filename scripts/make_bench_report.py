@@ -3,8 +3,8 @@ Scores depthvlm-nano as a user would, and writes the report that docs/ shows.
 
     python scripts/make_bench_report.py --samples ../shared/data
 
-Held-out synthetic scenes, and, where there are samples of DDAD and nuScenes in their official layout, those too: nano
-has seen no photograph, so its numbers there say what a model of synthetic scenes is worth on them.
+Held-out synthetic scenes, and, where there are samples of real datasets (`sample_layouts.py` says which), those too:
+nano has seen no photograph, so its numbers there say what a model of synthetic scenes is worth on them.
 """
 
 import subprocess
@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from sample_layouts import SOURCES, arrange
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "nano_bench.md"
 SYSTEMS = ("nano", "always-2m")
 
 
 def main(
-    samples: Annotated[Path | None, typer.Option(help="Folder with ddad/ and nuscenes/.")] = None,
+    samples: Annotated[Path | None, typer.Option(help="Folder with ddad/, scannetpp/ and so on.")] = None,
     images: Annotated[int, typer.Option(help="Synthetic scenes.")] = 300,
     out: Annotated[Path, typer.Option(help="The page.")] = DOCS,
 ) -> None:
@@ -30,9 +31,10 @@ def main(
         _bench("build", "synthetic", "--root", ".", "--out", build, "--split", "test", "--num-images", str(images))
         splits = ["test"]
         if samples is not None:
-            _bench("build", "ddad", "--root", str(samples / "ddad"), "--out", build, "--split", "test")
-            _bench("build", "nuscenes", "--root", str(samples / "nuscenes"), "--out", build, "--split", "train")
-            splits.append("train")
+            for source in SOURCES:
+                root, split = arrange(samples, source, Path(folder) / source)
+                _bench("build", source, "--root", str(root), "--out", build, "--split", split)
+                splits += [split] if split not in splits else []
         for split in splits:
             for system in SYSTEMS:
                 _bench("eval", "-p", system, "-d", build, "-o", results, "--split", split)

@@ -25,6 +25,9 @@ from depthvlm.benchmark.scoring import make_task, score_map
 from depthvlm.benchmark.shard_writer import BuildError
 from depthvlm.benchmark.summary import System
 from torch.nn import functional
+from typer.testing import CliRunner
+
+from depthvlm import cli
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +201,15 @@ def test_a_part_of_a_set_is_called_one(toy, tmp_path):
     ]
     whole = evaluate(system(Map()), toy, get_protocol("depthvlm"), tmp_path, limit=16)
     assert whole.complete
+
+
+def test_the_command_calls_a_part_one(build, tmp_path):
+    given = ["bench", "eval", "-p", "always-2m", "-d", str(build), "-o", str(tmp_path)]
+    run = CliRunner().invoke(cli.app, [*given, "--limit", "4"], env={"COLUMNS": "120"})
+    assert run.exit_code == 0, run.output
+    assert "4 of 16, partial" in run.output
+    run = CliRunner().invoke(cli.app, given, env={"COLUMNS": "120"})
+    assert "partial" not in run.output
 
 
 def test_two_processes_score_each_image_once(build, tmp_path):

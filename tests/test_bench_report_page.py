@@ -5,6 +5,7 @@ import io
 import math
 import re
 from html.parser import HTMLParser
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,16 @@ from bench_source import make_toy, open_toy
 from depthvlm.benchmark.build_plan import plan_build
 from depthvlm.benchmark.builder import run_build
 from depthvlm.benchmark.eval_sets import EvalSet
-from depthvlm.benchmark.plots import BarSeries, SpeedPoint, bin_by_distance, plot_bars, plot_distance, plot_speed
+from depthvlm.benchmark.picture_labels import label_corners
+from depthvlm.benchmark.plots import (
+    BarSeries,
+    SpeedPoint,
+    _label_points,
+    bin_by_distance,
+    plot_bars,
+    plot_distance,
+    plot_speed,
+)
 from depthvlm.benchmark.predictors.simple import Constant, Oracle
 from depthvlm.benchmark.protocol import PROTOCOLS, get_protocol
 from depthvlm.benchmark.report import build_report
@@ -28,11 +38,13 @@ from depthvlm.benchmark.report_analysis import (
     worst_points,
 )
 from depthvlm.benchmark.report_inputs import read_inputs
+from depthvlm.benchmark.report_numbers import plain, time_text
 from depthvlm.benchmark.report_page import to_page
 from depthvlm.benchmark.report_pictures import picture_uri
 from depthvlm.benchmark.results import ImageResult, lines_path
 from depthvlm.benchmark.runner import evaluate
 from depthvlm.benchmark.summary import System
+from matplotlib.figure import Figure
 from PIL import Image
 from toy_results import make
 from typer.testing import CliRunner
@@ -177,6 +189,41 @@ class TestWorst:
         assert picture[50, 300].argmax() == 0
         assert picture[10, 10].argmax() == 2
 
+    def test_small_pictures_are_enlarged(self):
+        stream = io.BytesIO()
+        Image.new("RGB", (84, 40), "blue").save(stream, "PNG")
+        uri = picture_uri(stream.getvalue(), worst_points(ImageResult("a", {}, 1, 0, {}, [1.0], [3.0], [(20, 10)]), 9))
+        picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))), dtype=int)
+        assert picture.shape == (200, 420, 3)
+        assert picture[52, 102].argmax() == 0  # five times the size: the middle of the pixel 20, 10
+
+
+class TestLabels:
+    def test_sides(self):
+        """In a picture of 100x60: to the right, to the left at the right border, inside at the upper border."""
+        corners = label_corners([(20, 30), (95, 30), (20, 1)], [(10, 8)] * 3, (100, 60))
+        assert corners == [(27, 26), (78, 26), (27, 0)]
+
+    def test_none_lies_over_another(self):
+        points = [(50.0, 40.0), (52.0, 41.0), (48.0, 42.0), (51.0, 38.0)]
+        corners = label_corners(points, [(12, 8)] * 4, (100, 80))
+        for (left, top), (other_left, other_top) in combinations(corners, 2):
+            assert abs(left - other_left) >= 12 or abs(top - other_top) >= 8
+
+    def test_larger_than_the_picture(self):
+        assert label_corners([(5, 5)], [(40, 20)], (10, 10)) == [(0, 0)]
+
+
+class TestNumbers:
+    def test_times(self):
+        seconds = (13 * 3600.0, 2.484, 0.42, 0.0621, 1.05e-4, 9.48e-5, 1e-6)
+        assert [time_text(each) for each in seconds] == [
+            *("46,800s", "2.48s", "0.42s", "62.1ms", "0.105ms", "94.8µs", "1µs")
+        ]
+
+    def test_rates(self):
+        assert [plain(each) for each in (10_554.0, 16.1, 4.0, 0.002, 0.99999)] == ["10,600", "16.1", "4", "0.002", "1"]
+
 
 class TestPlots:
     def test_what_the_bars_show(self, tmp_path):
@@ -222,6 +269,15 @@ class TestPlots:
             assert svg == draw()
             assert b"<dc:date>" not in svg
             assert re.search(rb"<svg [^>]*viewBox=", svg)
+
+    def test_labels_of_points_that_lie_together(self):
+        """A line of type of 7 points is 8 high: the second of two equal points has its label that much higher."""
+        points = [SpeedPoint(name, name, 1.0, 0.5) for name in "AB"] + [SpeedPoint("C", "C", 1000.0, 0.5)]
+        figure = Figure(figsize=(8, 4))
+        axes = figure.subplots()
+        axes.set(xscale="log", xlim=(0.1, 10_000), ylim=(0, 1))
+        _label_points(axes, points, ["black"] * 3)
+        assert [label.xyann for label in axes.texts] == [(7, 0), (7, pytest.approx(8)), (7, 0)]
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from depthvlm.benchmark.error_sums import ErrorSums
 from depthvlm.benchmark.metrics import MetricAccumulator, delta1
 from depthvlm.benchmark.point_clouds import ray_factors
 from depthvlm.benchmark.point_coordinates import point_pixels, published_truth
@@ -21,6 +22,25 @@ class TestProtocol:
         assert len({protocol.hash() for protocol in PROTOCOLS.values()}) == 7
         with pytest.raises(ValueError, match=f"Unknown protocol 'nyu': choose one of {names}"):
             get_protocol("nyu")
+
+    @pytest.mark.parametrize(
+        ("name", "points", "scored", "clip", "aggregation", "coordinates", "seed"),
+        [
+            ("depthvlm", 10, (None, None), False, "images", "depth", 0),
+            ("depthvlm-published", 10, (None, None), False, "images", "published", 0),
+            ("depthlm", 10, (None, None), False, "pixels", "depth", 42),
+            ("nyu-eigen", None, (1e-3, 10), True, "images", "depth", 0),  # BTS: min and max_depth_eval
+            ("kitti-garg", None, (1e-3, 80), True, "images", "depth", 0),
+            ("kitti-eigen", None, (1e-3, 80), True, "images", "depth", 0),
+            ("dense", None, (None, None), False, "images", "depth", 0),
+        ],
+    )
+    def test_fields_of_the_presets(self, name, points, scored, clip, aggregation, coordinates, seed):
+        preset = PROTOCOLS[name]
+        assert (preset.points, (preset.min_depth, preset.max_depth), preset.clip) == (points, scored, clip)
+        assert (preset.aggregation, preset.coordinates, preset.seed) == (aggregation, coordinates, seed)
+        assert (preset.alignment, preset.depth_type) == ("none", "z")
+        assert preset.crop == (name if name in ("nyu-eigen", "kitti-garg", "kitti-eigen") else None)
 
     def test_hash_is_of_the_fields(self):
         fields = {
@@ -128,6 +148,32 @@ class TestMasks:
         assert get_protocol("kitti-garg").valid_mask(truth).sum() == (371 - 153 - 1) * (1197 - 44)
         with pytest.raises(ValueError, match=r"needs a truth \(H, W\), got the shape \(4,\)"):
             get_protocol("kitti-garg").valid_mask(np.ones(4))
+
+
+class TestByHand:
+    """Whole maps under the dense presets: which pixels count, and what a prediction beyond the range becomes."""
+
+    @pytest.mark.parametrize(
+        ("name", "size", "pixels", "far"),
+        [
+            # Rows 45 to 470 and columns 41 to 600, without two rows whose truth is a bound.
+            ("nyu-eigen", (480, 640), (426 - 2) * 560, 10),
+            # Rows 153 to 370, or 124 to 341; columns 44 to 1196.
+            ("kitti-garg", (375, 1242), (218 - 2) * 1153, 80),
+            ("kitti-eigen", (375, 1242), (218 - 2) * 1153, 80),
+        ],
+    )
+    def test_crop_range_and_clip(self, name, size, pixels, far):
+        truth = np.full(size, far - 1.0)
+        truth[200], truth[201] = far, 1e-3
+        truth[0], truth[:, 0] = 1.0, 1.0  # outside of the crop
+        prediction = np.full(size, 500.0)
+        prediction[210, 100] = -3.0  # a failure is not moved into the range
+        sums = ErrorSums.of(*get_protocol(name).prepare(prediction, truth))
+        assert (sums.pixels, sums.failures) == (pixels, 1)
+        # 500 m counts as 10 or 80 m, for 9 or 79.
+        assert sums.metrics()["abs_rel"] == pytest.approx(1 / (far - 1))
+        assert sums.metrics()["delta1"] == pytest.approx((pixels - 1) / pixels)
 
 
 class TestPrepare:
