@@ -9,19 +9,29 @@ from rich.table import Table
 from .benchmark.predictors import PREDICTORS, PREFIXES, Row, can_run
 from .benchmark.sources import source_class, source_names
 
+_PIPE_WIDTH = 200
+
 
 def run(console: Console | None = None) -> None:
     """Print it. Nothing is loaded, and nothing is asked of the network."""
-    console = console or Console(highlight=False)
+    if console is None:
+        console = Console(highlight=False)
+        if not console.is_terminal:  # a file or a pipe has no width: 80 columns would fold every cell
+            console.width = _PIPE_WIDTH
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("row", no_wrap=True)
-    for title in ("system", "kind", "needs", "runs here"):
+    for title in ("system", "kind", "tables", "needs", "runs here"):
         table.add_column(title, overflow="fold")
     for key, row in PREDICTORS.items():
         able, remark = can_run(row)
         here = f"{'yes' if able else 'no'}: {remark}" if remark else "yes"
-        table.add_row(key, escape(row.name), row.kind, needs(row), escape(here))
+        tables = ", ".join(map(str, row.tables)) or "-"
+        table.add_row(key, escape(row.name), row.kind, tables, needs(row), escape(here))
     console.print(table)
+    console.print(
+        "\nTables: of the paper. Table 3's scores come from lmms-eval (docs/lmms_eval.md), not from `bench eval`.",
+        soft_wrap=True,
+    )
     console.print("\nBesides:")
     for prefix in PREFIXES.values():
         console.print(f"  {prefix}", soft_wrap=True)

@@ -6,6 +6,7 @@ import toy_vlms
 from depthvlm.benchmark.answers import ARROW_PROMPT
 from depthvlm.benchmark.arrow import draw_arrow
 from depthvlm.benchmark.predictor import Example
+from depthvlm.benchmark.predictors.arrow_vlm import ArrowVLM
 from depthvlm.benchmark.predictors.depthlm import DepthLM
 from PIL import Image
 
@@ -74,6 +75,14 @@ def test_the_model_is_asked_about_that_image(depthlm, monkeypatch):
     # 32.5 * 1.5 = 48.75 and 24.5 * 1.5 = 36.75
     drawn = draw_arrow(one.image.resize((96, 72), bicubic), (48, 36), 5).resize((96, 80), bicubic)
     np.testing.assert_allclose(seen, np.asarray(drawn), atol=1e-3)
+
+
+def test_its_base_is_asked_through_the_same_template(tmp_path):
+    """The row pixtral-12b: a plain `ArrowVLM`, whose question must not get lost in Pixtral's template."""
+    base = ArrowVLM(toy_vlms.pixtral(tmp_path), dtype="float32", device="cpu", max_new_tokens=1)
+    [question] = base.questions(example((64, 48), 500.0, [[32.0, 24.0]]))
+    asked = base.processor.apply_chat_template([base._messages(question)], tokenize=False)
+    assert asked == [f"[INST]<|image_pad|>{ARROW_PROMPT}[/INST]"]
 
 
 def test_a_focal_length_that_is_none():

@@ -18,7 +18,7 @@ from rich.console import Console
 from depthvlm import _command_bench_list
 
 
-@pytest.mark.parametrize("number", [1, 2, 8])
+@pytest.mark.parametrize("number", [1, 2, 3, 8])
 def test_every_system_of_the_tables_is_a_row(number):
     listed = {row.name for row in published_table(number).rows()}
     assert listed == {row.name for row in PREDICTORS.values() if number in row.tables}
@@ -208,7 +208,9 @@ def test_the_list_shows_every_row_and_asks_nobody(monkeypatch):
     first_words = [line.split()[0] for line in lines if line.strip()]
     assert set(PREDICTORS) < set(first_words)
     shown = {key: next(line for line in lines if line.split()[:1] == [key]) for key in PREDICTORS}
-    assert shown["always-2m"].split()[-3:] == ["dense", "-", "yes"]
+    assert shown["always-2m"].split()[-4:] == ["dense", "1", "-", "yes"]
+    assert shown["oracle"].split()[-4:] == ["points", "-", "-", "yes"]
+    assert shown["depthvlm-4b"].split()[3:7] == ["1,", "2,", "3,", "8"]
     assert "OPENAI_API_KEY" in shown["gpt-4o"]
     assert shown["gpt-4o"].split()[-1] == "yes"
     assert "secret" not in out.getvalue()

@@ -93,6 +93,7 @@ class ArrowVLM(PointPredictor):
         hub: Any = {"revision": revision, "trust_remote_code": trust_remote_code}
         config = _load_config(model, **hub)
         self.processor = _load_processor(model, config, **hub)
+        self._is_pixtral = getattr(getattr(config, "vision_config", None), "model_type", "") == "pixtral"
         self._takes_cameras = hasattr(self.processor.image_processor, "canonical_focal_length")
         self.processor.tokenizer.padding_side = "left"
         if self.processor.tokenizer.pad_token is None:
@@ -159,7 +160,10 @@ class ArrowVLM(PointPredictor):
         return [{"role": "system", "content": [{"type": "text", "text": DEPTH_SYSTEM_PROMPT}]}, user]
 
     def _content(self, question: Question) -> list[dict[str, Any]]:
-        return [{"type": "image", "image": question.image}, {"type": "text", "text": self.prompt}]
+        text: dict[str, Any] = {"type": "text", "text": self.prompt}
+        if self._is_pixtral:
+            text["content"] = self.prompt  # the name that Pixtral's chat template looks for
+        return [{"type": "image", "image": question.image}, text]
 
     def _cameras(self, questions: Sequence[Question]) -> dict[str, Any]:
         """What DepthVLM's processor takes beside the images: the centre of the first pixel is at (0.5, 0.5) there."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from ..answers import ARROW_PROMPT
 from ..arrow import resize_image
@@ -70,7 +70,3 @@ class DepthLM(ArrowVLM):
         scale = self.focal_length / example.intrinsics[0]
         size = (max(1, int(example.image.width * scale)), max(1, int(example.image.height * scale)))
         return self._questions(example, resize_image(example.image, size))
-
-    def _content(self, question: Question) -> list[dict[str, Any]]:
-        image, text = super()._content(question)
-        return [image, {**text, "content": self.prompt}]  # the name that Pixtral's chat template looks for

@@ -1,4 +1,4 @@
-"""Every system of the paper's tables 1, 2 and 8 as data: which class runs it, with what, and what that needs."""
+"""Every system of the paper's tables 1, 2, 3 and 8 as data: which class runs it, with what, and what that needs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Row:
         kind: "dense", one map an image, or "points", one answer in words a point.
         kwargs: of the class.
         requirement: packages, environment variables and GPU memory.
-        tables: of the paper in which it stands; none for a variant.
+        tables: of the paper in which it stands; none for a variant. Table 3 is filled by lmms-eval, not by this row.
         weights: Hub name or folder of its checkpoint, or "torch.hub:FILE"; "" where it has none on this machine.
         required_options: keyword arguments that have no right default and must be given.
     """
@@ -92,8 +92,8 @@ def _depth_anything_3(model: str, name: str, tables: tuple[int, ...] = (), gpu_g
     return Row(name, target("depth_anything_3", "DepthAnything3"), "dense", {"model": model}, needs, tables, model)
 
 
-def _vlm(model: str, name: str, gpu_gib: float) -> Row:
-    return Row(name, VLM, "points", {"model": model}, Requirement(gpu_gib=gpu_gib), (1,), model)
+def _vlm(model: str, name: str, gpu_gib: float, tables: tuple[int, ...] = (1,)) -> Row:
+    return Row(name, VLM, "points", {"model": model}, Requirement(gpu_gib=gpu_gib), tables, model)
 
 
 def _api(model: str, name: str, **kwargs: Any) -> Row:
@@ -115,8 +115,8 @@ PREDICTORS: dict[str, Row] = {
     "oracle": Row("Oracle", target("simple", "Oracle"), "points"),
     # Ours.
     "nano": Row("depthvlm-nano", OURS),
-    "depthvlm-4b": _ours("JonnyYu828/DepthVLM-4B", "Ours-4B", (1, 2, 8), 12),
-    "depthvlm-8b": _ours("JonnyYu828/DepthVLM-8B", "Ours-8B", (1, 2), 21),
+    "depthvlm-4b": _ours("JonnyYu828/DepthVLM-4B", "Ours-4B", (1, 2, 3, 8), 12),
+    "depthvlm-8b": _ours("JonnyYu828/DepthVLM-8B", "Ours-8B", (1, 2, 3), 21),
     # Pure vision models, table 2. Where the paper does not say which checkpoint, the one it most likely means.
     "zoedepth": _pipeline("Intel/zoedepth-nyu-kitti", "ZoeDepth"),
     "depth-pro": _pipeline("apple/DepthPro-hf", "Depth Pro", focal_length="given"),
@@ -145,8 +145,8 @@ PREDICTORS: dict[str, Row] = {
     # VLMs that are asked in words, table 1.
     "gpt-4o": _api("gpt-4o", "GPT-4o"),
     "gpt-5.5": _api("gpt-5.5", "GPT-5.5", **_REASONING),
-    "qwen3-vl-4b": _vlm("Qwen/Qwen3-VL-4B-Instruct", "Qwen3-VL-4B", 11),
-    "qwen3-vl-8b": _vlm("Qwen/Qwen3-VL-8B-Instruct", "Qwen3-VL-8B", 20),
+    "qwen3-vl-4b": _vlm("Qwen/Qwen3-VL-4B-Instruct", "Qwen3-VL-4B", 11, (1, 3)),
+    "qwen3-vl-8b": _vlm("Qwen/Qwen3-VL-8B-Instruct", "Qwen3-VL-8B", 20, (1, 3)),
     "qwen3-vl-32b": _vlm("Qwen/Qwen3-VL-32B-Instruct", "Qwen3-VL-32B", 72),
     "internvl3.5-8b": _vlm("OpenGVLab/InternVL3_5-8B-HF", "InternVL3.5-8B", 20),
     "internvl3.5-14b": _vlm("OpenGVLab/InternVL3_5-14B-HF", "InternVL3.5-14B", 34),
@@ -173,14 +173,24 @@ PREDICTORS: dict[str, Row] = {
         (1,),
         "a8cheng/SpatialRGPT-VILA1.5-8B",
     ),
-    # VLMs that were trained to measure, tables 1 and 8.
+    # DepthLM's base, of table 3 alone.
+    "pixtral-12b": Row(
+        "Pixtral-12B",
+        VLM,
+        "points",
+        {"model": "mistral-community/pixtral-12b"},
+        Requirement(packages=("torchvision",), gpu_gib=28, install="pip install torchvision"),
+        (3,),
+        "mistral-community/pixtral-12b",
+    ),
+    # VLMs that were trained to measure, tables 1, 3 and 8.
     "depthlm-12b": Row(
         "DepthLM-12B",
         target("depthlm", "DepthLM"),
         "points",
         {"model": "facebook/DepthLM"},
         Requirement(packages=("torchvision",), gpu_gib=28, install="pip install torchvision"),
-        (1, 8),
+        (1, 3, 8),
         "facebook/DepthLM",
     ),
     "youtu-vl-4b": Row(
