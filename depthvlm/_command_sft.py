@@ -193,7 +193,8 @@ def _bundled(folder: str, name: str) -> Path | None:
 
 
 def _names(folder: str) -> list[str]:
-    return sorted(path.relative_to(_folder(folder)).as_posix() for path in _folder(folder).rglob("*.yaml"))
+    names = (path.relative_to(_folder(folder)).as_posix() for path in _folder(folder).rglob("*.yaml"))
+    return sorted(names, key=lambda name: ("/" in name, name))
 
 
 def _folder(name: str) -> Path:
