@@ -296,12 +296,13 @@ class DepthVLMForConditionalGeneration(  # type: ignore[misc]
         maps = feature_maps(self.config, vision, states, image_mask, [height * width for height, width in grids])
         return run_depth_head(self.depth_head, maps, grids, focal_scale)
 
-    def zero_from_head(self) -> Tensor:
-        """Zero, with the whole head in its graph."""
+    def zero_from_head(self, vit: bool = False, llm: bool = False) -> Tensor:
+        """Zero, with the whole head in its graph; with maps that ask for gradients as a trained ViT's or LLM's do."""
         weight = self.depth_head.norm.weight
-        token = weight.new_zeros(1, 1, self.config.text.hidden_size)  # a sharded weight has no width of its own
-        maps = 1 if self.config.head.feature_source == "llm_final" else 4
-        return self.depth_head([token] * maps, (1, 1)).sum() * 0
+        asked = {"vit+llm": [vit] * 3 + [llm], "vit": [vit] * 4, "llm": [llm] * 4, "llm_final": [llm]}
+        width = self.config.text.hidden_size  # a sharded weight has no width of its own
+        maps = [weight.new_zeros(1, 1, width, requires_grad=one) for one in asked[self.config.head.feature_source]]
+        return self.depth_head(maps, (1, 1)).sum() * 0
 
 
 def _damaged_files(folder: str | os.PathLike | None) -> str:

@@ -127,10 +127,13 @@ def add_depth_forward(
         scale = depth_targets.focal_scale
         zero: Tensor | float = 0.0
         prediction: list[Tensor] | None = None
+        asked: dict[str, bool] = {}
         if text:
             if sharded and not has_images:
                 zero = _zero_from_vision(self)  # first, as the ViT is where there are images
             outputs, prediction = self.run_backbone(has_images, focal_scale=scale, **kwargs)
+            trained = any(p.requires_grad for p in self.model.visual.parameters())
+            asked = {"vit": trained and torch.is_grad_enabled(), "llm": outputs.last_hidden_state.requires_grad}
         else:
             kwargs.pop("use_cache", None)
             if has_images:
@@ -139,7 +142,7 @@ def add_depth_forward(
                 prediction = self.depth_from_frozen_backbone(**_smallest_image(self))
         # The head runs once for every size of image; where there are fewer, it runs on nothing.
         for _ in range(depth_targets.head_runs - len({image.shape for image in prediction or ()})):
-            zero = zero + self.zero_from_head()
+            zero = zero + self.zero_from_head(**asked)
         if not has_images and prediction:
             zero, prediction = zero + 0.0 * prediction[0].sum(), None
         output = JointOutput()

@@ -3,6 +3,7 @@
 from typing import Any
 
 from transformers import set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl.trainer.utils import create_model_from_path
 
 from ..modeling_depthvlm import DepthVLMForConditionalGeneration
@@ -30,6 +31,9 @@ def load_model(name: str, args: DepthSFTConfig, quantization_config: Any = None)
         options["device_map"] = None
     options.pop("trust_remote_code", None)  # the class is at hand: no remote code is needed
     model: Any = create_model_from_path(name, architecture=DepthVLMForConditionalGeneration, **options)  # type: ignore
+    if is_deepspeed_zero3_enabled():
+        # There transformers (5.23) keeps renamings of old checkpoints that this one never needed, and saves by them.
+        model._weight_conversions = []
     return model
 
 
