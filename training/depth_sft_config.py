@@ -23,7 +23,7 @@ class DepthSFTConfig(SFTConfig):
         default=None,
         metadata={
             "help": "Longest sequence in tokens; longer ones are cut, which is an error where it would cut an image. "
-            "None: nothing is cut."
+            "None: nothing is cut, and `packing` packs to TRL's 1024."
         },
     )
 
