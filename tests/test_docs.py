@@ -150,7 +150,6 @@ def check_ablations(folder: Path) -> None:
         "mlp-multi-stage1": ("mlp", "vit+llm"),
         "dpt-stage1": ("dpt", "vit+llm"),
         "dpt-stage2": ("dpt", "vit+llm"),
-        "stage1": ("dpt_light", "vit+llm"),
         "vit-stage1": ("dpt_light", "vit"),
         "llm-stage1": ("dpt_light", "llm"),
         "llm-stage2": ("dpt_light", "llm"),
@@ -158,7 +157,7 @@ def check_ablations(folder: Path) -> None:
     for name, expected in heads.items():
         head = json.loads((folder / name / "config.json").read_text())["depth_config"]
         assert (head["head_type"], head["feature_source"]) == expected, name
-    for name, focal_length in {"fc800-stage1": 800, "fc1200-stage1": 1200, "stage1": 1000}.items():
+    for name, focal_length in {"fc800-stage1": 800, "fc1200-stage1": 1200, "vit-stage1": 1000}.items():
         config = json.loads((folder / name / "config.json").read_text())
         processor = json.loads((folder / name / "processor_config.json").read_text())
         assert config["canonical_focal_length"] == focal_length
