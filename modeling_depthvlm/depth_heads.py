@@ -204,7 +204,7 @@ class DPTDepthHead(DepthHead):
         height, width = grid
         x = self.scratch([self._level(level, tokens, grid) for level, tokens in enumerate(features)])
         convolution, *rest = self.scratch.output_conv2
-        x = convolve_upsampled(x, convolution, (height * self.stride, width * self.stride))
+        x = convolve_upsampled(x, cast(nn.Conv2d, convolution), (height * self.stride, width * self.stride))
         for layer in rest:
             x = layer(x)
         return F.softplus(x)[:, 0]

@@ -1,6 +1,6 @@
 """The rows of an evaluation over several ranks: as many for each, and those that fill the last batches marked."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -101,15 +101,21 @@ class EvaluationMixin(Trainer):
             eval_dataset = prepare_eval(eval_dataset, self.args)
         return super().evaluate(eval_dataset, *args, **kwargs)
 
-    def _get_dataloader(  # type: ignore[override]  # of its parameters none but these two matters here
-        self, dataset: Any, description: str, *args: Any, is_training: bool = False, **kwargs: Any
+    def _get_dataloader(
+        self,
+        dataset: Any,
+        description: str,
+        batch_size: int,
+        sampler_fn: Callable[[Any], Sampler] | None = None,
+        is_training: bool = False,
+        dataloader_key: str | None = None,
     ) -> DataLoader:
         if self.depth_enabled and not is_training and self._rows_at_once() > 0:
             if isinstance(dataset, torch.utils.data.IterableDataset):
                 dataset = EvaluationStream(dataset, self._rows_at_once())
             else:
                 dataset = EvaluationRows(self._remove_unused_columns(dataset, description))
-        return super()._get_dataloader(dataset, description, *args, is_training=is_training, **kwargs)
+        return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         if not isinstance(eval_dataset, EvaluationRows):
