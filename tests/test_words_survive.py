@@ -33,6 +33,7 @@ def train(model: str, folder: Path, data: Any, steps: int, **changes: Any) -> De
     values = {
         "optim": "adamw_torch",
         "learning_rate": 3e-3,
+        "lr_scheduler_type": "cosine",  # at a constant rate the last steps, and so rounding, decide a letter
         "max_steps": steps,
         "max_grad_norm": 1.0,
         "per_device_train_batch_size": 6,
@@ -93,7 +94,7 @@ def test_constant_replies_alone_overwrite_every_answer(taught: str, probe: str, 
 def test_general_rows_in_the_mixture_keep_them(taught: str, probe: str, tmp_path: Path) -> None:
     # The share of stage2_mixed.yaml: three rows in ten are general.
     data = concatenate_datasets([toy_dataset(depth_rows(14)), toy_dataset(general_rows())])
-    trainer = train(taught, tmp_path, data, 60, text_probe=probe)
+    trainer = train(taught, tmp_path, data, 120, text_probe=probe)
     assert replies(trainer, taught) == ANSWERS
     trainer.eval_dataset = trainer.train_dataset
     numbers = trainer.evaluate()
