@@ -34,7 +34,7 @@ DOWNLOADS = {
 NANO_NOTE = (
     f"**{BUNDLED_MODEL}** is the toy that comes with the package: 5 M parameters, trained on rendered rooms and "
     "streets alone. Its metres and its answers hold for pictures like the samples, not for photographs, and it knows "
-    "few kinds of questions (\"What color is the crate?\"). Trained checkpoints run in this same page: "
+    'few kinds of questions ("What color is the crate?"). Trained checkpoints run in this same page: '
     "`depthvlm demo --model NAME`."
 )
 QUESTIONS = {

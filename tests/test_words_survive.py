@@ -51,7 +51,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("taught")
     checkpoint = save_toy_checkpoint(folder / "toy")
     data = toy_dataset(general_rows())
-    train(str(checkpoint), folder / "out", data, 150, depth_loss_weight=0.0, use_depth_collator=True)
+    train(str(checkpoint), folder / "out", data, 300, depth_loss_weight=0.0, use_depth_collator=True)
     return str(folder / "out")
 
 
