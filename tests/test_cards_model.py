@@ -59,7 +59,7 @@ def test_every_field(checkpoint: Path, tmp_path: Path) -> None:
     loaded = ModelCard.load(tmp_path / "README.md")
     assert str(loaded) == str(card)  # the metadata goes through YAML and back
     data = loaded.data
-    assert data.library_name == "transformers"
+    assert data["library_name"] == "transformers"
     assert data.pipeline_tag == "depth-estimation"
     assert data.base_model == "Qwen/Qwen3-VL-4B-Instruct"
     assert data["base_model_relation"] == "finetune"
@@ -179,7 +179,7 @@ def test_an_adapter(checkpoint: Path, tmp_path: Path) -> None:
     settings = {"peft_type": "LORA", "base_model_name_or_path": "you/depthvlm-4b"}
     (folder / "adapter_config.json").write_text(json.dumps(settings))
     card = make_model_card(folder, "you/lora")
-    assert (card.data.library_name, card.data.base_model) == ("peft", "you/depthvlm-4b")
+    assert (card.data["library_name"], card.data.base_model) == ("peft", "you/depthvlm-4b")
     assert card.data["base_model_relation"] == "adapter"
     assert 'from_pretrained("you/depthvlm-4b", dtype="auto")' in card.text
     assert 'PeftModel.from_pretrained(base, "you/lora")' in card.text

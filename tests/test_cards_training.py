@@ -133,7 +133,7 @@ def test_an_adapter_on_an_earlier_run(stage1: Path, tmp_path: Path) -> None:
     assert second["trained"] == ["head", "llm"]
     for folder in ("lora", "lora/checkpoint-1"):  # where PEFT has written a card with the local path of the base
         card = ModelCard.load(tmp_path / folder / "README.md")
-        assert (card.data.library_name, card.data.base_model) == ("peft", None)
+        assert (card.data["library_name"], card.data.base_model) == ("peft", None)
         assert "private" not in card.content
         assert "PeftModel.from_pretrained" in card.text
 
