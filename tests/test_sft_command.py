@@ -1,25 +1,22 @@
 """`depthvlm sft`: every option of `trl sft` and our own, split between launcher and script, down to a real run."""
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import typer
 from conftest import REPOSITORY
-from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
 from depthvlm.hub_cards.push_files import select_checkpoint_files
-from depthvlm.training.sft import ArgumentError, DepthScriptArguments, check_arguments, load_data, make_parser
+from depthvlm.training.sft import make_parser
 from loopback_hub import LoopbackHub
 from loopback_repos import Token
 from safetensors.torch import load_file
 from toy_checkpoint import save_toy_checkpoint
-from toy_training import toy_rows
+from toy_training import save_toy_lines
 from trl.scripts.sft import make_parser as make_trl_parser
 
 from depthvlm import _command_sft
@@ -33,18 +30,7 @@ def project(tmp_path_factory) -> Path:
     """A folder with a toy checkpoint, RGB-D rows of all kinds, and two YAML files that use them."""
     folder = tmp_path_factory.mktemp("project")
     save_toy_checkpoint(folder / "toy")
-    (folder / "files").mkdir()
-    lines = []
-    for index, row in enumerate(toy_rows(8)):
-        names = {"images": [], "depth": []}
-        for column, values in names.items():
-            for value in row[column] or []:
-                name = None if value is None else f"files/{index}_{column}.png"
-                values.append(name)
-                if value is not None:
-                    value.save(folder / name)
-        lines.append(json.dumps(row | names))
-    (folder / "rgbd.jsonl").write_text("\n".join(lines))
+    save_toy_lines(folder)
     (folder / "run.yaml").write_text(
         "model_name_or_path: toy\ndataset_name: rgbd.jsonl\noutput_dir: out\ntrainable: [head+llm]\n"
         "learning_rate: 0.01\n"
@@ -312,91 +298,3 @@ def test_a_script_that_fails_ends_the_command_with_its_code(here):
     with pytest.raises(typer.Exit) as exit_:
         launch(["--num_processes", "1", "--cpu"], ["--config", "run.yaml", "--dataset_train_split", "nosuch"])
     assert exit_.value.exit_code == 2
-
-
-# --- Where the data comes from
-
-
-def arguments(**values: Any) -> tuple[DepthScriptArguments, Any]:
-    return DepthScriptArguments(**values), SimpleNamespace(datasets=[])
-
-
-def mixture(*entries: dict[str, Any], **values: Any) -> tuple[DepthScriptArguments, Any]:
-    from trl import DatasetMixtureConfig
-
-    return DepthScriptArguments(), DatasetMixtureConfig(datasets=list(entries), **values)
-
-
-def test_files_folders_and_saved_data_sets(here, tmp_path):
-    rows = load_dataset("json", data_files="rgbd.jsonl", split="train")
-    (tmp_path / "folder").mkdir()
-    rows.to_parquet(tmp_path / "rows.parquet")
-    rows.to_parquet(tmp_path / "folder" / "train.parquet")
-    rows.save_to_disk(tmp_path / "saved")
-    DatasetDict({"train": rows, "test": rows.select([0])}).save_to_disk(tmp_path / "splits")
-    for name in ("rgbd.jsonl", *(str(tmp_path / name) for name in ("rows.parquet", "folder", "saved", "splits"))):
-        data = load_data(*arguments(dataset_name=name), ["train"])["train"]
-        assert data["messages"] == rows["messages"], name
-    assert len(load_data(*arguments(dataset_name=str(tmp_path / "splits")), ["train", "test"])["test"]) == 1
-    stream = load_data(*arguments(dataset_name="rgbd.jsonl", dataset_streaming=True), ["train"])["train"]
-    assert isinstance(stream, IterableDataset)
-    assert next(iter(stream))["messages"] == rows[0]["messages"]
-
-
-def test_a_mixture_of_files_with_unequal_columns(here, tmp_path):
-    text = [
-        {"messages": [{"role": "user", "content": str(i)}, {"role": "assistant", "content": "so"}]} for i in range(9)
-    ]
-    Dataset.from_list(text).to_json(tmp_path / "text.jsonl")
-    entries = {"path": "rgbd.jsonl", "fraction": 0.8}, {"path": str(tmp_path / "text.jsonl"), "fraction": 0.2}
-    data = load_data(*mixture(*entries), ["train"])["train"]
-    assert len(data) == 8 + 2
-    assert data[9]["depth"] is None
-    assert data[9]["images"] is None
-    assert data[0]["depth"] == ["files/0_depth.png"]
-    parts = load_data(*mixture(*entries, test_split_size=0.2), ["train", "test"])
-    assert {split: len(part) for split, part in parts.items()} == {"train": 8, "test": 2}
-
-
-def test_a_split_that_is_not_there(here):
-    with pytest.raises(ArgumentError, match=r"no split 'test', but 'train'.*--dataset_test_split.*--eval_strategy no"):
-        load_data(*arguments(dataset_name="rgbd.jsonl"), ["train", "test"])
-
-
-GENERATOR = """
-from datasets import Dataset, IterableDataset
-
-def rows(count, split):
-    return Dataset.from_list([{"text": f"{split} {i}"} for i in range(count)])
-
-def stream(split):
-    return IterableDataset.from_generator(lambda: ({"text": split} for _ in range(3)))
-
-def wrong(split):
-    return [1, 2]
-"""
-
-
-def test_data_from_a_function(tmp_path, monkeypatch):
-    (tmp_path / "my_simulator.py").write_text(GENERATOR)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    script, nothing = arguments(dataset_generator="my_simulator:rows", dataset_generator_kwargs='{"count": 2}')
-    assert script.dataset_generator_kwargs == {"count": 2}
-    data = load_data(script, nothing, ["train", "test"])
-    assert data["train"]["text"][:] == ["train 0", "train 1"]
-    assert data["test"]["text"][:] == ["test 0", "test 1"]
-    [data] = load_data(*arguments(dataset_generator="my_simulator:stream"), ["train"]).values()
-    assert [row["text"] for row in data] == ["train"] * 3
-    for generator, reason in {
-        "my_simulator:wrong": "returned a list, expected a datasets.Dataset or IterableDataset",
-        "my_simulator:nosuch": "my_simulator has no function nosuch",
-        "no_simulator:rows": "there is no module no_simulator, neither installed nor in",
-    }.items():
-        with pytest.raises(ArgumentError, match=reason):
-            load_data(*arguments(dataset_generator=generator), ["train"])
-
-
-def test_a_hub_name_is_left_to_datasets():
-    script, nothing = arguments(dataset_name="owner/name")
-    check_arguments(script, SimpleNamespace(model_name_or_path="Qwen/Qwen3-VL-4B-Instruct"), nothing)

@@ -1,5 +1,6 @@
 """Small RGB-D data sets and training settings for the tests of the trainer."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,22 @@ def toy_rows(count: int, start: int = 0) -> list[dict[str, Any]]:
     """Rows of all kinds: two in four with depth, one with an image alone, one of text alone."""
     kinds = [{}, {"depth": False}, {}, {"image": False}]
     return [toy_row(start + i, **kinds[i % 4]) for i in range(count)]
+
+
+def save_toy_lines(folder: Path) -> None:
+    """Eight rows of all kinds as `rgbd.jsonl`, their images and depth maps in `files/`."""
+    (folder / "files").mkdir()
+    lines = []
+    for index, row in enumerate(toy_rows(8)):
+        names: dict[str, list[str | None]] = {"images": [], "depth": []}
+        for column, values in names.items():
+            for value in row[column] or []:
+                name = None if value is None else f"files/{index}_{column}.png"
+                values.append(name)
+                if value is not None:
+                    value.save(folder / name)
+        lines.append(json.dumps(row | names))
+    (folder / "rgbd.jsonl").write_text("\n".join(lines))
 
 
 def toy_dataset(rows: list[dict[str, Any]]) -> Dataset:
