@@ -58,7 +58,7 @@ def convolve_upsampled(x: Tensor, conv: nn.Conv2d, size: tuple[int, int]) -> Ten
     return out.permute(0, 3, 1, 2)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)  # two sizes of image; those of a large one take 20 MB
 def _bands(length: int, upsampled: int) -> Tensor:
     """`(3, upsampled, length)`: what each pixel takes from the map for each tap; beyond the edge there are zeros."""
     identity = torch.eye(length, dtype=torch.float32, device="cpu")

@@ -52,7 +52,7 @@ class MuonFactory:
                 continue
             if parameter.ndim < 2:
                 plain.append(parameter)
-            elif id(parameter) in embeddings or name.rsplit(".", 2)[-2] == "lm_head":
+            elif id(parameter) in embeddings or "lm_head" in name.split("."):
                 others.append(parameter)
             else:
                 matrices.append(parameter)
