@@ -151,8 +151,7 @@ class ArrowVLM(PointPredictor):
             max_new_tokens=self.max_new_tokens,
         )
         new = tokens[:, inputs["input_ids"].shape[1] :]
-        replies = self.processor.batch_decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return [reply.strip() for reply in replies]  # as `predict` gives them
+        return self.processor.batch_decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def _messages(self, question: Question) -> list[dict[str, Any]]:
         user = {"role": "user", "content": self._content(question)}
