@@ -192,7 +192,10 @@ def test_the_bundled_model_answers_as_by_itself(calls):
     drawn = draw_arrow(Image.fromarray(scene.image), (40, 30))
     alone = depthvlm.load(REPOSITORY / "depthvlm" / "nano", device="cpu", dtype="float32")
     own = alone.predict(drawn, focal_length=scene.focal_length, prompt=ARROW_PROMPT, max_new_tokens=8)
-    assert [answer.text for answer in answers] == [prediction.text for prediction in own] != [""]
+    inputs = {name: value for name, value in calls[0].items() if isinstance(value, torch.Tensor)}
+    [said] = [answer.text for answer in answers]
+    assert said == vlm.processor.tokenizer.decode(greedy(vlm, inputs, 8), skip_special_tokens=True)
+    assert [said.strip()] == [prediction.text for prediction in own] != [""]  # `predict` strips what was said
 
 
 @pytest.mark.parametrize(
