@@ -100,7 +100,7 @@ test-oldest:
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install -q "$$(grep '^torch==' constraints.txt)"
 	grep -v '^torch==\|^transformers==' constraints.txt > oldest-constraints.txt
-	.venv-oldest/bin/python -m pip install -q -c oldest-constraints.txt transformers==5.18.0 -e ".[train,bench]" pytest
+	.venv-oldest/bin/python -m pip install -q -c oldest-constraints.txt transformers==5.18.0 -e ".[train,bench,demo]" pytest
 	rm oldest-constraints.txt
 	.venv-oldest/bin/python -m pytest tests/test_remote_code.py tests/test_loading.py tests/test_modeling.py \
 		tests/test_processor.py tests/test_hub_loading.py tests/test_push_files.py tests/test_push_upload.py \
