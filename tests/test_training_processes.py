@@ -92,6 +92,22 @@ def test_two_ranks_equal_one(checkpoint: str, tmp_path: Path, layout: dict[str, 
         assert two["eval"][name] == pytest.approx(numbers[name], abs=1e-5)
 
 
+@pytest.mark.parametrize("layout", [{}, FSDP2], ids=["ddp", "fsdp2"])
+def test_two_ranks_equal_one_with_muon(checkpoint: str, tmp_path: Path, layout: dict[str, Any]) -> None:
+    # FSDP2 gives each rank half of a matrix's rows, and Muon's step needs the whole matrix.
+    changes = {"trainable": ["all"], "max_steps": 2, "shuffle_dataset": False, "muon_learning_rate": 0.01}
+    options = {
+        "model": checkpoint,
+        "out": str(tmp_path / "two"),
+        "lone_depth": True,
+        "settings": {**changes, **layout, "per_device_train_batch_size": 4},
+    }
+    finish(options, processes=2)
+    rows = [toy_row(i, depth=i < 2) for i in range(8)]
+    one = one_process(checkpoint, tmp_path / "one", rows, **changes, per_device_train_batch_size=8)
+    assert_same_weights(tmp_path / "two", one, 1e-6)
+
+
 @pytest.mark.parametrize("trainable", [["all"], ["head"]], ids=["all", "head"])
 @pytest.mark.parametrize(
     ("layout", "stream"),
