@@ -111,7 +111,7 @@ test-lmms:
 	$(PYTHON) -m venv .venv-lmms
 	.venv-lmms/bin/python -m pip install -q torch==2.15.0 torchvision==0.29.2
 	.venv-lmms/bin/python -m pip install -q lmms-eval==0.7.3
-	.venv-lmms/bin/python -m pip install -q -e ".[bench]" pytest
+	.venv-lmms/bin/python -m pip install -q -e ".[bench,video]" pytest
 	.venv-lmms/bin/python -m pytest tests_lmms
 
 # The demo in a headless Chromium: `apt-get install chromium`, or set CHROMIUM to its path.

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from ....processing import DEPTH_SYSTEM_PROMPT
 from ...predictors.ours import DepthVLM as Checkpoint
 from ...predictors.ours import bundled_nano
+from ..videos import read_frames
 
 BUNDLED = "depthvlm-nano"
 _HARNESS_STOP = "\n\n"  # lmms-eval adds it to tasks that name no stop words; its own chat models pass over it too
@@ -122,6 +123,24 @@ class DepthVLM(lmms):
             return messages
         return [{"role": "system", "content": [{"type": "text", "text": self.system_prompt}]}, *messages]
 
+    def _with_frames(
+        self, conversations: list[list[dict[str, Any]]]
+    ) -> tuple[list[list[dict[str, Any]]], list[dict[str, Any]]]:
+        """The same with frames in place of paths, and the metadata of all videos in their order."""
+        found: list[dict[str, Any]] = []
+
+        def decoded(part: dict[str, Any]) -> dict[str, Any]:
+            if part["type"] != "video":
+                return part
+            frames, metadata = read_frames(part["video"], self.num_frames)
+            found.append(metadata)
+            return {"type": "video", "video": frames}
+
+        return [
+            [{**message, "content": [decoded(part) for part in message["content"]]} for message in messages]
+            for messages in conversations
+        ], found
+
     @torch.inference_mode()
     def _reply(self, conversations: list[list[dict[str, Any]]], options: dict[str, Any]) -> list[str]:
         kinds = {part["type"] for messages in conversations for message in messages for part in message["content"]}
@@ -131,7 +150,8 @@ class DepthVLM(lmms):
         if "image" in kinds:
             settings["images_kwargs"] = self.image_options
         if "video" in kinds:
-            settings["videos_kwargs"] = {"do_sample_frames": True, "num_frames": self.num_frames, "fps": None}
+            conversations, metadata = self._with_frames(conversations)
+            settings["videos_kwargs"] = {"do_sample_frames": False, "video_metadata": metadata}
         encoded: Any = self.processor.apply_chat_template(
             conversations,
             add_generation_prompt=True,

@@ -1,0 +1,34 @@
+"""Frames of a video file for the processor, decoded by PyAV, which brings its own FFmpeg."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers.video_utils import VideoMetadata, load_video
+
+
+def read_frames(path: str, num_frames: int) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+    """
+    Evenly spaced frames of a file, the first and the last among them; all where there are fewer than `num_frames`.
+
+    Returns:
+        uint8 frames (frames, H, W, 3), RGB, and their metadata as `video_metadata` of a processor takes it; Qwen3-VL
+        writes the time of each frame into the prompt from it.
+
+    Raises:
+        ValueError: the file does not say how many frames it has, or has fewer than it says.
+    """
+
+    def evenly(metadata: VideoMetadata, **_: Any) -> NDArray[np.int64]:
+        total = metadata.total_num_frames
+        if total < 1:
+            raise ValueError(f"{path} does not say how many frames it has: write it again, as MP4, with `ffmpeg -i`.")
+        return np.linspace(0, total - 1, min(total, num_frames)).round().astype(int)
+
+    frames, metadata = load_video(path, backend="pyav", sample_indices_fn=evenly)
+    if len(frames) != len(metadata.frames_indices):
+        raise ValueError(f"{path} says that it has {metadata.total_num_frames} frames, but ends before: cut off.")
+    known = {name: getattr(metadata, name) for name in ("total_num_frames", "fps", "frames_indices", "duration")}
+    return frames, known
