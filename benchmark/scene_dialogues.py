@@ -5,6 +5,7 @@ Only what can be seen clearly is talked about, and nothing is asked whose answer
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -78,6 +79,28 @@ def object_map(scene: SyntheticScene, rows: int = 6, columns: int = 8) -> str:
     words = [NO_OBJECT, *(_describe(o) for o in scene.objects)]
     addresses = [f"{chr(ord('a') + row)}{column + 1}" for row in range(rows) for column in range(columns)]
     return " ".join(f"{address} {words[i]}" for address, i in zip(addresses, share.argmax(0), strict=True))
+
+
+def positions(
+    scene: SyntheticScene, rng: np.random.Generator, turns: tuple[int, int] = (3, 6), rows: int = 6, columns: int = 8
+) -> list[tuple[str, str]]:
+    """A conversation about where things are, at most `turns[0]` to `turns[1]` questions: which of two is left of the
+    other, each two once, then in which cell of `object_map` the middle of something lies.
+
+    The sides come first, for the cells would tell them.
+    """
+    height, width = scene.depth.shape
+    found, count = _referable(scene), int(rng.integers(turns[0], turns[1], endpoint=True))
+    pairs = [pair for pair in itertools.combinations(found, 2) if _beside(*pair, width)]
+    said = []
+    for index in rng.permutation(len(pairs))[: count // 2]:
+        a, b = pairs[index] if rng.random() < 0.5 else pairs[index][::-1]
+        said.append(_which_side(a, b))
+    for index in rng.permutation(len(found))[: count - len(said)]:
+        column, row = found[index].pixel
+        cell = f"{chr(ord('a') + row * rows // height)}{column * columns // width + 1}"
+        said.append((f"Where is the {_describe(found[index])}?", cell))
+    return said
 
 
 def questions(scene: SyntheticScene, rng: np.random.Generator) -> list[Question]:
@@ -258,11 +281,16 @@ def _farthest(scene: SyntheticScene, rng: np.random.Generator) -> tuple[str, str
 
 
 def _side(scene: SyntheticScene, rng: np.random.Generator) -> tuple[str, str] | None:
-    found, margin = _referable(scene), ASIDE * scene.depth.shape[1]
-    pairs = [(a, b) for a in found for b in found if abs(a.pixel[0] - b.pixel[0]) > margin]
-    if not pairs:
-        return None
-    a, b = _draw(rng, pairs)
+    found = _referable(scene)
+    pairs = [(a, b) for a in found for b in found if _beside(a, b, scene.depth.shape[1])]
+    return _which_side(*_draw(rng, pairs)) if pairs else None
+
+
+def _beside(a: SceneObject, b: SceneObject, width: int) -> bool:
+    return abs(a.pixel[0] - b.pixel[0]) > ASIDE * width
+
+
+def _which_side(a: SceneObject, b: SceneObject) -> tuple[str, str]:
     answer = "left" if a.pixel[0] < b.pixel[0] else "right"
     return f"Is the {_describe(a)} left or right of the {_describe(b)}?", answer
 

@@ -14,7 +14,17 @@ from depthvlm.processing import DEPTH_PROMPT, DEPTH_REPLY, DEPTH_SYSTEM_PROMPT
 from numpy.typing import NDArray
 from PIL import Image
 
-from .scene_dialogues import KINDS, MAP_PROMPT, Question, conversation, object_map, questions
+from .scene_dialogues import (
+    CAPTION_PROMPT,
+    KINDS,
+    MAP_PROMPT,
+    Question,
+    caption,
+    conversation,
+    object_map,
+    positions,
+    questions,
+)
 from .synthetic import SyntheticScene, render_scene
 
 if TYPE_CHECKING:
@@ -23,7 +33,7 @@ if TYPE_CHECKING:
 Split = Literal["train", "test"]
 
 HELD_OUT = 1_000_000_000  # seeds from here on are for evaluation: training never sees them
-ROW_KINDS = ("caption", "question", "depth", "map")
+ROW_KINDS = ("caption", "question", "depth", "map", "position")
 ASPECTS = (4 / 3, 4 / 3, 3 / 2, 16 / 9, 1.0)
 _CELL = 32  # pixels that one image token covers, at the canonical focal length
 
@@ -74,10 +84,11 @@ def training_rows(
         seed: of the first row; the following ones count up.
         focal_length: canonical focal length in pixels of the model that will be trained.
         mix: shares of the kinds of rows: "caption" and "question" hold conversations of `turns` questions, with and
-            without a caption among them; "depth" the method's prompt; "map" a map of the objects. By default
-            1 : 4 : 5 : 0.
+            without a caption among them; "depth" the method's prompt; "map" a map of the objects; "position"
+            up to `turns` questions about where they are (where nothing can be named, the caption). By default
+            1 : 4 : 5 : 0 : 0.
         depth: whether there are depth maps at all.
-        depth_share: share of the captions, questions and maps that have one; rows of kind "depth" always do.
+        depth_share: share of the other kinds of rows that have one; rows of kind "depth" always do.
         reply: whether rows of kind "depth" have the method's constant reply, or end with the prompt.
         turns: least and most questions in a conversation.
         system_share: share of conversations that begin with the method's system prompt.
@@ -172,6 +183,8 @@ def _row(seed: int, recipe: _Recipe) -> dict[str, Any]:
     else:
         if kind == "map":
             said = [(MAP_PROMPT, object_map(scene))]
+        elif kind == "position":
+            said = list(positions(scene, rng, recipe.turns)) or [(CAPTION_PROMPT, caption(scene, rng))]
         else:
             said = list(conversation(scene, rng, recipe.turns, captioned=kind == "caption"))
         system = rng.random() < recipe.system_share

@@ -163,6 +163,18 @@ def nano_config(tokenizer: PreTrainedTokenizerFast, prompt_ids: list[int]) -> De
     )
 
 
+def position_waves(side: int, width: int) -> torch.Tensor:
+    """Sines and cosines of rows and columns, (side * side, width): position embeddings to begin with.
+
+    Drawn at random with a deviation of 0.02 they drown in the patches' embeddings, and the model never learns what is
+    left and what is right.
+    """
+    shares = (torch.arange(side) + 0.5) / side
+    angles = shares[:, None] * math.pi * 2 ** torch.linspace(-1, 3, width // 4)
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)
+    return torch.cat([waves.repeat_interleave(side, 0), waves.repeat(side, 1)], dim=1)
+
+
 def main(
     out: Annotated[Path, typer.Argument(help="Folder for the checkpoint.")],
     seed: Annotated[int, typer.Option(help="Seed of the weights.")] = 0,
@@ -171,6 +183,9 @@ def main(
     processor, prompt_ids = build_processor()
     torch.manual_seed(seed)
     model = DepthVLMForConditionalGeneration(nano_config(processor.tokenizer, prompt_ids))
+    positions = model.model.visual.pos_embed.weight
+    with torch.no_grad():
+        positions.copy_(position_waves(math.isqrt(len(positions)), positions.shape[1]))
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     model.save_pretrained(out)

@@ -16,6 +16,7 @@ from depthvlm.benchmark.scene_dialogues import (
     is_right,
     meters,
     object_map,
+    positions,
     questions,
 )
 from depthvlm.benchmark.scene_rows import HELD_OUT, draw_scene
@@ -310,6 +311,34 @@ def test_a_map_names_the_clear_objects_of_rendered_scenes(scenes):
 
 
 # Replies
+
+
+# Positions
+
+
+def test_positions_ask_for_sides_then_for_cells():
+    scene = scene_of(
+        thing("crate", "red", 10, 2),  # column 10 of 100 is in the first eighth; row 50 of 100 in the fourth sixth
+        thing("window", "blue", 15, 3),  # beside nothing but the car: 5 % of the width from the crate
+        thing("car", "cyan", 99, 4),
+        thing("pole", "white", 50, 4, visible=150),  # barely visible
+    )
+    sides = {
+        "Is the red crate left or right of the cyan car?": "left",
+        "Is the cyan car left or right of the red crate?": "right",
+        "Is the window left or right of the cyan car?": "left",
+        "Is the cyan car left or right of the window?": "right",
+    }
+    cells = {"Where is the red crate?": "d1", "Where is the window?": "d2", "Where is the cyan car?": "d8"}
+    for seed in range(20):
+        said = positions(scene, np.random.default_rng(seed), (9, 9))
+        assert len(said) == 5
+        assert sides.items() >= dict(said[:2]).items()
+        assert len({frozenset(re.findall("crate|window|car", question)) for question, _ in said[:2]}) == 2
+        assert dict(said[2:]) == cells
+        few = positions(scene, np.random.default_rng(seed), (2, 2))
+        assert [answer in ("left", "right") for _, answer in few] == [True, False]
+    assert positions(scene_of(), np.random.default_rng(0)) == []
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Rows of synthetic scenes: held-out questions, what a row holds, shards and their seeds."""
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -105,6 +106,21 @@ def test_a_map_is_a_row_with_depth():
         {"role": "assistant", "content": object_map(draw_scene(3))},
     ]
     assert row["depth"].shape == row["images"][0].size[::-1]
+
+
+def test_positions_are_a_row_and_the_caption_where_nothing_can_be_named():
+    rows = list(training_rows(scenes=40, mix={"position": 1}, turns=(4, 4), system_share=0.0))
+    captioned = 0
+    for seed, row in enumerate(rows):
+        said = [message["content"] for message in row["messages"]]
+        if said[0] == CAPTION_PROMPT:
+            captioned += 1
+            assert len(said) == 2
+            assert not any(q.kind == "distance" for q in questions(draw_scene(seed), np.random.default_rng(0)))
+        else:
+            assert 1 <= len(said) / 2 <= 4
+            assert all(re.match(r"(Is the .* left or right of the .*|Where is the .*)\?$", ask) for ask in said[::2])
+    assert 0 < captioned < 20
 
 
 def test_ranks_change_the_order_alone():
