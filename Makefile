@@ -106,11 +106,11 @@ test-oldest:
 		tests/test_processor.py tests/test_hub_loading.py tests/test_push_files.py tests/test_push_upload.py \
 		-k "not quantisation and not num_return_sequences and not prefill_chunk and not checkpointing and not compile"
 
-# lmms-eval brings torchvision, and with it a CUDA build of torch (5 GB); it runs on a CPU.
+# lmms-eval brings torchvision, and with it a CUDA build of torch (5 GB); it runs on a CPU. It reaches into filelock's inside.
 test-lmms:
 	$(PYTHON) -m venv .venv-lmms
 	.venv-lmms/bin/python -m pip install -q torch==2.15.0 torchvision==0.29.2
-	.venv-lmms/bin/python -m pip install -q lmms-eval==0.7.3
+	.venv-lmms/bin/python -m pip install -q lmms-eval==0.7.3 "filelock<3.30"
 	.venv-lmms/bin/python -m pip install -q -e ".[bench,video]" pytest
 	.venv-lmms/bin/python -m pytest tests_lmms
 
