@@ -105,7 +105,7 @@ def test_two_ranks_equal_one_with_muon(checkpoint: str, tmp_path: Path, layout: 
     finish(options, processes=2)
     rows = [toy_row(i, depth=i < 2) for i in range(8)]
     one = one_process(checkpoint, tmp_path / "one", rows, **changes, per_device_train_batch_size=8)
-    assert_same_weights(tmp_path / "two", one, 1e-6)
+    assert_same_weights(tmp_path / "two", one, 1e-5)  # a step is 1e-2; rounding goes through the iteration
 
 
 @pytest.mark.parametrize("trainable", [["all"], ["head"]], ids=["all", "head"])

@@ -27,7 +27,8 @@ def read_frames(path: str, num_frames: int) -> tuple[NDArray[np.uint8], dict[str
             raise ValueError(f"{path} does not say how many frames it has: write it again, as MP4, with `ffmpeg -i`.")
         return np.linspace(0, total - 1, min(total, num_frames)).round().astype(int)
 
-    frames, metadata = load_video(path, backend="pyav", sample_indices_fn=evenly)
+    # Its documentation says "local path", its annotation leaves `str` out.
+    frames, metadata = load_video(path, backend="pyav", sample_indices_fn=evenly)  # type: ignore[arg-type]
     if len(frames) != len(metadata.frames_indices):
         raise ValueError(f"{path} says that it has {metadata.total_num_frames} frames, but ends before: cut off.")
     known = {name: getattr(metadata, name) for name in ("total_num_frames", "fps", "frames_indices", "duration")}
