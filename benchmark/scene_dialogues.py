@@ -77,7 +77,7 @@ def object_map(scene: SyntheticScene, rows: int = 6, columns: int = 8) -> str:
         covered = np.bincount(cells[scene.segments == index], minlength=rows * columns)
         share[index + 1] = covered / area if o.visible >= CLEAR * scene.depth.size else 0
     words = [NO_OBJECT, *(_describe(o) for o in scene.objects)]
-    addresses = [f"{chr(ord('a') + row)}{column + 1}" for row in range(rows) for column in range(columns)]
+    addresses = [_address(row, column) for row in range(rows) for column in range(columns)]
     return " ".join(f"{address} {words[i]}" for address, i in zip(addresses, share.argmax(0), strict=True))
 
 
@@ -98,7 +98,7 @@ def positions(
         said.append(_which_side(a, b))
     for index in rng.permutation(len(found))[: count - len(said)]:
         column, row = found[index].pixel
-        cell = f"{chr(ord('a') + row * rows // height)}{column * columns // width + 1}"
+        cell = _address(row * rows // height, column * columns // width)
         said.append((f"Where is the {_describe(found[index])}?", cell))
     return said
 
@@ -140,6 +140,10 @@ def is_right(question: Question, reply: str) -> bool:
 def meters(depth: float) -> str:
     """A distance in words: one decimal below 10 m, none above."""
     return f"{depth:.1f} meters" if round(depth, 1) < 10 else f"{depth:.0f} meters"
+
+
+def _address(row: int, column: int) -> str:
+    return f"{chr(ord('a') + row)}{column + 1}"
 
 
 def _plain(text: str) -> str:
