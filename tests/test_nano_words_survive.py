@@ -1,5 +1,6 @@
 """What nano still answers after a set with one reply for all its rows, and after the mixture of stage2_mixed.yaml."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from depthvlm.benchmark.scene_dialogues import Question
 from depthvlm.benchmark.scene_rows import draw_scene, held_out_questions, training_rows
 from nano_words import ask, share_right
 from PIL import Image
-from toy_training import FEATURES, settings
+from toy_training import FEATURES, SCALE, settings
 
 import depthvlm
 from depthvlm import DepthSFTTrainer
@@ -18,7 +19,11 @@ from depthvlm._bundled import bundled_model_path
 
 PROMPT, REPLY = "Measure this image.", "Its depth is in the map."  # as of a small set: one prompt, one reply
 STEPS, BATCH = 40, 4
-ASKED = [(seed, question) for seed, question in held_out_questions(40, start=700_000) if question.closed]
+
+
+@cache
+def asked() -> list[tuple[int, Question]]:
+    return [(seed, question) for seed, question in held_out_questions(40, start=700_000) if question.closed]
 
 
 def depth_rows() -> list[dict[str, Any]]:
@@ -26,7 +31,8 @@ def depth_rows() -> list[dict[str, Any]]:
     for seed in range(500_000_000, 500_000_016):
         scene = draw_scene(seed)
         said = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": REPLY}]
-        depth = Image.fromarray((scene.depth * 1000).clip(0, 65535).astype(np.uint16))
+        metres = np.where(scene.depth < 65, scene.depth, 0)  # what 16 bits of millimetres hold; 0 is unknown
+        depth = Image.fromarray((metres * SCALE).astype(np.uint16))
         picture = Image.fromarray(scene.image)
         rows.append({"messages": said, "images": [picture], "depth": [depth], "focal_length": scene.focal_length})
     return rows
@@ -40,7 +46,7 @@ def mixed_rows() -> list[dict[str, Any]]:
 
 
 def replies_after(rows: list[dict[str, Any]], folder: Path) -> list[tuple[Question, str]]:
-    data = Dataset.from_list([row | {"depth_scale": 1000.0} for row in rows], features=FEATURES)
+    data = Dataset.from_list([row | {"depth_scale": SCALE} for row in rows], features=FEATURES)
     args = settings(
         folder,
         optim="adamw_torch",
@@ -54,7 +60,7 @@ def replies_after(rows: list[dict[str, Any]], folder: Path) -> list[tuple[Questi
     trainer = DepthSFTTrainer(str(bundled_model_path()), args, train_dataset=data)
     trainer.train()
     trainer.save_model()
-    return ask(depthvlm.load(str(folder), dtype="float32"), ASKED, 24)
+    return ask(depthvlm.load(str(folder), dtype="float32"), asked(), 24)
 
 
 def said_the_sentence(answered: list[tuple[Question, str]]) -> int:
@@ -63,7 +69,7 @@ def said_the_sentence(answered: list[tuple[Question, str]]) -> int:
 
 @pytest.fixture(scope="module")
 def before() -> float:
-    return share_right(ask(depthvlm.load(dtype="float32"), ASKED, 24))
+    return share_right(ask(depthvlm.load(dtype="float32"), asked(), 24))
 
 
 def test_one_sentence_becomes_the_answer_to_everything(before: float, tmp_path: Path) -> None:
