@@ -20,8 +20,11 @@ def plain_dpt(head: DPTDepthHead, features: list[Tensor], grid: tuple[int, int])
     x = _fuse(s.refinenet2, x, levels[1], levels[0].shape[2:])
     x = _fuse(s.refinenet1, x, levels[0], [2 * side for side in levels[0].shape[2:]])
     size = (height * head.stride, width * head.stride)
-    x = F.interpolate(s.output_conv1(x), size, mode="bilinear", align_corners=True)
-    return F.softplus(s.output_conv2(x))[:, 0]
+    convolution, relu, last = s.output_conv2
+    x = F.conv2d(x, s.output_conv1.weight, s.output_conv1.bias, padding=1)
+    x = F.interpolate(x, size, mode="bilinear", align_corners=True)
+    x = F.conv2d(x, convolution.weight, convolution.bias, padding=1)
+    return F.softplus(last(relu(x)))[:, 0]
 
 
 def _unit(unit: ResidualConvUnit, x: Tensor) -> Tensor:

@@ -145,7 +145,9 @@ def run_depth_head(
         features = [torch.stack([images[i] for i in indices]).to(weight.device, weight.dtype) for images in maps]
         metres = head(features, grid)
         if focal_scale is not None:
-            metres = metres * focal_scale[indices].to(metres.device, torch.float32)[:, None, None]
+            # By views: a list as an index would be copied to the GPU, and waited for.
+            scale = torch.stack([focal_scale[i] for i in indices])
+            metres = metres * scale.to(metres.device, torch.float32)[:, None, None]
         for index, image in zip(indices, metres, strict=True):
             depth[index] = image
     return depth

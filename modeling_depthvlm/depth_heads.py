@@ -11,7 +11,7 @@ from transformers import initialization as init
 
 from .composed_convolution import ComposedConvolution, may_compose
 from .configuration_depthvlm import DepthHeadConfig
-from .upsampled_convolution import convolve_upsampled
+from .upsampled_convolution import UpsampledConv2d, recomputed
 
 # softplus(x) = 1: a head that has learnt nothing yet says one metre.
 ONE_METRE = math.log(math.e - 1)
@@ -38,6 +38,10 @@ class Float32Conv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        # The float32 copy of the input is twice its size: made again on the way back.
+        return self._product(x) if x.dtype == torch.float32 else recomputed(self._product, x)
+
+    def _product(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             bias = None if self.bias is None else self.bias.float()
             # As a matrix product over the channels, which lie last in memory.
@@ -152,9 +156,9 @@ class DPTScratch(nn.Module):
         self.refinenet2 = FeatureFusionBlock(features, has_skip=True)
         self.refinenet3 = FeatureFusionBlock(features, has_skip=True)
         self.refinenet4 = FeatureFusionBlock(features, has_skip=False)
-        self.output_conv1 = nn.Conv2d(features, features // 2, 3, padding=1)
+        self.output_conv1 = UpsampledConv2d(features, features // 2)
         self.output_conv2 = nn.Sequential(
-            nn.Conv2d(features // 2, 32, 3, padding=1), nn.ReLU(inplace=True), Float32Conv2d(32, 1)
+            UpsampledConv2d(features // 2, 32), nn.ReLU(inplace=True), Float32Conv2d(32, 1)
         )
 
     def forward(self, pyramid: list[Tensor]) -> Tensor:
@@ -162,7 +166,7 @@ class DPTScratch(nn.Module):
         fine, second, third, coarse = pyramid
         x = self.refinenet3(self.refinenet4(None, coarse), third)
         x = self.refinenet1(self.refinenet2(x, second), fine)
-        return convolve_upsampled(x, self.output_conv1, (2 * fine.shape[-2], 2 * fine.shape[-1]))
+        return self.output_conv1(x, (2 * fine.shape[-2], 2 * fine.shape[-1]))
 
 
 class DPTDepthHead(DepthHead):
@@ -204,7 +208,7 @@ class DPTDepthHead(DepthHead):
         height, width = grid
         x = self.scratch([self._level(level, tokens, grid) for level, tokens in enumerate(features)])
         convolution, *rest = self.scratch.output_conv2
-        x = convolve_upsampled(x, cast(nn.Conv2d, convolution), (height * self.stride, width * self.stride))
+        x = convolution(x, (height * self.stride, width * self.stride))
         for layer in rest:
             x = layer(x)
         return F.softplus(x)[:, 0]

@@ -1,13 +1,28 @@
 # Copyright 2026 The DepthVLM authors. Licensed under the Apache License, Version 2.0.
 """A bilinear upsampling and the 3x3 convolution after it, as one: the same function at a fraction of the cost."""
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 _STRIP = 64  # pixels a side of what is made at once: little is computed twice at its seams, and it stays in the cache
+# Numbers of an upsampled map that are made at once. CUDA's kernel takes fewer than 2^31: 21 images of 1024x768.
+_AT_ONCE = 2**27
+
+
+class UpsampledConv2d(nn.Conv2d):
+    """A 3x3 convolution of what its input is when upsampled bilinearly, corners on corners."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:  # type: ignore[override]
+        """`(N, in, h, w)` to `(N, out, *size)`."""
+        return convolve_upsampled(x, self, size)
 
 
 def convolve_upsampled(x: Tensor, conv: nn.Conv2d, size: tuple[int, int]) -> Tensor:
@@ -17,7 +32,8 @@ def convolve_upsampled(x: Tensor, conv: nn.Conv2d, size: tuple[int, int]) -> Ten
     Both are linear, so each of the nine taps of `conv` can mix the channels before the upsampling, where there is a
     quarter of the pixels (or fewer); what is left is to interpolate and add up the nine maps, along rows and then along
     columns, as products with narrow bands. In float32 on a CPU that takes a third of the time and memory. Elsewhere
-    the two run as they stand: in half precision the partial sums would be rounded.
+    the two run as they stand, a few images at a time: in half precision the partial sums would be rounded. Of the
+    upsampled map, the largest of a depth head, nothing is kept for the backward pass: it is made again there.
 
     Args:
         x: `(N, C, h, w)`.
@@ -27,10 +43,19 @@ def convolve_upsampled(x: Tensor, conv: nn.Conv2d, size: tuple[int, int]) -> Ten
     Returns:
         `(N, out, H, W)`, channels last in memory.
     """
-    if not _may_band(x, conv.weight):
-        return conv(F.interpolate(x, size=size, mode="bilinear", align_corners=True))
-    count, _, h, w = x.shape
     height, width = size
+    if not _may_band(x, conv.weight):
+
+        def as_they_stand(images: Tensor) -> Tensor:
+            upsampled = F.interpolate(images, size=size, mode="bilinear", align_corners=True)
+            return F.conv2d(upsampled, conv.weight, conv.bias, padding=1)
+
+        if _is_traced():
+            return as_they_stand(x)
+        parts = x.split(max(1, _AT_ONCE // (x.shape[1] * height * width)))
+        made = [recomputed(as_they_stand, part) for part in parts]
+        return made[0] if len(made) == 1 else torch.cat(made)
+    count, _, h, w = x.shape
     channels = conv.out_channels
     rows, columns = _bands(h, height), _bands(w, width)
     # For each row of taps, from the input's channels to (column of taps, output channel).
@@ -58,6 +83,13 @@ def convolve_upsampled(x: Tensor, conv: nn.Conv2d, size: tuple[int, int]) -> Ten
     return out.permute(0, 3, 1, 2)
 
 
+def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`function(x)`; what its last layer needs for the backward pass is not kept but made again from `x`."""
+    if not torch.is_grad_enabled() or _is_traced():  # a compiler sees for itself what is worth keeping
+        return function(x)
+    return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
+
+
 @lru_cache(maxsize=8)  # two sizes of image; those of a large one take 20 MB
 def _bands(length: int, upsampled: int) -> Tensor:
     """`(3, upsampled, length)`: what each pixel takes from the map for each tap; beyond the edge there are zeros."""
@@ -79,7 +111,10 @@ def _may_band(x: Tensor, weight: Tensor) -> bool:
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
+        and not _is_traced()
         and type(weight.data) is Tensor
     )
+
+
+def _is_traced() -> bool:
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()

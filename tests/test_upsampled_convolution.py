@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from depthvlm.modeling_depthvlm import upsampled_convolution
 from depthvlm.modeling_depthvlm.upsampled_convolution import convolve_upsampled
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 SIZES = [
     ((1, 1), (8, 8)),
@@ -67,3 +68,49 @@ def test_gradients_and_half_precision_take_the_two_layers_as_they_stand(banded):
         half = conv.bfloat16()
         assert torch.equal(convolve_upsampled(x.bfloat16(), half, (10, 12)), by_pytorch(x.bfloat16(), half, (10, 12)))
     assert not banded
+
+
+class Operations(TorchDispatchMode):
+    """Shapes of what the operations of a name return."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.name, self.shapes = name, list[tuple[int, ...]]()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function.__name__.startswith(self.name):
+            self.shapes.append(tuple(result.shape))
+        return result
+
+
+def test_few_images_at_once(monkeypatch: pytest.MonkeyPatch):
+    """CUDA refuses a map of 2^31 numbers, which a batch of 32 images of 1024x768 is."""
+    assert upsampled_convolution._AT_ONCE < 2**31
+    monkeypatch.setattr(upsampled_convolution, "_AT_ONCE", 2 * 4 * 10 * 12)
+    torch.manual_seed(0)
+    conv, x = nn.Conv2d(4, 2, 3, padding=1), torch.randn(5, 4, 5, 6)
+    with Operations("upsample_bilinear2d.") as made:
+        found = convolve_upsampled(x, conv, (10, 12))
+    assert made.shapes == [(2, 4, 10, 12), (2, 4, 10, 12), (1, 4, 10, 12)]
+    torch.testing.assert_close(found, by_pytorch(x, conv, (10, 12)), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("at_once", [10**9, 1])
+def test_gradients_without_the_upsampled_map(monkeypatch: pytest.MonkeyPatch, at_once: int):
+    """They are PyTorch's; the map is not kept but made again, and the convolution not."""
+    monkeypatch.setattr(upsampled_convolution, "_AT_ONCE", at_once)
+    torch.manual_seed(0)
+    conv, x = nn.Conv2d(4, 2, 3, padding=1), torch.randn(3, 4, 5, 6, requires_grad=True)
+    weights = torch.randn(3, 2, 10, 12)
+    expected = torch.autograd.grad((by_pytorch(x, conv, (10, 12)) * weights).sum(), [x, *conv.parameters()])
+    kept: list[tuple[int, ...]] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(tuple(t.shape)), t)[1], lambda t: t):
+        found = convolve_upsampled(x, conv, (10, 12))
+    assert not [shape for shape in kept if shape[-2:] == (10, 12)]
+    with Operations("convolution.") as convolved, Operations("upsample_bilinear2d.") as made:
+        gradients = torch.autograd.grad((found * weights).sum(), [x, *conv.parameters()])
+    assert not convolved.shapes
+    assert sum(shape[0] for shape in made.shapes) == 3
+    for ours, theirs in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

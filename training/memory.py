@@ -141,9 +141,10 @@ def head_activations(config: DepthVLMConfig, compute_bytes: int) -> float:
     With p the input's pixels per token and axis, four levels of s = 64, 16, 4, 1 cells a token (`dpt_light`; a quarter
     of that for `dpt`), c_i channels before and f in the fusion: c bytes for the inputs of the projections 4 h, of the
     resizing sum(c_i), of the 3x3 convolutions after it sum(c_i s_i); two maps per residual unit, 2 f (2 s_1 + 2 s_2 +
-    2 s_3 + s_4); the inputs of the fusion's 1x1 convolutions f sum(s_i) and of the output's 4 f s_1, f / 2 p^2 and
-    32 p^2. Four bytes for the norm's inputs 4 h, Softplus and the loss 3 p^2, and where c < 4 a float32 copy of the
-    last 32 p^2. The MLP head over m maps: c (m h + its width) and 4 (m h + its width + 3 p^2).
+    2 s_3 + s_4); the inputs of the fusion's 1x1 convolutions f sum(s_i), of the output's two upsamplings f s_1 and
+    2 f s_1, and of the last convolution 32 p^2. Four bytes for the norm's inputs 4 h, Softplus and the loss 3 p^2. The
+    upsampled maps are made again on the way back. The MLP head over m maps: c (m h + its width) and 4 (m h + its width
+    + 3 p^2).
     """
     head, h, c = config.head, config.text.hidden_size, compute_bytes
     area = config.input_stride**2
@@ -153,9 +154,9 @@ def head_activations(config: DepthVLMConfig, compute_bytes: int) -> float:
     s, f, channels = _levels(head.head_type), head.features, head.out_channels
     into_fusion = sum(a * b for a, b in zip(channels, s, strict=True))
     residual_units = 2 * f * (2 * (s[0] + s[1] + s[2]) + s[3])
-    outputs = 4 * f * s[0] + f // 2 * area + 32 * area
+    outputs = 3 * f * s[0] + 32 * area
     in_compute = 4 * h + sum(channels) + into_fusion + residual_units + f * sum(s) + outputs
-    return c * in_compute + FLOAT32 * (4 * h + 3 * area + 32 * area * (c < FLOAT32))
+    return c * in_compute + FLOAT32 * (4 * h + 3 * area)
 
 
 def estimate_flops(
