@@ -38,7 +38,7 @@ types: $(VENV)/.dev
 	$(BIN)/mypy build/types/depthvlm
 
 # The bundled model again, from nothing, on two cores. Interrupted, it goes on where it was when called again.
-nano: $(NANO)/stage2/model.safetensors
+nano: $(NANO)/stage3/model.safetensors
 
 $(NANO)/init/model.safetensors: scripts/init_nano.py | $(VENV)/.dev
 	$(NANO_ENV) $(BIN)/python scripts/init_nano.py $(NANO)/init
@@ -46,6 +46,7 @@ $(NANO)/init/model.safetensors: scripts/init_nano.py | $(VENV)/.dev
 $(NANO)/stage0/model.safetensors: $(NANO)/init/model.safetensors
 $(NANO)/stage1/model.safetensors: $(NANO)/stage0/model.safetensors
 $(NANO)/stage2/model.safetensors: $(NANO)/stage1/model.safetensors
+$(NANO)/stage3/model.safetensors: $(NANO)/stage2/model.safetensors
 $(NANO)/stage%/model.safetensors: training/recipes/nano_stage%.yaml
 	$(NANO_ENV) $(BIN)/depthvlm sft --config $< --resume_from_checkpoint latest
 

@@ -1,7 +1,7 @@
 """
 Words and depth of nano after each stage of its training, as the paper's table 6 has them of the 4B model.
 
-    make nano && python benchmarks/nano_stages.py outputs/nano/stage0 outputs/nano/stage1 outputs/nano/stage2
+    make nano && python benchmarks/nano_stages.py outputs/nano/stage*
 
 Held-out synthetic scenes; the questions are those of `nano_words.py`, the depth that of `nano.py`.
 """

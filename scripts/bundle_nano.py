@@ -2,7 +2,7 @@
 Puts a nano checkpoint into the package: weights in bfloat16, configuration, processor and the record of its training,
 but not the code, which the package is.
 
-    make nano && python scripts/bundle_nano.py outputs/nano/stage2
+    make nano && python scripts/bundle_nano.py outputs/nano/stage3
 """
 
 import json

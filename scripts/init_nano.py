@@ -3,7 +3,7 @@ depthvlm-nano before it has learnt anything: sizes, tokenizer, chat template, pr
 
     python scripts/init_nano.py outputs/nano/init
 
-The three recipes `nano_stage0.yaml` to `nano_stage2.yaml` train it (`make nano`).
+The four recipes `nano_stage0.yaml` to `nano_stage3.yaml` train it (`make nano`).
 """
 
 import math

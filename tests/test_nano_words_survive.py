@@ -18,7 +18,7 @@ from depthvlm import DepthSFTTrainer
 from depthvlm._bundled import bundled_model_path
 
 PROMPT, REPLY = "Measure this image.", "Its depth is in the map."  # as of a small set: one prompt, one reply
-STEPS, BATCH = 40, 4
+STEPS, BATCH = 60, 4
 
 
 @cache
@@ -64,7 +64,8 @@ def replies_after(rows: list[dict[str, Any]], folder: Path) -> list[tuple[Questi
 
 
 def said_the_sentence(answered: list[tuple[Question, str]]) -> int:
-    return sum(reply.strip() == REPLY for _, reply in answered)
+    """Alone, or with more behind it: nano often repeats pieces of it."""
+    return sum(reply.strip().startswith(REPLY) for _, reply in answered)
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +76,13 @@ def before() -> float:
 def test_one_sentence_becomes_the_answer_to_everything(before: float, tmp_path: Path) -> None:
     assert before > 0.7
     answered = replies_after(depth_rows(), tmp_path)
-    # Measured: 73 of 98, and 0.02 right where 0.78 were before.
+    # Measured: 61 of 98, and 0.04 right where 0.83 were before.
     assert said_the_sentence(answered) > len(answered) / 2
     assert share_right(answered) < 0.1
 
 
 def test_general_rows_in_the_mixture_keep_the_answers(before: float, tmp_path: Path) -> None:
     answered = replies_after(mixed_rows(), tmp_path)
-    # Measured: none, and 0.58 right; 0.74 at a rate of 1.5e-3.
+    # Measured: none, and 0.61 right; 0.73 at a rate of 3e-3.
     assert said_the_sentence(answered) == 0
     assert share_right(answered) > 0.6 * before

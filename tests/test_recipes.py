@@ -31,7 +31,7 @@ def parse(name: str, *args: str) -> tuple[Any, ...]:
 
 
 def test_there_are_all_of_them():
-    nano = ["nano_stage0", "nano_stage1", "nano_stage2"]
+    nano = ["nano_stage0", "nano_stage1", "nano_stage2", "nano_stage3"]
     assert [path.stem for path in RECIPES] == ["lora_1gpu", *nano, "stage1", "stage2", "stage2_mixed"]
     assert [path.stem for path in LAUNCHERS] == ["cpu", "fsdp2_10nodes", "fsdp2_1node", "multi_gpu", "zero3"]
 
@@ -151,7 +151,7 @@ def test_lora_reaches_the_llm_alone():
     assert all(".language_model.layers." in name for name in reached)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_nano_deals_batches_of_one_image_size_to_both_processes(stage):
     path = REPOSITORY / "training" / "recipes" / f"nano_stage{stage}.yaml"
     script, training, _, _ = parse(path.name)
@@ -172,13 +172,13 @@ def processed_grid(row: dict[str, Any]) -> tuple[int, int]:
     return round(height * scale), round(width * scale)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_nano_runs_on_a_cpu_and_each_stage_begins_where_the_last_ended(stage):
     path = REPOSITORY / "training" / "recipes" / f"nano_stage{stage}.yaml"
     keys = yaml.safe_load(path.read_text())
     assert keys["use_cpu"] is True
     assert keys["output_dir"] == f"outputs/nano/stage{stage}"
-    assert keys["model_name_or_path"] == "outputs/nano/" + ("init", "stage0", "stage1")[stage]
+    assert keys["model_name_or_path"] == "outputs/nano/" + ("init", "stage0", "stage1", "stage2")[stage]
     script, _, _, _ = parse(path.name)
     assert isinstance(generate(script.dataset_generator, script, "train"), IterableDataset)
 
