@@ -22,7 +22,7 @@ from depthvlm._bundled import BUNDLED_MODEL
 
 # The first of nano's held-out rooms from 1_000_700_000 on that shows six objects, each with a depth within 10 % of the
 # truth at its own pixel. It says nothing of nano's accuracy, which docs/benchmarks/nano.md has.
-SEED = 1_000_700_415
+SEED = 1_000_700_199
 BAND = 0.10
 METRES = r"(\d+\.\d\d) m"
 
