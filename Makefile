@@ -13,7 +13,7 @@ NANO_ENV := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 ONEDNN_PRIMITIVE_CACHE_CAPA
 	MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456 \
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
-.PHONY: demo test nano lint types check wheel docs docs-serve release test-torchvision test-oldest test-lmms test-browser screenshots clean
+.PHONY: demo test nano lint types check wheel docs docs-serve release test-torchvision test-oldest test-lmms test-browser test-gpu screenshots clean
 
 demo: $(VENV)/.demo
 	$(BIN)/depthvlm predict $(if $(IMAGE),"$(IMAGE)",depthvlm/assets/room.jpg depthvlm/assets/street.jpg) \
@@ -118,6 +118,10 @@ test-lmms:
 # The demo in a headless Chromium: `apt-get install chromium`, or set CHROMIUM to its path.
 test-browser: $(VENV)/.dev
 	$(BIN)/python -m pytest tests_browser
+
+# On a machine with a CUDA GPU.
+test-gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest tests_gpu
 
 # The pictures of the demo, from that run.
 screenshots: $(VENV)/.dev

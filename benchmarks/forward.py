@@ -62,6 +62,7 @@ def build_model(shape: str, layers: int, device: str, dtype: torch.dtype) -> Dep
     )
     with torch.device(device), no_init_weights():
         model = DepthVLMForConditionalGeneration._from_config(config, dtype=dtype)
+    model.tie_weights()  # what `no_init_weights` leaves out
     generator = torch.Generator(device).manual_seed(0)
     for parameter in model.parameters():
         parameter.data.uniform_(-0.03, 0.03, generator=generator)

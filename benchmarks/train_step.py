@@ -19,16 +19,18 @@ import numpy as np
 import torch
 import typer
 from depthvlm.modeling_depthvlm import DepthVLMForConditionalGeneration, silog_loss
+from depthvlm.processing import DepthVLMProcessor
 from depthvlm.training.depth_data_collator import DepthDataCollator
 from depthvlm.training.depth_forward import add_depth_forward
 from depthvlm.training.depth_targets import DepthTargets
 from depthvlm.training.parameter_parts import set_trainable
 from forward import build_inputs, build_model, compare, console
-from init_nano import build_processor
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from trl.trainer.utils import add_fused_lm_head
+
+from depthvlm._bundled import bundled_model_path
 
 
 def training_batch(
@@ -66,7 +68,7 @@ class Pictures(Dataset):
 
 def loader_seconds(size: tuple[int, int], batch_size: int, workers: int, batches: int = 20) -> float:
     """Seconds a batch from a loader with that many workers, decoding included."""
-    processor, _ = build_processor()
+    processor = DepthVLMProcessor.from_pretrained(bundled_model_path())
     processor.image_processor.canonical_focal_length = 1000.0
     loader = iter(DataLoader(Pictures(size), batch_size, collate_fn=DepthDataCollator(processor), num_workers=workers))
     for _ in range(2 * workers):
