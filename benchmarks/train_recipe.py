@@ -4,8 +4,8 @@ A recipe's real memory and speed on one GPU, beside what `depthvlm sft --dry-run
     python benchmarks/train_recipe.py stage1 --batch-size 16
     python benchmarks/train_recipe.py lora_1gpu --shape 8b --batch-size 4
 
-The recipe's own YAML, its trainer, optimiser, loader and batch, at full width with random weights: rows of one rendered
-image, its depth and the method's prompt and reply. Nothing is saved.
+The recipe's own YAML, its trainer, optimiser, loader and batch, at full width with random weights: rows of one random
+picture, depth, and the method's prompt and reply. Nothing is saved.
 """
 
 import io
@@ -55,7 +55,7 @@ def encoded(array: np.ndarray, kind: str, size: tuple[int, int]) -> dict[str, An
 
 
 def make_rows(count: int, size: tuple[int, int]) -> Dataset:
-    """Rows of coarse random pictures of `size` and slanted planes from 1 to 9 m."""
+    """Rows of coarse random pictures of `size`, and depth from 1 to 9 m that is as random."""
     rng = np.random.default_rng(0)
     plane = np.linspace(1000, 9000, 12 * 16).reshape(12, 16)
     turns = [{"role": "user", "content": DEPTH_PROMPT}, {"role": "assistant", "content": DEPTH_REPLY}]
