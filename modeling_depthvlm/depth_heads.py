@@ -11,7 +11,7 @@ from transformers import initialization as init
 
 from .composed_convolution import ComposedConvolution, may_compose
 from .configuration_depthvlm import DepthHeadConfig
-from .upsampled_convolution import UpsampledConv2d, recomputed
+from .upsampled_convolution import UpsampledConv2d, is_traced, recomputed
 
 # softplus(x) = 1: a head that has learnt nothing yet says one metre.
 ONE_METRE = math.log(math.e - 1)
@@ -44,6 +44,8 @@ class Float32Conv2d(nn.Conv2d):
     def _product(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             bias = None if self.bias is None else self.bias.float()
+            if is_traced():  # of the product, compiled, no gradient reaches the layers before (inductor of torch 2.13)
+                return F.conv2d(x.float(), self.weight.float(), bias)
             # As a matrix product over the channels, which lie last in memory.
             return F.linear(x.permute(0, 2, 3, 1).float(), self.weight.float().flatten(1), bias).permute(0, 3, 1, 2)
 

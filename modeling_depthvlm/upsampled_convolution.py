@@ -50,7 +50,7 @@ def convolve_upsampled(x: Tensor, conv: nn.Conv2d, size: tuple[int, int]) -> Ten
             upsampled = F.interpolate(images, size=size, mode="bilinear", align_corners=True)
             return F.conv2d(upsampled, conv.weight, conv.bias, padding=1)
 
-        if _is_traced():
+        if is_traced():
             return as_they_stand(x)
         parts = x.split(max(1, _AT_ONCE // (x.shape[1] * height * width)))
         made = [recomputed(as_they_stand, part) for part in parts]
@@ -85,7 +85,7 @@ def convolve_upsampled(x: Tensor, conv: nn.Conv2d, size: tuple[int, int]) -> Ten
 
 def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """`function(x)`; what its last layer needs for the backward pass is not kept but made again from `x`."""
-    if not torch.is_grad_enabled() or _is_traced():  # a compiler sees for itself what is worth keeping
+    if not torch.is_grad_enabled() or is_traced():  # a compiler sees for itself what is worth keeping
         return function(x)
     return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
 
@@ -111,10 +111,11 @@ def _may_band(x: Tensor, weight: Tensor) -> bool:
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and not torch.is_grad_enabled()
-        and not _is_traced()
+        and not is_traced()
         and type(weight.data) is Tensor
     )
 
 
-def _is_traced() -> bool:
+def is_traced() -> bool:
+    """Whether a compiler or an exporter reads along."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()

@@ -1,5 +1,7 @@
 """The head against the plain order of operations (benchmarks/plain_head.py), and the shapes of its pyramids."""
 
+import shutil
+
 import pytest
 import torch
 from depthvlm.modeling_depthvlm import DepthHeadConfig
@@ -60,3 +62,23 @@ def test_configuration_errors():
     ]:
         with pytest.raises(ValueError, match=words):
             DepthHeadConfig(**kwargs)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler")
+@pytest.mark.parametrize("head_type", ["dpt_light", "dpt", "mlp"])
+def test_compiled_it_has_the_same_gradients(head_type):
+    """As a matrix product the last layer, compiled, let none through to the layers before it (torch 2.13)."""
+    torch.manual_seed(0)
+    config = DepthHeadConfig(head_type=head_type, features=16, out_channels=[8, 8, 16, 16], hidden_size=24)
+    head = build_depth_head(config, 32, 32)
+    features = [torch.randn(2, 6, 32) for _ in range(4)]
+
+    def loss() -> torch.Tensor:
+        return head(features, (2, 3)).square().mean()
+
+    parameters = list(head.parameters())
+    expected = torch.autograd.grad(loss(), parameters)
+    torch._dynamo.reset()
+    for ours, theirs in zip(torch.autograd.grad(torch.compile(loss)(), parameters), expected, strict=True):
+        assert theirs.norm() > 0
+        assert (ours - theirs).norm() < 1e-4 * theirs.norm()
