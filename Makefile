@@ -1,4 +1,4 @@
-# `make demo` and `make test` work from a fresh clone with Python and make alone.
+# `make demo` and `make test` work from a fresh clone with Python and make alone; the tests want a C++ compiler too.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

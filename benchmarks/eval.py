@@ -25,12 +25,11 @@ from depthvlm.benchmark.runner import evaluate
 from depthvlm.benchmark.scoring import make_task
 from depthvlm.benchmark.sources.synthetic import Synthetic
 from depthvlm.benchmark.summary import System
-from forward import build_model
+from forward import build_model, take_tokens
 from rich.console import Console
 from rich.table import Table
 
 TARGET = 1.05  # of the model's own time, at most
-TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 console = Console(width=120)
 
 
@@ -56,8 +55,7 @@ def main(
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     predictor = DepthVLM(device=device)
     network = build_model("4b", layers, device, dtype)
-    for name in TOKENS:  # of the small model's tokenizer
-        setattr(network.config, name, getattr(predictor.model.config, name))
+    take_tokens(network.config, predictor.model.config)
     predictor.model = network
     predictor.processor.image_processor.canonical_focal_length = focal_length
     predictor.processor.image_processor.size = {"shortest_edge": 32 * 32, "longest_edge": 2048 * 2048}

@@ -69,6 +69,12 @@ def build_model(shape: str, layers: int, device: str, dtype: torch.dtype) -> Dep
     return model.eval()
 
 
+def take_tokens(config: DepthVLMConfig, small: DepthVLMConfig) -> None:
+    """Let a model of full width be asked through the tokenizer of the small one."""
+    for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
+        setattr(config, name, getattr(small, name))
+
+
 def build_inputs(model: DepthVLMForConditionalGeneration, size: tuple[int, int]) -> dict[str, Tensor]:
     """One image of `size` (height, width) in the method's prompt."""
     config, device = model.config, model.device

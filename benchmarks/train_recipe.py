@@ -17,14 +17,14 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from datasets import Dataset, Features, Image, List, Value
+from datasets import Dataset, Image, List
 from depthvlm.modeling_depthvlm import DepthVLMConfig
 from depthvlm.processing import DEPTH_PROMPT, DEPTH_REPLY, DepthVLMProcessor
 from depthvlm.training.depth_sft_trainer import DepthSFTTrainer
 from depthvlm.training.dry_run import estimate_settings
 from depthvlm.training.memory import estimate_flops, estimate_memory
 from depthvlm.training.sft import make_parser
-from forward import build_model, console
+from forward import build_model, console, take_tokens
 from PIL import Image as Pictures
 from rich.table import Table
 from transformers import TrainerCallback
@@ -33,18 +33,8 @@ from trl import get_peft_config
 from depthvlm._bundled import bundled_model_path
 
 RECIPES = Path(__file__).resolve().parents[1] / "training" / "recipes"
-TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 WARM_UP = 2
 GIB = 2**30
-FEATURES = Features(
-    {
-        "messages": [{"role": Value("string"), "content": Value("string")}],
-        "images": List(Image()),
-        "depth": List(Image()),
-        "depth_scale": Value("float64"),
-        "focal_length": Value("float64"),
-    }
-)
 
 
 def encoded(array: np.ndarray, kind: str, size: tuple[int, int]) -> dict[str, Any]:
@@ -69,11 +59,12 @@ def make_rows(count: int, size: tuple[int, int]) -> Dataset:
         }
         for _ in range(min(count, 64))
     ]
-    return Dataset.from_list([rows[index % len(rows)] for index in range(count)], features=FEATURES)
+    data = Dataset.from_list([rows[index % len(rows)] for index in range(count)])
+    return data.cast_column("images", List(Image())).cast_column("depth", List(Image()))
 
 
 class StepClock(TrainerCallback):
-    """Seconds and peak memory of the steps after the warm-up."""
+    """When steps end."""
 
     def __init__(self, cuda: bool):
         self.cuda, self.ends = cuda, list[float]()
@@ -116,8 +107,7 @@ def main(
         model = build_model(shape, layers, device, getattr(torch, model_args.dtype))
         small = bundled_model_path()
         processor, small_config = DepthVLMProcessor.from_pretrained(small), DepthVLMConfig.from_pretrained(small)
-        for name in TOKENS:  # of the small model's tokenizer
-            setattr(model.config, name, getattr(small_config, name))
+        take_tokens(model.config, small_config)
         model.config.canonical_focal_length = 1000.0
         processor.image_processor.canonical_focal_length = 1000.0
         processor.image_processor.size = {"shortest_edge": 32 * 32, "longest_edge": 2048 * 2048}
