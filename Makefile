@@ -13,7 +13,7 @@ NANO_ENV := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 ONEDNN_PRIMITIVE_CACHE_CAPA
 	MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456 \
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
-.PHONY: demo test nano lint types check wheel docs docs-serve release test-torchvision test-oldest test-lmms test-browser test-gpu screenshots clean
+.PHONY: demo test test-slow nano lint types check wheel docs docs-serve release test-torchvision test-oldest test-lmms test-browser test-gpu screenshots clean
 
 demo: $(VENV)/.demo
 	$(BIN)/depthvlm predict $(if $(IMAGE),"$(IMAGE)",depthvlm/assets/room.jpg depthvlm/assets/street.jpg) \
@@ -22,13 +22,19 @@ demo: $(VENV)/.demo
 
 # Files of tests side by side, one thread each.
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
 
-check: test lint types
+# What takes minutes: launchers of several processes, journeys through the Hub, documents' blocks that train.
+test-slow: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m slow
+
+check: test test-slow lint types
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@! git ls-files -- ':(glob)**/-*' ':(glob)**/*~' ':(glob)**/*.orig' ':(glob)**/*.rej' | grep . \
+		|| { echo "The files above were written by accident: remove them."; exit 1; }
 
 # The folders lie at the top and are one package when installed; the type checker sees them as installed.
 types: $(VENV)/.dev

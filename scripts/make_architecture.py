@@ -6,7 +6,7 @@ The picture of docs/architecture.md: the way of an image through the code.
 Boxes are light with dark text and arrows are mid grey, so that it reads on white and on black.
 """
 
-import sys
+import argparse
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -98,4 +98,6 @@ def draw() -> str:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(draw(), encoding="utf-8")
+    parser = argparse.ArgumentParser(description="Draw the architecture figure.")
+    parser.add_argument("output", type=Path, help="the SVG to write: docs/images/architecture.svg in the repository")
+    parser.parse_args().output.write_text(draw(), encoding="utf-8")
