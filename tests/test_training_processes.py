@@ -19,6 +19,8 @@ from toy_training import settings, toy_dataset, toy_row, toy_rows
 
 from depthvlm import DepthSFTTrainer
 
+pytestmark = pytest.mark.slow
+
 WORKER = Path(__file__).with_name("train_worker.py")
 FSDP2 = {"fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": True}}
 
