@@ -70,6 +70,7 @@ def template(tmp_path_factory) -> Path:
         (folder / name).parent.mkdir(exist_ok=True)
         with Image.open(REPOSITORY / "depthvlm" / "assets" / f"{source}.jpg") as picture:
             picture.resize((96, 64)).save(folder / name, exif=picture.info.get("exif", b""))
+    shutil.copy(REPOSITORY / "depthvlm" / "assets" / "room.jpg", folder)
     write_rgbd(folder)
     write_video(folder / "clip.mp4")
     for split in ("test", "train"):

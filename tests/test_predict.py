@@ -187,15 +187,12 @@ class TestBadInput:
             depthvlm.load(checkpoint, dtype="float8")
 
 
-@pytest.mark.skipif(
-    not (Path(depthvlm.__file__).parent / "nano/config.json").is_file(),
-    reason="depthvlm-nano has not been trained yet",
-)
-def test_the_bundled_model_predicts_and_replies():
-    [prediction] = depthvlm.predict(picture(160, 120), BUNDLED_MODEL, fov=60, prompt="How far?", max_new_tokens=8)
-    assert prediction.depth.shape == (120, 160)
+def test_the_bundled_model_predicts_and_answers_what_the_readme_asks():
+    room = Path(depthvlm.__file__).parent / "assets" / "room.jpg"
+    [prediction] = depthvlm.predict(room, BUNDLED_MODEL, prompt="What color is the crate?", max_new_tokens=8)
+    assert prediction.depth.shape == Image.open(room).size[::-1]
     assert prediction.valid.all()
-    assert isinstance(prediction.text, str)
+    assert prediction.text == "orange"
 
 
 class TestLoad:
