@@ -61,6 +61,7 @@ class EvalSet:
         [entry] = finished_builds(folder, split, source).values()
         self.source, self.split = source, split
         self.seed: int | None = entry["parameters"]["seed"]  # None: the source brought its points, none was drawn
+        self.options: dict[str, Any] = entry["parameters"].get("options") or {}
         self.hash = build_hash(entry)
         rows = load_build(folder, split, source)
         for column in ("image", "depth"):

@@ -6,7 +6,7 @@ import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,13 +98,16 @@ class Source(ABC):
 
     name: ClassVar[str]
     """As on the command line: "argoverse2", "waymo", "ddad", "nuscenes", "scannetpp", "taskonomy", "hm3d",
-    "matterport3d", "sunrgbd", "ibims1", "nyuv2", "eth3d", "kitti", "folder", "lines"."""
+    "matterport3d", "sunrgbd", "ibims1", "nyuv2", "eth3d", "nyuv2-sunrgbd", "kitti", "kitti-lidar", "folder",
+    "lines"."""
     title: ClassVar[str]
     """As in the paper's tables: "Argoverse 2"."""
     splits: ClassVar[tuple[str, ...]]
     """Of "train" and "test", as the benchmark names them; which official split each is, the reader's docstring says."""
     depth_range: ClassVar[tuple[float, float]]
     """Metres that count as measured."""
+    published_depth: ClassVar[Literal["z", "ray"]] = "z"
+    """Of the labels that the paper's authors released: z-depth, or distance along the ray. What a reader gives is z."""
     sparse: ClassVar[bool] = False
     """Whether depth is a projected lidar sweep."""
     has_points: ClassVar[bool] = False

@@ -38,6 +38,22 @@ def ray_factors(pixels: ArrayLike, intrinsics: Sequence[float]) -> Array:
     return np.linalg.norm(viewing_rays(pixels, intrinsics), axis=1)
 
 
+def intrinsics_of_map(
+    intrinsics: tuple[float, float, float, float], image_size: tuple[int, int], shape: tuple[int, ...]
+) -> tuple[float, float, float, float]:
+    """
+    fx, fy, cx, cy in pixels of a map that shows the same as the image.
+
+    Args:
+        intrinsics: in pixels of the image.
+        image_size: width and height in pixels.
+        shape: height and width of the map.
+    """
+    fx, fy, cx, cy = intrinsics
+    x, y = shape[1] / image_size[0], shape[0] / image_size[1]
+    return fx * x, fy * y, (cx + 0.5) * x - 0.5, (cy + 0.5) * y - 0.5
+
+
 def point_cloud_f_score(
     prediction: ArrayLike,
     truth: ArrayLike,

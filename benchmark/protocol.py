@@ -15,7 +15,7 @@ from .alignment import Alignment, align
 from .error_sums import Array, Mask, answered, valid_truth
 from .point_coordinates import Coordinates
 
-DepthType: TypeAlias = Literal["z", "ray"]
+DepthType: TypeAlias = Literal["z", "ray", "ray_truth"]
 Crop: TypeAlias = Literal["nyu-eigen", "kitti-garg", "kitti-eigen"]
 Aggregation: TypeAlias = Literal["images", "pixels"]
 
@@ -27,6 +27,8 @@ KITTI_CROPS = {
     "kitti-garg": (0.40810811, 0.99189189, 0.03594771, 0.96405229),
     "kitti-eigen": (0.3324324, 0.91351351, 0.0359477, 0.96405229),
 }
+# Height and width of the bottom centre crop to which KITTI's depth benchmark brings images of different drives.
+KB_CROP = (352, 1216)
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "depth_type": get_args(DepthType),
@@ -45,10 +47,13 @@ class Protocol:
     Args:
         name: of the preset, with its changes.
         points: scored in each image; None for all valid pixels.
-        depth_type: "z", along the optical axis, or "ray", along the viewing ray.
+        depth_type: "z", along the optical axis; "ray", along the viewing ray; or "ray_truth": the truth alone along the
+            ray, against answers in z, as the published labels of Argoverse 2 and Waymo have it.
         min_depth, max_depth: truth in metres (z) that is scored, both excluded as in the programs of these protocols;
             None for the bound of the source, included.
         crop: part of the image that is scored, or None for all of it.
+        kb_crop: whether the map is cut to KITTI's benchmark size first (352x1216, the bottom and the middle), so that
+            the fractions of `crop` are of that size.
         alignment: of the prediction to the truth of each image before scoring, see [`~depthvlm.benchmark.alignment`].
         aggregation: of the headline number: "images", the mean over images, or "pixels", all pixels pooled.
         coordinates: "depth": `pixel_coords` are pixels of the depth map, as they are. "published": the reading of the
@@ -67,6 +72,7 @@ class Protocol:
     min_depth: float | None = None
     max_depth: float | None = None
     crop: Crop | None = None
+    kb_crop: bool = False
     alignment: Alignment = "none"
     aggregation: Aggregation = "images"
     coordinates: Coordinates = "depth"
@@ -91,7 +97,13 @@ class Protocol:
             raise ValueError(
                 f"Protocol {self.name!r}: `points` must be a whole number from 1, or None for dense, got {self.points}."
             )
-        if self.points is not None and self.crop is not None:
+        if not isinstance(self.kb_crop, bool):
+            raise ValueError(f"Protocol {self.name!r}: `kb_crop` is true or false, got {self.kb_crop!r}.")
+        if self.kb_crop and self.crop == "nyu-eigen":
+            raise ValueError(
+                f"Protocol {self.name!r}: `kb_crop` is of KITTI's images, the crop 'nyu-eigen' of NYUv2's."
+            )
+        if self.points is not None and (self.crop is not None or self.kb_crop):
             raise ValueError(f"Protocol {self.name!r}: a crop is of a dense map; sampled points are already chosen.")
         if self.points is None and self.coordinates == "published":
             raise ValueError(
@@ -99,8 +111,13 @@ class Protocol:
             )
 
     def hash(self) -> str:
-        """12 hexadecimal digits of the SHA-256 of all fields but `description`; the same on every machine."""
-        content = {name: value for name, value in self.to_dict().items() if name != "description"}
+        """
+        12 hexadecimal digits of the SHA-256 of all fields but `description`, the same on every machine.
+
+        `kb_crop` counts only where it is true, so that results from before it was there keep their hash.
+        """
+        left_out = {"description"} if self.kb_crop else {"description", "kb_crop"}
+        content = {name: value for name, value in self.to_dict().items() if name not in left_out}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,10 +137,22 @@ class Protocol:
         True inside the crop, `(height, width)`.
 
         Raises:
-            ValueError: the crop is of 480x640 maps, and this is none.
+            ValueError: the crop is of 480x640 maps, and this is none; the map is smaller than `kb_crop`.
         """
+        mask = np.zeros((height, width), dtype=bool)
+        inside = mask
+        if self.kb_crop:
+            if height < KB_CROP[0] or width < KB_CROP[1]:
+                raise ValueError(
+                    f"`kb_crop` is of KITTI's maps, at least {KB_CROP[0]}x{KB_CROP[1]} pixels (height x width), got "
+                    f"{height}x{width}: score KITTI at its own size, or use --change kb_crop=false."
+                )
+            top, left = height - KB_CROP[0], (width - KB_CROP[1]) // 2
+            inside = mask[top:, left : left + KB_CROP[1]]
+            height, width = KB_CROP
         if self.crop is None:
-            return np.ones((height, width), dtype=bool)
+            inside[:] = True
+            return mask
         if self.crop == "nyu-eigen":
             if (height, width) != (480, 640):
                 raise ValueError(
@@ -135,8 +164,7 @@ class Protocol:
             shares = KITTI_CROPS[self.crop]
             top, bottom = int(shares[0] * height), int(shares[1] * height)
             left, right = int(shares[2] * width), int(shares[3] * width)
-        mask = np.zeros((height, width), dtype=bool)
-        mask[top:bottom, left:right] = True
+        inside[top:bottom, left:right] = True
         return mask
 
     def valid_mask(
@@ -163,9 +191,11 @@ class Protocol:
             inside &= metres < self.max_depth
         elif source_range is not None:
             inside &= metres <= source_range[1]
-        if self.crop is not None:
+        if self.crop is not None or self.kb_crop:
             if metres.ndim != 2:
-                raise ValueError(f"The crop {self.crop!r} needs a truth (H, W), got the shape {metres.shape}.")
+                raise ValueError(
+                    f"The crop {self.crop or 'kb_crop'!r} needs a truth (H, W), got the shape {metres.shape}."
+                )
             inside &= self.crop_mask(*metres.shape)
         return valid_truth(metres, inside, name)
 
@@ -183,12 +213,12 @@ class Protocol:
         Args:
             prediction, truth: z-depth in metres, of one shape, `(H, W)` or `(n,)`.
             source_range: as in [`valid_mask`].
-            ray_factors: distance / z-depth of each pixel (`point_clouds.ray_factors`); needed by "ray" alone.
+            ray_factors: distance / z-depth of each pixel (`point_clouds.ray_factors`); not needed by "z".
             name: of the image, for messages.
 
         Returns:
             Prediction in metres, NaN where it failed, aligned and clipped; truth in metres; and the valid mask. All of
-            the shape given, along the ray where `depth_type` says so.
+            the shape given, along the ray where `depth_type` says so. Alignment and clipping come first, in z.
 
         Raises:
             ValueError: as in [`valid_mask`]; the shapes differ; no `ray_factors`; nothing to clip to.
@@ -207,11 +237,11 @@ class Protocol:
             if low is None or high is None:
                 raise ValueError(f"Protocol {self.name!r} clips, but neither it nor the source gives a range.")
             p = np.clip(p, low, high)
-        if self.depth_type == "ray":
+        if self.depth_type != "z":
             if ray_factors is None:
                 raise ValueError(f"Protocol {self.name!r} scores distances along the ray: give `ray_factors`.")
             factors = np.asarray(ray_factors, dtype=np.float64).reshape(g.shape)
-            p, g = p * factors, g * factors
+            p, g = (p * factors if self.depth_type == "ray" else p), g * factors
         return p, g, mask
 
 
@@ -232,7 +262,8 @@ PROTOCOLS = _presets(
         coordinates="published",
         description="As `depthvlm`, but points of the depth map are read as if they were pixels of the image, as the "
         "released evaluation does, to compare with its numbers. That evaluation also drops answers of zero and below; "
-        "here they are wrong.",
+        "here they are wrong. Its truth of Argoverse 2 and Waymo is the distance along the ray: there with "
+        '`depth_type="ray_truth"`.',
     ),
     Protocol(
         name="depthlm",
@@ -249,16 +280,18 @@ PROTOCOLS = _presets(
         crop="nyu-eigen",
         clip=True,
         description="NYUv2, 654 test images: Eigen et al. 2014's crop, truth from 1 mm to 10 m, answers clipped to it, "
-        "as Lee et al. 2019 (BTS) and their successors evaluate.",
+        "as Lee et al. 2019 (BTS) and their successors evaluate on the raw depth (`nyuv2` as it is built by default).",
     ),
     Protocol(
         name="kitti-garg",
         min_depth=1e-3,
         max_depth=80,
         crop="kitti-garg",
+        kb_crop=True,
         clip=True,
-        description="KITTI, Eigen split: Garg et al. 2016's crop, truth from 1 mm to 80 m, answers clipped to it. For "
-        'self-supervised systems with `alignment="median"`.',
+        description="KITTI, Eigen split: Garg et al. 2016's crop of the benchmark's 352x1216 pixels, truth from 1 mm "
+        "to 80 m, answers clipped to it, as Bhat et al. 2021 (AdaBins) and their successors evaluate on the improved "
+        'ground truth. Self-supervised systems evaluate with `alignment="median"` on whole images: `kb_crop=False`.',
     ),
     Protocol(
         name="kitti-eigen",

@@ -11,6 +11,7 @@ from typing import Any
 
 from .published import same_name
 from .results import ImageResult, Result, lines_path, read_lines
+from .sampling import SAME_IMAGES
 
 REPORT_KIND = "depthvlm-bench-report"
 RUN_SUFFIX = ".run.json"  # settings of an evaluation under way, beside its result
@@ -25,8 +26,12 @@ class Measured:
 
     @property
     def set_name(self) -> str:
-        """The set as the reports name it: "nyuv2", or "nyuv2 (train)" where it is not the test split."""
-        return self.result.dataset + ("" if self.result.split == "test" else f" ({self.result.split})")
+        """
+        The set as the reports name it: "nyuv2", or "nyuv2 (train)" where it is not the test split. NYUv2 has one name,
+        whichever of its truths was scored; notes say which.
+        """
+        dataset = SAME_IMAGES.get(self.result.dataset, self.result.dataset)
+        return dataset + ("" if self.result.split == "test" else f" ({self.result.split})")
 
     @property
     def protocol(self) -> tuple[str, str]:

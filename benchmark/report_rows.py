@@ -9,10 +9,14 @@ from typing import TypeVar
 
 from .report_inputs import Measured
 from .report_model import MISSING, PARTIAL_MARK, Cell, Detail, ReportRow
+from .sources import SOURCES, source_class
 from .statistics import bootstrap_interval
 
 SCORE = "delta1"
-PAPER_PROTOCOLS = ("depthvlm", "depthvlm-published")
+PAPER_PROTOCOLS = tuple(
+    f"{name}{change}" for name in ("depthvlm", "depthvlm-published") for change in ("", "(depth_type=ray_truth)")
+)
+_NYU_TRUTH = {"raw": "the sensor's rawDepths", "filled": "the inpainted depths"}
 
 T = TypeVar("T")
 
@@ -94,7 +98,31 @@ def comparison_notes(measured: Iterable[Measured], titles: Mapping[str, str]) ->
             notes.append(
                 f"{title}: measured on {len(hashes)} different data ({', '.join(hashes)}); compare rows of one only."
             )
-    return notes
+    return notes + _truth_notes(items, titles)
+
+
+def _truth_notes(items: Sequence[Measured], titles: Mapping[str, str]) -> list[str]:
+    """Where the truth that was scored is another than the published one."""
+    notes = []
+    rays = [key for key in SOURCES if source_class(key).published_depth == "ray"]
+    in_z = [
+        titles[key]
+        for key in rays
+        if any(item.set_name == key and item.result.protocol.get("depth_type", "z") == "z" for item in items)
+    ]
+    if in_z:
+        notes.append(
+            f"{' and '.join(in_z)}: the paper's labels are distances along the ray, these rows are scored against "
+            "z-depth, so they are not comparable with the paper's (--change depth_type=ray_truth is)."
+        )
+    for item in items:
+        if item.set_name == "nyuv2" and item.result.dataset == "nyuv2":
+            depth = item.result.build_options.get("depth", "raw")
+            notes.append(
+                f"{titles['nyuv2']}: measured on {_NYU_TRUTH.get(depth, depth)}; the paper's rows are on depth_bfx of "
+                "SUN RGB-D (source nyuv2-sunrgbd)."
+            )
+    return list(dict.fromkeys(notes))
 
 
 def seconds_per_image(item: Measured) -> float | None:

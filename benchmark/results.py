@@ -76,6 +76,7 @@ class Result:
         limit: images that were asked for where that is not the whole set; None else.
         checkpoint: [`~depthvlm.benchmark.checkpoint_hash`] of a DepthVLM; None of other systems.
         options: of the predictor, besides the model's name.
+        build_options: of the reader that made the set (`bench build --option`).
     """
 
     row: str
@@ -97,6 +98,7 @@ class Result:
     format: int = FORMAT
     checkpoint: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    build_options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:

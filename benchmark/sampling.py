@@ -38,11 +38,13 @@ EVALUATION_IMAGES = {
 
 # Section 3.3: ten pixels of each of 1k images, 10k a set; smaller sets are oversampled to that.
 POINTS_PER_IMAGE = 10
+SAME_IMAGES = {"nyuv2-sunrgbd": "nyuv2"}  # other truth, same set of table 10
 EVALUATION_SET_IMAGES = 1000
 
 
 def default_images(source: str, split: str) -> int | None:
     """Number of images in the paper's tables 9 ("train") and 10 ("test"); None, all, for a source not in them."""
+    source = SAME_IMAGES.get(source, source)
     return (EVALUATION_IMAGES if split == "test" else TRAINING_IMAGES).get(source)
 
 
@@ -61,7 +63,7 @@ def points_per_image(source: str, split: str, images: int, points: int, oversamp
         points: of an image.
         oversample: False where a user chose the number of images: then each has `points`.
     """
-    total = points * EVALUATION_SET_IMAGES
+    source, total = SAME_IMAGES.get(source, source), points * EVALUATION_SET_IMAGES
     if not oversample or split != "test" or source not in EVALUATION_IMAGES or images >= EVALUATION_SET_IMAGES:
         return [points] * images
     return [total * (i + 1) // images - total * i // images for i in range(images)]

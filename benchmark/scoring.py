@@ -14,7 +14,7 @@ from .boundary import boundary_f1
 from .error_sums import ErrorSums
 from .eval_sets import EvalItem, EvalSet
 from .metrics import ImageRow
-from .point_clouds import point_cloud_f_score, ray_factors
+from .point_clouds import intrinsics_of_map, point_cloud_f_score, ray_factors
 from .point_coordinates import point_pixels, published_truth
 from .predictor import Example, PointAnswer
 from .protocol import Protocol
@@ -88,9 +88,9 @@ def score_map(
     item, example = task.item, task.example
     if task.points is None:
         depth = _at_size(prediction, item.depth.shape)
-        camera = _scaled(item.intrinsics, item.image.size, item.depth.shape)
+        camera = intrinsics_of_map(item.intrinsics, item.image.size, item.depth.shape)
         factors = None
-        if protocol.depth_type == "ray":
+        if protocol.depth_type != "z":
             rows, columns = np.indices(item.depth.shape)
             factors = ray_factors(np.stack([columns.ravel(), rows.ravel()], axis=1), camera)
         p, g, mask = protocol.prepare(depth, item.depth, item.depth_range, factors, repr(item.id))
@@ -98,8 +98,9 @@ def score_map(
         if "boundary_f1" in extra:
             values["boundary_f1"] = boundary_f1(p, g, mask)
         if "point_cloud_f_score" in extra:
-            z = 1.0 if factors is None else 1 / factors.reshape(g.shape)
-            values["point_cloud_f_score"] = point_cloud_f_score(p * z, g * z, camera, mask)
+            z = np.ones(g.shape) if factors is None else 1 / factors.reshape(g.shape)
+            answered_z = p * z if protocol.depth_type == "ray" else p
+            values["point_cloud_f_score"] = point_cloud_f_score(answered_z, g * z, camera, mask)
         return _result(ImageRow(item.id, ErrorSums.of(p, g, mask, repr(item.id)), values))
     height, width = prediction.shape
     columns, rows = np.floor(example.points + 0.5).astype(np.int64).T
@@ -116,7 +117,7 @@ def score_answers(task: Task, answers: Sequence[PointAnswer], protocol: Protocol
 def score_points(task: Task, metres: NDArray[np.floating], protocol: Protocol) -> ImageResult:
     """Scores metres `(n,)` at the points of the task."""
     item, example = task.item, task.example
-    factors = ray_factors(example.points, item.intrinsics) if protocol.depth_type == "ray" else None
+    factors = ray_factors(example.points, item.intrinsics) if protocol.depth_type != "z" else None
     p, g, mask = protocol.prepare(metres, example.truth, item.depth_range, factors, repr(item.id))
     result = _result(ImageRow(item.id, ErrorSums.of(p, g, mask, repr(item.id))))
     answers = [None if math.isnan(value) else float(value) for value in p[mask]]
@@ -148,15 +149,6 @@ def _at_size(prediction: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray
     # Not Pillow's `resize`, which averages over many pixels when it makes a picture smaller.
     scale = (picture.width / size[0], 0.0, 0.0, 0.0, picture.height / size[1], 0.0)
     return np.asarray(picture.transform(size, Image.Transform.AFFINE, scale, Image.Resampling.BILINEAR))
-
-
-def _scaled(
-    intrinsics: tuple[float, float, float, float], image_size: tuple[int, int], shape: tuple[int, ...]
-) -> tuple[float, float, float, float]:
-    """fx, fy, cx, cy in pixels of a map that shows the same as the image."""
-    fx, fy, cx, cy = intrinsics
-    x, y = shape[1] / image_size[0], shape[0] / image_size[1]
-    return fx * x, fy * y, (cx + 0.5) * x - 0.5, (cy + 0.5) * y - 0.5
 
 
 def _canonical_size(item: EvalItem) -> tuple[int, int]:

@@ -81,6 +81,7 @@ def summarise(
         limit=None if limit is None or limit >= len(eval_set) else limit,
         checkpoint=system.predictor.checkpoint(),
         options=json.loads(json.dumps({k: v for k, v in system.options.items() if k != "model"}, default=str)),
+        build_options=eval_set.options,
     )
 
 

@@ -95,7 +95,9 @@ def _nyuv2(folder: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with h5py.File(out / "nyu_depth_v2_labeled.mat", "w") as file:
         file["images"] = np.stack(images).transpose(0, 3, 2, 1)
-        file["depths"] = np.stack(depths).transpose(0, 2, 1).astype(np.float32)
+        file["rawDepths"] = (
+            np.stack(depths).transpose(0, 2, 1).astype(np.float32)
+        )  # the samples have the sensor's holes
         file["#refs#/scene"] = np.array([[ord(letter)] for letter in "sample_0001"], dtype=np.uint16)
         file["scenes"] = np.array([[file["#refs#/scene"].ref] * len(files)], dtype=h5py.ref_dtype)
     savemat(out / "splits.mat", {"testNdxs": [[number] for number in range(1, len(files) + 1)]})

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from depthvlm.benchmark.protocol import get_protocol
 from depthvlm.benchmark.published import published_table
 from depthvlm.benchmark.report import MEASURED_GROUP, build_report
 from depthvlm.benchmark.report_formats import to_csv, to_json, to_markdown, to_text
@@ -84,6 +85,22 @@ class TestRows:
         assert note(table_of(tmp_path), "Images of") == (
             "Images of the measured sets, and in the paper: NYUv2 20 (654)."
         )
+
+    def test_another_truth_than_the_papers(self, tmp_path):
+        """The paper's labels of Argoverse 2 and Waymo are distances; its NYUv2 is of SUN RGB-D."""
+        for dataset in ("argoverse2", "nyuv2", "ddad"):
+            make(tmp_path, dataset, 0.5)
+        make(tmp_path, "nyuv2-sunrgbd", 0.25, data_hash="b" * 64)
+        table = table_of(tmp_path)
+        assert note(table, "Argoverse2: ").startswith("Argoverse2: the paper's labels are distances along the ray")
+        assert note(table, "NYUv2: measured on the").startswith(
+            "NYUv2: measured on the sensor's rawDepths; the paper's"
+        )
+        assert {cells(table, row)["nyuv2"] for row in table.measured} == {"-", "0.500", "0.250"}
+        ray = get_protocol("depthvlm", depth_type="ray_truth")
+        folder = tmp_path / "ray"
+        make(folder, "argoverse2", 0.5, protocol=ray)
+        assert not [each for each in table_of(folder).notes if "paper's labels" in each or "Not the paper's" in each]
 
     def test_outside(self, tmp_path):
         make(tmp_path, "synthetic", 0.5)

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from depthvlm.benchmark.frames import FrameError, SourceError
+from depthvlm.benchmark.sources import open_source
 from depthvlm.benchmark.sources.kitti import Kitti, split_projection
 from lidar_reference import reference
 from PIL import Image
@@ -48,6 +49,47 @@ def root(tmp_path):
         tmp_path / DATE / "calib_cam_to_cam.txt", calibration(707.0493, 707.05, 604.0814, 180.5066, (45, -0.1, 0.005))
     )
     return tmp_path
+
+
+class TestLidar:
+    """The raw sweeps by the rule of Godard et al.'s `generate_depth_map`, worked out by hand."""
+
+    def test_by_hand(self, tmp_path):
+        """
+        fx = fy = 10, cx = 5, cy = 3; the lidar's x is the camera's z, -y its x, -z its y; camera 2 is shifted by 1 m
+        along x, P[0, 3] = 10. At z = 10 m, x = 0: u = (0 * 10 + 5 * 10 + 10) / 10 = 6, minus 1 is column 5; v = 3 is
+        row 2.
+        """
+        raw, drive = tmp_path / DATE, tmp_path / DATE / DRIVE
+        write(drive / "image_02/data/0000000005.png", png(np.zeros((6, 10, 3), np.uint8)))
+        points = [
+            [10, 0, 0, 0],  # column 5, row 2, 10 m
+            [20, 0, 0, 0],  # u = 5.5 is rounded to even, 6: the same pixel, farther
+            [10, -2, 1, 0],  # u = (2 * 10 + 50 + 10) / 10 = 8, v = 3 - 1: column 7, row 1
+            [10, 5, 0, 0],  # u = 1: column 0
+            [10, 6, 0, 0],  # u = 0: outside
+            [-1, 0, 0, 0],  # behind
+        ]
+        write(drive / "velodyne_points/data/0000000005.bin", np.array(points, "<f4").tobytes())
+        rectify = "R_rect_00: 1 0 0 0 1 0 0 0 1\n"
+        write(raw / "calib_cam_to_cam.txt", rectify + "P_rect_02: 10 0 5 10 0 10 3 0 0 0 1 0\n")
+        write(raw / "calib_velo_to_cam.txt", "R: 0 -1 0 0 0 -1 1 0 0\nT: 0 0 0\n")
+        write(tmp_path / "eigen.txt", f"{DATE}/{DRIVE} 0000000005 l\n{DATE}/{DRIVE} 0000000006 l\n")
+        source = open_source("kitti-lidar", tmp_path, split_files={"test": str(tmp_path / "eigen.txt")})
+        with pytest.warns(UserWarning, match=r"1 of the 2 frames in .*eigen\.txt have no sweep"):
+            [ref] = source.index("test")
+        expected = np.zeros((6, 10))
+        expected[2, [5, 0]], expected[1, 7] = 10, 10
+        frame = source.read(ref)
+        np.testing.assert_array_equal(frame.metres(), expected)
+        assert frame.intrinsics == (10, 10, 5, 3)
+
+    def test_needs_a_list_and_the_raw_data(self, tmp_path):
+        write(tmp_path / DATE / "calib_velo_to_cam.txt", "R: 0\n")
+        with pytest.raises(SourceError, match="the raw data has no official test split: name a list, such as Eigen's"):
+            open_source("kitti-lidar", tmp_path).index("test")
+        with pytest.raises(SourceError, match=r"expected <date>/calib_velo_to_cam\.txt"):
+            open_source("kitti-lidar", tmp_path / DATE)
 
 
 class TestDepthLayout:

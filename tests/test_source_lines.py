@@ -105,6 +105,26 @@ class TestMaps:
         np.testing.assert_array_equal(frame.depth, np.float32([[1.5, 0, 0], [0, 0, 2.417792019531548]]))
         assert frame.points[:, 2].tolist() == changes["depth"], "not rounded to float32"
 
+    def test_distances_along_the_ray(self, root):
+        """The released lines of Argoverse 2 and Waymo: 45 degrees off the axis a distance of sqrt(2) is a z of 1."""
+        (root / "waymo").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 1)).save(root / "waymo/a.png")
+        line = {
+            "image": "waymo/a.png",
+            "original_rgb_size": [9, 1],
+            "original_depth_size": [9, 1],
+            "original_fx": 4,
+            "pixel_coords": [[4, 0], [8, 0]],
+            "depth": [1.0, 2**0.5],
+            "depth_type": "z_depth",
+        }
+        with pytest.warns(UserWarning, match="1 of the 1 lines in .* distance along the ray.*ray_to_z=true"):
+            source_of(root, line).index("test")
+        source = source_of(root, line, ray_to_z=True)
+        frame = source.read(source.index("test")[0])
+        np.testing.assert_allclose(frame.points, [[4, 0, 1], [8, 0, 1]])
+        np.testing.assert_allclose(frame.metres()[0, [4, 8]], [1, 1])
+
     def test_a_point_where_the_map_has_none_is_kept(self, root):
         assert frame_of(root, pixel_coords=[[0, 0]], depth=[3.0]).points.tolist() == [[0, 0, 3]]
 

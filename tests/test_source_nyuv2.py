@@ -17,11 +17,15 @@ SCENES = ("kitchen_0004", "kitchen_0004", "office_0001a", "bedroom_0026")
 
 
 def write_labeled(path, images: np.ndarray, depths: np.ndarray, scenes: tuple[str, ...]) -> None:
-    """Images `(n, h, w, 3)` and metres `(n, h, w)`. MATLAB's h x w x 3 x n is seen as (n, 3, w, h) from C."""
+    """
+    Images `(n, h, w, 3)` and raw metres `(n, h, w)`; the filled ones are 0.5 m farther everywhere.
+
+    MATLAB's h x w x 3 x n is seen as (n, 3, w, h) from C.
+    """
     with h5py.File(path, "w") as file:
         file["images"] = images.transpose(0, 3, 2, 1)
-        file["depths"] = depths.transpose(0, 2, 1).astype(np.float32)
-        file["rawDepths"] = np.zeros_like(file["depths"])
+        file["rawDepths"] = depths.transpose(0, 2, 1).astype(np.float32)
+        file["depths"] = file["rawDepths"][()] + np.float32(0.5)
         references = []
         for number, scene in enumerate(scenes):
             file[f"#refs#/{number}"] = np.array([[ord(letter)] for letter in scene], dtype=np.uint16)
@@ -59,6 +63,20 @@ class TestLayout:
         assert frame.depth.shape == (6, 8)
         assert frame.depth_scale == 1
         assert frame.metres()[4, 7] == 2 + 1 + 7 / 64
+
+    def test_raw_by_the_mask_of_bts_and_filled(self, root):
+        """BTS scores 1e-3 < d < 10; the sensor's values end at 10. The filled maps are read as they are."""
+        with h5py.File(root / "nyu_depth_v2_labeled.mat", "r+") as file:
+            file["rawDepths"][3, :4, 5] = [0, 0.001, 9.9995, 10]
+        metres = {}
+        for depth in ("raw", "filled"):
+            source = NYUv2(root, depth=depth)
+            metres[depth] = source.read(source.index("train")[0]).metres()
+        np.testing.assert_allclose(metres["raw"][5, :4], [0, 0, 9.9995, 0])
+        assert metres["raw"][4, 7] == 3 + 1 + 7 / 64
+        assert metres["filled"][4, 7] == 3 + 1 + 7 / 64 + 0.5
+        with pytest.raises(SourceError, match="depth is raw or filled, got 'rawDepths'"):
+            NYUv2(root, depth="rawDepths")
 
     def test_the_same_bytes_each_time(self, root):
         source = NYUv2(root)
@@ -109,12 +127,12 @@ class TestBadInput:
         source = NYUv2(root)
         ref = source.index("train")[0]
         with h5py.File(root / "nyu_depth_v2_labeled.mat", "r+") as file:
-            del file["depths"]
-            file["depths"] = np.ones((4, 6, 8), dtype=np.float32)
+            del file["rawDepths"]
+            file["rawDepths"] = np.ones((4, 6, 8), dtype=np.float32)
         fails(source, ref, "expected (3, 640, 480) and (640, 480), got (3, 8, 6) and (6, 8)")
         with h5py.File(root / "nyu_depth_v2_labeled.mat", "r+") as file:
-            del file["depths"]
-        fails(source, ref, "frame 4 cannot be read", "depths")
+            del file["rawDepths"]
+        fails(source, ref, "frame 4 cannot be read", "rawDepths")
 
 
 class TestKinect:

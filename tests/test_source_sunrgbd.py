@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 from depthvlm.benchmark.frames import SourceError
+from depthvlm.benchmark.sources import open_source
 from depthvlm.benchmark.sources.files import read_depth_png
 from depthvlm.benchmark.sources.sunrgbd import SunRGBD, rotate_bits
 from scipy.io import savemat
@@ -155,3 +156,17 @@ def test_real_frames(shared, tmp_path, name, folder, size, raw, filled, share, f
     measured = rotate_bits(read_depth_png(next((shared / "data/sunrgbd" / name / "depth").iterdir()))) / 1000
     assert spread(measured) == pytest.approx(raw, abs=5e-4)
     assert (measured > 0).mean() == pytest.approx(share, abs=0.005)
+
+
+class TestNYUv2OfSunRGBD:
+    def test_the_papers_own_choice(self, root):
+        """9870 mm lie in the file as 13425: / 8000 that is 1.678 m, as the paper has it."""
+        write_frame(root, NYU, ((0, 8000, 13425, 65528, 40000, 1),))
+        source = open_source("nyuv2-sunrgbd", root)
+        [ref] = source.index("test")
+        assert (ref.id, ref.camera) == (NYU, "kv1")
+        frame = source.read(ref)
+        np.testing.assert_allclose(frame.metres(source.depth_range), [[0, 1, 1.678125, 8.191, 5, 0]], rtol=1e-6)
+        assert frame.depth_scale == 1  # not 8000: lines of that scale are rotated when they are read
+        with pytest.raises(SourceError, match="'train' has no frames"):
+            source.index("train")

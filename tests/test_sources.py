@@ -14,7 +14,7 @@ from PIL import Image
 from toy_source_files import truncate, write_depth, write_image, write_text
 
 TWELVE = "argoverse2 waymo ddad nuscenes scannetpp taskonomy hm3d matterport3d sunrgbd ibims1 nyuv2 eth3d"
-OURS = "kitti folder lines"
+OURS = "nyuv2-sunrgbd kitti kitti-lidar folder lines"
 DOWNLOADS = [*TWELVE.split(), *OURS.split()]  # "synthetic" has its own test: it needs no root
 
 
@@ -56,9 +56,14 @@ class TestRegistry:
     def test_ranges(self, name, low, high):
         assert source_class(name).depth_range == (low, high)
 
+    def test_what_the_published_labels_are(self):
+        """The published extraction stores the distance from the camera for Argoverse 2 and Waymo, z for all others."""
+        rays = [name for name in source_names() if source_class(name).published_depth == "ray"]
+        assert rays == ["argoverse2", "waymo"]
+
     def test_an_unknown_name_lists_those_there_are(self, tmp_path):
         with pytest.raises(
-            ValueError, match=r"no source 'kitty'.*argoverse2, waymo, .*, kitti, folder, lines, synthetic"
+            ValueError, match=r"no source 'kitty'.*argoverse2, waymo, .*, kitti, kitti-lidar, folder, lines, synthetic"
         ):
             open_source("kitty", tmp_path)
 

@@ -3,16 +3,16 @@
 import json
 from pathlib import Path
 
-from depthvlm.benchmark.protocol import PROTOCOLS
+from depthvlm.benchmark.protocol import PROTOCOLS, Protocol
 from depthvlm.benchmark.results import Result
 
 NINE = ("argoverse2", "waymo", "ddad", "nuscenes", "eth3d", "scannetpp", "sunrgbd", "ibims1", "nyuv2")
 HASH = PROTOCOLS["depthvlm"].hash()
 
 
-def make(folder: Path, dataset: str, score: float, protocol: str = "depthvlm", **changes) -> Path:
+def make(folder: Path, dataset: str, score: float, protocol: str | Protocol = "depthvlm", **changes) -> Path:
     """A result of 20 images and 200 points, `score` in both aggregations."""
-    preset = PROTOCOLS[protocol]
+    preset = PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
     values = {
         "row": "mine",
         "name": "Mine",

@@ -47,6 +47,7 @@ class Argoverse2(Source):
     title = "Argoverse 2"
     splits = ("train", "test")
     depth_range = (0.05, 120.0)
+    published_depth = "ray"
     sparse = True
     extra = "bench"
     licence = "CC BY-NC-SA 4.0"

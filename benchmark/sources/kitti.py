@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +32,9 @@ class Kitti(Source):
         <date>/<date>_drive_<nnnn>_sync/image_02|image_03/data/<number>.png
         <date>/calib_cam_to_cam.txt
 
-    `train` is the official train, `test` the official val. Depth is the official one (11 sweeps accumulated; uint16 /
-    256 m, 0 where there is none). The images are rectified; intrinsics are those of `P_rect_02` or `P_rect_03`.
+    `train` is the official train, `test` the official val. Depth is the official, improved one (11 sweeps accumulated;
+    uint16 / 256 m, 0 where there is none); "kitti-lidar" reads the single sweeps, which are another set.
+    The images are rectified; intrinsics are those of `P_rect_02` or `P_rect_03`.
 
     The object benchmark is read too, where the root has its layout: `training/image_2`, `training/velodyne`,
     `training/calib`; see [`read_object_frame`]. It has no official val split: all of it is `train`.
@@ -59,14 +60,7 @@ class Kitti(Source):
         super().__init__(root)
         expect_any_folder(self, ["train", "val", "training/velodyne"], _ANNOTATED)
         self.is_object = (self.root / "training" / "velodyne").is_dir()
-        if not isinstance(split_files or {}, Mapping):
-            raise SourceError(
-                f'{self.title}: split_files is a file for each split, such as {{"test": "eigen.txt"}}, got '
-                f"{split_files!r}."
-            )
-        self.split_files = {split: Path(file) for split, file in (split_files or {}).items()}
-        for split in self.split_files:
-            expect_split(self, split)
+        self.split_files = checked_split_files(self, split_files)
 
     def index(self, split: str) -> list[FrameRef]:
         """All frames with annotated depth, or with a sweep in the object layout; see [`Source.index`]."""
@@ -86,15 +80,8 @@ class Kitti(Source):
 
     def _listed_refs(self, file: Path, lines: list[str]) -> Iterator[FrameRef]:
         absent = 0
-        for line in lines:
-            drive, path, columns = _DRIVE.search(line), _PATH.search(line), _COLUMNS.search(line)
-            if drive is not None and path is not None:
-                camera, number = path.groups()
-            elif drive is not None and columns is not None:
-                camera, number = _SIDES[columns[2]], columns[1].zfill(10)
-            else:
-                raise SourceError(f"{self.title}: {file} names no drive, frame and camera in its line {line!r}.")
-            refs = [_ref(folder, drive.group(), camera, number) for folder in OFFICIAL_SPLITS.values()]
+        for drive, camera, number in listed_images(self, file, lines):
+            refs = [_ref(folder, drive, camera, number) for folder in OFFICIAL_SPLITS.values()]
             there = [ref for ref in refs if (self.root / ref.files["depth"]).is_file()]
             absent += not there
             yield from there[:1]
@@ -130,7 +117,7 @@ class Kitti(Source):
                 f"{depth_file}: {depth.shape[1]}x{depth.shape[0]} pixels, its image has {size[0]}x{size[1]}."
             )
         calibration = self.root / ref.files["calibration"]
-        inner, _ = split_projection(_calibration(calibration), f"P_rect_{ref.camera[-2:]}", calibration)
+        inner, _ = split_projection(calibration_of(calibration), f"P_rect_{ref.camera[-2:]}", calibration)
         return Frame(ref, image, size, depth, DEPTH_SCALE, inner)
 
 
@@ -144,7 +131,7 @@ def read_object_frame(image_file: Path, velodyne_file: Path, calibration_file: P
         FrameError: a file is missing, truncated or not what it should be.
     """
     image, size = read_image(image_file)
-    calibration = _calibration(calibration_file)
+    calibration = calibration_of(calibration_file)
     (fx, fy, cx, cy), camera_from_rectified = split_projection(calibration, "P2", calibration_file)
     with frame_errors(calibration_file):
         rectify = np.eye(4)
@@ -154,6 +141,30 @@ def read_object_frame(image_file: Path, velodyne_file: Path, calibration_file: P
     camera = PinholeCamera(fx, fy, cx, cy, *size)
     depth = lidar_depth_map(points, camera_from_rectified @ rectified, camera)
     return Frame(ref, image, size, depth, DEPTH_SCALE, camera.intrinsics)
+
+
+def checked_split_files(source: Source, split_files: Mapping[str, str | Path] | None) -> dict[str, Path]:
+    """The split files of a reader by split. Raises SourceError if they are no mapping, or a split is unknown."""
+    if not isinstance(split_files or {}, Mapping):
+        raise SourceError(
+            f'{source.title}: split_files is a file for each split, such as {{"test": "eigen.txt"}}, got '
+            f"{split_files!r}."
+        )
+    for split in split_files or {}:
+        expect_split(source, split)
+    return {split: Path(file) for split, file in (split_files or {}).items()}
+
+
+def listed_images(source: Source, file: Path, lines: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+    """Drive, camera folder and number of each line of a split file. Raises SourceError for a line without them."""
+    for line in lines:
+        drive, path, columns = _DRIVE.search(line), _PATH.search(line), _COLUMNS.search(line)
+        if drive is not None and path is not None:
+            yield drive.group(), path[1], path[2]
+        elif drive is not None and columns is not None:
+            yield drive.group(), _SIDES[columns[2]], columns[1].zfill(10)
+        else:
+            raise SourceError(f"{source.title}: {file} names no drive, frame and camera in its line {line!r}.")
 
 
 def split_projection(
@@ -184,7 +195,7 @@ def _ref(folder: str, drive: str, camera: str, number: str) -> FrameRef:
     return FrameRef(f"{drive}/{number}/{camera}", drive, camera, int(number), files)
 
 
-def _calibration(file: Path) -> dict[str, NDArray[np.float64]]:
+def calibration_of(file: Path) -> dict[str, NDArray[np.float64]]:
     """The lines `name: numbers` of a calibration file; a line of words, such as a date, is none of them."""
     result = {}
     for line in read_text(file).splitlines():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from ...annotated_depth import AnnotatedDepth, below, check_inside, listed_points, map_size, points_to_map
 from ..frames import Frame, FrameError, FrameRef, Source, SourceError
+from ..point_clouds import intrinsics_of_map, ray_factors
 from .files import expect_folders, expect_split, pinhole, read_image, sorted_refs
 
 # Listed metres may be rounded, the prompt says to two decimals; a wrong scale is farther from the map than this.
@@ -41,12 +43,16 @@ class AnnotationLines(Source):
     `original_cy`, in pixels of the image. The released lines have `original_fx` alone: then fy = fx, and the principal
     point is assumed at the image's centre.
 
+    The released lines of Argoverse 2 and Waymo say `z_depth` and hold the distance along the ray. They are read as they
+    are, with a warning, unless `ray_to_z` is true.
+
     The file does not say of which split it is, so either name may be given to it.
 
     Args:
         root: folder that the others are relative to.
         file: of the lines; by default the one `.jsonl` file of the root.
         image_root, depth_root: folders that the paths of the lines are relative to.
+        ray_to_z: whether all depth of the file is distance along the ray, to be turned into z-depth by its camera.
     """
 
     name = "lines"
@@ -57,8 +63,18 @@ class AnnotationLines(Source):
     licence = "of the datasets that the lines are of"
     homepage = "https://github.com/hanxunyu/DepthVLM"
 
-    def __init__(self, root: str | Path, file: str | None = None, image_root: str = ".", depth_root: str = "."):
+    def __init__(
+        self,
+        root: str | Path,
+        file: str | None = None,
+        image_root: str = ".",
+        depth_root: str = ".",
+        ray_to_z: bool = False,
+    ):
         super().__init__(root)
+        if not isinstance(ray_to_z, bool):
+            raise SourceError(f"{self.title}: ray_to_z is true or false, got {ray_to_z!r}.")
+        self.ray_to_z = ray_to_z
         expect_folders(self, *(folder for folder in (image_root, depth_root) if folder != "."))
         self.file = self.root / file if file else self._only_file()
         if not self.file.is_file():
@@ -68,7 +84,15 @@ class AnnotationLines(Source):
     def index(self, split: str) -> list[FrameRef]:
         """All lines, see [`Source.index`]. One that is no JSON object is an error that [`read`] raises."""
         expect_split(self, split)
-        return sorted_refs(self, split, self._refs())
+        refs = sorted_refs(self, split, self._refs())
+        if self._rays and not self.ray_to_z:
+            warnings.warn(
+                f"{self.title}: {self._rays} of the {len(refs)} lines in {self.file} are released ones of Argoverse 2 "
+                "or Waymo. Their depth is the distance along the ray, although they say z_depth; it is kept as it is. "
+                "For z-depth: --option ray_to_z=true.",
+                stacklevel=2,
+            )
+        return refs
 
     def read(self, ref: FrameRef) -> Frame:
         """The frame of one line, see [`Source.read`]."""
@@ -98,13 +122,21 @@ class AnnotationLines(Source):
         else:
             depth, scale = points_to_map(points, map_size(line)), 1.0
         _check_points(points, depth / np.float64(scale))
-        return Frame(ref, image, size, depth, scale, _camera(line, size), points=points)
+        camera = _camera(line, size)
+        if self.ray_to_z:
+            of_map = intrinsics_of_map(camera, size, depth.shape)
+            rows, columns = np.indices(depth.shape)
+            factors = ray_factors(np.stack([columns.ravel(), rows.ravel()], axis=1), of_map).reshape(depth.shape)
+            depth, scale = (depth / np.float64(scale) / factors).astype(np.float32), 1.0
+            points = np.column_stack([points[:, :2], points[:, 2] / ray_factors(points[:, :2], of_map)])
+        return Frame(ref, image, size, depth, scale, camera, points=points)
 
     def _refs(self) -> Iterator[FrameRef]:
-        offset = 0
+        offset = self._rays = 0
         with self.file.open("rb") as file:
             for number, text in enumerate(file, start=1):
                 if text.strip():
+                    self._rays += _is_released_ray(text)
                     yield _ref(text, offset, number)
                 offset += len(text)
 
@@ -117,6 +149,12 @@ class AnnotationLines(Source):
             f"{self.title}: expected one .jsonl file in {self.root}, there is {names}: name it by --option "
             "file=NAME.jsonl."
         )
+
+
+def _is_released_ray(text: bytes) -> bool:
+    """Whether a line is a released one of Argoverse 2 or Waymo; those that this package writes have `intrinsics`."""
+    words = text.lower()
+    return (b"argoverse" in words or b"waymo" in words) and b'"intrinsics"' not in words
 
 
 def _ref(text: bytes, offset: int, number: int) -> FrameRef:

@@ -16,6 +16,7 @@ from .files import expect_folders, expect_split, read_bytes, sorted_refs
 
 _LABELED = "nyu_depth_v2_labeled.mat"
 _SPLITS = "splits.mat"
+_VARIABLES = {"raw": "rawDepths", "filled": "depths"}
 
 INTRINSICS = (518.85790117450188, 519.46961112127485, 325.58244941119034, 253.73616633400465)
 """fx, fy, cx, cy of the colour camera at 640x480, of the dataset's toolbox (`camera_params.m`)."""
@@ -57,12 +58,17 @@ class NYUv2(Source):
     NYU Depth V2's labelled frames as downloaded, both files in the root:
 
         nyu_depth_v2_labeled.mat    HDF5, seen from C: `images` (1449, 3, 640, 480) uint8, `depths` (1449, 640, 480)
-                                    float32 metres, `scenes` (1, 1449) references to strings
+                                    float32 metres, `rawDepths` likewise, `scenes` (1, 1449) references to strings
         splits.mat                  `trainNdxs` (795) and `testNdxs` (654), counted from 1
 
-    `train` and `test` are those. Depth is `depths`, whose holes the authors filled, as the usual protocols score it and
-    as near as the file comes to the paper, which took these frames from SUN RGB-D with filled depth. `rawDepths` is not
-    read. The file holds arrays, so the images' bytes are made here: PNG, without loss.
+    `train` and `test` are those. The file holds arrays, so the images' bytes are made here: PNG, without loss. The
+    paper took these frames from SUN RGB-D: "nyuv2-sunrgbd" reads them there.
+
+    Args:
+        root: folder of the download.
+        depth: "raw", `rawDepths`: what the sensor measured, as BTS (Lee et al. 2019) and its successors score it; only
+            metres above 0.001 and below 10 count, as the sensor's values end at 10. "filled", `depths`: the authors'
+            inpainted maps, which are guesses in holes and far away.
     """
 
     name = "nyuv2"
@@ -73,8 +79,11 @@ class NYUv2(Source):
     licence = "none stated; research"
     homepage = "https://cs.nyu.edu/~fergus/datasets/nyu_depth_v2.html"
 
-    def __init__(self, root: str | Path):
+    def __init__(self, root: str | Path, depth: str = "raw"):
         super().__init__(root)
+        if depth not in _VARIABLES:
+            raise SourceError(f"{self.title}: depth is {' or '.join(_VARIABLES)}, got {depth!r}.")
+        self.depth = depth
         expect_folders(self)
         if not (self.root / _LABELED).is_file():
             raise SourceError(f"{self.title}: expected the file {_LABELED} in {self.root}.")
@@ -102,7 +111,7 @@ class NYUv2(Source):
         path = self.root / _LABELED
         try:
             with _h5py().File(path) as file:
-                pixels, depth = file["images"][ref.order - 1], file["depths"][ref.order - 1]
+                pixels, depth = file["images"][ref.order - 1], file[_VARIABLES[self.depth]][ref.order - 1]
         except (OSError, RuntimeError, KeyError, IndexError, ValueError) as error:
             raise FrameError(f"{path}: frame {ref.order} cannot be read: {error}.") from error
         if pixels.ndim != 3 or pixels.shape[0] != 3 or pixels.shape[1:] != depth.shape:
@@ -111,7 +120,8 @@ class NYUv2(Source):
         image = Image.fromarray(np.ascontiguousarray(pixels.transpose(2, 1, 0)))
         image.save(stream, "PNG")
         metres = np.ascontiguousarray(depth.T, dtype=np.float32)
-        return Frame(ref, stream.getvalue(), image.size, metres, 1.0, INTRINSICS)
+        mask = (metres > 1e-3) & (metres < 10) if self.depth == "raw" else None
+        return Frame(ref, stream.getvalue(), image.size, metres, 1.0, INTRINSICS, mask)
 
     def _numbers(self, variable: str) -> NDArray[np.int64]:
         try:

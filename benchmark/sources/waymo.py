@@ -57,6 +57,7 @@ class Waymo(Source):
     title = "Waymo"
     splits = ("train", "test")
     depth_range = (0.05, 70.0)
+    published_depth = "ray"
     sparse = True
     extra = "bench"
     licence = "Waymo Dataset License Agreement for Non-Commercial Use"
