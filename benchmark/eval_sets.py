@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,12 +79,12 @@ class EvalSet:
             ValueError: a picture cannot be decoded; the message names the image.
         """
         from ..processing import read_depth
+        from ..processing.images_depthvlm import open_image
 
         row: dict[str, Any] = self._rows[index]
         try:
-            image = Image.open(io.BytesIO(row["image"]["bytes"]))
-            image.load()
-            depth = read_depth(Image.open(io.BytesIO(row["depth"]["bytes"])), row["depth_scale"])
+            image = open_image(row["image"]["bytes"], reduce=False)
+            depth = read_depth(open_image(row["depth"]["bytes"], reduce=False), row["depth_scale"])
         except (OSError, ValueError, SyntaxError) as error:
             raise ValueError(
                 f"The image {row['id']!r} of {self.source} {self.split} cannot be read: {error}"

@@ -43,18 +43,22 @@ class RowPictures:
 
 def decode_metres(row: dict[str, Any]) -> NDArray[np.float32]:
     """Z-depth `(h, w)` in metres of a row whose files are undecoded, 0 where there is none."""
-    with Image.open(io.BytesIO(row["depth"]["bytes"])) as picture:
+    from ..processing.images_depthvlm import open_raster
+
+    with open_raster(row["depth"]["bytes"]) as picture:
         raw = np.asarray(picture)
     return (raw / np.float64(row["depth_scale"])).astype(np.float32)
 
 
 def row_pictures(row: dict[str, Any]) -> RowPictures:
     """The pictures of a row of a build, its files undecoded."""
+    from ..processing.images_depthvlm import open_raster
+
     metres = decode_metres(row)
     valid = metres[metres > 0]
     low, high = float(valid.min()), float(valid.max())
     share = valid.size / metres.size
-    with Image.open(io.BytesIO(row["image"]["bytes"])) as opened:
+    with open_raster(row["image"]["bytes"]) as opened:
         size = (PICTURE_WIDTH, max(1, round(PICTURE_WIDTH * opened.height / opened.width)))
         image = opened.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     small = _shrink(metres, size)

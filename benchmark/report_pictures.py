@@ -69,7 +69,9 @@ def picture_uri(data: bytes, points: Sequence[PointRow]) -> str:
     Raises:
         OSError: the bytes are no image that Pillow can read.
     """
-    with Image.open(io.BytesIO(data)) as opened:
+    from ..processing.images_depthvlm import open_raster
+
+    with open_raster(data) as opened:
         # Small ones are enlarged, or their points would lie over each other.
         size = (PICTURE_WIDTH, max(1, round(opened.height * PICTURE_WIDTH / opened.width)))
         across, down = size[0] / opened.width, size[1] / opened.height

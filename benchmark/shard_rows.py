@@ -192,11 +192,13 @@ def _check_depth(frame: Frame) -> None:
 
 def _check_image(frame: Frame) -> str:
     """The suffix for an image's file, from its header; its pixels stay undecoded."""
+    from ..processing.images_depthvlm import open_raster
+
     try:
-        with Image.open(io.BytesIO(frame.image)) as image:
+        with open_raster(frame.image) as image:
             size, kind = image.size, image.format or ""
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise FrameError(f"its image of {len(frame.image)} bytes is none that Pillow can read") from error
+        raise FrameError(f"its image of {len(frame.image)} bytes cannot be read: {error}") from error
     if size != tuple(frame.image_size):
         expected = "x".join(str(side) for side in frame.image_size)
         raise FrameError(f"its image has {size[0]}x{size[1]} pixels (width x height), its camera is for {expected}")

@@ -100,6 +100,7 @@ class AnnotatedDepth:
     def _read(self, root: str | None) -> tuple[np.ndarray, np.ndarray | None, float]:
         """Metres, and the integers that they are of with their scale, where they are 16-bit integers."""
         from .processing import read_depth
+        from .processing.images_depthvlm import open_raster
 
         file = below(self.path, root)
         integers, scale = None, self.scale
@@ -112,7 +113,7 @@ class AnnotatedDepth:
             integers = values if isinstance(values, np.ndarray) and values.dtype == np.uint16 else None
             depth = read_depth(values, scale)
         for mask in self.masks:
-            with Image.open(below(mask, root)) as picture:
+            with open_raster(below(mask, root)) as picture:
                 resized = picture.convert("L").resize((depth.shape[1], depth.shape[0]), Image.Resampling.NEAREST)
             depth = np.where(np.asarray(resized) > 0, depth, np.float32(0))
         low, high = next((bounds for word, bounds in VALID_RANGE.items() if word in file.lower()), (0, np.inf))
@@ -129,7 +130,9 @@ class AnnotatedDepth:
 
     def _read_picture(self, file: str) -> tuple[Any, float | None]:
         """What `read_depth` takes: the raw values of a picture of integers, or the picture itself, and the scale."""
-        with Image.open(file) as picture:
+        from .processing.images_depthvlm import open_raster
+
+        with open_raster(file) as picture:
             if not picture.mode.startswith("I"):
                 picture.load()
                 return picture.copy(), self.scale

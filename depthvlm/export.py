@@ -93,8 +93,10 @@ def read_png16(path: Path) -> tuple[NDArray[np.uint16], int]:
     Raises:
         ValueError: the file is no such PNG.
     """
+    from .processing.images_depthvlm import open_raster
+
     try:
-        with Image.open(path) as image:
+        with open_raster(path) as image:
             scale = int(image.info["depth_scale"])
             values = np.asarray(image)
     except (OSError, KeyError, ValueError, SyntaxError) as error:
@@ -129,7 +131,10 @@ def write_glb(path: Path, mesh: trimesh.Trimesh, image: Image.Image, camera: "Ca
         [(x / z * camera.fx + camera.cx) / camera.width, 1 - (y / z * camera.fy + camera.cy) / camera.height], axis=1
     )
     material = trimesh.visual.material.PBRMaterial(
-        baseColorTexture=Image.open(texture), metallicFactor=0.0, roughnessFactor=1.0, doubleSided=True
+        baseColorTexture=Image.open(texture, formats=["JPEG"]),
+        metallicFactor=0.0,
+        roughnessFactor=1.0,
+        doubleSided=True,
     )
     textured = trimesh.Trimesh(
         trimesh.transform_points(mesh.vertices, _OPENCV_TO_GLTF),

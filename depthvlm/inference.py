@@ -19,7 +19,7 @@ from ._bundled import BUNDLED_MODEL, BUNDLED_MODEL_NOTE, resolve_model_path
 from .modeling_depthvlm import DepthVLMForConditionalGeneration
 from .prediction import Prediction
 from .processing import DEPTH_PROMPT, DEPTH_SYSTEM_PROMPT, DepthVLMProcessor, resolve_cameras
-from .processing.images_depthvlm import open_image, upright_image
+from .processing.images_depthvlm import open_image, open_raster, upright_image
 
 logger = logging.getLogger(__name__)
 
@@ -286,7 +286,7 @@ def _size(item: Any) -> int:
     """About how many pixels, from the file's header alone; 0 where that cannot be read (its batch raises)."""
     try:
         if isinstance(item, (str, PathLike)):
-            with Image.open(item) as image:
+            with open_raster(item) as image:
                 return image.width * image.height
         return item.width * item.height if isinstance(item, Image.Image) else int(np.prod(item.shape[:2]))
     except Exception:  # Pillow raises whatever corrupt bytes lead to

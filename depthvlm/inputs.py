@@ -77,9 +77,13 @@ def read_intrinsics(path: Path) -> NDArray[np.float64]:
     Raises:
         ValueError: the file cannot be read as one of these.
     """
+    from .processing.depth_maps_depthvlm import load_array
+    from .processing.images_depthvlm import require_file
+
     try:
+        require_file(path)
         if path.suffix.lower() == ".npy":
-            values = np.load(path, allow_pickle=False)
+            values = load_array(path)
         elif path.suffix.lower() == ".json":
             values = _camera_in(json.loads(path.read_text(encoding="utf-8")))
         else:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from .inputs import find_images, result_stems
 from .processing.exif_depthvlm import exif_orientation
-from .processing.images_depthvlm import open_image, upright_image
+from .processing.images_depthvlm import open_image, open_raster, upright_image
 
 if TYPE_CHECKING:
     import av
@@ -216,7 +216,7 @@ class ImageSequence:
         self.expected: int | None = len(self.files)
         self.rate = Fraction(fps).limit_denominator(1001)
         self.time_base = 1 / self.rate
-        first = open_image(self.files[0])
+        first = open_image(self.files[0], reduce=False)
         picture, self.exif = upright_image(first, 0)
         self.size = picture.size
         for file in self.files[1:]:
@@ -263,7 +263,7 @@ def _to_picture(frame: "av.VideoFrame", stretch: Fraction) -> Image.Image:
 
 def _read_image(file: Path) -> Image.Image:
     try:
-        return upright_image(open_image(file), 0)[0]
+        return upright_image(open_image(file, reduce=False), 0)[0]
     except ValueError as error:
         message = str(error)
         raise ValueError(message if str(file) in message else f"{file}: {message}") from error
@@ -271,7 +271,7 @@ def _read_image(file: Path) -> Image.Image:
 
 def _upright_size(file: Path) -> tuple[int, int]:
     try:
-        with Image.open(file) as image:
+        with open_raster(file) as image:
             # Pillow looks for a PNG's EXIF data behind its pixels too, and so would decode them all.
             has_exif = image.format != "PNG" or "exif" in image.info
             turned = has_exif and exif_orientation(image.getexif()) >= 5

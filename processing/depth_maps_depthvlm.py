@@ -13,8 +13,12 @@
 # limitations under the License.
 """Depth maps as people store them, read into metres, and the labels made of them without inventing a measurement."""
 
+import io
+import math
 import os
 import warnings
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +28,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from .camera_depthvlm import per_image
+from .images_depthvlm import MAX_IMAGE_PIXELS, open_raster, require_file
 
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".pgm")
 
@@ -169,19 +174,66 @@ def reduce_depth(depth: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return reduced
 
 
+def load_array(source: str | os.PathLike | bytes, key: str | None = None) -> np.ndarray:
+    """
+    Reads an `.npy` file, or one array of an `.npz`, after comparing what its header claims with what is there.
+
+    Args:
+        source (path or `bytes`): The file.
+        key (`str`, *optional*): Which array of an `.npz`; by default the one named `depth`, or the only one.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is truncated, too large, of Python objects, or the array is not in it.
+    """
+    if not isinstance(source, bytes):
+        require_file(source)
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as stream:
+        if not zipfile.is_zipfile(stream):
+            return _read_array(stream, stream.seek(0, os.SEEK_END))
+        try:
+            with zipfile.ZipFile(stream) as archive:
+                names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+                key = key or (names[0] if len(names) == 1 else "depth")
+                if key not in names:
+                    raise ValueError(f"there is no array {key!r} in it, only {', '.join(names) or 'none'}")
+                with archive.open(f"{key}.npy") as member:
+                    return _read_array(member, archive.getinfo(f"{key}.npy").file_size)
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+            raise ValueError(f"it is no .npz that can be read: {error}") from error
+
+
+def _read_array(stream: Any, size: int) -> np.ndarray:
+    stream.seek(0)
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"its .npy format {version} is not that of plain numbers")
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(stream)
+    count, held = math.prod(shape), size - stream.tell()
+    if count * dtype.itemsize > held:
+        raise ValueError(
+            f"its header claims {count * dtype.itemsize:,} bytes of {dtype} {shape}, but it holds {held:,}"
+        )
+    if count > MAX_IMAGE_PIXELS:
+        raise ValueError(f"it has {count:,} values, more than the {MAX_IMAGE_PIXELS:,} that are read")
+    stream.seek(0)
+    return np.lib.format.read_array(stream, allow_pickle=False)
+
+
 def _open(path: Path, name: str) -> Image.Image | np.ndarray:
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"{name} does not exist.")
     suffix = path.suffix.lower()
     try:
-        if suffix == ".npy":
-            return np.load(path, allow_pickle=False)
+        if suffix in (".npy", ".npz"):
+            return load_array(path)
         if suffix in IMAGE_SUFFIXES:
-            image = Image.open(path)
+            image = open_raster(path)
             image.load()
             return image
     except UnidentifiedImageError:
-        raise ValueError(f"{name} is not an image that Pillow can read. Save it as .npy (float32, metres).") from None
+        raise ValueError(f"{name} is not an image that can be read. Save it as .npy (float32, metres).") from None
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{name} cannot be read, it may be truncated: {error}.") from error
     raise ValueError(

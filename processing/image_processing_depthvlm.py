@@ -33,7 +33,7 @@ from .batch_depthvlm import DepthVLMBatchFeature
 from .camera_depthvlm import DEFAULT_ASSUMED_FOV, Camera, resolve_cameras
 from .canonical_size_depthvlm import canonical_size
 from .depth_maps_depthvlm import depth_labels
-from .images_depthvlm import open_image, upright_image
+from .images_depthvlm import FULL_SIZE_KEY, open_image, upright_image
 from .post_processing_depthvlm import post_process_depth
 
 CAMERA_KEYWORDS = ("intrinsics", "focal_length", "fov")
@@ -222,7 +222,10 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
             picture, exif = upright_image(image, index, layout)
             pictures.append(picture)
             exifs.append(exif)
-        cameras = self._cameras([(picture.height, picture.width) for picture in pictures], exifs, kwargs)
+        # A camera is of the image as given, which may have been read at a smaller size.
+        given = [picture.info.get(FULL_SIZE_KEY, picture.size) for picture in pictures]
+        cameras = self._cameras([(height, width) for width, height in given], exifs, kwargs)
+        cameras = [camera.scaled_to(*picture.size) for camera, picture in zip(cameras, pictures, strict=True)]
 
         resized, focal_scales = [], []
         for picture, camera in zip(pictures, cameras, strict=True):

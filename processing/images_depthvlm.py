@@ -17,8 +17,13 @@ import base64
 import binascii
 import io
 import os
+import stat
+import threading
+import urllib.request
 import warnings
+from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
@@ -28,40 +33,212 @@ from transformers.image_utils import ChannelDimension, infer_channel_dimension_f
 
 from .exif_depthvlm import ORIENTATIONS, exif_orientation, read_exif
 
-WHAT_TO_PASS = "Pass a path, a URL, base64 text, a PIL image, an array or a tensor."
+WHAT_TO_PASS = "Pass a path, a URL, bytes, base64 text, a PIL image, an array or a tensor."
+
+# The only formats that are opened anywhere: pixels alone, no document that an interpreter would have to run.
+RASTER_FORMATS = (
+    *("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "AVIF", "HEIF", "TGA", "QOI"),
+)
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
+# Phones write 200 million pixels; an image of more may be an attack on the memory.
+MAX_IMAGE_PIXELS = 250_000_000
+
+# Larger images are read at 1/2, 1/4 or 1/8 of their size: a model sees 3 million pixels at most.
+REDUCED_ABOVE = 64_000_000
+FULL_SIZE_KEY = "depthvlm_full_size"
+"""The key of `PIL.Image.Image.info` with the width and height of an image that `open_image` has reduced."""
+
+_PILLOW_LIMIT = threading.Lock()
 
 
-def open_image(source: str | os.PathLike) -> Image.Image:
+def raster_suffixes() -> tuple[str, ...]:
+    """The suffixes of image files that can be read, in lower case, each with its dot."""
+    known = Image.registered_extensions().items()
+    return tuple(dict.fromkeys([*(suffix for suffix, name in known if name in RASTER_FORMATS), *HEIF_SUFFIXES]))
+
+
+def require_file(path: str | os.PathLike) -> None:
+    """Raises FileNotFoundError if there is no such file, ValueError if it is a folder, a pipe or a device."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no file {os.fspath(path)}.") from None
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{os.fspath(path)} is not a file but a folder, a pipe or a device.")
+
+
+def open_raster(source: Any, name: str | None = None, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
     """
-    Opens a path, a URL (`http://`, `https://`) or base64 text. Unlike `transformers.image_utils.load_image` it keeps
-    the EXIF data, and pixels of more than 8 bits as they are.
+    Opens an image of one of [`RASTER_FORMATS`] without decoding its pixels. Use it in place of `PIL.Image.open`.
+
+    Args:
+        source (path, `bytes` or a binary stream): The image.
+        name (`str`, *optional*): What messages call it; its path by default.
+        max_pixels (`int`): Pixels that it may have.
+
+    Returns:
+        `PIL.Image.Image`, to be closed or decoded by the caller.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        UnidentifiedImageError: if it is not of one of these formats.
+        ValueError: if it is no regular file, has more pixels, or is a HEIC image and `pillow-heif` is not installed.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        require_file(source)
+        name = name or os.fspath(source)
+    elif isinstance(source, (bytes, bytearray, memoryview)):
+        name, source = name or f"an image of {len(source)} bytes", io.BytesIO(source)
+    name = name or str(getattr(source, "name", "the image"))
+    image = _identify(source, name)
+    if image.width * image.height > max_pixels:
+        image.close()
+        raise ValueError(
+            f"{name} has {image.width}x{image.height} pixels (width x height), more than the {max_pixels:,} that are "
+            "read, since so large an image may be an attack. Make it smaller, or raise `max_image_pixels`."
+        )
+    return image
+
+
+def _identify(source: Any, name: str) -> Image.Image:
+    Image.init()
+    formats = [one for one in RASTER_FORMATS if one in Image.OPEN]
+    try:
+        # Pillow's own limit of pixels cannot be passed in a call, and is lower than what phones write.
+        with _PILLOW_LIMIT:
+            limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            try:
+                return Image.open(source, formats=formats)
+            finally:
+                Image.MAX_IMAGE_PIXELS = limit
+    except UnidentifiedImageError:
+        if "HEIF" in formats or not _is_heif(source):
+            raise UnidentifiedImageError(
+                f"{name} is not an image that can be read. Convert it to PNG or JPEG."
+            ) from None
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise whatever corrupt bytes lead them to
+        raise ValueError(f"The image {name} cannot be read, it may be damaged: {error}.") from error
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        raise ValueError(
+            f'{name} is a HEIC image, which needs pillow-heif: `pip install "depthvlm[heic]"`, or convert it to JPEG.'
+        ) from None
+    register_heif_opener()
+    return _identify(source, name)
+
+
+def _is_heif(source: Any) -> bool:
+    if isinstance(source, (str, os.PathLike)):
+        with open(source, "rb") as stream:
+            start = stream.read(12)
+    else:
+        source.seek(0)
+        start = source.read(12)
+    return start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS
+
+
+def open_image(source: Any, max_pixels: int = MAX_IMAGE_PIXELS, reduce: bool = True) -> Any:
+    """
+    Opens and decodes an image. Unlike `transformers.image_utils.load_image` it keeps the EXIF data, and pixels of more
+    than 8 bits as they are.
+
+    Args:
+        source: A path (`~` is the home folder), a URL (`http://`, `https://`, `file://`, `data:`), base64 text, bytes,
+            a binary stream, or `{"bytes": ..., "path": ...}` as `datasets` has it. Pixels (a PIL image, an array, a
+            tensor) are returned as they are.
+        max_pixels (`int`): Pixels that it may have.
+        reduce (`bool`): Read an image of more than 64 million pixels at 1/2, 1/4 or 1/8 of its size. Its size as given
+            is then kept, and cameras refer to that one.
 
     Raises:
         FileNotFoundError: if there is no such file, and the text is not base64 of an image either.
-        ValueError: if the file is empty, truncated or not an image that Pillow knows.
+        OSError: if a URL cannot be fetched.
+        ValueError: if the file is empty, truncated or too large, or not an image that can be read.
     """
-    name = os.fspath(source)
-    label = name if len(name) <= 200 else f"{name[:60]}... ({len(name)} characters)"
-    if name.startswith(("http://", "https://")):
-        response = get_session().get(name, follow_redirects=True)
-        response.raise_for_status()
-        stream: Any = io.BytesIO(response.content)
-    elif os.path.isfile(name):
-        stream = name
+    if isinstance(source, Mapping):
+        data, path = source.get("bytes"), source.get("path")
+        if data is None and path is None:
+            raise ValueError(f'An image must have "bytes" or a "path", got the keys {sorted(map(str, source))}.')
+        source = path if data is None else data
+    if isinstance(source, (str, os.PathLike)):
+        source, label, guessed = _locate(os.fspath(source))
+    elif isinstance(source, (bytes, bytearray, memoryview)) or hasattr(source, "read"):
+        label, guessed = None, False
     else:
-        try:
-            stream = io.BytesIO(base64.b64decode("".join(name.split(",")[-1].split()), validate=True))
-        except binascii.Error:
-            raise FileNotFoundError(f"There is no image file {label!r}. {WHAT_TO_PASS}") from None
+        return source
     try:
-        image = Image.open(stream)
-        image.load()
+        image = open_raster(source, label, max_pixels)
     except UnidentifiedImageError:
-        if not isinstance(stream, str) and not name.startswith(("http", "data:")):  # a file name can look like base64
+        if guessed:  # a file name can look like base64
             raise FileNotFoundError(f"There is no image file {label!r}. {WHAT_TO_PASS}") from None
-        raise ValueError(f"{label} is not an image that Pillow can read. Convert it to PNG or JPEG.") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"The image {label} cannot be decoded, it may be truncated: {error}.") from error
+        raise ValueError(f"{label or 'It'} is not an image that can be read. Convert it to PNG or JPEG.") from None
+    factor = 1
+    while reduce and factor < 8 and image.width * image.height > REDUCED_ABOVE * factor**2:
+        factor *= 2
+    full_size = image.size
+    if factor > 1:
+        image.draft(None, (image.width // factor, image.height // factor))  # of JPEG alone, while it is decoded
+    _decode(image, f"The image {label}" if label else "The image")
+    if factor > 1:
+        image = _reduced(image, (-(-full_size[0] // factor), -(-full_size[1] // factor)))
+        image.info[FULL_SIZE_KEY] = full_size
+    return image
+
+
+def _locate(name: str) -> tuple[Any, str, bool]:
+    """What to open, what to call it, and whether it was taken for base64 text since there is no such file."""
+    label = name if len(name) <= 200 else f"{name[:60]}... ({len(name)} characters)"
+    scheme = name.partition(":")[0].lower()
+    if scheme in ("http", "https"):
+        try:
+            response = get_session().get(name, follow_redirects=True)
+            response.raise_for_status()
+        except Exception as error:  # of the HTTP library, which is not always the same one
+            raise OSError(f"{label} cannot be fetched: {error}") from error
+        return response.content, label, False
+    if scheme == "data":
+        try:
+            with urllib.request.urlopen(name) as response:
+                return response.read(), label, False
+        except ValueError as error:
+            raise ValueError(f"{label} is not a data URL: {error}.") from error
+    if scheme == "file":
+        return urllib.request.url2pathname(urlsplit(name).path), label, False
+    for path in (name, os.path.expanduser(name)):
+        if os.path.exists(path):
+            return path, label, False
+    if "://" in name:
+        raise ValueError(f"{label}: images are read from http://, https:// and file:// URLs. Download it first.")
+    try:
+        return base64.b64decode("".join(name.split()), validate=True), label, True
+    except binascii.Error:
+        raise FileNotFoundError(f"There is no image file {label!r}. {WHAT_TO_PASS}") from None
+
+
+def _decode(image: Image.Image, label: str) -> None:
+    try:
+        image.load()
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise whatever corrupt bytes lead them to
+        raise ValueError(f"{label} cannot be decoded, it may be truncated: {error}.") from error
+
+
+def _reduced(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    try:
+        exif = read_exif(image)
+    except ValueError:  # `upright_image` warns of it
+        exif = None
+    if image.mode in ("1", "P", "PA"):
+        image = image.convert("RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB")
+    image = image if image.size == size else image.resize(size, Image.Resampling.BOX)
+    if exif is not None:  # which a TIFF keeps elsewhere
+        image.info.setdefault("exif", exif.tobytes())
     return image
 
 
@@ -89,16 +266,18 @@ def upright_image(image: Any, index: int, input_data_format: Any = None) -> tupl
     exif = None
     if isinstance(image, Image.Image):
         _check_size(image.height, image.width, index)
-        try:
-            image.load()
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(f"Image {index} cannot be decoded, it may be truncated: {error}.") from error
+        if image.format is not None and image.format not in RASTER_FORMATS:
+            raise ValueError(f"Image {index} is of the format {image.format}, which is not read. Convert it to PNG.")
+        _decode(image, f"Image {index}")
         try:
             exif = read_exif(image)
         except ValueError as error:
             warnings.warn(f"Image {index}: its EXIF data are corrupt and ignored ({error}).", stacklevel=2)
-        turn = ORIENTATIONS.get(exif_orientation(exif))
+        orientation, full_size = exif_orientation(exif), image.info.get(FULL_SIZE_KEY)
+        turn = ORIENTATIONS.get(orientation)
         image = _pil_to_rgb(image if turn is None else image.transpose(turn), index)
+        if full_size is not None:
+            image.info[FULL_SIZE_KEY] = full_size[::-1] if orientation >= 5 else full_size
     else:
         image = _array_to_rgb(image, index, input_data_format)
     return image, exif

@@ -24,7 +24,7 @@ def processor():
 BAD = {
     "truncated JPEG": ({"image": "broken.jpg"}, "broken.jpg", "truncated"),
     "truncated bytes": ({"image": {"bytes": jpeg()[:400], "path": "a.jpg"}}, "a.jpg", "Truncated"),
-    "not an image": ({"image": {"bytes": b"hello", "path": "a.jpg"}}, "a.jpg", "not an image that Pillow can read"),
+    "not an image": ({"image": {"bytes": b"hello", "path": "a.jpg"}}, "a.jpg", "not an image that can be read"),
     "missing image": ({"image": "none.jpg"}, "none.jpg", "no image file"),
     "missing depth": ({"depth": "none.png"}, "none.png", "does not exist"),
     "truncated depth": ({"depth": "broken.png"}, "broken.png", "truncated"),

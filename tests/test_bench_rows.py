@@ -129,7 +129,7 @@ class TestRows:
         [
             ({"depth": np.zeros((4, 5), np.uint16)}, "none of its 20 pixels has depth within 0.5 to 50 m"),
             ({"depth": np.full((4, 5), 65000, np.uint16)}, "none of its 20 pixels"),
-            ({"image": b"not an image"}, "its image of 12 bytes is none that Pillow can read"),
+            ({"image": b"not an image"}, "its image of 12 bytes cannot be read"),
             ({"image_size": (48, 64)}, "has 64x48 pixels .*, its camera is for 48x64"),
             ({"intrinsics": (0.0, 50.0, 1.0, 1.0)}, "not finite with positive fx and fy"),
             ({"intrinsics": (50.0, 50.0, float("nan"), 1.0)}, "not finite"),

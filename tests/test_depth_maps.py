@@ -103,7 +103,7 @@ class TestBadDepthMaps:
         with pytest.raises(FileNotFoundError, match=r"nowhere\.png does not exist"):
             read_depth(tmp_path / "nowhere.png")
 
-    @pytest.mark.parametrize("suffix", ["exr", "jpg", "npz", "pfm"])
+    @pytest.mark.parametrize("suffix", ["exr", "jpg", "pfm"])
     def test_formats_that_are_not_read(self, tmp_path, suffix):
         path = tmp_path / f"depth.{suffix}"
         path.write_bytes(b"anything")
@@ -114,7 +114,7 @@ class TestBadDepthMaps:
     def test_not_an_image(self, tmp_path, suffix):
         path = tmp_path / f"depth.{suffix}"
         path.write_bytes(b"not an image")
-        with pytest.raises(ValueError, match="not an image that Pillow can read"):
+        with pytest.raises(ValueError, match="not an image that can be read"):
             read_depth(path)
 
     def test_truncated_files(self, tmp_path):

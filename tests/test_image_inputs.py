@@ -174,7 +174,7 @@ class TestBadImages:
 
     def test_not_an_image(self, processor, tmp_path):
         (tmp_path / "notes.txt").write_text("no image")
-        with pytest.raises(ValueError, match=r"notes.txt is not an image that Pillow can read"):
+        with pytest.raises(ValueError, match=r"notes.txt is not an image that can be read"):
             processor(str(tmp_path / "notes.txt"))
         with pytest.raises(TypeError, match="only a single or a list"):
             processor(5)

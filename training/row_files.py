@@ -1,6 +1,5 @@
 """Images and depth maps of a row, in every form in which `datasets` and people store them."""
 
-import io
 import os
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,10 @@ from typing import Any
 import fsspec
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ..processing import Camera, read_depth
+from ..processing.depth_maps_depthvlm import load_array
 from ..processing.images_depthvlm import open_image, upright_image
 
 NPY_MAGIC = b"\x93NUMPY"
@@ -50,10 +50,8 @@ def read_image(value: Any, root: str | None = None) -> Image.Image:
         OSError, ValueError: if it cannot be read, and whatever Pillow raises for corrupt files.
     """
     value = _payload(value, root)
-    if isinstance(value, str):
+    if isinstance(value, (str, bytes)):
         return open_image(value)
-    if isinstance(value, bytes):
-        return _decode(value)
     if isinstance(value, Image.Image):
         value.load()
         return value
@@ -83,9 +81,9 @@ def read_depth_map(value: Any, scale: Any = None, root: str | None = None) -> np
     """
     value = _payload(value, root)
     if isinstance(value, bytes) and value.startswith(NPY_MAGIC):
-        value = np.load(io.BytesIO(value), allow_pickle=False)
+        value = load_array(value)
     elif isinstance(value, bytes):
-        value = _decode(value)
+        value = open_image(value, reduce=False)
     elif isinstance(value, list):
         value = np.asarray(value)
     return read_depth(value, scale)
@@ -109,15 +107,6 @@ def ray_to_z(distance: np.ndarray, camera: Camera) -> np.ndarray:
     across = (np.arange(width) + 0.5 - camera.cx) / camera.fx
     down = (np.arange(height) + 0.5 - camera.cy) / camera.fy
     return (distance / np.sqrt(across[None, :] ** 2 + down[:, None] ** 2 + 1)).astype(np.float32)
-
-
-def _decode(data: bytes) -> Image.Image:
-    try:
-        image = Image.open(io.BytesIO(data))
-    except UnidentifiedImageError:
-        raise ValueError("it is not an image that Pillow can read.") from None
-    image.load()
-    return image
 
 
 def _payload(value: Any, root: str | None) -> Any:

@@ -12,6 +12,7 @@ from PIL import Image
 from ..annotated_depth import AnnotatedDepth
 from ..processing import Camera, resolve_camera
 from ..processing.exif_depthvlm import exif_orientation, read_exif
+from ..processing.images_depthvlm import FULL_SIZE_KEY
 from .annotation_lines import ANNOTATION_COLUMNS, annotation_row, is_annotation
 from .bad_samples import BadSampleError, describe_row
 from .reply_labels import TEXT_COLUMNS, ReplyRenderer, Segment, standard_conversations
@@ -193,7 +194,7 @@ def _camera(picture: Image.Image, known: dict[str, Any]) -> Camera:
         exif = read_exif(picture)
     except ValueError:
         exif = None  # the processor warns of it
-    width, height = picture.size
+    width, height = picture.info.get(FULL_SIZE_KEY, picture.size)
     if exif_orientation(exif) >= 5:  # turned by a quarter
         width, height = height, width
     with warnings.catch_warnings():

@@ -57,11 +57,11 @@ def answer(parts: Any, message: Any) -> "list[str]":
 
     model = parts.model
     where = {"device": model.device, "dtype": torch.bfloat16}
-    image = Image.open(message["image"]).convert("RGB")
+    image = Image.open(message["image"], formats=["PNG"]).convert("RGB")
     images = process_images([image], parts.image_processor, model.config).to(**where)
     depths = None
     if message["depth"]:
-        depth = Image.open(message["depth"]).convert("RGB")
+        depth = Image.open(message["depth"], formats=["PNG"]).convert("RGB")
         depths = process_images([depth], parts.image_processor, model.config).to(**where)
     talk = conv_templates[parts.conversation].copy()
     talk.append_message(talk.roles[0], message["question"])

@@ -117,8 +117,10 @@ class Ddad(Source):
 
 def read_point_cloud(file: Path) -> NDArray[np.float64]:
     """The points `(n, 3)` of an `.npz` in metres, lidar frame. Raises FrameError if it is missing or truncated."""
-    with frame_errors(file), np.load(file, allow_pickle=False) as archive:
-        return np.asarray(archive["data"][:, :3], np.float64)
+    from ...processing.depth_maps_depthvlm import load_array
+
+    with frame_errors(file):
+        return np.asarray(load_array(file, "data")[:, :3], np.float64)
 
 
 def _pose(pose: Mapping[str, Mapping[str, float]]) -> RigidTransform:

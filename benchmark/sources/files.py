@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import struct
@@ -33,6 +32,8 @@ _JPEG_PADDING = 64
 def read_bytes(path: Path) -> bytes:
     """The bytes of a file. Raises FrameError if it is missing, unreadable or empty."""
     try:
+        if path.exists() and not path.is_file():
+            raise FrameError(f"{path}: cannot be read: not a file but a folder, a pipe or a device.")
         data = path.read_bytes()
     except FileNotFoundError:
         raise FrameError(f"{path}: no such file.") from None
@@ -79,7 +80,7 @@ def read_image(path: Path) -> tuple[bytes, tuple[int, int]]:
     """
     data = read_bytes(path)
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with _open(data, path) as image:
             size, orientation = image.size, 1
             if image.format == "PNG" and b"eXIf" not in data:
                 image.verify()
@@ -111,7 +112,7 @@ def read_depth_png(path: Path) -> NDArray[np.uint16]:
 def read_depth_png_with_text(path: Path) -> tuple[NDArray[np.uint16], dict[str, Any]]:
     """The raw values `(h, w)` of a 16-bit PNG, and its text entries. Raises FrameError as `read_depth_png`."""
     try:
-        with Image.open(io.BytesIO(read_bytes(path))) as image:
+        with _open(read_bytes(path), path) as image:
             if image.format != "PNG" or not image.mode.startswith("I;16"):
                 raise FrameError(
                     f"{path}: a depth map is a PNG of one channel of 16 bits; this is {image.format} of Pillow mode "
@@ -127,7 +128,7 @@ def read_depth_png_with_text(path: Path) -> tuple[NDArray[np.uint16], dict[str, 
 def read_mask(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:
     """True `(h, w)` where a picture is not black. Raises FrameError if it is broken or not of `size`."""
     try:
-        with Image.open(io.BytesIO(read_bytes(path))) as image:
+        with _open(read_bytes(path), path) as image:
             if image.size != size:
                 raise FrameError(f"{path}: a mask of {image.size}, but the depth map is {size} (width, height).")
             return np.asarray(image.convert("L")) > 0
@@ -135,6 +136,12 @@ def read_mask(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:
         raise FrameError(f"{path}: not an image that Pillow can read; it may be truncated.") from None
     except _BROKEN as error:
         raise FrameError(f"{path}: the mask is damaged, perhaps truncated: {error}.") from error
+
+
+def _open(data: bytes, path: Path) -> Image.Image:
+    from ...processing.images_depthvlm import open_raster
+
+    return open_raster(data, str(path))
 
 
 def pinhole(values: Sequence[Any], path: Path) -> tuple[float, float, float, float]:

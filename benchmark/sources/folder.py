@@ -233,7 +233,9 @@ class RGBDFolder(Source):
 
 def _read_npy(path: Path) -> NDArray[Any]:
     try:
-        raw = np.load(path, allow_pickle=False)
+        from ...processing.depth_maps_depthvlm import load_array
+
+        raw = load_array(path)
     except (OSError, ValueError, EOFError) as error:
         raise FrameError(f"{path}: the depth map cannot be read, it may be truncated: {error}.") from error
     if raw.ndim != 2 or raw.size == 0 or not (raw.dtype == np.uint16 or np.issubdtype(raw.dtype, np.floating)):

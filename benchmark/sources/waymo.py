@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ..frames import Frame, FrameError, FrameRef, Source, SourceError
 from ..projection import DEPTH_SCALE, depth_map
@@ -146,7 +144,9 @@ def _parquet_moment(folder: Path, segment: str, time: int) -> Moment:
 
 
 def _check_image(image: bytes, size: tuple[int, int], name: str) -> None:
-    with frame_errors(name), Image.open(io.BytesIO(image)) as opened:
+    from ...processing.images_depthvlm import open_raster
+
+    with frame_errors(name), open_raster(image, name) as opened:
         found = opened.size
     if found != size:
         raise FrameError(f"{name}: {found[0]}x{found[1]} pixels, but its calibration says {size[0]}x{size[1]}.")
