@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,8 +86,35 @@ def encode_depth(depth: NDArray[np.uint16] | NDArray[np.float32], scale: float) 
         text.add_text(PNG_SCALE_KEY, repr(float(scale)))
         Image.fromarray(depth).save(stream, "PNG", pnginfo=text, **PNG_COMPRESSION)
         return stream.getvalue(), ".png"
-    Image.fromarray(depth).save(stream, "TIFF", compression="tiff_adobe_deflate")
-    return stream.getvalue(), ".tif"
+    return _float_tiff(depth), ".tif"
+
+
+def _float_tiff(depth: NDArray[np.float32]) -> bytes:
+    """
+    A TIFF of float32 `(h, w)` in one deflated strip.
+
+    Not by Pillow: its libtiff leaves a byte of uninitialised memory before the directory where the strip's length is
+    odd, so that the same map would not always give the same file.
+    """
+    height, width = depth.shape
+    strip = zlib.compress(np.ascontiguousarray(depth, "<f4").tobytes(), 6)
+    offset = 8 + len(strip) + len(strip) % 2
+    long, short = 4, 3
+    tags = (
+        (256, long, width),
+        (257, long, height),
+        (258, short, 32),  # bits of a sample
+        (259, short, 8),  # deflate
+        (262, short, 1),  # 0 is black
+        (273, long, 8),  # where the strip begins
+        (277, short, 1),  # samples of a pixel
+        (278, long, height),  # rows of the strip
+        (279, long, len(strip)),
+        (339, short, 3),  # IEEE floats
+    )
+    directory = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    body = strip.ljust(offset - 8, b"\0") + struct.pack("<H", len(tags)) + directory + bytes(4)
+    return struct.pack("<2sHI", b"II", 42, offset) + body
 
 
 @dataclass(frozen=True)

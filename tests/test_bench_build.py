@@ -67,6 +67,24 @@ class TestBytes:
         assert build_files(tmp_path / "a" / "out") == build_files(tmp_path / "b" / "out")
         assert str(tmp_path).encode() not in b"".join(build_files(tmp_path / "a" / "out").values())
 
+    @pytest.mark.slow
+    def test_no_byte_of_uninitialised_memory(self, tmp_path):
+        """glibc fills fresh memory with MALLOC_PERTURB_: whatever is written without being set differs."""
+        rng = np.random.default_rng(0)
+        (tmp_path / "root/rgb").mkdir(parents=True)
+        (tmp_path / "root/depth").mkdir()
+        metres = rng.integers(256, 2560, (480, 640)).astype(np.float32) / 256
+        for number in range(8):  # of deflated lengths odd and even
+            Image.new("RGB", (640, 480)).save(tmp_path / f"root/rgb/{number}.png")
+            metres[number] = 0
+            np.save(tmp_path / f"root/depth/{number}.npy", metres)
+        (tmp_path / "root/intrinsics.json").write_text("[500, 500, 320, 240]")
+        command = [sys.executable, "-m", "depthvlm", "bench", "build", "folder", "--root", tmp_path / "root"]
+        for byte in ("85", "170"):
+            arguments = [*command, "--split", "train", "--workers", "1", "--out", tmp_path / byte]
+            subprocess.run(arguments, env=os.environ | {"MALLOC_PERTURB_": byte}, check=True, capture_output=True)
+        assert build_files(tmp_path / "85") == build_files(tmp_path / "170")
+
     def test_seed(self, root, tmp_path):
         for seed in (0, 1):
             build_toy(root, tmp_path / str(seed), seed=seed)
