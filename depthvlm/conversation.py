@@ -37,8 +37,8 @@ class Conversation:
         print(words, end="", flush=True)
     ```
 
-    A model holds the positions of one conversation at a time: those with the same model wait for one another, in
-    whichever threads they run. `predict` with a prompt does not wait.
+    Conversations with the same model may run in several threads, beside `predict`. Questions to one conversation wait
+    for one another.
 
     Args:
         image: a path, a URL, a PIL image, an array or a tensor.
@@ -75,8 +75,8 @@ class Conversation:
         self._image = open_image(image) if isinstance(image, (str, PathLike)) else image
         self._cache: Any = None
         self._cached_ids: list[int] = []
-        with self.depthvlm.turn:
-            self.prediction = self._see()
+        self._turn = threading.Lock()
+        self.prediction = self._see()
 
     @property
     def depth(self) -> Any:
@@ -95,7 +95,7 @@ class Conversation:
             ValueError: the question is empty, or holds one of the tokenizer's control tokens.
         """
         self._check(text)
-        with self.depthvlm.turn:
+        with self._turn:
             return self._reply(text, {"max_new_tokens": max_new_tokens} | generate_kwargs)
 
     def stream(self, text: str, **generate_kwargs: Any) -> Generator[str, None, None]:
@@ -149,7 +149,6 @@ class Conversation:
         ids = self._token_ids(messages)
         self._keep_common(ids)
         model = self.depthvlm.model
-        model.model.rope_deltas = self._rope_deltas  # generation takes the positions after the image from here
         row = torch.tensor([ids], device=model.device)
         sampling = {} if generate_kwargs.get("do_sample") else _GREEDY
         cache, self._cache = self._cache, None  # a generation that is broken off leaves its layers unequally long
@@ -182,7 +181,6 @@ class Conversation:
             output = model(**inputs, use_cache=True, output_depth=True, logits_to_keep=1)
             [depth] = processor.post_process_depth_estimation(output)
         self._cache, self._cached_ids = output.past_key_values, inputs["input_ids"][0].tolist()
-        self._rope_deltas: Tensor = model.model.rope_deltas
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the processor has warned already
             picture, _ = upright_image(self._image, 0)

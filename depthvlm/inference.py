@@ -2,11 +2,10 @@
 
 import logging
 import re
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -100,13 +99,11 @@ class DepthVLM:
         model: the network, in eval mode and on its device.
         processor: its processor.
         name: what the predictions call it.
-        turn: held by the one conversation that the model is used for.
     """
 
     model: DepthVLMForConditionalGeneration
     processor: DepthVLMProcessor
     name: str = "depthvlm"
-    turn: Any = field(default_factory=threading.Lock, init=False, repr=False)
 
     def predict(self, images: ImageInput | Sequence[ImageInput], **kwargs: Any) -> list[Prediction]:
         """Predict all images.

@@ -5,21 +5,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
 
 from .configuration_depthvlm import DepthVLMConfig
 from .depth_heads import DepthHead
 
 
-def recorded_layers(config: DepthVLMConfig, llm_layers: Sequence[nn.Module]) -> list[nn.Module]:
+def recorded_states(config: DepthVLMConfig) -> list[int]:
     """
-    The LLM layers whose outputs the head reads beside the final state: with `feature_source="llm"` those at a quarter,
-    a half and three quarters of the depth, maps 1 to 3.
+    Indices into `hidden_states` of the LLM states that the head reads beside the final one: with
+    `feature_source="llm"` those after a quarter, a half and three quarters of the layers, maps 1 to 3.
     """
     if config.head.feature_source != "llm":
         return []
-    return [llm_layers[max(0, round(len(llm_layers) * share) - 1)] for share in (0.25, 0.5, 0.75)]
+    return [max(1, round(config.text.num_hidden_layers * share)) for share in (0.25, 0.5, 0.75)]
 
 
 def token_grids(grid_thw: Sequence[Sequence[int]], merge_size: int) -> list[tuple[int, int]]:
@@ -54,54 +53,26 @@ def check_depth_inputs(
         raise ValueError(f"`focal_scale` has shape {tuple(focal_scale.shape)}, expected one per image: ({images},).")
 
 
-class StateRecorder:
+class PromptStates:
     """
-    Context manager that keeps what modules return while a prompt runs through them.
+    LLM states of one prompt, collected over the calls of its prefill: one, or one per chunk.
 
     Args:
-        modules: the modules to listen to.
-        length: prompt length; once a module has returned that many positions it is listened to no more, so that
-            decoding steps stay untouched. Without it, until the context ends.
+        length: positions that the prefill runs; decoding steps come after them.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], length: int | None = None):
-        self.modules = modules
+    def __init__(self, length: int):
         self.length = length
-        self.chunks: list[list[Tensor]] = [[] for _ in modules]
-        self.handles: list[RemovableHandle] = []
-
-    def __enter__(self) -> "StateRecorder":
-        self.handles = [module.register_forward_hook(self._listener(i)) for i, module in enumerate(self.modules)]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self.handles:
-            handle.remove()
-
-    def _listener(self, index: int) -> Any:
-        def listen(module: nn.Module, args: Any, output: Any) -> None:
-            chunks = self.chunks[index]
-            chunks.append(output if isinstance(output, Tensor) else output[0])
-            if self.length is not None and sum(chunk.shape[1] for chunk in chunks) >= self.length:
-                self.handles[index].remove()
-
-        return listen
+        self.chunks: list[Sequence[Tensor]] = []
 
     @property
-    def states(self) -> list[Tensor]:
-        """One `(batch, positions, hidden_size)` per module, prefill chunks joined, cut to `length`."""
-        return [torch.cat(chunks, dim=1)[:, : self.length] for chunks in self.chunks]
+    def complete(self) -> bool:
+        return sum(chunk[-1].shape[1] for chunk in self.chunks) >= self.length
 
-
-def run_recorded(backbone: Any, config: DepthVLMConfig, **inputs: Any) -> tuple[Any, list[Tensor]]:
-    """ViT and LLM on a prompt: the output, and the states that [`feature_maps`] takes."""
-    layers = recorded_layers(config, backbone.language_model.layers)
-    if not layers:
-        outputs = backbone(**inputs)
-        return outputs, [outputs[0]]
-    with StateRecorder(layers) as recorder:
-        outputs = backbone(**inputs)
-    return outputs, [*recorder.states, outputs[0]]
+    def of_rows(self, rows: int) -> list[Tensor]:
+        """One `(rows, length, hidden_size)` per recorded state: of beams and returned sequences the first alone."""
+        joined = [torch.cat(parts, dim=1)[:, : self.length] for parts in zip(*self.chunks, strict=True)]
+        return [state[:: state.shape[0] // rows] for state in joined]
 
 
 def feature_maps(
@@ -137,12 +108,14 @@ def run_depth_head(
         focal_scale (`(images,)`): effective over canonical focal length (equation 6).
     """
     weight = head.norm.weight
+    # Weights that `device_map` moved out are nowhere now (meta): its hooks bring the features to where the head runs.
+    device = maps[0][0].device if weight.is_meta else weight.device
     groups: dict[tuple[int, int], list[int]] = {}
     for index, grid in enumerate(grids):
         groups.setdefault(grid, []).append(index)
     depth: list[Tensor] = [weight] * len(grids)
     for grid, indices in groups.items():
-        features = [torch.stack([images[i] for i in indices]).to(weight.device, weight.dtype) for images in maps]
+        features = [torch.stack([images[i] for i in indices]).to(device, weight.dtype) for images in maps]
         metres = head(features, grid)
         if focal_scale is not None:
             # By views: a list as an index would be copied to the GPU, and waited for.

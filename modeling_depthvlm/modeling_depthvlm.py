@@ -17,9 +17,16 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_depthvlm import DepthVLMConfig
-from .depth_features import check_depth_inputs, feature_maps, run_depth_head, run_recorded, token_grids
+from .depth_features import (
+    PromptStates,
+    check_depth_inputs,
+    feature_maps,
+    recorded_states,
+    run_depth_head,
+    token_grids,
+)
 from .depth_heads import DepthHead, build_depth_head, init_head_layer
-from .generation_depthvlm import DepthGenerationMixin
+from .generation_depthvlm import DepthGenerationMixin, positions_of_call
 from .outputs_depthvlm import DepthVLMCausalLMOutputWithPast, PredictedDepth
 from .silog import resize_depth, silog_loss
 
@@ -167,33 +174,75 @@ class DepthVLMForConditionalGeneration(  # type: ignore[misc]
         )
 
     def run_backbone(
-        self, output_depth: bool, focal_scale: Tensor | None = None, **inputs: Any
+        self,
+        output_depth: bool,
+        focal_scale: Tensor | None = None,
+        text: bool = True,
+        prompt_states: PromptStates | None = None,
+        **inputs: Any,
     ) -> tuple[Any, list[Tensor] | None]:
         """
-        ViT and LLM, once each, without the LM head.
+        The one way through the model: ViT and LLM, and the depth head on their maps, once each; no LM head.
 
         Args:
             output_depth: whether to run the depth head on the batch's images, which `pixel_values` must then hold.
+            text: False for depth alone: the backbone runs without a graph or a cache and, attention being causal, up
+                to the last image token; with `feature_source="vit"` the LLM does not run at all.
+            prompt_states: where to keep what the head reads of the LLM, for depth after the last call of a prefill.
             inputs: of `forward`, all but labels.
 
         Returns:
-            The backbone's output, and the depth as in `forward`'s output, or None.
+            The backbone's output, and the depth as in `forward`'s output; None for what did not run.
         """
+        vision = outputs = None
+        states: list[Tensor] = []
+        grid_thw = inputs.get("image_grid_thw")
+        if output_depth:
+            vision = self._encode_images(inputs, text)
+        if not text:
+            _cut_after_images(inputs, self.config.image_token_id)
+        if text or self.config.head.feature_source != "vit":
+            with torch.set_grad_enabled(torch.is_grad_enabled() and text):
+                outputs, states = self._run_llm(inputs, output_depth or prompt_states is not None)
+        if prompt_states is not None:
+            prompt_states.chunks.append(states)
         if not output_depth:
-            return self.model(**inputs), None
-        pixel_values, grid_thw = inputs.pop("pixel_values"), inputs["image_grid_thw"]
+            return outputs, None
+        image_mask = None
+        if states:
+            ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
+            mask, _ = self.model.get_placeholder_mask(ids, inputs_embeds=states[-1] if embeds is None else embeds)
+            image_mask = mask[..., 0]
+        return outputs, self._depth_from_states(vision, states, image_mask, grid_thw, focal_scale)
+
+    def _encode_images(self, inputs: dict[str, Any], text: bool) -> Any:
+        """The ViT's output for the images; in `inputs` it takes the place of all pixels."""
+        pixel_values = inputs.pop("pixel_values")
         # Checkpointing with adapters asks for gradients at every input: a frozen ViT would go backward for nothing.
         trained = pixel_values.requires_grad or any(p.requires_grad for p in self.model.visual.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
-            vision = self.get_image_features(pixel_values, grid_thw, return_dict=True)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and text and trained):
+            vision = self.get_image_features(pixel_values, inputs["image_grid_thw"], return_dict=True)
         encoded = {**(inputs.pop("mm_encoder_outputs", None) or {}), "image": vision}
         videos = inputs.pop("pixel_values_videos", None)
         if videos is not None:  # the backbone refuses pixels beside encoded images
             encoded["video"] = self.get_video_features(videos, inputs["video_grid_thw"], return_dict=True)
-        outputs, states = run_recorded(self.model, self.config, mm_encoder_outputs=encoded, **inputs)
-        input_ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
-        mask, _ = self.model.get_placeholder_mask(input_ids, inputs_embeds=outputs[0] if embeds is None else embeds)
-        return outputs, self._depth_from_states(vision, states, mask[..., 0], grid_thw, focal_scale)
+        inputs["mm_encoder_outputs"] = encoded
+        return vision
+
+    def _run_llm(self, inputs: dict[str, Any], record: bool) -> tuple[Any, list[Tensor]]:
+        """The backbone's output, and if asked the states that [`feature_maps`] takes."""
+        placed = inputs.get("position_ids") is not None
+        if not placed:
+            inputs["position_ids"], rope_deltas = positions_of_call(self.model, **inputs)
+        recorded = recorded_states(self.config) if record else []
+        asked = inputs.get("output_hidden_states")
+        outputs: Any = self.model(**inputs | ({"output_hidden_states": True} if recorded else {}))
+        if not placed and outputs.past_key_values is not None:
+            outputs.past_key_values.rope_deltas = rope_deltas
+        states = [outputs.hidden_states[index] for index in recorded] + [outputs[0]]
+        if recorded and not asked:
+            outputs.hidden_states = None
+        return outputs, states if record else []
 
     @torch.no_grad()
     def predict_depth(
@@ -251,31 +300,20 @@ class DepthVLMForConditionalGeneration(  # type: ignore[misc]
             ValueError: as in `forward`.
         """
         check_depth_inputs(pixel_values, image_grid_thw, None, focal_scale)
-        states: list[Tensor] = []
-        image_mask = None
-        with torch.no_grad():
-            vision = self.get_image_features(pixel_values, image_grid_thw, return_dict=True)
-            if self.config.head.feature_source != "vit":
-                image_mask = input_ids == self.config.image_token_id
-                end = input_ids.shape[1]
-                if kwargs.get("pixel_values_videos") is None:  # a video may go on after the last image
-                    end = int(image_mask.any(0).nonzero()[-1]) + 1
-                rope_deltas = self.model.rope_deltas
-                _, states = run_recorded(
-                    self.model,
-                    self.config,
-                    input_ids=input_ids[:, :end],
-                    attention_mask=None if attention_mask is None else attention_mask[..., :end],
-                    position_ids=None if position_ids is None else position_ids[..., :end],
-                    mm_token_type_ids=None if mm_token_type_ids is None else mm_token_type_ids[:, :end],
-                    image_grid_thw=image_grid_thw,
-                    mm_encoder_outputs={"image": vision},
-                    use_cache=False,
-                    **kwargs,
-                )
-                self.model.rope_deltas = rope_deltas  # a conversation under way keeps its own
-                image_mask = image_mask[:, :end]
-        return self._depth_from_states(vision, states, image_mask, image_grid_thw, focal_scale)
+        _, depth = self.run_backbone(
+            True,
+            focal_scale,
+            text=False,
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            image_grid_thw=image_grid_thw,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            mm_token_type_ids=mm_token_type_ids,
+            **kwargs,
+        )
+        assert depth is not None
+        return depth
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """As in transformers; the folder also gets the code that loads it where this package is not installed."""
@@ -303,6 +341,17 @@ class DepthVLMForConditionalGeneration(  # type: ignore[misc]
         width = self.config.text.hidden_size  # a sharded weight has no width of its own
         maps = [weight.new_zeros(1, 1, width, requires_grad=one) for one in asked[self.config.head.feature_source]]
         return self.depth_head(maps, (1, 1)).sum() * 0
+
+
+def _cut_after_images(inputs: dict[str, Any], image_token_id: int) -> None:
+    """Leave out what comes after the last image token, which depth does not need, and the cache."""
+    inputs["use_cache"] = False
+    if inputs.get("video_grid_thw") is not None:  # a video may go on after the last image
+        return
+    end = int((inputs["input_ids"] == image_token_id).any(0).nonzero()[-1]) + 1
+    for name in ("input_ids", "attention_mask", "position_ids", "mm_token_type_ids"):
+        if inputs.get(name) is not None:
+            inputs[name] = inputs[name][..., :end]
 
 
 def _damaged_files(folder: str | os.PathLike | None) -> str:

@@ -86,12 +86,27 @@ def test_predict_depth_runs_nothing_after_the_last_image(model):
     assert lengths == [3 + 1 + 4]
 
 
-def test_predict_depth_leaves_a_conversation_alone(model):
+def test_a_cache_goes_on_from_its_own_positions(model):
+    """Whatever the model saw in between: words by hand, one at a time, and by `generate`, are those of one run."""
     inputs = toy_inputs([[3, (2, 3), 4]])
-    model(**inputs)
-    before = model.model.rope_deltas.clone()
-    model.predict_depth(**toy_inputs([[(4, 4), 1]]))
-    torch.testing.assert_close(model.model.rope_deltas, before)
+    words = model.generate(**inputs, max_new_tokens=6, do_sample=False, suppress_tokens=[90, 91, 92, 93])
+    with torch.no_grad():
+        cache = model(**inputs, use_cache=True).past_key_values
+        for position in range(words.shape[1] - 6, words.shape[1] - 1):
+            model.predict_depth(**toy_inputs([[(4, 4), 1]]))
+            model(**toy_inputs([[(1, 4), 1]]))
+            model.generate(**toy_inputs([[(3, 4), 1]]), max_new_tokens=1)
+            logits = model(input_ids=words[:, position : position + 1], past_key_values=cache).logits[0, -1]
+            logits[[90, 91, 92, 93]] = -torch.inf
+            assert logits.argmax() == words[0, position + 1]
+        first = model.generate(
+            **inputs, max_new_tokens=2, return_dict_in_generate=True, suppress_tokens=[90, 91, 92, 93]
+        )
+        model.generate(**toy_inputs([[(3, 4), 1]]), max_new_tokens=1)
+        rest = model.generate(
+            first.sequences, past_key_values=first.past_key_values, max_new_tokens=4, suppress_tokens=[90, 91, 92, 93]
+        )
+    assert torch.equal(rest, words)
 
 
 def test_output_size(model):
@@ -151,6 +166,19 @@ def test_generate_goes_on_from_a_cache_of_words(model):
         cache = model(input_ids=inputs["input_ids"][:, :3], use_cache=True).past_key_values
     outputs = model.generate(**inputs, past_key_values=cache, max_new_tokens=2, return_dict_in_generate=True)
     assert_same_depth(outputs.predicted_depth, model.predict_depth(**inputs))
+
+
+def test_generate_on_rows_padded_right_says_what_single_rows_say(model):
+    rows = [[2, (2, 3), 1], [7, (1, 2), 12], [3]]
+    options = {"max_new_tokens": 5, "suppress_tokens": [90, 91, 92, 93], "return_dict_in_generate": True}
+    left, right = (model.generate(**toy_inputs(rows, side=side), **options) for side in ("left", "right"))
+    assert torch.equal(left.sequences, right.sequences)
+    assert_same_depth(right.predicted_depth, left.predicted_depth)
+    single = {k: v[1:2] for k, v in toy_inputs(rows).items() if not k.startswith(("pixel", "image"))}
+    single |= {"pixel_values": toy_inputs(rows)["pixel_values"][24:], "image_grid_thw": torch.tensor([[1, 2, 4]])}
+    assert torch.equal(model.generate(**single, **options).sequences, right.sequences[1:2])
+    with pytest.raises(ValueError, match="padded on the right, and position_ids"):
+        model.generate(**toy_inputs(rows), position_ids=torch.zeros(3, 3, 23), max_new_tokens=2)
 
 
 def test_generate_without_dict_is_plain(model):
