@@ -6,13 +6,13 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from depthvlm.benchmark.synthetic import render_scene
 from PIL import Image
 from toy_models import toy_inputs, toy_model
 from transformers import pipeline
 
 import depthvlm
 from depthvlm._bundled import resolve_model_path
-from depthvlm.benchmark.synthetic import render_scene
 from depthvlm.conversation import Conversation
 
 SIZES = [(96, 64), (64, 128), (128, 96), (160, 64)]
