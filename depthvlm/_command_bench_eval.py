@@ -15,6 +15,7 @@ from ._named_values import named_values
 _INCIDENTAL = {
     *("device", "batch_size", "cache", "concurrency", "requests_per_minute", "timeout", "max_retries"),
     *("input_price", "output_price", "max_cost", "api_key_env"),
+    *("token", "cache_dir", "local_files_only", "force_download", "proxies"),
 }
 
 

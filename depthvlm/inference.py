@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ._bundled import BUNDLED_MODEL, BUNDLED_MODEL_NOTE, resolve_model_path
+from ._bundled import BUNDLED_MODEL, BUNDLED_MODEL_NOTE
+from ._loading import load_checkpoint
 from .modeling_depthvlm import DepthVLMForConditionalGeneration
 from .prediction import Prediction
 from .processing import DEPTH_PROMPT, DEPTH_SYSTEM_PROMPT, DepthVLMProcessor, resolve_cameras
@@ -22,7 +23,6 @@ from .processing.images_depthvlm import open_image, open_raster, upright_image
 
 logger = logging.getLogger(__name__)
 
-_SMALL_MODEL = 500_000_000  # parameters: up to here float32 on a CPU is faster than bfloat16, and takes at most 2 GB
 _BATCHES_SORTED_TOGETHER = 8
 
 ImageInput: TypeAlias = str | PathLike[str] | Image.Image | np.ndarray | torch.Tensor
@@ -38,7 +38,8 @@ def load(
             small `depthvlm-nano` that comes with the package, with a warning that it is that.
         device: `cuda`, `cuda:1`, `mps`, `cpu`; `auto`: the first of these that is there.
         dtype: `float32`, `bfloat16`, `float16`; `auto`: the checkpoint's own, but float32 for a small model on a CPU.
-        **kwargs: passed on to `from_pretrained` of the model, such as `attn_implementation` or `revision`.
+        **kwargs: passed on to `from_pretrained` of the model, such as `attn_implementation`; those that say where files
+            come from (`revision`, `token`, `cache_dir`, `subfolder`, `local_files_only`, ...) also to the processor's.
 
     Raises:
         ValueError: the device is not there, or the dtype is not one.
@@ -47,16 +48,7 @@ def load(
     name = BUNDLED_MODEL if model is None else str(model)
     if model is None:
         logger.warning("Using %s.", BUNDLED_MODEL_NOTE)
-    path = resolve_model_path(name)
-    where, what = _device(device), _dtype(dtype)
-    revision = {"revision": kwargs["revision"]} if "revision" in kwargs else {}
-    processor = DepthVLMProcessor.from_pretrained(path, **revision)
-    network = DepthVLMForConditionalGeneration.from_pretrained(path, dtype=what, **kwargs).eval()
-    if "device_map" not in kwargs and "quantization_config" not in kwargs:
-        network = network.to(where)
-        if what == "auto" and where.type == "cpu" and network.num_parameters() <= _SMALL_MODEL:
-            network = network.float()
-    return DepthVLM(network, processor, name)
+    return DepthVLM(*load_checkpoint(name, device, dtype, **kwargs), name)
 
 
 def predict(
@@ -316,26 +308,3 @@ def _per_image(name: str, value: Any, count: int, single: list[tuple[int, ...]])
             f"`{name}`: got {given} for {count} image(s). Give one for all, or a list with one, or None, for each."
         )
     return list(value)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"The device {name!r} cannot be used here ({reason}). Give 'auto', 'cpu', 'cuda' or 'mps'."
-        ) from None
-    return device
-
-
-def _dtype(name: str | torch.dtype) -> str | torch.dtype:
-    if name == "auto" or isinstance(name, torch.dtype):
-        return name
-    dtype = getattr(torch, name, None)
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(f"The dtype {name!r} is not known: give 'auto', 'float32', 'bfloat16' or 'float16'.")
-    return dtype

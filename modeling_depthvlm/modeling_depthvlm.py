@@ -15,6 +15,7 @@ from transformers.modeling_outputs import DepthEstimatorOutput
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLForConditionalGeneration
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.hub import resolve_revision
 
 from .configuration_depthvlm import DepthVLMConfig
 from .depth_features import (
@@ -72,13 +73,23 @@ class DepthVLMForConditionalGeneration(  # type: ignore[misc]
         """
         if kwargs.setdefault("use_safetensors", True) is not True:
             raise ValueError("DepthVLM reads safetensors alone, never pickle: leave `use_safetensors` out.")
+        # Once for all files, as transformers does; kept, so that a training can record which commit it began with.
+        names = ("revision", "token", "local_files_only", "cache_dir")
+        origin = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+        revision = resolve_revision(pretrained_model_name_or_path, **origin)
+        if revision is not None:
+            kwargs["revision"] = revision
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except SafetensorError as error:
             raise OSError(
                 f"A safetensors file of {pretrained_model_name_or_path} is incomplete or damaged ({error})"
                 f"{_damaged_files(pretrained_model_name_or_path)}. Copy or download it again."
             ) from error
+        config = (loaded[0] if isinstance(loaded, tuple) else loaded).config
+        if config._name_or_path == str(pretrained_model_name_or_path):  # it is another with an adapter's name
+            config._commit_hash = getattr(revision, "resolved", None)
+        return loaded
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

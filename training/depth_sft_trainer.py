@@ -12,8 +12,8 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import SFTConfig, SFTTrainer
 
+from .._bundled import resolve_model_path
 from ..modeling_depthvlm import DepthVLMForConditionalGeneration
-from ..processing import DepthVLMProcessor
 from .checkpoints import CheckpointMixin, resolve_checkpoint
 from .depth_data_collator import BatchInfo, DepthDataCollator
 from .depth_dataset import prepare_depth_dataset
@@ -24,7 +24,7 @@ from .depth_sft_config import DepthSFTConfig
 from .depth_targets import DepthTargets
 from .evaluation_rows import EvaluationMixin
 from .hub_push import HubPushMixin
-from .model_loading import init_options, load_model
+from .model_loading import load_model
 from .parameter_parts import name_parameter_groups, set_trainable, trains_head_alone
 from .recipe_record import count_data, earlier_stages
 from .text_probe import TextProbe, probe_rows
@@ -82,6 +82,8 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         peft_config: Any = None,
         formatting_func: Callable | None = None,
     ):
+        if isinstance(model, str | os.PathLike):
+            model = resolve_model_path(str(model))
         args = as_depth_config(args, model)
         self.depth_enabled = wants_depth(args, train_dataset)
         self.has_depth_head = has_head = names_depth_head(model, args) or self.depth_enabled
@@ -89,13 +91,8 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
             refuse_unsupported(args, compute_loss_func)
         init_kwargs = args.model_init_kwargs
         if isinstance(model, str) and has_head:
-            name = model
-            model = load_model(name, args, quantization_config)
-            if processing_class is None:
-                where = {key: value for key, value in init_options(args).items() if key == "revision" and value}
-                processing_class = DepthVLMProcessor.from_pretrained(name, **where)
-                # `model_init_kwargs` may name another canonical camera than the checkpoint's own (the paper's table 7).
-                processing_class.image_processor.canonical_focal_length = model.config.canonical_focal_length
+            model, processor = load_model(model, args, quantization_config)
+            processing_class = processing_class or processor
             quantization_config = args.model_init_kwargs = None  # used; TRL would say that it ignores them
         if self.depth_enabled and not hasattr(model, "depth_head") and not is_peft_model(model):
             raise ValueError(

@@ -103,7 +103,7 @@ def base_model(config: Any) -> tuple[str | None, str | None]:
 
     name = str(config._name_or_path or "")
     found, revision = hub_name(name)
-    return found, revision or (config._commit_hash if found else None)
+    return found, revision or (getattr(config, "_commit_hash", None) if found else None)
 
 
 def earlier_stages(config: Any) -> list[Any]:

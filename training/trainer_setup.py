@@ -12,6 +12,7 @@ from transformers import AutoConfig
 from trl import SFTConfig
 from trl.data_utils import get_dataset_column_names
 
+from .._loading import hub_keywords
 from .depth_dataset import prepare_depth_dataset
 from .depth_sft_config import DepthSFTConfig
 from .model_loading import init_options
@@ -77,8 +78,8 @@ def names_depth_head(model: Any, args: DepthSFTConfig) -> bool:
         core = model.get_base_model() if is_peft_model(model) else model
         return hasattr(core, "depth_head")
     options = init_options(args)
-    trusted = options.get("trust_remote_code", args.trust_remote_code)
-    config = AutoConfig.from_pretrained(model, revision=options.get("revision"), trust_remote_code=trusted)
+    options.setdefault("trust_remote_code", args.trust_remote_code)
+    config = AutoConfig.from_pretrained(model, **hub_keywords(model, options))
     return config.model_type == "depthvlm"
 
 

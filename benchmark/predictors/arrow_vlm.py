@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.utils import is_torchvision_available
 
+from ..._loading import hub_keywords
 from ...processing import DEPTH_SYSTEM_PROMPT
 from ..answers import ARROW_PROMPT, parse_metres
 from ..arrow import ARROW_LENGTH, LONGEST_EDGE, draw_arrow, fit_image, scale_points
@@ -61,7 +62,7 @@ class ArrowVLM(PointPredictor):
         prompt: the question; the paper's by default.
         arrow_length, longest_edge: in pixels, see `benchmark/arrow.py`.
         trust_remote_code: run the code that comes with the checkpoint.
-        revision: of the repository on the Hub.
+        **kwargs: of `from_pretrained`, such as `revision` or `token`; those of the Hub reach the processor too.
 
     Raises:
         ValueError: no such dtype, or a model that transformers has no image-text-to-text class for.
@@ -83,14 +84,14 @@ class ArrowVLM(PointPredictor):
         arrow_length: int = ARROW_LENGTH,
         longest_edge: int | None = LONGEST_EDGE,
         trust_remote_code: bool = False,
-        revision: str = "main",
+        **kwargs: Any,
     ):
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
         self.model, self.prompt = model, prompt
         self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
         self.arrow_length, self.longest_edge = arrow_length, longest_edge
-        hub: Any = {"revision": revision, "trust_remote_code": trust_remote_code}
+        hub: Any = {"trust_remote_code": trust_remote_code, **hub_keywords(model, kwargs)}
         config = _load_config(model, **hub)
         self.processor = _load_processor(model, config, **hub)
         self._is_pixtral = getattr(getattr(config, "vision_config", None), "model_type", "") == "pixtral"
@@ -100,7 +101,7 @@ class ArrowVLM(PointPredictor):
             self.processor.tokenizer.pad_token = self.processor.tokenizer.eos_token
         where: Any = {"device_map": "auto"} if device == "balanced" else {}
         self.network = AutoModelForImageTextToText.from_pretrained(
-            model, config=config, dtype="auto" if dtype == "auto" else pick_dtype(dtype), **where, **hub
+            model, config=config, dtype="auto" if dtype == "auto" else pick_dtype(dtype), **where, **{**kwargs, **hub}
         ).eval()
         if not where:
             self.network.to(pick_device(device))
@@ -173,17 +174,17 @@ class ArrowVLM(PointPredictor):
         return {"intrinsics": [[fx, fy, cx + 0.5, cy + 0.5] for fx, fy, cx, cy in cameras]}
 
 
-def _load_config(model: str, *, revision: str, trust_remote_code: bool) -> Any:
+def _load_config(model: str, *, trust_remote_code: bool, **hub: Any) -> Any:
     """The model's configuration, or an error that says what it needs."""
     if model.startswith(("/", ".", "~")) and not Path(model).is_dir():
         raise FileNotFoundError(f"There is no model folder {model}.")
-    model_type = PreTrainedConfig.get_config_dict(model, revision=revision)[0].get("model_type")
+    model_type = PreTrainedConfig.get_config_dict(model, **hub)[0].get("model_type")
     if model_type in _NOT_NATIVE and not trust_remote_code:
         raise ValueError(
             f"{model} has the layout {model_type!r}, which transformers does not know. {_NOT_NATIVE[model_type]}. If "
             "the checkpoint brings its own code, and you trust it, pass `trust_remote_code=True`."
         )
-    config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
+    config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code, **hub)
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not trust_remote_code:
         raise ValueError(f"{model} is a {model_type!r} model, and transformers has no image-text-to-text class for it.")
     return config

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..answers import ARROW_PROMPT
 from ..arrow import resize_image
@@ -27,7 +27,7 @@ class DepthLM(ArrowVLM):
         model: name on the Hub, or folder; `facebook/DepthLM`.
         focal_length: in pixels; 1000 for models trained with the paper's.
         arrow_length: in pixels.
-        device, dtype, batch_size, max_new_tokens, prompt, trust_remote_code, revision: see [`ArrowVLM`].
+        device, dtype, batch_size, max_new_tokens, prompt, trust_remote_code, **kwargs: see [`ArrowVLM`].
     """
 
     name = "depthlm"
@@ -47,7 +47,7 @@ class DepthLM(ArrowVLM):
         max_new_tokens: int = 4096,
         prompt: str = ARROW_PROMPT,
         trust_remote_code: bool = False,
-        revision: str = "main",
+        **kwargs: Any,
     ):
         if not focal_length > 0:
             raise ValueError(f"`focal_length` is in pixels and positive, got {focal_length}.")
@@ -61,7 +61,7 @@ class DepthLM(ArrowVLM):
             arrow_length=arrow_length,
             longest_edge=None,
             trust_remote_code=trust_remote_code,
-            revision=revision,
+            **kwargs,
         )
         self.focal_length = focal_length
 

@@ -14,13 +14,11 @@ from huggingface_hub import snapshot_download
 from numpy.typing import NDArray
 from PIL import Image
 
-from ...modeling_depthvlm import DepthVLMForConditionalGeneration
-from ...processing import DEPTH_PROMPT, DEPTH_SYSTEM_PROMPT, DepthVLMProcessor
+from ..._loading import load_checkpoint
+from ...processing import DEPTH_PROMPT, DEPTH_SYSTEM_PROMPT
 from ..checkpoint_hash import checkpoint_hash, weight_files
 from ..predictor import DensePredictor, Example
-from .dense import PredictorError, checkpoint_path, pick_device, pick_dtype, rgb_pixels
-
-_SMALL_MODEL = 500_000_000  # parameters: up to here float32 on a CPU is faster than bfloat16
+from .dense import PredictorError, checkpoint_path, rgb_pixels
 
 
 def bundled_nano() -> Path:
@@ -47,7 +45,7 @@ class DepthVLM(DensePredictor):
         dtype: `auto`: the checkpoint's own, but float32 for a small model on a CPU; else its name.
         focal_length: in pixels, for every image in place of its own; the canonical one (1000) leaves images at their
             own size, as in the row of the paper's table 7 that was trained without normalisation.
-        **kwargs: passed on to `from_pretrained` of the model, such as `attn_implementation` or `revision`.
+        **kwargs: see [`depthvlm.load`], such as `attn_implementation`, `revision` or `token`.
 
     Raises:
         OSError: there is no such model.
@@ -68,18 +66,8 @@ class DepthVLM(DensePredictor):
             raise ValueError(f"`focal_length` is in pixels and positive, got {focal_length}.")
         self.focal_length = focal_length
         path = checkpoint_path(bundled_nano() if model is None else model)
-        where = pick_device(device)
-        revision = {"revision": kwargs["revision"]} if "revision" in kwargs else {}
-        self.processor = DepthVLMProcessor.from_pretrained(path, **revision)
-        network = DepthVLMForConditionalGeneration.from_pretrained(
-            path, dtype="auto" if dtype == "auto" else pick_dtype(dtype), **kwargs
-        ).eval()
-        if "device_map" not in kwargs:
-            network = network.to(where)
-            if dtype == "auto" and where.type == "cpu" and network.num_parameters() <= _SMALL_MODEL:
-                network = network.float()
-        self.model = network
-        self._files = _local_folder(path, kwargs.get("revision"))
+        self.model, self.processor = load_checkpoint(path, device, dtype, **kwargs)
+        self._files = _local_folder(path, getattr(self.model.config, "_commit_hash", None), **kwargs)
         conversation: list[Any] = [
             {"role": "system", "content": [{"type": "text", "text": DEPTH_SYSTEM_PROMPT}]},
             {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": DEPTH_PROMPT}]},
@@ -114,8 +102,8 @@ class DepthVLM(DensePredictor):
         return [self.focal_length, self.focal_length, *example.intrinsics[2:]]
 
 
-def _local_folder(path: str, revision: str | None) -> Path:
-    """Where the files lie that `from_pretrained` has just read: the folder itself, or that of the Hub's cache."""
+def _local_folder(path: str, commit: str | None, subfolder: str = "", cache_dir: Any = None, **_: Any) -> Path:
+    """Return the folder that `from_pretrained` has just read: the checkpoint's own, or that of the Hub's cache."""
     if Path(path).is_dir():
-        return Path(path)
-    return Path(snapshot_download(path, revision=revision, local_files_only=True))
+        return Path(path, subfolder)
+    return Path(snapshot_download(path, revision=commit, cache_dir=cache_dir, local_files_only=True), subfolder)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..._loading import hub_keywords
 from ..predictor import DensePredictor, Example
 from .dense import PredictorError, checkpoint_path, pick_device, pick_dtype, stacked_pixels, to_maps
 
@@ -70,7 +71,7 @@ class TransformersDepth(DensePredictor):
         dtype: of the weights.
         focal_length: for Depth Pro, see above. No other model of this kind takes one.
         metric: see [`check_metric`].
-        **kwargs: passed on to `from_pretrained` of the model.
+        **kwargs: of `from_pretrained`, such as `revision` or `token`; the processor gets those of the Hub too.
 
     Raises:
         PredictorError: its depth is not metric, or it has no field of view to estimate.
@@ -93,18 +94,20 @@ class TransformersDepth(DensePredictor):
         if focal_length not in ("given", "estimated"):
             raise ValueError(f'`focal_length` must be "given" or "estimated", got {focal_length!r}.')
         model = checkpoint_path(model)
-        revision = {"revision": kwargs["revision"]} if "revision" in kwargs else {}
-        config = AutoConfig.from_pretrained(model, **revision)
+        origin = hub_keywords(model, kwargs)
+        config = AutoConfig.from_pretrained(model, **origin)
         check_metric(config, model, metric)
         self.kind: str = config.model_type
         self.estimate_focal_length = focal_length == "estimated"
         if self.estimate_focal_length and not getattr(config, "use_fov_model", False):
             raise PredictorError(f'{model} does not estimate a field of view: leave focal_length="given".')
         if self.kind == "depth_pro":
-            self.processor: Any = _DepthProProcessor(model, revision)
+            self.processor: Any = _DepthProProcessor(model, origin)
         else:
-            self.processor = AutoImageProcessor.from_pretrained(model, **revision)
-        self.model = AutoModelForDepthEstimation.from_pretrained(model, dtype=pick_dtype(dtype), **kwargs).eval()
+            self.processor = AutoImageProcessor.from_pretrained(model, **origin)
+        self.model = AutoModelForDepthEstimation.from_pretrained(
+            model, dtype=pick_dtype(dtype), **{**kwargs, **origin}
+        ).eval()
         if "device_map" not in kwargs:
             self.model = self.model.to(pick_device(device))
 
@@ -131,10 +134,10 @@ class TransformersDepth(DensePredictor):
 class _DepthProProcessor:
     """Rescaling, normalisation, then one bilinear resampling without antialiasing, with the checkpoint's settings."""
 
-    def __init__(self, model: str, revision: dict[str, str]):
+    def __init__(self, model: str, origin: dict[str, Any]):
         from transformers.image_processing_utils import BaseImageProcessor
 
-        settings, _ = BaseImageProcessor.get_image_processor_dict(model, **revision)
+        settings, _ = BaseImageProcessor.get_image_processor_dict(model, **origin)
         size = settings.get("size", {"height": 1536, "width": 1536})
         self.size = (size["height"], size["width"])
         self.scale = settings.get("rescale_factor", 1 / 255)
