@@ -8,7 +8,16 @@ from ._bundled import BUNDLED_MODEL, BUNDLED_MODEL_NOTE
 from ._fail import fail
 
 
-def run(model: str | None, *, host: str, port: int | None, share: bool, device: str, dtype: str) -> None:
+def run(
+    model: str | None,
+    *,
+    host: str,
+    port: int | None,
+    share: bool,
+    allowed_hosts: list[str],
+    device: str,
+    dtype: str,
+) -> None:
     """Serve the demo until it is interrupted. Raises `typer.Exit` with 1 where it cannot be served."""
     if find_spec("gradio") is None:
         raise fail('The demo needs Gradio, which is not installed: `pip install "depthvlm[demo]"`.')
@@ -19,6 +28,14 @@ def run(model: str | None, *, host: str, port: int | None, share: bool, device: 
     if share:
         typer.secho("--share: everyone who has the public link can use this machine through the demo.", fg="yellow")
     try:
-        launch(model or BUNDLED_MODEL, device=device, dtype=dtype, host=host, port=port, share=share)
+        launch(
+            model or BUNDLED_MODEL,
+            device=device,
+            dtype=dtype,
+            host=host,
+            port=port,
+            share=share,
+            allowed_hosts=allowed_hosts,
+        )
     except (OSError, ValueError) as error:
         raise fail(error) from None

@@ -181,13 +181,17 @@ def demo(
     share: Annotated[
         bool, typer.Option("--share/--no-share", help="Also open a public link through Gradio's servers.")
     ] = False,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(help="A name that the page also answers to, such as a proxy's. Can be repeated.", metavar="NAME"),
+    ] = None,
     device: Annotated[str, typer.Option(help="cuda, mps or cpu; auto: the first that is there.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; auto: the model's own.")] = "auto",
 ) -> None:
     """A page in the browser: depth, distances, the scene in 3D, and a chat about the picture."""
     from ._command_demo import run
 
-    run(model, host=host, port=port, share=share, device=device, dtype=dtype)
+    run(model, host=host, port=port, share=share, allowed_hosts=allowed_host or [], device=device, dtype=dtype)
 
 
 @app.command()

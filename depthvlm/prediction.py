@@ -109,10 +109,13 @@ class Prediction:
         from .geometry import back_project, surface_triangles
 
         grid = back_project(self.depth, self.camera, max_vertices, max_jump)
-        used, faces = np.unique(surface_triangles(grid), return_inverse=True)
+        triangles = surface_triangles(grid)
+        points = grid.points.reshape(-1, 3)
+        used = np.zeros(len(points), dtype=bool)
+        used[triangles] = True
         return trimesh.Trimesh(
-            grid.points.reshape(-1, 3)[used],
-            faces.reshape(-1, 3),
+            points[used],
+            (np.cumsum(used) - 1)[triangles],
             vertex_colors=self._colors(grid.stride).reshape(-1, 3)[used],
             process=False,  # keeps the vertices as they are
         )

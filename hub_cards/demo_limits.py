@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..conversation import Conversation
     from ..modeling_depthvlm import DepthVLMForConditionalGeneration
 
 
@@ -25,9 +23,12 @@ class Limits:
         new_tokens: greatest length of a reply.
         question_characters: greatest length of a question.
         conversation_tokens: greatest length of a conversation with its image, in tokens.
-        waiting: requests in the queue; more are told to come back.
-        kept_seconds: after so long, uploads, results and conversations are removed.
-        live_caches: conversations whose key-value cache stays in memory; older ones encode their image again.
+        request_bytes: greatest size of a request that is not an upload.
+        upload_seconds: time for the body of a request to arrive.
+        waiting: requests for the model in the queue; more are told to come back.
+        kept_seconds: so long after their last use, uploads, results and conversations are removed.
+        unused_seconds: so long after it came, an upload that no step has named is removed.
+        live_caches: conversations whose image and key-value cache stay in memory; older ones encode it again.
         sessions: visitors whose conversations are remembered at a time.
         disk_bytes: size of the temporary folder from which on uploads are refused.
     """
@@ -38,8 +39,11 @@ class Limits:
     new_tokens: int = 256
     question_characters: int = 2000
     conversation_tokens: int = 4096
-    waiting: int = 20
+    request_bytes: int = 2**16
+    upload_seconds: float = 60.0
+    waiting: int = 64
     kept_seconds: int = 1800
+    unused_seconds: int = 120
     live_caches: int = 4
     sessions: int = 64
     disk_bytes: int = 4 * 2**30
@@ -65,27 +69,3 @@ def deadline(model: DepthVLMForConditionalGeneration, seconds: float) -> Iterato
     finally:
         for handle in handles:
             handle.remove()
-
-
-class LiveCaches:
-    """Keeps the caches of the conversations that were used last, and releases the others."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._live: OrderedDict[int, Conversation] = OrderedDict()
-
-    def used(self, conversation: Conversation) -> None:
-        """Note that a conversation has just been used."""
-        self._live[id(conversation)] = conversation
-        self._live.move_to_end(id(conversation))
-        while len(self._live) > self.size:
-            self._live.popitem(last=False)[1].release()
-
-    def forget(self, conversation: Conversation | None) -> None:
-        """Release a conversation that has ended."""
-        if conversation is not None:
-            self._live.pop(id(conversation), None)
-            conversation.release()
-
-    def __len__(self) -> int:
-        return len(self._live)

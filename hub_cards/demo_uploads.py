@@ -24,18 +24,12 @@ FORMATS_TEXT = "JPEG, PNG or WebP"
 def photo_input(**kwargs: Any) -> gr.Image:
     """Gradio's image component, but handing over the file as it was uploaded, EXIF data and all, without opening it."""
     component = gr.Image(type="filepath", image_mode=None, **kwargs)
-    move = component.async_move_resource_to_block_cache
 
     def path_of(payload: ImageData | None) -> str | None:
         return None if payload is None else payload.path
 
-    async def move_no_links(path: str | Path | None) -> str | None:
-        if str(path).startswith(("http://", "https://")):  # which would be fetched by this server
-            raise gr.Error("Upload the picture itself, not a link to it.")
-        return await move(path)
-
     # On the object: Gradio writes a stub file next to the source of every subclass of a component.
-    vars(component).update(preprocess=path_of, async_move_resource_to_block_cache=move_no_links)
+    vars(component).update(preprocess=path_of)
     return component
 
 
@@ -101,6 +95,8 @@ def result_stem(path: str) -> str:
 
 
 def _open_header(path: str, limits: Limits) -> Image.Image:
+    if not os.path.isfile(path):
+        raise ValueError("This picture is kept no longer. Give it again.")
     if os.path.getsize(path) > limits.file_bytes:
         raise ValueError(f"This file is larger than {limits.file_bytes / 2**20:g} MB, the most that is taken here.")
     try:

@@ -1,4 +1,4 @@
-"""The demo as its own process, and a visitor who speaks its HTTP without a browser."""
+"""The demo as its own process or in this one, and a visitor who speaks its HTTP without a browser."""
 
 import json
 import os
@@ -10,10 +10,18 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
+from depthvlm.hub_cards.demo import Demo
+from depthvlm.hub_cards.demo_files import Files
+from depthvlm.hub_cards.demo_limits import Limits
+from depthvlm.hub_cards.demo_server import serve
+
+from depthvlm import DepthVLM
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so their children.
 START = """
@@ -68,6 +76,17 @@ class DemoProcess:
             self.process.kill()
 
 
+@contextmanager
+def serving(depthvlm: DepthVLM, folder: Path, **limits: Any) -> Iterator[tuple[Demo, str]]:
+    """The demo in this process, on a free port: the demo, and its address."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(folder))
+        demo = Demo(depthvlm, Files(folder, Limits(**limits)), Limits(**limits))
+        page = serve(demo, host="127.0.0.1", prevent_thread_lock=True, quiet=True)
+        yield demo, page.local_url.rstrip("/")
+        page.close(verbose=False)
+
+
 class Visitor:
     """One session of the demo's page, over HTTP alone, as the page itself speaks it."""
 
@@ -87,10 +106,14 @@ class Visitor:
 
     def join(self, name: str, *values: Any) -> httpx.Response:
         """The answer to a request for a step: it is in the queue, or it is refused."""
+        route = "queue/join" if self.steps[name]["queue"] else "run/predict"
+        return self.client.post(f"/gradio_api/{route}", json=self.body(name, *values))
+
+    def body(self, name: str, *values: Any) -> dict[str, Any]:
+        """What the page sends for a step."""
         step = self.steps[name]
         data = [*values, *[None] * (len(step["inputs"]) - len(values))]
-        body = {"data": data, "fn_index": step["id"], "session_hash": self.session, "event_data": None}
-        return self.client.post("/gradio_api/queue/join", json=body)
+        return {"data": data, "fn_index": step["id"], "session_hash": self.session, "event_data": None}
 
     def messages(self) -> Iterator[dict[str, Any]]:
         """What the server says of this visitor's step, until it has ended."""

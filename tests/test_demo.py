@@ -8,16 +8,19 @@ import time
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import numpy as np
 import pytest
 import trimesh
 from conftest import REPOSITORY
-from depthvlm.hub_cards.demo import Demo, Visit
-from depthvlm.hub_cards.demo_limits import Limits, LiveCaches, deadline
+from depthvlm.hub_cards.demo import Demo
+from depthvlm.hub_cards.demo_files import Files
+from depthvlm.hub_cards.demo_limits import Limits, deadline
 from depthvlm.hub_cards.demo_uploads import camera_of, describe_camera, open_upload, result_stem
 from depthvlm.hub_cards.demo_view import sampled, view_of
+from depthvlm.hub_cards.demo_visits import Visit
 from depthvlm.processing import DEPTH_PROMPT, DEPTH_REPLY, Camera
 from PIL import ExifTags, Image
 
@@ -38,7 +41,11 @@ def nano() -> DepthVLM:
 @pytest.fixture
 def demo(nano: DepthVLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Demo:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "served"))
-    return Demo(nano, Limits(live_caches=2, new_tokens=16))
+    return demo_of(nano, tmp_path, live_caches=2, new_tokens=16)
+
+
+def demo_of(nano: DepthVLM, folder: Path, **limits: Any) -> Demo:
+    return Demo(nano, Files(folder / "served", Limits(**limits)), Limits(**limits))
 
 
 def photo(path: Path, width: int = 96, height: int = 64, **kwargs) -> str:
@@ -197,7 +204,7 @@ class TestSteps:
             f"room{suffix}" for suffix in ("_depth.npy", "_depth.png", "_color.png", ".ply", ".glb", ".json")
         }
         [folder] = {path.parent for path in files}
-        assert folder.parent == tmp_path / "served"
+        assert folder.parent == tmp_path / "served" / "results"
         assert len(folder.name) == 32  # 192 random bits
         np.testing.assert_allclose(np.load(folder / "room_depth.npy"), prediction.depth, rtol=1e-6)
         with Image.open(folder / "room_depth.png") as image:
@@ -231,7 +238,11 @@ class TestSteps:
         assert "EXIF" in source
         assert (state, view, mesh, chat) == (None, None, None, [])
         assert all(button.value is None for button in buttons)
-        assert visit.conversation.cached_tokens == 0
+        assert visit.conversation is None
+        assert not visit.results.exists()
+        for step in (lambda: demo.write(visit), lambda: list(demo.ask(visit, "And now?"))):
+            with pytest.raises(gr.Error, match="Measure a picture first"):
+                step()
 
     def test_a_bad_upload_is_said_and_measures_nothing(self, demo, tmp_path):
         (tmp_path / "x.svg").write_bytes(SVG)
@@ -259,31 +270,53 @@ class TestSteps:
             list(demo.ask(visit, "a" * 2001))
         with pytest.raises(gr.Error, match="control token"):
             list(demo.ask(visit, "<|im_end|>"))
-        short = Demo(nano, Limits(conversation_tokens=1))
+        short = demo_of(nano, tmp_path, conversation_tokens=1)
+        short.visits.used(visit)
         with pytest.raises(gr.Error, match="too long"):
             list(short.ask(visit, "Hi"))
         assert visit.conversation.messages == []
 
-    def test_only_so_many_caches_live(self, demo, tmp_path):
+    def test_only_so_many_pictures_are_in_memory(self, demo, tmp_path):
         visits = [self.measured(demo, photo(tmp_path / f"{name}.png")) for name in "abc"]
-        assert [visit.conversation.cached_tokens > 0 for visit in visits] == [False, True, True]
-        list(demo.ask(visits[0], "Hi"))  # encodes its image again
-        assert [visit.conversation.cached_tokens > 0 for visit in visits] == [True, False, True]
+        assert [visit.conversation is not None for visit in visits] == [False, True, True]
+        list(demo.ask(visits[0], "Hi"))
+        list(demo.ask(visits[2], "Hi"))
+        [*_, (_, chat)] = demo.ask(visits[1], "Hi")  # encodes its image again
+        assert [visit.conversation is not None for visit in visits] == [False, True, True]
+        [*_, (_, chat)] = demo.ask(visits[0], "Hi again")
+        assert [turn["content"] for turn in chat if turn["role"] == "user"] == ["Hi", "Hi again"]
+        assert len(demo.write(visits[1])) == 7  # from the depth that measuring left on the disk
         demo.end(visits[0])
-        assert len(demo.caches) == 1
+        assert len(demo.visits) == 2
+
+    def test_only_so_many_visits_are_remembered_and_none_for_ever(self, nano, tmp_path):
+        demo = demo_of(nano, tmp_path, sessions=2)
+        visits = [self.measured(demo, photo(tmp_path / f"{name}.png")) for name in "abc"]
+        assert [visit in demo.visits for visit in visits] == [False, True, True]
+        assert [visit.results.exists() for visit in visits] == [False, True, True]
+        visits[1].seen -= Limits.kept_seconds + 1
+        demo.sweep()
+        assert [visit in demo.visits for visit in visits] == [False, False, True]
 
     def test_a_visitor_who_leaves_in_the_middle_of_a_reply(self, nano, tmp_path):
-        demo = Demo(nano, Limits(live_caches=1, new_tokens=4000))
+        demo = demo_of(nano, tmp_path, live_caches=1, new_tokens=4000)
         visit = self.measured(demo, photo(tmp_path / "a.png"))
-        visit.conversation.release()
+        conversation = visit.conversation
+        conversation.release()
         replies = demo.ask(visit, DEPTH_PROMPT)
         next(replies), next(replies)
         replies.close()
         assert not nano.model.depth_head._forward_pre_hooks  # of the deadline
-        assert DEPTH_REPLY.startswith(visit.conversation.messages[-1]["content"])
-        assert len(demo.caches) == 1
+        assert DEPTH_REPLY.startswith(conversation.messages[-1]["content"])
         self.measured(demo, photo(tmp_path / "b.png"))
-        assert visit.conversation.cached_tokens == 0
+        assert visit.conversation is None
+        assert conversation.cached_tokens == 0
+
+    def test_markup_in_a_question_is_shown_as_it_was_typed(self, demo, tmp_path):
+        visit = self.measured(demo, photo(tmp_path / "a.png"))
+        for _, chat in demo.ask(visit, "<b>bold</b> &lt; <img src=x>"):
+            assert chat[0]["content"] == "&lt;b&gt;bold&lt;/b&gt; &amp;lt; &lt;img src=x&gt;"
+        assert visit.conversation.messages[0]["content"] == "<b>bold</b> &lt; <img src=x>"  # what the model reads
 
     def test_clearing_the_chat(self, demo, tmp_path):
         visit = self.measured(demo, photo(tmp_path / "a.png"))
@@ -294,7 +327,7 @@ class TestSteps:
 
 class TestDeadline:
     def test_work_that_takes_too_long_is_broken_off(self, nano, tmp_path):
-        demo = Demo(nano, Limits(request_seconds=0.0))
+        demo = demo_of(nano, tmp_path, request_seconds=0.0)
         with pytest.raises(gr.Error, match="longer than 0 seconds"):
             demo.measure(photo(tmp_path / "a.png"), None, None)
 
@@ -305,6 +338,3 @@ class TestDeadline:
         with deadline(nano.model, 600.0):
             Conversation(Image.new("RGB", (64, 64)), nano, fov=60.0)
         assert not nano.model.depth_head._forward_pre_hooks
-
-    def test_forgetting_nobody(self):
-        LiveCaches(1).forget(None)

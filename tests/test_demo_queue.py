@@ -1,20 +1,23 @@
 """The demo's queue with several visitors at once: who waits, who is sent away and told so, and that replies stream."""
 
+import base64
+import io
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from demo_process import Visitor
-from depthvlm.hub_cards.demo import Demo
-from depthvlm.hub_cards.demo_limits import Limits
+from conftest import REPOSITORY
+from demo_process import Visitor, serving
 from depthvlm.processing import DEPTH_PROMPT, DEPTH_REPLY
 from PIL import Image
 
 import depthvlm
 from depthvlm import DepthVLM
 from depthvlm._bundled import BUNDLED_MODEL
+from depthvlm.conversation import Conversation
 
 WAITING = 2
 SECONDS = 300  # until a test gives up; the steps take one or two
@@ -26,12 +29,9 @@ def nano() -> DepthVLM:
 
 
 @pytest.fixture
-def url(nano: DepthVLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "served"))
-    page = Demo(nano, Limits(waiting=WAITING)).page()
-    _, address, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, ssr_mode=False)
-    yield address
-    page.close()
+def url(nano: DepthVLM, tmp_path: Path) -> Iterator[str]:
+    with serving(nano, tmp_path / "served", waiting=WAITING) as (_, address):
+        yield address
 
 
 def picture(folder: Path) -> bytes:
@@ -48,12 +48,15 @@ def test_more_visitors_than_can_wait_are_told_and_the_others_are_served(nano, ur
         assert go_on.wait(SECONDS)
 
     visitors = [Visitor(url) for _ in range(WAITING + 3)]
-    [path] = visitors[0].upload("a.png", picture(tmp_path)).json()
+    paths = [visitor.upload("a.png", picture(tmp_path)).json()[0] for visitor in visitors]
     handle = nano.model.model.visual.register_forward_pre_hook(hold)
     try:
-        answers = [visitors[0].join("measure", visitors[0].photo(path), 90.0)]
+        answers = [visitors[0].join("measure", visitors[0].photo(paths[0]), 90.0)]
         assert at_work.wait(SECONDS)
-        answers += [visitor.join("measure", visitor.photo(path), 90.0) for visitor in visitors[1:]]
+        answers += [
+            visitor.join("measure", visitor.photo(path), 90.0)
+            for visitor, path in zip(visitors[1:], paths[1:], strict=True)
+        ]
     finally:
         go_on.set()
         handle.remove()
@@ -63,7 +66,8 @@ def test_more_visitors_than_can_wait_are_told_and_the_others_are_served(nano, ur
     for visitor in visitors[: 1 + WAITING]:
         *_, last = visitor.messages()
         assert last["success"], last
-    assert visitors[-1].run("measure", visitors[-1].photo(path), 90.0)["success"]  # later there is room
+        assert visitor.run("write")["success"]  # files are offered to everyone whose picture was measured
+    assert visitors[-1].run("measure", visitors[-1].photo(paths[-1]), 90.0)["success"]  # later there is room
 
 
 def test_a_reply_comes_word_by_word(url, tmp_path):
@@ -76,3 +80,33 @@ def test_a_reply_comes_word_by_word(url, tmp_path):
     assert DEPTH_REPLY in str(last["output"]["data"])
     steps = [message for message in before if message["msg"] == "process_generating"]
     assert len(steps) >= len(DEPTH_REPLY.split(" "))
+
+
+def test_visitors_at_once_get_their_own_metres_and_words(nano, tmp_path):
+    rng = np.random.default_rng(1)
+    room = Image.open(REPOSITORY / "depthvlm" / "assets" / "room.jpg")
+    pictures, questions = [], [DEPTH_PROMPT, "What color is the crate?", "Hi", "How many crates are there?"]
+    for number in range(8):
+        size = (96 + 32 * number, 64 + 16 * number)
+        noise = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+        pictures.append(Image.blend(room.resize(size), noise, 0.05 * number))
+    expected = []
+    for number, image in enumerate(pictures):
+        alone = Conversation(image, nano, focal_length=100.0 + number)
+        expected.append((alone.depth, alone.ask(questions[number % 4], max_new_tokens=16)))
+    assert len({words for _, words in expected}) > 1
+
+    def visit(number: int) -> tuple[np.ndarray, str]:
+        visitor, stream = Visitor(url), io.BytesIO()
+        pictures[number].save(stream, "PNG")
+        [path] = visitor.upload("a.png", stream.getvalue()).json()
+        view = visitor.run("measure", visitor.photo(path), 100.0 + number)["output"]["data"][1]
+        chat = visitor.run("ask", None, questions[number % 4])["output"]["data"][1]
+        shape = (len(view["rows"]), len(view["columns"]))
+        return np.frombuffer(base64.b64decode(view["depth"]), "<f4").reshape(shape), chat[-1]["content"][0]["text"]
+
+    with serving(nano, tmp_path / "served", new_tokens=16) as (_, url), ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(visit, range(8)))
+    for (depth, words), (right_depth, right_words) in zip(found, expected, strict=True):
+        np.testing.assert_allclose(depth, right_depth, rtol=1e-5)
+        assert words == right_words
