@@ -7,6 +7,7 @@ import torch
 from transformers.utils.hub import resolve_revision
 
 from ._bundled import resolve_model_path
+from ._keywords import check_loading
 from .modeling_depthvlm import DepthVLMConfig, DepthVLMForConditionalGeneration
 from .modeling_depthvlm.configuration_depthvlm import HUB_KWARGS
 from .processing import DepthVLMProcessor
@@ -46,9 +47,11 @@ def load_checkpoint(
             processor too.
 
     Raises:
+        TypeError: a keyword is not known.
         ValueError: the device is not there, or the dtype is not one.
         OSError: there is no such model.
     """
+    check_loading(kwargs, "load")
     path = resolve_model_path(str(model))
     where, what = pick_device(device), pick_dtype(dtype)
     origin = hub_keywords(path, kwargs)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteriaList, TextIteratorStreamer
 
-from .inference import DepthVLM, ImageInput, load
+from ._keywords import check_generation
+from .inference import DepthVLM, ImageInput, check_context, load
 from .prediction import Prediction
 from .processing import DEPTH_PROMPT, DEPTH_SYSTEM_PROMPT
 from .processing.images_depthvlm import open_image, upright_image
@@ -92,9 +93,12 @@ class Conversation:
             **generate_kwargs: passed on to `generate`, such as `do_sample=True` or `max_time`; greedy by default.
 
         Raises:
-            ValueError: the question is empty, or holds one of the tokenizer's control tokens.
+            TypeError: a keyword is not known to `generate`.
+            ValueError: the question is empty, holds one of the tokenizer's control tokens, or is
+                too long for the model's context with what was said before.
         """
         self._check(text)
+        check_generation(generate_kwargs, "ask")
         with self._turn:
             return self._reply(text, {"max_new_tokens": max_new_tokens} | generate_kwargs)
 
@@ -147,6 +151,7 @@ class Conversation:
                 self._see()
         messages = [*self.messages, {"role": "user", "content": text}]
         ids = self._token_ids(messages)
+        check_context(self.depthvlm.model, len(ids))
         self._keep_common(ids)
         model = self.depthvlm.model
         row = torch.tensor([ids], device=model.device)

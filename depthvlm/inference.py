@@ -1,5 +1,6 @@
 """From images to predictions: load a model once, predict batch by batch."""
 
+import inspect
 import logging
 import re
 import warnings
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 
 from ._bundled import BUNDLED_MODEL, BUNDLED_MODEL_NOTE
+from ._keywords import check_generation
 from ._loading import load_checkpoint
 from .modeling_depthvlm import DepthVLMForConditionalGeneration
 from .prediction import Prediction
@@ -43,6 +45,7 @@ def load(
 
     Raises:
         ValueError: the device is not there, or the dtype is not one.
+        TypeError: a keyword is not known.
         OSError: there is no such model.
     """
     name = BUNDLED_MODEL if model is None else str(model)
@@ -78,7 +81,13 @@ def predict(
 
     Returns:
         One `Prediction` for every image, in their order. A list also for one image.
+
+    Raises:
+        TypeError: a keyword is not known.
+        ValueError: an image cannot be read or used; the message names it.
     """
+    if not isinstance(model, DepthVLM):  # before a model is loaded
+        check_generation(kwargs, "predict", inspect.signature(DepthVLM.predict_iter).parameters)
     loaded = model if isinstance(model, DepthVLM) else load(model, device, dtype)
     return loaded.predict(images, **kwargs)
 
@@ -142,9 +151,13 @@ class DepthVLM:
             The image's number and its prediction, in the order in which they are done.
 
         Raises:
+            TypeError: a keyword is not known, or is for a reply without a `prompt`.
             ValueError: an image cannot be read or used (without `on_error`), or there are as many focal lengths as
                 something else than images.
         """
+        check_generation(generate_kwargs, "predict", inspect.signature(self.predict_iter).parameters)
+        if generate_kwargs and prompt is None:
+            raise TypeError(f"`{next(iter(generate_kwargs))}` is for the reply to a `prompt`, and none was given.")
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
         items = list(images) if isinstance(images, (list, tuple)) else [images]
@@ -214,6 +227,7 @@ class _Run:
                 return_tensors="pt",
                 **{name: values for name, values in cameras.items() if any(value is not None for value in values)},
             )
+        check_context(model, inputs["input_ids"].shape[1])
         inputs = inputs.to(model.device)
         replies: list[str | None] = [None] * len(images)
         with torch.inference_mode():
@@ -259,6 +273,15 @@ class _Run:
     def _label(self, index: int) -> str:
         item = self.items[index]
         return str(item)[:200] if isinstance(item, (str, PathLike)) else f"Image {index}"
+
+
+def check_context(model: DepthVLMForConditionalGeneration, tokens: int) -> None:
+    """Raises ValueError for a prompt with its image that is longer than the model's context, before it is run."""
+    context = model.config.text_config.max_position_embeddings
+    if tokens > context:
+        raise ValueError(
+            f"The prompt has {tokens:,} tokens with its image, and the model's context holds {context:,}. Shorten it."
+        )
 
 
 def _open(item: Any) -> Any:

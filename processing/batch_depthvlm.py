@@ -11,15 +11,42 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The processor's result: metres and cameras in it are never cast below float32."""
+"""What the processor takes by name, and its result: metres and cameras in it are never cast below float32."""
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from transformers.feature_extraction_utils import BatchFeature
+from transformers.processing_utils import TextKwargs, VideosKwargs
+
+# What `from_pretrained` of a processor takes for the Hub and for the tokenizer.
+_LOADING = """
+cache_dir force_download local_files_only token revision subfolder proxies trust_remote_code code_revision use_fast
+backend user_agent return_unused_kwargs resume_download image_processor_filename
+"""
+_TOKENIZER = """
+image_processor tokenizer video_processor chat_template padding_side truncation_side model_max_length
+clean_up_tokenization_spaces split_special_tokens additional_special_tokens extra_special_tokens bos_token eos_token
+unk_token sep_token pad_token cls_token mask_token add_bos_token add_eos_token add_prefix_space tokenizer_file
+tokenizer_type vocab_file merges_file errors from_slow legacy gguf_file
+"""
+LOADING_KEYWORDS = frozenset(_LOADING.split())
+SETTINGS_KEYWORDS = LOADING_KEYWORDS.union(_TOKENIZER.split(), TextKwargs.__annotations__, VideosKwargs.__annotations__)
 
 # Rounded to bfloat16 these would be wrong by up to 0.4 %.
 FULL_PRECISION = ("focal_scale", "cameras", "depth_labels")
+
+
+def check_keywords(given: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Raises TypeError for the first name that is not known, with the nearest one that is."""
+    known = sorted(known)
+    for name in given:
+        if name not in known and not name.startswith("_"):
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f" Did you mean `{near[0]}`?" if near else ""
+            raise TypeError(f"{where} got an unexpected keyword argument `{name}`.{hint}")
 
 
 class DepthVLMBatchFeature(BatchFeature):

@@ -29,7 +29,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
 )
 from transformers.utils import is_torchvision_available
 
-from .batch_depthvlm import DepthVLMBatchFeature
+from .batch_depthvlm import SETTINGS_KEYWORDS, DepthVLMBatchFeature, check_keywords
 from .camera_depthvlm import DEFAULT_ASSUMED_FOV, Camera, resolve_cameras
 from .canonical_size_depthvlm import canonical_size
 from .depth_maps_depthvlm import depth_labels
@@ -46,6 +46,10 @@ VISION_TOWER_SETTINGS = (
     "temporal_patch_size",
     "merge_size",
 )
+
+
+# What a file of settings holds besides them.
+SAVED_NAMES = ("image_processor_type", "processor_class", "feature_extractor_type", "auto_map")
 
 
 class DepthVLMImageProcessorKwargs(Qwen2VLImageProcessorKwargs, total=False):
@@ -101,6 +105,10 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
     model_input_names: list[str] = ["pixel_values", "image_grid_thw", "focal_scale", "cameras"]  # noqa: RUF012
     _auto_class: Any = "AutoImageProcessor"
 
+    def __init__(self, **kwargs: Any) -> None:
+        check_keywords(kwargs, {*self.valid_kwargs.__annotations__, *SAVED_NAMES}, type(self).__name__)
+        super().__init__(**kwargs)
+
     def preprocess(self, images: ImageInput, **kwargs: Any) -> DepthVLMBatchFeature:
         """
         Prepares images for the model.
@@ -120,7 +128,9 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
 
         Raises:
             FileNotFoundError, ValueError: for an image, a camera, a depth map or a budget that cannot be used.
+            TypeError: for a keyword that is not known.
         """
+        check_keywords(kwargs, self.valid_kwargs.__annotations__, "The image processor")
         if any(kwargs.get(name) is not None for name in CAMERA_KEYWORDS):
             # A camera named in a call is not mixed with the one named at construction.
             kwargs = {**dict.fromkeys(CAMERA_KEYWORDS), **kwargs}
@@ -159,7 +169,12 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
         """
         From its saved settings, or from those of a Qwen3-VL image processor: of these only what describes the vision
         tower is taken, as their sizes and their filter are not DepthVLM's.
+
+        Raises:
+            TypeError: for a keyword that is not known.
         """
+        if "_from_pipeline" not in kwargs:  # which hands the model's keywords to every part
+            check_keywords(kwargs, {*cls.valid_kwargs.__annotations__, *SETTINGS_KEYWORDS}, "The image processor")
         if not image_processor_dict.get("image_processor_type", "DepthVLM").startswith("DepthVLM"):
             settings = image_processor_dict.items()
             image_processor_dict = {name: value for name, value in settings if name in VISION_TOWER_SETTINGS}

@@ -13,15 +13,17 @@
 # limitations under the License.
 """The processor: Qwen3-VL's text and chat template, DepthVLM's images, cameras and depth maps."""
 
+import inspect
 import json
+import re
 from typing import Any
 
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
-from transformers.processing_utils import ProcessorMixin
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 from transformers.utils import is_torchvision_available
 from transformers.utils.hub import cached_file
 
-from .batch_depthvlm import DepthVLMBatchFeature
+from .batch_depthvlm import SETTINGS_KEYWORDS, DepthVLMBatchFeature, check_keywords
 from .image_processing_depthvlm import DepthVLMImageProcessor
 
 # The words with which the published models were trained, section 3 of the paper.
@@ -35,6 +37,12 @@ DEPTH_SYSTEM_PROMPT = "You are a helpful assistant."
 VIDEO_SETTINGS_FILE = "video_preprocessor_config.json"
 
 IMAGE_KEYWORDS = frozenset(DepthVLMImageProcessor.valid_kwargs.__annotations__)
+CALL_KEYWORDS = IMAGE_KEYWORDS.union(
+    *(getattr(kind, "__annotations__", ()) for kind in ProcessingKwargs.__annotations__.values()),
+    ProcessingKwargs.__annotations__,
+    ["images", "text", "videos", "audio", "min_frames", "max_frames", "sanitize_control_tokens", "common_kwargs"],
+    ["return_metadata", "return_mm_token_type_ids", "return_text_replacement_offsets"],
+)
 
 
 class DepthVLMProcessor(Qwen3VLProcessor):
@@ -118,8 +126,10 @@ class DepthVLMProcessor(Qwen3VLProcessor):
 
         Raises:
             ImportError: for a video on a machine without torchvision.
+            TypeError: for a keyword that is not known.
             ValueError: for input that cannot be used, with what to do.
         """
+        check_keywords(kwargs, CALL_KEYWORDS, "The processor")
         if videos is not None and not hasattr(self, "video_processor"):
             raise ImportError('Videos need torchvision, which is not installed: `pip install "depthvlm[video]"`.')
         if _is_empty(images):
@@ -140,6 +150,15 @@ class DepthVLMProcessor(Qwen3VLProcessor):
                 depth_maps, depth_scale, features["cameras"], features["image_grid_thw"]
             )
         return DepthVLMBatchFeature(features.data, skip_tensor_conversion=features.skip_tensor_conversion)
+
+    def apply_chat_template(self, conversation: Any, chat_template: Any = None, **kwargs: Any) -> Any:
+        """As its parent does; a keyword that neither it, nor the processor, nor the template knows is a TypeError."""
+        template = str(chat_template or self.chat_template)
+        known = CALL_KEYWORDS.union(inspect.signature(super().apply_chat_template).parameters)
+        given = [name for name in kwargs if not re.search(rf"\b{re.escape(name)}\b", template)]
+        check_keywords(given, known, "apply_chat_template")
+        check_keywords(kwargs.get("processor_kwargs") or (), CALL_KEYWORDS, "The processor")
+        return super().apply_chat_template(conversation, chat_template, **kwargs)
 
     def post_process_depth_estimation(self, outputs: Any, target_sizes: Any = None) -> list[dict[str, Any]]:
         """Depth in metres at the size of each image, with its camera: see [`post_process_depth`]."""
@@ -178,7 +197,9 @@ class DepthVLMProcessor(Qwen3VLProcessor):
     def _get_arguments_from_pretrained(
         cls, pretrained_model_name_or_path: Any, processor_dict: dict[str, Any] | None = None, **kwargs: Any
     ) -> list[Any]:
-        """Loads the parts, and makes a DepthVLM image processor of a Qwen3-VL one."""
+        """Loads the parts, and makes a DepthVLM image processor of a Qwen3-VL one. TypeError for unknown keywords."""
+        if "_from_pipeline" not in kwargs:  # which hands the model's keywords to every part
+            check_keywords(kwargs, IMAGE_KEYWORDS | SETTINGS_KEYWORDS, "The processor")
         image_processor, tokenizer = super()._get_arguments_from_pretrained(
             pretrained_model_name_or_path, processor_dict, **kwargs
         )

@@ -1,0 +1,90 @@
+"""A misspelt keyword of any public function is a TypeError that names the near one; those that exist pass."""
+
+import numpy as np
+import pytest
+from transformers import AutoImageProcessor, AutoProcessor
+
+from depthvlm import DepthVLMImageProcessor, DepthVLMProcessor, load, predict
+from depthvlm._bundled import bundled_model_path
+from depthvlm.conversation import Conversation
+
+PATH = str(bundled_model_path())
+PIXELS = np.full((64, 64, 3), 99, np.uint8)
+MESSAGES = [{"role": "user", "content": [{"type": "image", "image": PIXELS}, {"type": "text", "text": "a"}]}]
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return load(PATH)
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return DepthVLMProcessor.from_pretrained(PATH)
+
+
+def test_predict(nano):
+    with pytest.raises(TypeError, match=r"`focal_lenght`.*Did you mean `focal_length`"):
+        predict(PIXELS, model="there/is-none", focal_lenght=100.0)  # before a model is looked for
+    with pytest.raises(TypeError, match=r"`refine`"):
+        nano.predict(PIXELS, fov=60.0, refine=4)
+    with pytest.raises(TypeError, match=r"`max_new_token`.*Did you mean `max_new_tokens`"):
+        nano.predict(PIXELS, fov=60.0, prompt="a", max_new_token=4)
+    with pytest.raises(TypeError, match=r"`do_sample` is for the reply to a `prompt`"):
+        nano.predict(PIXELS, fov=60.0, do_sample=True)
+    [prediction] = nano.predict(PIXELS, fov=60.0, prompt="a", max_new_tokens=2, do_sample=True, top_k=3)
+    assert prediction.text is not None
+
+
+def test_conversation(nano):
+    talk = Conversation(PIXELS, nano, fov=60.0)
+    with pytest.raises(TypeError, match=r"`do_samples`.*Did you mean `do_sample`"):
+        talk.ask("a", do_samples=True)
+    with pytest.raises(TypeError, match="Did you mean `do_sample`"):
+        list(talk.stream("a", do_samples=True))
+
+
+def test_load():
+    with pytest.raises(TypeError, match=r"`attn_implementatoin`.*Did you mean `attn_implementation`"):
+        load("there/is-none", attn_implementatoin="eager")
+    assert load(PATH, attn_implementation="eager", canonical_focal_length=100.0).model.config.silog_lambda == 0.5
+
+
+@pytest.mark.parametrize("kind", [DepthVLMProcessor, DepthVLMImageProcessor, AutoProcessor, AutoImageProcessor])
+def test_from_pretrained(kind):
+    with pytest.raises(TypeError, match=r"`canonical_focal_lenght`.*Did you mean `canonical_focal_length`"):
+        kind.from_pretrained(PATH, canonical_focal_lenght=500.0)
+    known = {"padding_side": "left", "model_max_length": 99} if "Image" not in kind.__name__ else {"max_pixels": 4096}
+    kind.from_pretrained(PATH, assumed_fov=50.0, trust_remote_code=False, revision="main", **known)
+
+
+def test_constructor_and_calls(processor):
+    with pytest.raises(TypeError, match="Did you mean `canonical_focal_length`"):
+        DepthVLMImageProcessor(canonical_focal_lenght=500.0)
+    text = "<|image_pad|>"
+    for call in (
+        lambda **kwargs: processor.image_processor(PIXELS, **kwargs),
+        lambda **kwargs: processor(PIXELS, text, **kwargs),
+        lambda **kwargs: processor.apply_chat_template(MESSAGES, **kwargs),
+        lambda **kwargs: processor.apply_chat_template(MESSAGES, tokenize=True, processor_kwargs=kwargs),
+    ):
+        with pytest.raises(TypeError, match=r"`focal_lenght`.*Did you mean `focal_length`"):
+            call(focal_lenght=100.0)
+    processor(PIXELS, text, fov=60.0, padding=True, return_tensors="pt", max_length=9999, do_normalize=False)
+    processor.apply_chat_template(
+        MESSAGES, tokenize=True, return_dict=True, return_tensors="pt", processor_kwargs={"focal_length": 100.0}
+    )
+    assert processor.apply_chat_template(MESSAGES, chat_template="{{ mood }}", mood="glad") == "glad"
+
+
+def test_a_prompt_beyond_the_context(nano, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("the model ran")
+
+    words = "word " * 100_000
+    talk = Conversation(PIXELS, nano, fov=60.0)
+    monkeypatch.setattr(type(nano.model), "generate", never)
+    with pytest.raises(ValueError, match=r"has \d\d\d,\d\d\d tokens with its image.* holds 4,096"):
+        nano.predict(PIXELS, fov=60.0, prompt=words)
+    with pytest.raises(ValueError, match=r"has \d\d\d,\d\d\d tokens with its image.* holds 4,096"):
+        talk.ask(words)
