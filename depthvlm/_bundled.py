@@ -4,6 +4,12 @@ from importlib import resources
 from pathlib import Path
 
 BUNDLED_MODEL = "depthvlm-nano"
+PUBLISHED_MODEL = "JonnyYu828/DepthVLM-4B"
+# 4,472,961,729 parameters of two bytes each.
+PUBLISHED_MODEL_NOTE = (
+    f"depthvlm predict photo.jpg --model {PUBLISHED_MODEL} (trained and published by the paper's authors; downloads "
+    "9 GB once, and needs about 10 GB of memory in bfloat16)."
+)
 BUNDLED_MODEL_NOTE = f"the bundled {BUNDLED_MODEL}, trained on synthetic scenes only: not made for real photographs"
 
 

@@ -1,7 +1,7 @@
 """`depthvlm predict`: from the command's options to files."""
 
-import json
-import math
+import errno
+import re
 import time
 import warnings
 from collections.abc import Iterator
@@ -24,24 +24,16 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from ._bundled import BUNDLED_MODEL, BUNDLED_MODEL_NOTE
-from ._command_predict_video import ClipOptions, is_video_name, predict_clips, split_clips
-from ._fail import fail
-from .inputs import find_images, read_intrinsics, result_stems
-from .prediction import FORMATS, Prediction, output_paths
+from ._bundled import BUNDLED_MODEL, BUNDLED_MODEL_NOTE, PUBLISHED_MODEL_NOTE
+from ._command_predict_images import Job, Settings, plan, predict_images, without_own_results
+from ._command_predict_video import ClipOptions, check_clips, is_video_name, predict_clip, split_clips
+from ._fail import INTERRUPTED, explain, fail, is_expected, printable, show_fault
+from .inputs import FoundImages, look_for_images, read_cameras, result_stems
+from .prediction import DEFAULT_SAVE, Prediction, output_paths
+from .result_records import prepare_folder, weights_identity
 
-INTERRUPTED = 130  # what shells give for Ctrl-C
-_CAMERAS = ("intrinsics", "focal_length", "fov")
-
-
-@dataclass
-class _Job:
-    """An image and where its results go."""
-
-    image: Path
-    stem: str
-    files: dict[str, Path]
-    record_file: Path
+_MOST_NAMED = 5  # in a message
+_LAYOUT = "\n\t"
 
 
 @dataclass
@@ -57,9 +49,18 @@ class _Outcome:
         self.done += 1
         self.focal_sources[focal_source] = self.focal_sources.get(focal_source, 0) + 1
 
-    def add_failure(self, item: Path, error: Exception | str) -> None:
-        """Keep what was wrong with an image or a clip."""
-        self.failed.append((str(item), str(error) or type(error).__name__))
+    def add_failure(self, item: Path | str, error: Exception | str) -> None:
+        """Keep what was wrong with an image or a clip. The traceback of a fault of this program is shown."""
+        name = printable(item)
+        if isinstance(error, Exception):
+            reason = explain(error)
+            if not is_expected(error):
+                reason = f"{type(error).__name__}: {reason}"
+                show_fault(error)
+        else:
+            reason = error
+        # One line a failure, whatever the message holds.
+        self.failed.append((name, " ".join(printable(reason.replace(str(item), name), _LAYOUT).split())))
 
 
 def run(
@@ -69,9 +70,9 @@ def run(
     focal_length: float | None,
     fov: float | None,
     intrinsics: Path | None,
-    prompt: str | None,
+    prompts: list[str],
     out: Path,
-    save: str,
+    save: str | None,
     device: str,
     dtype: str,
     batch_size: int,
@@ -85,41 +86,56 @@ def run(
 ) -> None:
     """Predict, write, report. Raises `typer.Exit`: 1 if something failed, 2 for wrong options, 130 for Ctrl-C."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    cameras = {"--focal-length": focal_length, "--fov": fov, "--intrinsics": intrinsics}
-    given = [name for name, value in cameras.items() if value is not None]
+    outcome = _Outcome()
+    options = {"--focal-length": focal_length, "--fov": fov, "--intrinsics": intrinsics}
+    given = [name for name, value in options.items() if value is not None]
     if len(given) > 1:
         raise fail(f"{' and '.join(given)} both name the camera: give one of them.", code=2)
-    formats = list(dict.fromkeys(name.strip() for name in save.split(",") if name.strip()))
+    formats = list(
+        dict.fromkeys(name.strip() for name in (DEFAULT_SAVE if save is None else save).split(",") if name.strip())
+    )
     try:
         output_paths(out, "", formats)
-        camera = None if intrinsics is None else read_intrinsics(intrinsics)
+        for prompt in prompts:
+            _check_prompt(prompt)
         clips, others = split_clips(images, sequence)
-        paths = find_images(others)
-        clips += [path for path in paths if is_video_name(path)]  # of a pattern
-        paths = [path for path in paths if not is_video_name(path)]
-        if clips and prompt is not None:
+        found = look_for_images(others)
+        clips += [path for path in found.images if isinstance(path, Path) and is_video_name(path)]  # of a pattern
+        paths = [path for path in found.images if not (isinstance(path, Path) and is_video_name(path))]
+        if clips and prompts:
             raise ValueError("--prompt is for images: of a clip, only depth is predicted.")
-        if clips and not paths and formats != list(FORMATS):
+        if clips and not paths and save is not None:
             raise ValueError("--save is for images: a clip gives 16-bit PNGs, a side-by-side video and JSON.")
+        cameras = [] if intrinsics is None else read_cameras(intrinsics, [*paths, *clips])
     except ValueError as error:
         raise fail(error, code=2) from None
-
-    outcome = _Outcome()
+    _tell_of(found, console)
+    cameras_of = dict(zip([*paths, *clips], cameras, strict=bool(cameras)))
+    paths = without_own_results([path for path in paths if _is_readable(path, outcome)], out)
+    clips = [path for path in clips if path.is_dir() or _is_readable(path, outcome)]
+    if outcome.failed and (paths or clips):
+        for image, reason in outcome.failed:
+            typer.secho(f"{image}: {reason}", fg="red", err=True)
     stems = result_stems([*paths, *clips])
-    jobs = [
-        _Job(path, stem, output_paths(out, stem, formats), output_paths(out, stem, ["json"])["json"])
-        for path, stem in zip(paths, stems, strict=False)
-    ]
-    jobs = _without_own_results(jobs)
-    settings = {
-        "focal_length": focal_length,
-        "fov": fov,
-        "intrinsics": camera,
-        "prompt": prompt,
-        "batch_size": batch_size,
-        "max_new_tokens": max_new_tokens,
-    }
-    todo = jobs if overwrite else _not_complete(jobs, model, settings, outcome, console)
+    named_clips = list(zip(clips, stems[len(paths) :], strict=True))
+    name = model or BUNDLED_MODEL
+    settings = Settings(
+        model=name,
+        weights=weights_identity(name) if paths or clips else "",
+        dtype=dtype,
+        cameras={
+            "focal_length": [focal_length] * len(paths),
+            "fov": [fov] * len(paths),
+            "intrinsics": [cameras_of.get(path) for path in paths],
+        },
+        prompts=list(dict.fromkeys(prompts)),
+        max_new_tokens=max_new_tokens,
+        formats=formats,
+        overwrite=overwrite,
+    )
+    jobs = plan(paths, stems[: len(paths)], out, settings)
+    _tell_what_is_there(jobs, overwrite, console)
+    todo = [job for job in jobs if job.is_due]
 
     @cache
     def load() -> Any:
@@ -127,92 +143,124 @@ def run(
 
         return _load(inference, model, device, dtype, console)
 
+    if clips:
+        check_clips(named_clips, out, overwrite)
+    if todo or clips:
+        _check_options(device, dtype, focal_length, fov, cameras)
+        prepare_folder(out)
     try:
         with _warnings_on(console):
             if todo:
-                _predict_all(load(), todo, settings, formats, out, outcome, console)
-            if clips:
-                options = ClipOptions(
+                _predict_all(load(), todo, settings, batch_size, outcome, console)
+            for (clip, stem), camera in zip(named_clips, map(cameras_of.get, clips), strict=True):
+                clip_options = ClipOptions(
                     focal_length=focal_length,
                     fov=fov,
                     intrinsics=None if camera is None else camera.tolist(),
                     every=every,
                     max_frames=max_frames,
-                    model=model or BUNDLED_MODEL,
+                    model=name,
+                    weights=settings.weights,
                     load=load,
                     depth_range=depth_range,
                     fps=fps,
                     batch_size=batch_size,
                     overwrite=overwrite,
                 )
-                named = list(zip(clips, stems[len(paths) :], strict=True))
-                predict_clips(named, options, out, outcome.add, outcome.add_failure, console)
-    except (ImportError, OSError, ValueError) as error:
-        raise fail(error) from None
+                predict_clip(clip, stem, clip_options, out, outcome.add, outcome.add_failure, console)
     except KeyboardInterrupt:
         total = len(todo) + len(clips)
-        console.print(f"Interrupted: {outcome.done} of {total} files done, results in {out}. Run it again to go on.")
+        console.print(
+            f"Interrupted: {outcome.done} of {total} files done, results in {printable(out)}. Run it again to go on."
+        )
         raise typer.Exit(INTERRUPTED) from None
+    except _DiskFull as error:
+        console.print(f"Stopped: {explain(error.reason)} Run it again to go on.", style="red")
+    order = {printable(path): index for index, path in enumerate([*found.images, *clips])}
+    outcome.failed.sort(key=lambda failure: order.get(failure[0], len(order)))
     _report(outcome, out, console)
     if outcome.failed:
         raise typer.Exit(1)
 
 
-def _without_own_results(jobs: list[_Job]) -> list[_Job]:
-    """Leave out the pictures of an earlier run, where results lie among the images."""
-    results = {path.resolve() for job in jobs for path in job.files.values()}
-    return [job for job in jobs if job.image.resolve() not in results]
+class _DiskFull(Exception):
+    """Nothing more can be written, so that nothing more is predicted."""
+
+    def __init__(self, reason: OSError):
+        self.reason = reason
 
 
-def _not_complete(
-    jobs: list[_Job], model: str | None, settings: dict[str, Any], outcome: _Outcome, console: Console
-) -> list[_Job]:
-    """The images to do, and a word on those that are done."""
-    todo, skipped, made_otherwise = [], 0, 0
-    for job in jobs:
-        record = _read_record(job)
-        source = record.get("source")
-        if source is not None and Path(source) != job.image.resolve():
-            reason = f"{job.record_file} holds the results of {source}: choose another --out, or --overwrite."
-            outcome.failed.append((str(job.image), reason))
-        elif all(path.is_file() for path in job.files.values()):
-            skipped += 1
-            made_otherwise += _made_otherwise(record, model, settings)
-        else:
-            todo.append(job)
-    if skipped:
-        console.print(f"Skipped {skipped} complete (--overwrite to redo).")
-    if made_otherwise:
-        console.print(f"Note: {made_otherwise} of them were made with another model, camera or prompt.", style="yellow")
-    return todo
+def _check_prompt(prompt: str) -> None:
+    if not prompt.strip():
+        raise ValueError("--prompt is empty: give a question or an instruction.")
+    if not prompt.isprintable() and any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise ValueError("--prompt holds bytes that are no text: give it in the console's encoding.")
+    if special := re.search(r"<\|[a-z_]+\|>", prompt):
+        raise ValueError(f"--prompt holds {special[0]}, a mark that is the model's own: leave it out.")
 
 
-def _read_record(job: _Job) -> dict[str, Any]:
-    """The JSON that an earlier run has left, empty if there is none that can be read."""
+def _check_options(device: str, dtype: str, focal_length: float | None, fov: float | None, cameras: list[Any]) -> None:
+    """Raises ValueError for what would be refused once the model is loaded."""
+    from ._loading import pick_device, pick_dtype
+    from .processing import resolve_camera
+
+    pick_device(device)
+    pick_dtype(dtype)
+    given = {"focal_length": focal_length, "fov": fov}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # only errors: the images' own sizes are not known yet
+        resolve_camera((1000, 1000), **{name: value for name, value in given.items() if value is not None})
+        for camera in cameras:
+            resolve_camera((1000, 1000), intrinsics=camera)
+
+
+def _is_readable(path: Path | str, outcome: _Outcome) -> bool:
+    """Whether a file is there and can be opened; it is counted as failed if not."""
+    from .processing.images_depthvlm import require_file
+
+    if not isinstance(path, Path):
+        return True
     try:
-        record = json.loads(job.record_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
+        require_file(path)
+        with open(path, "rb"):
+            return True
+    except FileNotFoundError:
+        outcome.add_failure(path, f"There is no image file {str(path)!r}.")
+    except (OSError, ValueError) as error:
+        outcome.add_failure(path, error)
+    return False
 
 
-def _made_otherwise(record: dict[str, Any], model: str | None, settings: dict[str, Any]) -> bool:
-    if not record:
-        return False
-    if (record.get("model"), record.get("prompt")) != (model or BUNDLED_MODEL, settings["prompt"]):
-        return True
-    given = {name: settings[name] for name in _CAMERAS if settings[name] is not None}
-    if record.get("focal_source") not in (given or ("exif", "assumed")):
-        return True
-    focal_lengths = {
-        "intrinsics": lambda intrinsics: intrinsics.flat[0],
-        "focal_length": lambda focal_length: focal_length,
-        "fov": lambda fov: record["width"] / (2 * math.tan(math.radians(fov) / 2)),
-    }
-    return any(
-        not math.isclose(record["camera"]["fx"], focal_lengths[name](value), rel_tol=1e-4)
-        for name, value in given.items()
-    )
+def _tell_of(found: FoundImages, console: Console) -> None:
+    """Say what folders hold besides, and which images are the same."""
+    if found.passed_over:
+        kinds = []
+        for kind, files in found.passed_over.items():
+            names = ", ".join(printable(file.name) for file in files[:_MOST_NAMED])
+            kinds.append(f"{len(files)} {kind} ({names}{', ...' if len(files) > _MOST_NAMED else ''})")
+        console.print(f"Passed over: {'; '.join(kinds)}.", style="yellow")
+    for link, file in found.linked[:_MOST_NAMED]:
+        console.print(f"{printable(link)} is the same file as {printable(file)}: predicted once.", style="yellow")
+    if len(found.linked) > _MOST_NAMED:
+        console.print(f"... and {len(found.linked) - _MOST_NAMED} more of such.", style="yellow")
+
+
+def _tell_what_is_there(jobs: list[Job], overwrite: bool, console: Console) -> None:
+    if skipped := sum(not job.is_due for job in jobs):
+        console.print(f"Skipped {skipped} complete (--overwrite to redo).")
+    if overwrite:
+        return
+    again = [job for job in jobs if job.depth_due and job.differences()]
+    if again:
+        reasons = ", ".join(dict.fromkeys(reason for job in again for reason in job.differences()))
+        console.print(f"Doing {len(again)} again: earlier results were made with another {reasons}.", style="yellow")
+        written = {path for job in again for path in job.due_files().values()}
+        if stale := [path for job in again for path in job.record.outdated(job.fingerprint) if path not in written]:
+            names = ", ".join(printable(path) for path in stale[:_MOST_NAMED])
+            more = f" and {len(stale) - _MOST_NAMED} more" if len(stale) > _MOST_NAMED else ""
+            console.print(f"Note: {names}{more} stay as they were made before.", style="yellow")
+    if added := sum(not job.depth_due and bool(job.prompts_due) for job in jobs):
+        console.print(f"Adding replies to {added} whose depth is complete.")
 
 
 def _load(inference: Any, model: str | None, device: str, dtype: str, console: Console) -> Any:
@@ -222,6 +270,7 @@ def _load(inference: Any, model: str | None, device: str, dtype: str, console: C
     if model is None:
         transformers_logging.disable_progress_bar()  # it loads in an instant
         console.print(f"Model: {BUNDLED_MODEL_NOTE} (choose another with --model).", style="yellow")
+        console.print(f"For photographs: {PUBLISHED_MODEL_NOTE}", style="yellow")
     depthvlm = inference.load(model or BUNDLED_MODEL, device, dtype)
     parameters = depthvlm.model.num_parameters() / 1e6
     console.print(
@@ -232,40 +281,39 @@ def _load(inference: Any, model: str | None, device: str, dtype: str, console: C
 
 
 def _predict_all(
-    depthvlm: Any,
-    jobs: list[_Job],
-    settings: dict[str, Any],
-    formats: list[str],
-    out: Path,
-    outcome: _Outcome,
-    console: Console,
+    depthvlm: Any, jobs: list[Job], settings: Settings, batch_size: int, outcome: _Outcome, console: Console
 ) -> None:
     columns = (TextColumn("predict"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    passes = max(1, len(settings.prompts))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("predict", total=len(jobs))
+        task = progress.add_task("predict", total=len(jobs) * passes)
+        counted: set[str] = set()
 
-        def failed(index: int, error: Exception) -> None:
-            outcome.add_failure(jobs[index].image, error)
+        def failed(job: Job, error: Exception) -> None:
+            outcome.add_failure(job.image, error)
+            progress.advance(task)
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise _DiskFull(error)
+
+        def done(job: Job, prediction: Prediction) -> None:
+            if job.stem not in counted:
+                counted.add(job.stem)
+                outcome.add(prediction.camera.source)
+                progress.console.print(_line(job, prediction))
+            if prediction.text is not None:
+                asked = f"{prediction.prompt}  " if len(settings.prompts) > 1 else ""
+                progress.console.print(f"  {printable(asked + prediction.text, keep=_LAYOUT)}")
             progress.advance(task)
 
-        images = [job.image for job in jobs]
-        for index, prediction in depthvlm.predict_iter(images, **settings, on_error=failed):
-            try:
-                prediction.save(out, jobs[index].stem, formats, overwrite=True)
-            except (OSError, ValueError) as error:
-                failed(index, error)
-                continue
-            outcome.add(prediction.camera.source)
-            progress.console.print(_line(jobs[index], prediction))
-            progress.advance(task)
+        predict_images(depthvlm, jobs, settings, batch_size, done, failed)
 
 
-def _line(job: _Job, prediction: Prediction) -> str:
+def _line(job: Job, prediction: Prediction) -> str:
     statistics = prediction.summary()
     depth = " / ".join("-" if value is None else f"{value:.2f}" for value in statistics.values())
     camera = prediction.camera
-    line = f"{job.image}  {depth} m (min / median / max)  focal length {camera.fx:.1f} px ({camera.source})"
-    return line if prediction.text is None else f"{line}\n  {prediction.text}"
+    image = printable(job.image)
+    return f"{image}  {depth} m (min / median / max)  focal length {camera.fx:.1f} px ({camera.source})"
 
 
 def _report(outcome: _Outcome, out: Path, console: Console) -> None:
@@ -276,7 +324,7 @@ def _report(outcome: _Outcome, out: Path, console: Console) -> None:
             console.print(
                 "For true metres give --focal-length, --fov or --intrinsics where it is assumed.", style="yellow"
             )
-    console.print(f"{outcome.done} done, {len(outcome.failed)} failed. Results: {out.resolve()}")
+    console.print(f"{outcome.done} done, {len(outcome.failed)} failed. Results: {printable(out.resolve())}")
     for image, reason in outcome.failed:
         typer.secho(f"Failed: {image}: {reason}", fg="red", err=True)
 
@@ -289,7 +337,7 @@ def _warnings_on(console: Console) -> Iterator[None]:
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         if str(message) not in shown:
             shown.add(str(message))
-            console.print(f"Warning: {message}", style="yellow")
+            console.print(f"Warning: {printable(message, _LAYOUT)}", style="yellow")
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)

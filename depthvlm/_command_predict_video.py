@@ -3,13 +3,16 @@
 import glob
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+from ._fail import printable
+from .result_records import check_names
 
 if TYPE_CHECKING:
     from .video_run import ClipPrediction
@@ -30,6 +33,7 @@ class ClipOptions:
     every: int
     max_frames: int | None
     model: str
+    weights: str
     load: Callable[[], Any]
     depth_range: tuple[float, float] | None
     fps: float
@@ -60,52 +64,69 @@ def split_clips(arguments: Sequence[str], sequence: bool) -> tuple[list[Path], l
     return clips, others
 
 
-def predict_clips(
-    clips: Sequence[tuple[Path, str]],
+def check_clips(clips: Sequence[tuple[Path, str]], out: Path, overwrite: bool) -> None:
+    """
+    See that clips can be read here, and that nothing is in the way of their results.
+
+    Args:
+        clips: each clip and what its results are called.
+
+    Raises:
+        FileExistsError, ValueError: something is in the way, or a name is too long; the message names it.
+        ImportError: PyAV is missing.
+    """
+    from .video_frames import require_av
+    from .video_run import ClipFiles
+
+    require_av()
+    for _, stem in clips:
+        check_names(astuple(ClipFiles.of(out, stem)))
+        ClipFiles.of(out, stem).check_owner(overwrite)
+
+
+def predict_clip(
+    clip: Path,
+    stem: str,
     options: ClipOptions,
     out: Path,
     on_done: Callable[[str], None],
     on_error: Callable[[Path, Exception | str], None],
     console: Console,
 ) -> None:
-    """Predict clip after clip.
+    """Predict a clip.
 
     Args:
-        clips: each clip and what its results are called.
-        on_done: called with the source of the camera of every clip whose files are there, also if its file could be
+        stem: what its results are called.
+        on_done: called with the source of the camera of a clip whose files are there, also if its file could be
             decoded only in part.
         on_error: called with a clip of which something could not be done.
-
-    Raises:
-        ImportError: PyAV is missing.
     """
-    from .video_frames import open_clip, require_av
+    from .video_frames import open_clip
     from .video_run import INDEPENDENT, ClipFiles, ClipRun, ClipSettings
     from .visualize import DepthRange
 
-    require_av()
     settings = ClipSettings(options.focal_length, options.fov, options.intrinsics, options.every, options.max_frames)
-    for clip, stem in clips:
-        try:
-            with _progress(console) as progress:
-                run = ClipRun(
-                    open_clip(clip, options.fps),
-                    ClipFiles.of(out, stem),
-                    settings,
-                    options.model,
-                    options.load,
-                    depth_range=None if options.depth_range is None else DepthRange(*options.depth_range),
-                    batch_size=options.batch_size,
-                    progress=progress,
-                )
-                result = run(options.overwrite)
-        except (OSError, ValueError) as error:
-            on_error(clip, error)
-            continue
-        console.print(_line(clip, result))
-        on_done(result.camera.source)
-        if result.record["problem"]:
-            on_error(clip, result.record["problem"])
+    try:
+        with _progress(console) as progress:
+            run = ClipRun(
+                open_clip(clip, options.fps),
+                ClipFiles.of(out, stem),
+                settings,
+                options.model,
+                options.load,
+                weights=options.weights,
+                depth_range=None if options.depth_range is None else DepthRange(*options.depth_range),
+                batch_size=options.batch_size,
+                progress=progress,
+            )
+            result = run(options.overwrite)
+    except (OSError, ValueError) as error:
+        on_error(clip, error)
+        return
+    console.print(_line(clip, result))
+    on_done(result.camera.source)
+    if result.record["problem"]:
+        on_error(clip, result.record["problem"])
     console.print(INDEPENDENT)
 
 
@@ -114,8 +135,8 @@ def _line(clip: Path, result: "ClipPrediction") -> str:
     near, far = record["depth_range"].values()
     done = "complete already (--overwrite to redo)" if result.skipped else f"colours {near:.2f} to {far:.2f} m"
     return (
-        f"{clip}  {record['frames']} frames  {done}  focal length {result.camera.fx:.1f} px ({result.camera.source})  "
-        f"{result.files.video}"
+        f"{printable(clip)}  {record['frames']} frames  {done}  focal length {result.camera.fx:.1f} px "
+        f"({result.camera.source})  {printable(result.files.video)}"
     )
 
 

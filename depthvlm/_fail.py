@@ -1,9 +1,154 @@
-"""How every command ends on an error that is meant for the user."""
+"""How every command ends: an expected failure with one message, a fault of this program with its traceback."""
+
+import errno
+import io
+import linecache
+import os
+import sys
+import traceback
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
+
+INTERRUPTED = 130  # what shells give for Ctrl-C
+
+_REMEDIES = {
+    errno.ENOENT: "Check the name.",
+    errno.EACCES: "Check the permissions, or choose another place.",
+    errno.EPERM: "Check the permissions, or choose another place.",
+    errno.EROFS: "Choose another place.",
+    errno.ENOSPC: "Free some space, or choose another place.",
+    errno.EDQUOT: "Free some space, or choose another place.",
+    errno.EISDIR: "Give a file.",
+    errno.ENOTDIR: "Give a folder.",
+    errno.EEXIST: "Choose another name, or move it away.",
+    errno.ENOTEMPTY: "Choose another name, or move it away.",
+    errno.ENAMETOOLONG: "Give it a shorter name.",
+    errno.EMFILE: "Raise the limit of open files (`ulimit -n`).",
+    errno.EIO: "The disk or its connection may be damaged: copy the file elsewhere.",
+}
+_LAYOUT = "\n\t"  # what a message of several lines keeps
+_NOT_SHOWN = {"Cc", "Cs", "Zl", "Zp"}  # control characters, bytes that are no text, separators of lines
 
 
-def fail(error: Exception | str, code: int = 1) -> typer.Exit:
+class Commands(TyperGroup):
+    """The root of the commands: all of them end as `expected_failures` says."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with expected_failures():
+            return super().invoke(ctx)
+
+
+def print_any_name() -> None:
+    """Have this process and those that it starts escape what the console's encoding lacks, rather than stop."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    encoding, _, errors = os.environ.get("PYTHONIOENCODING", "").partition(":")
+    os.environ["PYTHONIOENCODING"] = f"{encoding}:{errors or 'backslashreplace'}"
+
+
+def printable(text: object, keep: str = "") -> str:
+    """
+    Escape what a name may hold and a terminal would obey or could not print: newlines, escape sequences, stray bytes.
+
+    Args:
+        keep: characters that stay as they are.
+    """
+    return "".join(
+        character
+        if character in keep or unicodedata.category(character) not in _NOT_SHOWN
+        else character.encode("unicode_escape").decode()
+        for character in str(text)
+    )
+
+
+def fail(error: BaseException | str, code: int = 1) -> typer.Exit:
     """Print an error meant for the user; raise the result to end the command."""
-    typer.secho(f"Error: {error}", fg="red", err=True)
+    message = error if isinstance(error, str) else explain(error)
+    typer.secho(f"Error: {printable(message, _LAYOUT)}", fg="red", err=True)
     return typer.Exit(code)
+
+
+def explain(error: BaseException) -> str:
+    """Say in a sentence what went wrong: the file, the reason, and what to do."""
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes, os.PathLike)) else error.filename
+        reason = f"{error.strerror[0].lower()}{error.strerror[1:]}"
+        return f"{name or 'A file'}: {reason}. {_REMEDIES.get(error.errno, '')}".strip()
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return f"Out of memory ({error or 'MemoryError'}). Use a smaller batch, bfloat16, or another device."
+    return str(error) or type(error).__name__
+
+
+def is_expected(error: BaseException) -> bool:
+    """
+    Whether an error is about what the user gave or about the machine, rather than a fault of this program.
+
+    Expected are errors of files, of memory and of packages that are missing; those that a library has a class for; and
+    a ValueError, or in this package a RuntimeError or TypeError, that a `raise` statement gave its words.
+    """
+    if isinstance(error, (OSError, ImportError, MemoryError)):
+        return True
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return not isinstance(error, (AssertionError, LookupError, AttributeError))
+    raised = (frames[-1].line or "raise").startswith("raise")
+    ours = os.path.realpath(frames[-1].filename).startswith(_package_folders())
+    if type(error).__module__ != "builtins":
+        return raised or not ours
+    if isinstance(error, ValueError):
+        return raised
+    return raised and ours and type(error) in (RuntimeError, TypeError)
+
+
+@contextmanager
+def expected_failures() -> Iterator[None]:
+    """
+    End a command with one message, exit code 1, where the failure is an expected one (see `is_expected`).
+
+    Any other error is a fault of this program: its traceback is shown, with a line that asks for a report.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("Interrupted.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    except Exception as error:
+        if _of_the_command_line(error) or (isinstance(error, OSError) and error.errno == errno.EPIPE):
+            raise
+        if is_expected(error):
+            raise fail(error) from None
+        show_fault(error)
+        raise typer.Exit(1) from None
+
+
+def show_fault(error: BaseException) -> None:
+    """Print the traceback of a fault of this program, and what to do with it."""
+    linecache.checkcache()
+    typer.echo(printable("".join(traceback.format_exception(error)), _LAYOUT), err=True, nl=False)
+    typer.secho(
+        "This is a fault of depthvlm, not of your input. Please report it where you got depthvlm from (the issues of "
+        "its repository), with this traceback, the command, and what `depthvlm info` prints.",
+        fg="red",
+        err=True,
+    )
+
+
+def _of_the_command_line(error: Exception) -> bool:
+    """Whether typer itself ends the command with it: a wrong option, `typer.Exit`, `typer.Abort`."""
+    kinds = (typer.Exit, typer.Abort, *typer.BadParameter.__mro__[:3])
+    return isinstance(error, kinds)
+
+
+def _package_folders() -> tuple[str, ...]:
+    """The folders of this package's code, which lie apart in an editable installation."""
+    from importlib.util import find_spec
+
+    names = ("", ".modeling_depthvlm", ".processing", ".training", ".benchmark", ".hub_cards")
+    specs = (find_spec(f"depthvlm{name}") for name in names)
+    return tuple(os.path.realpath(folder) for spec in specs if spec for folder in spec.submodule_search_locations or ())

@@ -10,13 +10,14 @@ from ._command_bench_eval import evaluate
 from ._command_bench_report import report
 from ._command_export import onnx
 from ._command_push import push
-from ._fail import fail
+from ._fail import Commands, print_any_name
 
 app = typer.Typer(
     name="depthvlm",
     help="Dense metric depth inside a vision-language model: metres and words from one prefill.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    cls=Commands,
 )
 bench = typer.Typer(
     name="bench",
@@ -70,19 +71,33 @@ def predict(
     ] = None,
     fov: Annotated[float | None, typer.Option(metavar="DEG", help="Horizontal field of view in degrees.")] = None,
     intrinsics: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="3x3 matrix, or fx fy cx cy, in pixels: .json, .npy or text.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="3x3 matrix, or fx fy cx cy, in pixels: .json, .npy or text. For a camera each: a .json file with "
+            "them by the images' names, or a folder of files called as the images.",
+        ),
     ] = None,
-    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Ask this about each image too.")] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Ask this about each image too; several times for several replies."),
+    ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the results go.")] = Path("depthvlm_results"),
     save: Annotated[
-        str, typer.Option(metavar="LIST", help="What to write, of npy, png16, color, ply, glb, json.")
-    ] = "npy,png16,color,ply,glb,json",
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="What to write, of npy, png16, color, json, ply (point cloud) and glb (mesh).",
+            show_default="npy,png16,color,json",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="cuda, mps or cpu; auto: the first that is there.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; auto: the model's own.")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 4,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Greatest length of the reply to --prompt.")] = 256,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Also redo images and clips whose results are complete.")
+        bool,
+        typer.Option("--overwrite", help="Redo what is complete, and replace files that depthvlm did not write."),
     ] = False,
     sequence: Annotated[
         bool,
@@ -119,7 +134,7 @@ def predict(
         focal_length=focal_length,
         fov=fov,
         intrinsics=intrinsics,
-        prompt=prompt,
+        prompts=prompt or [],
         out=out,
         save=save,
         device=device,
@@ -161,11 +176,7 @@ def convert(
     """Write a checkpoint in DepthVLM's own layout, which the Auto classes load."""
     from .convert import convert_checkpoint
 
-    try:
-        folder = convert_checkpoint(source, destination)
-    except (OSError, ValueError) as error:
-        raise fail(error) from None
-    typer.echo(f"Written to {folder}")
+    typer.echo(f"Written to {convert_checkpoint(source, destination)}")
 
 
 @app.command()
@@ -204,12 +215,10 @@ def info(
     """Versions, devices, and what a model is made of."""
     from ._command_info import run
 
-    try:
-        run(model)
-    except (OSError, ValueError) as error:
-        raise fail(error) from None
+    run(model)
 
 
 def main() -> None:
     """Run the command."""
+    print_any_name()
     app()

@@ -4,9 +4,13 @@ Depth is z-depth in metres. PLY is in the camera's frame as computer vision has 
 glTF wants it (x right, y up, looking along -z), so that a viewer shows the scene the right way up.
 """
 
+import hashlib
 import io
 import json
 import os
+import platform
+import re
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,19 +31,64 @@ if TYPE_CHECKING:
 
 _UINT16_MAX = 65535
 _MAX_TEXTURE_SIZE = 4096  # what every WebGL viewer takes
+_PARTIAL_NAME = re.compile(r"\.[0-9a-f]{8}\.(?P<node>[0-9a-f]{8})\.(?P<process>\d+)\.part")
+_STALE = 24 * 3600  # seconds after which nobody writes any more
+
 _OPENCV_TO_GLTF = np.diag([1.0, -1.0, -1.0, 1.0])
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that takes its place at `path` when the block ends well, and vanishes when it does not."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """A binary file that takes its place at `path` when the block ends well, and vanishes when it does not.
+
+    What is left of a process that was killed, `remove_partial_files` removes.
+
+    Raises:
+        OSError: the file cannot be written; the message names `path`.
+    """
+    partial = path.with_name(f".{_digest(path.name)}.{_digest(platform.node())}.{os.getpid()}.part")
     try:
         with open(partial, "wb") as file:
             yield file
         os.replace(partial, path)
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, str(partial)):
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Remove from a folder what processes that were killed have left of `atomic_write`."""
+    for path in folder.glob(".*.part"):
+        parts = _PARTIAL_NAME.fullmatch(path.name)
+        if parts and (_is_gone(parts["node"], int(parts["process"])) or _age(path) > _STALE):
+            path.unlink(missing_ok=True)
+
+
+def _is_gone(node: str, process: int) -> bool:
+    """Whether a process of this machine has ended; false of another machine's."""
+    if node != _digest(platform.node()) or os.name == "nt":  # where a signal of 0 would end it
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return process == os.getpid()  # in containers each run may get the same number
+
+
+def _age(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
 
 
 def write_npy(path: Path, depth: NDArray[np.floating]) -> None:
@@ -155,4 +204,21 @@ def _make_unlit(tree: dict[str, Any]) -> None:
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """Write a record as readable JSON (no NaN: JSON has none)."""
     with atomic_write(path) as file:
-        file.write((json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        file.write(text.encode(errors="backslashreplace"))  # bytes of a file's name that are no text: as JSON escapes
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is no JSON, or no object; the message names it.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON file that can be read: {error}.") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds {type(content).__name__} where a JSON object is expected.")
+    return content

@@ -2,47 +2,122 @@
 
 import glob
 import json
-from collections.abc import Iterable, Sequence
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+
+_MOST_NAMED = 5  # in a message
 
 
-def find_images(arguments: Iterable[str]) -> list[Path]:
-    """The image files meant by files, folders and patterns, in that order, each once.
+@dataclass
+class FoundImages:
+    """What the arguments of the command line mean.
 
-    A folder means the images directly in it, as their suffixes say; a pattern is expanded here where the shell has
-    not done so (`**` reaches into folders). A file that is not there stays in the list: reading it will say so.
+    Attributes:
+        images: paths, and the texts of URLs, each once, in the order of the arguments.
+        passed_over: files of folders that are not images, by their kind.
+        linked: files that are others of `images`, under another name, with the one that they are.
+    """
+
+    images: list[Path | str] = field(default_factory=list)
+    passed_over: dict[str, list[Path]] = field(default_factory=dict)
+    linked: list[tuple[Path, Path]] = field(default_factory=list)
+
+
+def find_images(arguments: Iterable[str]) -> list[Path | str]:
+    """The images meant by files, folders, patterns and URLs: see `look_for_images`."""
+    return look_for_images(arguments).images
+
+
+def look_for_images(arguments: Iterable[str]) -> FoundImages:
+    """The image files meant by files, folders, patterns and URLs, in that order, each once.
+
+    A folder means the images directly in it, as their suffixes say, without hidden files; a pattern is expanded here
+    where the shell has not done so (`**` reaches into folders). A file that is not there stays in the list: reading it
+    will say so.
 
     Raises:
-        ValueError: a folder or a pattern without any image.
+        ValueError: a folder or a pattern without any image; the message names sub-folders that have some.
     """
-    found: dict[Path, Path] = {}
+    found = FoundImages()
+    seen: dict[Path | str, Path] = {}
     for argument in arguments:
+        if is_url(argument):
+            if argument not in seen:
+                seen[argument] = Path(argument)
+                found.images.append(argument)
+            continue
         path = Path(argument)
         if path.is_dir():
-            files = [file for file in sorted(path.iterdir()) if file.is_file() and _is_image_name(file)]
+            files = _images_in(path, found.passed_over)
         elif path.exists() or not glob.has_magic(argument):
             files = [path]
         else:
             files = [Path(match) for match in sorted(glob.glob(argument, recursive=True)) if Path(match).is_file()]
         if not files:
             raise ValueError(
-                f"{argument}: no images there. Give image files, folders that hold some, or patterns like 'a/*.jpg'."
+                f"{argument}: no images there{_images_below(path)}. Give image files, folders that hold some, or "
+                "patterns like 'a/*.jpg'."
             )
         for file in files:
-            found.setdefault(file.resolve(), file)
-    return list(found.values())
+            real = file.resolve()
+            if real not in seen:
+                seen[real] = file
+                found.images.append(file)
+            elif os.path.abspath(file) != os.path.abspath(seen[real]):
+                found.linked.append((file, seen[real]))
+    return found
 
 
-def result_stems(paths: Sequence[Path]) -> list[str]:
+def is_url(argument: str) -> bool:
+    """Whether an argument is a URL rather than a path."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|data:", argument) is not None
+
+
+def _images_in(folder: Path, passed_over: dict[str, list[Path]]) -> list[Path]:
+    """The images directly in a folder; its other files are added to `passed_over`."""
+    images = []
+    for file in sorted(folder.iterdir()):
+        if not file.is_file():
+            if file.is_symlink() and not file.exists():
+                passed_over.setdefault("broken links", []).append(file)
+            continue
+        if file.name.startswith("."):
+            passed_over.setdefault("hidden", []).append(file)
+        elif _is_image_name(file):
+            images.append(file)
+        else:
+            passed_over.setdefault("no images", []).append(file)
+    return images
+
+
+def _images_below(folder: Path) -> str:
+    """The sub-folders that have images, as words to go on with; empty without any."""
+    counts: dict[Path, int] = {}
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        images = sum(_is_image_name(Path(name)) and not name.startswith(".") for name in files)
+        if images:
+            counts[Path(place)] = images
+        if len(counts) == _MOST_NAMED:
+            break
+    named = ", ".join(f"{place} ({images})" for place, images in counts.items())
+    return f", but in {named}" if named else ""
+
+
+def result_stems(images: Sequence[Path | str]) -> list[str]:
     """What the results of each image are called: its name without suffix, or a longer one where names are alike.
 
     `a/x.png` and `b/x.png` give `a_x` and `b_x`; `x.png` and `x.jpg` give `x_png` and `x_jpg`. Letter case does not
     count, as it does not on the disks of Windows and macOS.
     """
+    paths = [image if isinstance(image, Path) else _path_of_url(image) for image in images]
     groups: dict[str, list[int]] = {}
     for index, path in enumerate(paths):
         groups.setdefault(path.stem.casefold(), []).append(index)
@@ -63,8 +138,60 @@ def result_stems(paths: Sequence[Path]) -> list[str]:
     return stems
 
 
+def _path_of_url(url: str) -> Path:
+    """A path with the names of a URL; of the text of an image itself, "image"."""
+    parts = urlsplit(url)
+    return Path("image") if parts.scheme == "data" else Path(unquote(f"{parts.netloc}{parts.path}").rstrip("/"))
+
+
 def _fill(naming: str, path: Path) -> str:
     return naming.format(stem=path.stem, suffix=path.suffix.lstrip("."), folder=path.resolve().parent.name)
+
+
+def read_cameras(path: Path, images: Sequence[Path | str]) -> list[NDArray[np.float64]]:
+    """The camera of each image: from one file for all, or one for each.
+
+    Args:
+        path: a file as `read_intrinsics` takes it, for all images; a `.json` file with an object of cameras by the
+            images' names (`{"a.jpg": [fx, fy, cx, cy], ...}`); or a folder with a file for each image, `a.json`,
+            `a.txt`, `a.csv` or `a.npy` for `a.jpg`.
+
+    Raises:
+        ValueError: a camera cannot be read, or an image has none; the message names it.
+    """
+    paths = [image if isinstance(image, Path) else _path_of_url(image) for image in images]
+    if path.is_dir():
+        files = [[path / f"{image.stem}{suffix}" for suffix in _CAMERA_SUFFIXES] for image in paths]
+        found = [next((file for file in candidates if file.is_file()), None) for candidates in files]
+        _require_all(path, paths, found, f"a file such as {files[0][0].name}" if files else "")
+        return [read_intrinsics(file) for file in found if file is not None]
+    by_name = _cameras_by_name(path)
+    if by_name is None:
+        return [read_intrinsics(path)] * len(images)
+    keys = [next((key for key in (str(image), image.name, image.stem) if key in by_name), None) for image in paths]
+    _require_all(path, paths, keys, f'an entry such as "{paths[0].name}"' if paths else "")
+    return [_checked_camera(lambda key=key: _camera_in(by_name[key]), f"{path}, {key}") for key in keys if key]
+
+
+def _require_all(path: Path, images: Sequence[Path], found: Sequence[object], expected: str) -> None:
+    missing = [str(image) for image, one in zip(images, found, strict=True) if one is None]
+    if missing:
+        more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
+        raise ValueError(
+            f"{path} has no camera for {', '.join(missing[:_MOST_NAMED])}{more}: each image needs one, {expected}."
+        )
+
+
+def _cameras_by_name(path: Path) -> dict[str, object] | None:
+    """The object of a `.json` file that has cameras by images' names; None for any other file."""
+    if path.suffix.lower() != ".json" or not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # `read_intrinsics` says it
+        return None
+    one_camera = not isinstance(content, dict) or not content or content.keys() & {*_CAMERA_KEYS, *_CAMERA_NUMBERS}
+    return None if one_camera else content
 
 
 def read_intrinsics(path: Path) -> NDArray[np.float64]:
@@ -77,40 +204,52 @@ def read_intrinsics(path: Path) -> NDArray[np.float64]:
     Raises:
         ValueError: the file cannot be read as one of these.
     """
+    return _checked_camera(lambda: _camera_values(path), str(path))
+
+
+def _camera_values(path: Path) -> object:
     from .processing.depth_maps_depthvlm import load_array
     from .processing.images_depthvlm import require_file
 
+    require_file(path)
+    if path.suffix.lower() == ".npy":
+        return load_array(path)
+    text = path.read_text(encoding="utf-8")
+    if path.suffix.lower() == ".json":
+        return _camera_in(json.loads(text))
+    return [float(number) for number in text.replace(",", " ").split()]
+
+
+def _checked_camera(read: Callable[[], object], label: str) -> NDArray[np.float64]:
     try:
-        require_file(path)
-        if path.suffix.lower() == ".npy":
-            values = load_array(path)
-        elif path.suffix.lower() == ".json":
-            values = _camera_in(json.loads(path.read_text(encoding="utf-8")))
-        else:
-            values = [float(number) for number in path.read_text(encoding="utf-8").replace(",", " ").split()]
-        values = np.asarray(values, dtype=np.float64).squeeze()
+        values = np.asarray(read(), dtype=np.float64).squeeze()
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(
-            f"{path}: no camera can be read from it ({type(error).__name__}: {error}). {_CAMERA_FILE}"
+            f"{label}: no camera can be read from it ({type(error).__name__}: {error}). {_CAMERA_FILE}"
         ) from None
     if values.size == 9:
         values = values.reshape(3, 3)
     if values.shape not in ((3, 3), (4,)):
-        raise ValueError(f"{path}: holds an array of shape {values.shape}. {_CAMERA_FILE}")
+        raise ValueError(f"{label}: holds an array of shape {values.shape}. {_CAMERA_FILE}")
     return values
 
 
 _CAMERA_FILE = "Give a 3x3 matrix or fx, fy, cx, cy in pixels, as .json, .npy or text."
+_CAMERA_SUFFIXES = (".json", ".txt", ".csv", ".npy")
+_CAMERA_KEYS = ("camera", "intrinsics", "K")
+_CAMERA_NUMBERS = ("fx", "fy", "cx", "cy")
 
 
 def _camera_in(content: object) -> object:
     if isinstance(content, dict):
-        for name in ("camera", "intrinsics", "K"):
+        for name in _CAMERA_KEYS:
             if name in content:
                 return _camera_in(content[name])
-        return [content[name] for name in ("fx", "fy", "cx", "cy")]
+        return [content[name] for name in _CAMERA_NUMBERS]
     return content
 
 
 def _is_image_name(path: Path) -> bool:
-    return path.suffix.lower() in Image.registered_extensions()
+    from .processing.images_depthvlm import raster_suffixes
+
+    return path.suffix.lower() in raster_suffixes()

@@ -30,6 +30,7 @@ SUFFIXES = {
     "json": ".json",
 }
 FORMATS = tuple(SUFFIXES)
+DEFAULT_SAVE = "npy,png16,color,json"  # of the command; a cloud and a mesh are up to 50 MB a picture
 
 
 @dataclasses.dataclass(eq=False)
@@ -79,6 +80,7 @@ class Prediction:
             **self.summary(),
             "prompt": self.prompt,
             "text": self.text,
+            "replies": [] if self.prompt is None else [{"prompt": self.prompt, "text": self.text}],
         }
 
     def to_point_cloud(

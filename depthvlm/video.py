@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._bundled import BUNDLED_MODEL
+from .result_records import weights_identity
 from .video_frames import open_clip
 from .video_run import ClipFiles, ClipPrediction, ClipRun, ClipSettings, Progress
 from .visualize import DepthRange
@@ -68,6 +69,7 @@ def predict_video(
     Raises:
         ImportError: PyAV is missing.
         FileNotFoundError: there is no such clip.
+        FileExistsError: a file is there that is no result of an earlier run.
         ValueError: the clip cannot be read, a frame has another size than the first, an option is out of its range,
             or `out` holds frames that were made with other settings.
     """
@@ -83,8 +85,17 @@ def predict_video(
         settings,
         name,
         cache(lambda: model if isinstance(model, DepthVLM) else load(model, device, dtype)),
+        weights=_identity(name),
         depth_range=None if depth_range is None else DepthRange(*depth_range),
         batch_size=batch_size,
         progress=progress or (lambda *_: None),
     )
     return run(overwrite)
+
+
+def _identity(model: str) -> str | None:
+    """See `weights_identity`; None of a loaded model whose files are not at hand."""
+    try:
+        return weights_identity(model)
+    except OSError:
+        return None

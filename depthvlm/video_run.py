@@ -1,8 +1,8 @@
 """One clip on its way to its files: predict what is missing, measure, draw the video. `depthvlm.video` is its API."""
 
-import glob
 import itertools
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .export import atomic_write, read_png16, write_json, write_png16, write_png16_values
+from .export import atomic_write, read_png16, remove_partial_files, write_json, write_png16, write_png16_values
 from .processing import Camera, resolve_camera
+from .result_records import file_hash
 from .video_frames import Frame, FrameSource
 from .video_writer import SideBySide, write_video
 from .visualize import DepthRange
@@ -69,6 +70,46 @@ class ClipFiles:
         names = ("_depth", "_depth.mp4", "_frames.jsonl", ".json", ".unfinished.json")
         return cls(*(out / f"{stem}{name}" for name in names))
 
+    @property
+    def whole(self) -> tuple[Path, Path]:
+        """The files whose sizes the record notes."""
+        return self.video, self.frames
+
+    def earlier_record(self) -> dict[str, Any] | None:
+        """What an earlier run has recorded, finished or not; None without one.
+
+        Raises:
+            ValueError: there is a file of that name which is no record of a clip.
+        """
+        record = _read_json(self.record) or _read_json(self.unfinished)
+        if record is not None and "every" not in record:
+            raise ValueError(f"{self.record} is not the record of a clip: choose another --out, or move it away.")
+        return record
+
+    def check_owner(self, overwrite: bool) -> None:
+        """See that nothing is in the way that this program did not write.
+
+        Args:
+            overwrite: whether a video and lines of JSON may be replaced. Other records and other PNGs never are.
+
+        Raises:
+            FileExistsError, ValueError: something is there; the message names it.
+        """
+        record = self.earlier_record()
+        if record is None and any(self.depth.glob("*.png")):
+            raise ValueError(
+                f"{self.depth} holds PNG files, but no record says of which clip: choose another --out, or "
+                "move them away."
+            )
+        sizes = None if record is None else record.get("sizes", {})
+        for path in () if overwrite else self.whole:
+            size = path.stat().st_size if path.exists() else None
+            if os.path.lexists(path) and (sizes is None or size not in (0, sizes.get(path.name, size))):
+                raise FileExistsError(
+                    f"{path} was not written by depthvlm, or was changed since: choose another --out, move it away, "
+                    "or replace it with --overwrite."
+                )
+
 
 @dataclass(frozen=True)
 class ClipPrediction:
@@ -99,6 +140,7 @@ class ClipRun:
         settings: camera and choice of frames.
         model: name of the model.
         load: loads it; called once a frame has to be predicted.
+        weights: what tells the model's weights from others, None where that is not known.
         depth_range: metres of the first and the last colour, None for percentiles of the clip.
         batch_size: frames in a batch.
         progress: see [`predict_video`].
@@ -115,6 +157,7 @@ class ClipRun:
         model: str,
         load: "Callable[[], DepthVLM]",
         *,
+        weights: str | None,
         depth_range: DepthRange | None,
         batch_size: int,
         progress: Progress,
@@ -130,8 +173,13 @@ class ClipRun:
             raise ValueError(f"The range of colours must be 0 <= near < far, in metres, got {tuple(depth_range)}.")
         self.source, self.files, self.settings, self.load = source, files, settings, load
         self.depth_range, self.batch_size, self.progress = depth_range, batch_size, progress
-        size = source.path.stat().st_size if source.path.is_file() else None
-        self.identity = {"source": str(source.path.resolve()), "source_bytes": size, "model": model, **asdict(settings)}
+        self.identity = {
+            "source": str(source.path.resolve()),
+            "source_sha256": file_hash(source.path) if source.path.is_file() else None,  # a folder: of each image
+            "model": model,
+            "weights": weights,
+            **asdict(settings),
+        }
         self.drawn = {"depth_range_given": depth_range and list(depth_range), "frame_rate": float(source.rate)}
 
     def __call__(self, overwrite: bool = False) -> ClipPrediction:
@@ -140,7 +188,10 @@ class ClipRun:
         if before is not None and self._is_complete(before):
             return ClipPrediction(self.files, before, skipped=True)
         self.files.depth.mkdir(parents=True, exist_ok=True)
-        self._remove_partial_files()
+        for folder in (self.files.depth, self.files.depth.parent):
+            remove_partial_files(folder)
+        for path in self._outdated_frames(self._noted_frames()):
+            path.unlink()
         state = before or {}
         if "camera" not in state:
             state = self.identity | self._camera_record()
@@ -176,30 +227,43 @@ class ClipRun:
             "note": INDEPENDENT,
             "problem": problem,
             "files": {name: getattr(self.files, name).name for name in ("depth", "video", "frames")},
+            "sizes": {path.name: path.stat().st_size for path in self.files.whole},
         }
         write_json(self.files.record, record)
         self.files.unfinished.unlink()
         return ClipPrediction(self.files, record)
 
-    def _remove_partial_files(self) -> None:
-        """Remove what a run that was killed has left."""
-        partial = list(self.files.depth.glob(".*.png.*.part"))
-        for path in (self.files.video, self.files.frames, self.files.record, self.files.unfinished):
-            partial += path.parent.glob(f".{glob.escape(path.name)}.*.part")
-        for path in partial:
-            path.unlink(missing_ok=True)
+    def _outdated_frames(self, noted: dict[str, dict[str, Any]]) -> list[Path]:
+        """Frames that were cut off, or whose image of a folder was replaced; `noted`: see `_noted_frames`."""
+        images, found = self._images(), []
+        for path in self.files.depth.glob("*.png"):
+            size, row = path.stat().st_size, noted.get(path.stem)
+            is_as_noted = row is None or (
+                size == row["bytes"]
+                and (path.stem not in images or file_hash(images[path.stem]) == row["image_sha256"])
+            )
+            if not size or not is_as_noted:
+                found.append(path)
+        return found
+
+    def _noted_frames(self) -> dict[str, dict[str, Any]]:
+        """The lines of an earlier run by the frames' names; empty where they cannot be read."""
+        try:
+            rows = [json.loads(line) for line in self.files.frames.read_text(encoding="utf-8").splitlines()]
+            return {row["frame"]: row for row in rows if row["bytes"] and "image_sha256" in row}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
+    def _images(self) -> dict[str, Path]:
+        """The image of each frame of a folder; none of a video file."""
+        files = getattr(self.source, "files", [])
+        return dict(zip(self.source.names(len(files), 1), files, strict=True)) if files else {}
 
     def _earlier_run(self, overwrite: bool) -> dict[str, Any] | None:
         """What an earlier run of the same settings has recorded; None, and nothing left of it, to start anew."""
-        record = _read_json(self.files.record) or _read_json(self.files.unfinished)
-        if record is not None and "every" not in record:
-            raise ValueError(f"{self.files.record} is not the record of a clip: choose another --out, or move it away.")
+        self.files.check_owner(overwrite)
+        record = self.files.earlier_record()
         if record is None:
-            if any(self.files.depth.glob("*.png")):
-                raise ValueError(
-                    f"{self.files.depth} holds PNG files, but no record says of which clip: choose another --out, or "
-                    "move them away."
-                )
             return None
         if overwrite:
             for path in (self.files.record, self.files.unfinished, self.files.video, self.files.frames):
@@ -221,8 +285,15 @@ class ClipRun:
             return False
         if self.source.path.is_dir() and record["frames"] != self._total():  # images were added
             return False
+        sizes = record.get("sizes", {})
+        whole = (path.is_file() and path.stat().st_size == sizes.get(path.name) for path in self.files.whole)
+        noted = self._noted_frames()
         names = self.source.names(record["frames"], self.settings.every)
-        return all(path.is_file() for path in (self.files.video, self.files.frames, *map(self._png, names)))
+        return (
+            all(whole)
+            and all(name in noted and self._png(name).is_file() for name in names)
+            and not self._outdated_frames(noted)
+        )
 
     def _camera_record(self) -> dict[str, Any]:
         width, height = self.source.size
@@ -314,7 +385,13 @@ class ClipRun:
                 values, _ = read_png16(self._png(frame.name))
                 time = float(frame.ticks * self.source.time_base)
                 video.write(board.draw(frame.picture(), values.astype(np.float32) / scale), frame.ticks)
-                row = {"frame": frame.name, "time": round(time, 6), **_statistics(values, scale)}
+                row = {
+                    "frame": frame.name,
+                    "time": round(time, 6),
+                    **_statistics(values, scale),
+                    "bytes": self._png(frame.name).stat().st_size,
+                    "image_sha256": file_hash(frame.source) if isinstance(frame.source, Path) else None,
+                }
                 lines.write((json.dumps(row) + "\n").encode())
                 self.progress("video", index + 1, frames)
         return video.codec, round(time, 6)

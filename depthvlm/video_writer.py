@@ -1,6 +1,5 @@
 """The side-by-side video of a clip: picture, depth in colour, and one scale bar in metres."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .export import atomic_write
 from .video_frames import require_av
 from .visualize import DepthRange, colorize, scale_bar
 
@@ -100,15 +100,10 @@ def write_video(path: Path, size: tuple[int, int], time_base: Fraction, rate: Fr
         rate: frames a second, on average.
     """
     av = require_av()
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with av.open(str(partial), "w", format="mp4") as container:
-            writer = VideoWriter(container, size, time_base, rate)
-            yield writer
-            writer.finish()
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_write(path) as file, av.open(file, "w", format="mp4") as container:
+        writer = VideoWriter(container, size, time_base, rate)
+        yield writer
+        writer.finish()
 
 
 def _bar_height(height: int) -> int:

@@ -1,0 +1,201 @@
+"""Records of what this program wrote: by them it knows what is complete, and what it must not replace.
+
+For the results called NAME in a folder the record is `.depthvlm/NAME.json` there. It is written twice: before the
+files, with their names alone, and after them, with their sizes. So a run that was killed knows its own files again.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .export import remove_partial_files, write_json
+
+FOLDER = ".depthvlm"
+_HEAD = 32  # bytes, by which a file that was cut off is told from another one
+_LONGEST_NAME = 255  # bytes, on the file systems of Linux, macOS and Windows
+
+
+class ResultRecord:
+    """
+    What is known of the results of one name.
+
+    Args:
+        folder: where the results are, or go.
+        name: what their names begin with.
+
+    Attributes:
+        content: `source` (path), `origin` (what the latest of them were made from), `files` and `replies`.
+    """
+
+    def __init__(self, folder: Path, name: str):
+        self.folder = folder
+        self.path = folder / FOLDER / f"{name}.json"
+        self.content: dict[str, Any] = _read(self.path)
+
+    @property
+    def source(self) -> str | None:
+        """The input that the results are of, None where there are none."""
+        return self.content.get("source")
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What the latest results were made from; empty where there are none, or their run was killed."""
+        return self.content.get("origin", {})
+
+    def is_complete(self, path: Path, origin: str) -> bool:
+        """Whether a file is there as it was written, and was made from `origin` (see `fingerprint`)."""
+        entry = self.content["files"].get(path.name)
+        return bool(entry) and entry["origin"] == origin and _size(path) == entry["size"]
+
+    def in_the_way(self, paths: Iterable[Path]) -> list[Path]:
+        """Those of `paths` where there is something that this program did not write, or that was changed since."""
+        return [path for path in paths if os.path.lexists(path) and not self._is_own(path)]
+
+    def outdated(self, origin: str) -> list[Path]:
+        """The files of earlier results that are there, and that were made from something else than `origin`."""
+        others = (name for name, entry in self.content["files"].items() if entry and entry["origin"] != origin)
+        return [path for name in others if (path := self.folder / name).is_file()]
+
+    def replies(self, origin: str) -> list[dict[str, Any]]:
+        """The prompts and replies that belong to `origin`."""
+        return [reply for reply in self.content["replies"] if reply["origin"] == origin]
+
+    def begin(self, source: str, paths: Sequence[Path]) -> None:
+        """Note that `paths` are going to be written."""
+        self.content |= {"source": source, "files": self.content["files"] | {path.name: None for path in paths}}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.path, self.content)
+
+    def finish(self, paths: Sequence[Path], origin: Mapping[str, Any], reply: Mapping[str, Any] | None = None) -> None:
+        """Note that `paths` are written, and a reply to a prompt."""
+        made_from = fingerprint(origin)
+        entries = {path.name: _entry(path) | {"origin": made_from} for path in paths}
+        if reply is not None:
+            others = [one for one in self.replies(made_from) if one["prompt"] != reply["prompt"]]
+            self.content["replies"] = [*others, {**reply, "origin": made_from}]
+        self.content |= {"origin": dict(origin), "files": self.content["files"] | entries}
+        write_json(self.path, self.content)
+
+    def forget_replies(self) -> None:
+        """Leave out all replies."""
+        self.content["replies"] = []
+
+    def _is_own(self, path: Path) -> bool:
+        if path.name not in self.content["files"] or path.is_symlink() or not path.is_file():
+            return False
+        entry = self.content["files"][path.name]
+        if entry is None:  # the run that was to write it was killed
+            return True
+        status = path.stat()
+        if status.st_size == entry["size"]:
+            return status.st_mtime_ns == entry["mtime_ns"] or file_hash(path) == entry["sha256"]
+        # Cut off by a full disk or a power failure, it begins as it was; another file that is smaller does not.
+        return status.st_size < entry["size"] and entry["head"].startswith(_head(path))
+
+
+def own_names(folder: Path) -> set[str]:
+    """The names of all files in a folder that this program wrote, as its records say."""
+    records = (_read(path) for path in (folder / FOLDER).glob("*.json"))
+    return {name for record in records for name in record["files"]}
+
+
+def fingerprint(origin: Mapping[str, Any]) -> str:
+    """A short hash of what results are made from: input, model, camera, settings."""
+    return hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def file_hash(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights_identity(model: str) -> str:
+    """
+    What tells a model's weights from others: the Hub's commit; of a folder a hash of its configuration files, and of
+    names, sizes and times of its weights.
+
+    Args:
+        model: see `depthvlm._bundled.resolve_model_path`.
+
+    Raises:
+        OSError: there is no such folder, or the Hub cannot be reached and the model is not in the cache.
+    """
+    from ._bundled import resolve_model_path
+
+    folder = Path(resolve_model_path(model))
+    if not folder.is_dir():
+        from huggingface_hub import hf_hub_download
+
+        return Path(hf_hub_download(model, "config.json")).parent.name
+    parts: list[Any] = []
+    for file in sorted(folder.iterdir()):
+        if file.suffix == ".json" and file.is_file():
+            parts.append([file.name, file_hash(file)])
+        elif file.suffix == ".safetensors" and file.is_file():
+            status = file.stat()
+            parts.append([file.name, status.st_size, status.st_mtime_ns])
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def check_names(paths: Iterable[Path]) -> None:
+    """
+    See that a file system takes the names.
+
+    Raises:
+        ValueError: one is too long.
+    """
+    for path in paths:
+        if len(os.fsencode(path.name)) > _LONGEST_NAME:
+            raise ValueError(f"{path.name} would be a name of more than {_LONGEST_NAME} bytes: rename the input.")
+
+
+def prepare_folder(folder: Path) -> None:
+    """
+    Make a folder for results, see that files can be written there, and remove what killed runs left half written.
+
+    Raises:
+        OSError: it cannot be made or written to; the message names it.
+    """
+    try:
+        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+        for each in (folder, folder / FOLDER):
+            with tempfile.TemporaryFile(dir=each) as file:
+                file.write(b"x")
+            remove_partial_files(each)
+    except OSError as error:
+        raise OSError(f"{folder}: nothing can be written there ({error.strerror}). Choose another folder.") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A record; an empty one where there is none that can be read: nothing is then known as this program's own."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
+        content = {"files": {}}
+    return {"replies": []} | content
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    status = path.stat()
+    return {
+        "size": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+        "sha256": file_hash(path),
+        "head": _head(path),
+    }
+
+
+def _head(path: Path) -> str:
+    with open(path, "rb") as file:
+        return file.read(_HEAD).hex()
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
