@@ -36,6 +36,7 @@ class BuildPlan:
         parameters: what was asked, and hashes of the frames chosen for it; a build goes on only with the same.
         available: frames that the source lists.
         tasks: the shards.
+        notes: what the source passed over; no part of the hash.
     """
 
     source: type[Source]
@@ -43,6 +44,7 @@ class BuildPlan:
     parameters: dict[str, Any]
     available: int
     tasks: tuple[ShardTask, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -130,7 +132,7 @@ def plan_build(
         "depth_range": list(source.depth_range),
         "frames_sha256": _hash(f"{ref.id}\t{ref.scene}\t{ref.camera}" for ref in chosen),
     }
-    return BuildPlan(type(source), split, parameters, len(refs), tasks)
+    return BuildPlan(type(source), split, parameters, len(refs), tasks, tuple(source.notes))
 
 
 def _check_ids(refs: Sequence[FrameRef], source: str) -> None:

@@ -165,11 +165,14 @@ def _entry(plan: BuildPlan, records: dict[str, ShardRecord]) -> dict[str, Any]:
     bad = _bad(plan, records)
     refs = [ref for task in plan.tasks for ref in task.refs]
     wanted = plan.parameters["num_images"]
-    notes = []
+    rows = sum(record.rows for record in done)
+    notes = list(plan.notes)
     if wanted is not None and plan.images < wanted:
         notes.append(f"{wanted} images were asked for, the source has {plan.available}: all are taken.")
     if bad:
         notes.append(f"{len(bad)} frame(s) cannot be used: left out, none is replaced.")
+    if wanted is not None and rows < wanted:
+        notes.append(f"{wanted} images were asked for, {rows} are written.")
     short = sum(record.short for record in done)
     if short:
         notes.append(f"{short} images have fewer valid pixels than points were asked for: all of those are taken.")
@@ -185,7 +188,7 @@ def _entry(plan: BuildPlan, records: dict[str, ShardRecord]) -> dict[str, Any]:
         "counts": {
             "available": plan.available,
             "planned": plan.images,
-            "rows": sum(record.rows for record in done),
+            "rows": rows,
             "bad": len(bad),
             "points": sum(record.points for record in done),
             "short_of_points": short,

@@ -120,6 +120,8 @@ class Source(ABC):
 
     def __init__(self, root: str | Path):
         self.root = Path(root)
+        self.notes: list[str] = []
+        """What [`index`] passed over, counted and named; for the manifest of a build."""
 
     @abstractmethod
     def index(self, split: str) -> list[FrameRef]:

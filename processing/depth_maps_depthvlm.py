@@ -30,7 +30,7 @@ from PIL import Image, UnidentifiedImageError
 from .camera_depthvlm import per_image
 from .images_depthvlm import MAX_IMAGE_PIXELS, open_raster, require_file
 
-IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".pgm")
+IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".pgm", ".pfm")
 
 # A map and its image may differ this much in aspect ratio, for the rounding of a resized side.
 ASPECT_TOLERANCE = 0.02
@@ -44,8 +44,8 @@ def read_depth(depth: Any, scale: float | None = None) -> np.ndarray:
     Reads a depth map into metres.
 
     Args:
-        depth: The path of a PNG, TIFF, PGM or `.npy` file, a PIL image of one channel, or an array or a tensor of
-            shape `(H, W)`, `(1, H, W)` or `(H, W, 1)`.
+        depth: The path of a PNG, TIFF, PGM, PFM, `.npy` or `.npz` file, a PIL image of one channel, or an array or a
+            tensor of shape `(H, W)`, `(1, H, W)` or `(H, W, 1)`.
         scale (`float`, *optional*): Raw value divided by metres, 1000 for millimetres. Integer maps need it, unless a
             PNG has it in its metadata under `depth_scale`; floating-point maps are in metres without it.
 
@@ -237,8 +237,8 @@ def _open(path: Path, name: str) -> Image.Image | np.ndarray:
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{name} cannot be read, it may be truncated: {error}.") from error
     raise ValueError(
-        f"{name} is a {suffix or 'nameless'} file. Depth is read from .npy, 16-bit .png or .pgm, and .tif of 16 bits "
-        "or float32. Convert it (for OpenEXR: with its own Python package, then `numpy.save`)."
+        f"{name} is a {suffix or 'nameless'} file. Depth is read from .npy, .npz, .pfm, 16-bit .png or .pgm, and .tif "
+        "of 16 bits or float32. Convert it (for OpenEXR: with its own Python package, then `numpy.save`)."
     )
 
 

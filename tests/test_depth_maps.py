@@ -103,7 +103,7 @@ class TestBadDepthMaps:
         with pytest.raises(FileNotFoundError, match=r"nowhere\.png does not exist"):
             read_depth(tmp_path / "nowhere.png")
 
-    @pytest.mark.parametrize("suffix", ["exr", "jpg", "pfm"])
+    @pytest.mark.parametrize("suffix", ["exr", "jpg", "hdr"])
     def test_formats_that_are_not_read(self, tmp_path, suffix):
         path = tmp_path / f"depth.{suffix}"
         path.write_bytes(b"anything")

@@ -4,9 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from depthvlm.benchmark.build_plan import plan_build
+from depthvlm.benchmark.builder import run_build
 from depthvlm.benchmark.frames import SourceError
+from depthvlm.benchmark.sources import open_source
 from depthvlm.benchmark.sources.folder import PNG_SCALE_KEY, RGBDFolder
 from depthvlm.processing import depth_maps_depthvlm
+from PIL import Image
 from toy_source_files import check_frame, fails, spread, truncate, write_depth, write_image, write_text
 
 ROWS = [[0, 500, 1000, 2500], [0, 500, 1000, 65535]]
@@ -20,6 +24,22 @@ def root(tmp_path):
     write_text(tmp_path / "intrinsics.txt", "50 0 19.5\n0 51 9.5\n0 0 1\n")
     write_text(tmp_path / "depth.json", '{"depth_scale": 1000}')
     return tmp_path
+
+
+def write_any_depth(path, metres: np.ndarray) -> None:
+    """Metres as people store them: 16-bit millimetres, or where the format has floats these times 1000."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    millimetres = metres.astype(np.float32) * 1000
+    if path.suffix == ".npz":
+        np.savez(path, depth=millimetres)
+    elif path.suffix == ".npy":
+        np.save(path, millimetres.astype(np.int32)[..., None])
+    elif path.suffix == ".pfm":  # by hand: little-endian, rows from the bottom
+        path.write_bytes(b"Pf\n4 2\n-1.0\n" + millimetres[::-1].astype("<f4").tobytes())
+    elif path.suffix == ".TIF":
+        Image.fromarray(millimetres).save(path)
+    else:
+        Image.fromarray(millimetres.astype(np.uint16)).save(path)
 
 
 def first(source: RGBDFolder):
@@ -54,6 +74,77 @@ class TestPairs:
         source = RGBDFolder(tmp_path, depth_scale=1000)
         assert [ref.id for ref in source.index("test")] == ["001", "seq/002"]
         assert first(source).metres()[0].tolist() == [0, 0.5, 1, 2.5]
+
+    @pytest.mark.parametrize(
+        ("image", "depth", "ids"),
+        [
+            ("color/{}.jpg", "depth/{}.png", ["0", "1"]),  # ScanNet
+            ("color/frame-{}.color.jpg", "depth/frame-{}.depth.pgm", ["frame-0", "frame-1"]),  # BundleFusion
+            ("frame-{}.color.png", "frame-{}.depth.png", ["frame-0", "frame-1"]),  # 7-Scenes
+            ("kitchen/rgb_{}.jpg", "kitchen/sync_depth_{}.png", ["kitchen/0", "kitchen/1"]),  # NYUv2 of BTS
+            ("hall/rgb/{}.JPG", "hall/depth/{}.TIF", ["hall/0", "hall/1"]),
+            ("hall/a/images/{}.bmp", "hall/a/depths/{}.npz", ["hall/a/0", "hall/a/1"]),
+            ("rgb/image_{}.png", "depth/image_{}.pfm", ["image_0", "image_1"]),
+            ("rgb/{}.png", "depth/{}_depth.npy", ["0", "1"]),
+        ],
+    )
+    def test_layouts_that_people_have(self, tmp_path, image, depth, ids):
+        """Map k is 1 + k metres, the last column none."""
+        for k in range(2):
+            write_image(tmp_path / "a.png", (8, 4))
+            with Image.open(tmp_path / "a.png") as picture:
+                path = tmp_path / image.format(k)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                picture.save(path)
+            write_any_depth(tmp_path / depth.format(k), np.array([[1 + k] * 3 + [0]] * 2))
+        (tmp_path / "a.png").unlink()
+        write_text(tmp_path / "intrinsics.txt", "5 0 3.5 0\n0 5 1.5 0\n0 0 1 0\n0 0 0 1\n")
+        source = RGBDFolder(tmp_path, depth_scale=1000)
+        refs = source.index("test")
+        assert [ref.id for ref in refs] == ids
+        for k, ref in enumerate(refs):
+            np.testing.assert_allclose(source.read(ref).metres(), [[1 + k] * 3 + [0]] * 2)
+        assert source.notes == []
+
+    def test_times_as_tums_associate(self, tmp_path):
+        """Of couples nearer than 0.02 s the nearest first, each file once; 1.00 and 1.02 are not nearer."""
+        for time in ("1.000", "1.030", "1.045", "2.000"):
+            write_image(tmp_path / f"rgb/{time}.png", (8, 4))
+        for time, millimetres in (("1.020", 1000), ("1.040", 2000), ("1.061", 3000), ("5.000", 4000)):
+            write_depth(tmp_path / f"depth/{time}.png", [[millimetres] * 4] * 2)
+        write_text(tmp_path / "intrinsics.txt", "5 5 3.5 1.5")
+        source = RGBDFolder(tmp_path, depth_scale=1000)
+        found = {ref.id: source.read(ref).metres().max() for ref in source.index("test")}
+        # 1.045 takes 1.040 (0.005), then 1.030 takes 1.020 (0.010); 1.061 and 1.000 are left.
+        assert found == {"1.030": 1, "1.045": 2}
+        assert source.notes == [
+            "2 depth maps have no image, depth/1.061.png first.",
+            "2 images have no depth map within 0.02 s, rgb/1.000.png first: passed over.",
+        ]
+
+    def test_what_is_passed_over_is_counted_and_named(self, root):
+        write_text(root / "rgb/._c.jpg", "\0\5\26\7")
+        write_text(root / "depth/hall/._a.png", "\0\5\26\7")
+        write_text(root / "rgb/manual.pdf", "%PDF")
+        write_text(root / "rgb/IMG_1.HEIC", "ftyp")
+        source = RGBDFolder(root)
+        assert len(source.index("test")) == 3
+        assert source.notes == [
+            "4 files are passed over: 2 hidden (rgb/._c.jpg), 1 .heic (rgb/IMG_1.HEIC), 1 .pdf (rgb/manual.pdf)."
+        ]
+
+    def test_folders_by_name(self, root):
+        (root / "rgb").rename(root / "left")
+        (root / "depth").rename(root / "lidar")
+        assert len(RGBDFolder(root, images="left", depths="lidar").index("test")) == 3
+        with pytest.raises(SourceError, match="give both options, or none"):
+            RGBDFolder(root, images="left").index("test")
+        with pytest.raises(SourceError, match=r"there is no folder .*right"):
+            RGBDFolder(root, images="right", depths="lidar").index("test")
+        for name in ("rgb", "color", "depth"):
+            (root / name).mkdir()
+        with pytest.raises(SourceError, match=r"has rgb/, color/, depth/: name the two that belong together"):
+            RGBDFolder(root).index("test")
 
     def test_splits(self, root):
         assert RGBDFolder(root).index("train") == RGBDFolder(root).index("test")
@@ -138,6 +229,20 @@ class TestDepth:
         with pytest.raises(SourceError, match=r"depth\.json"):
             RGBDFolder(root)
 
+    def test_a_picture_too_large_is_one_bad_file(self, root):
+        """16000x16000 are 256 million pixels, above the bound."""
+        (root / "rgb/c.jpg").unlink()
+        Image.new("1", (16000, 16000)).save(root / "rgb/c.png")
+        source = RGBDFolder(root)
+        fails(source, source.index("test")[0], "rgb/c.png", "16000x16000 pixels (width x height), more than the")
+        entry = run_build(plan_build(source, "test", num_images=3), open_source, root, root / "out", workers=1)
+        assert (entry["counts"]["rows"], entry["counts"]["bad"]) == (2, 1)
+        assert entry["notes"] == [
+            "1 frame(s) cannot be used: left out, none is replaced.",
+            "3 images were asked for, 2 are written.",
+            "2 images have fewer valid pixels than points were asked for: all of those are taken.",
+        ]
+
     def test_files(self, root):
         source = RGBDFolder(root)
         ref = source.index("test")[0]
@@ -148,7 +253,7 @@ class TestDepth:
         (root / "depth/c.png").unlink()
         ref = source.index("test")[0]
         fails(source, ref, "rgb/c.jpg: has no depth map with the stem 'c'")
-        for array in (np.zeros((2, 4, 3)), np.zeros((0, 4)), np.zeros((2, 4), dtype=np.int64), np.array(None)):
+        for array in (np.zeros((2, 4, 3)), np.zeros((0, 4)), np.zeros((2, 4), dtype=complex), np.array(None)):
             np.save(root / "depth/c.npy", array, allow_pickle=True)
             fails(source, source.index("test")[0], "depth/c.npy")
         truncate(root / "depth/c.npy", 0.3)
@@ -191,13 +296,13 @@ class TestCameras:
 class TestRoots:
     def test_what_was_expected(self, root):
         (root / "depth").rename(root / "disparity")
-        with pytest.raises(SourceError, match=r"the folders rgb/ and depth/ \(or images/ and depths/\), or files"):
+        with pytest.raises(SourceError, match=r"the folders rgb/ \(or images/.*or files named .*images=DIR"):
             RGBDFolder(root).index("test")
 
     def test_formats_that_are_not_read(self, root):
         for path in (root / "depth").rglob("*.png"):
             path.rename(path.with_suffix(".exr"))
-        with pytest.raises(SourceError, match=r"depth has no files \* of \.png, \.npy, but of \.exr: convert them"):
+        with pytest.raises(SourceError, match=r"depth has no files of \.png, .*, but of \.exr: convert them"):
             RGBDFolder(root).index("test")
 
     def test_two_of_one_stem(self, root):
@@ -205,10 +310,19 @@ class TestRoots:
         with pytest.raises(SourceError, match=r"rgb/c\.jpg and rgb/c\.png in .* have the same stem"):
             RGBDFolder(root).index("test")
 
-    def test_a_name_that_cannot_be_an_id(self, root):
-        write_image(root / "rgb/living room.jpg", (40, 20))
-        with pytest.raises(SourceError, match=r"rename .*living room\.jpg: names are of letters, digits"):
-            RGBDFolder(root).index("test")
+    def test_names_become_ids(self, root):
+        """Letters lose their accents, the rest becomes "_"; what comes to be alike gets the CRC-32 of its name."""
+        for stem in ("Küche 1", "living room", "living\u3042room", "living_room"):
+            write_image(root / f"rgb/{stem}.jpg", (40, 20))
+            write_depth(root / f"depth/{stem}.png", ROWS)
+        write_text(root / "intrinsics.json", json.dumps({"Küche 1": [7, 7, 1, 1]}))
+        source = RGBDFolder(root)
+        ids = {ref.files["stem"]: ref.id for ref in source.index("test")}
+        assert ids["Küche 1"] == "Kuche_1"
+        assert ids["living_room"] == "living_room"
+        assert ids["living room"] == "living_room-0cc432bf"
+        assert len(set(ids.values())) == 7
+        assert source.read(next(ref for ref in source.index("test") if ref.id == "Kuche_1")).intrinsics[0] == 7
 
 
 @pytest.mark.real_data

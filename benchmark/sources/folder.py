@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import math
 import re
+import unicodedata
+import zlib
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...processing.depth_maps_depthvlm import PNG_SCALE_KEY, load_array, read_depth
 from ..frames import Frame, FrameError, FrameRef, Source, SourceError
 from .files import (
     expect_folders,
@@ -22,21 +27,12 @@ from .files import (
     read_split_list,
     sorted_refs,
 )
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-DEPTH_SUFFIXES = (".png", ".npy")
-
-# A pair of folders with the same stems, or one folder with stems that end so.
-_FOLDERS = (("rgb", "depth"), ("images", "depths"))
-_ENDINGS = (("_rgb", "_depth"), ("_color", "_depth"), ("_image", "_depth"))
-
-PNG_SCALE_KEY = "depth_scale"
-"""The text entry under which a 16-bit PNG of this package says its scale."""
+from .folder_layout import find_pairs
 
 # A map and its image may differ this much in aspect ratio, for the rounding of a resized side.
 _ASPECT_TOLERANCE = 0.02
 
-_ID = re.compile(r"[A-Za-z0-9/_.\-]+")
+_OTHERS = re.compile(r"[^A-Za-z0-9/_.\-]")
 
 
 class _NoScaleError(FrameError):
@@ -47,22 +43,29 @@ class RGBDFolder(Source):
     """
     Images and depth maps of any sizes with the same stems, in sub-folders too (a sub-folder is a scene):
 
-        rgb/<stem>.jpg and depth/<stem>.png      or images/ and depths/; or, in the root, <stem>_rgb.jpg (or _color,
-                                                 _image) and <stem>_depth.png
-        intrinsics.json                          of the image in pixels: [fx, fy, cx, cy], a 3x3 matrix or
+        rgb/<stem>.jpg and depth/<stem>.png      or images/, image/, color/, colour/ and depths/; in the root, or
+                                                 in each scene's folder
+        <stem>_rgb.jpg and <stem>_depth.png      or color, colour, image; "_", "." or "-" between; or rgb_<stem>.jpg and
+                                                 depth_<stem>.png (or sync_depth_<stem>.png)
+        intrinsics.json                          of the image in pixels: [fx, fy, cx, cy], a 3x3 or 4x4 matrix or
                                                  {"fx": ..., "fy": ..., "cx": ..., "cy": ...}; one for all, or
                                                  {"<stem>": one of these, ...}
-        intrinsics.txt                           or: fx, fy, cx, cy or a 3x3 matrix for all
+        intrinsics.txt                           or: fx, fy, cx, cy or a matrix for all
         depth.json                               {"depth_scale": 1000}, and "invalid": a raw value that means none
         splits/train.txt, splits/test.txt        stems, one a line
 
-    Depth is z-depth: a 16-bit PNG, or a `.npy` of uint16 or of floats. Integers need the scale, from `depth.json`, the
-    argument or the PNG's own text entry `depth_scale`; floats are metres without it. 0 is none. Without the folder
-    `splits/` both splits are all frames, so keep training and test data in different folders or list them.
+    Names that are times in seconds (TUM) are paired as TUM's `associate.py` does it: the nearest within 0.02 s. Other
+    files, and hidden ones, are passed over; the build's notes count and name them.
+
+    Depth is z-depth in a form that `depthvlm.processing.read_depth` reads: PNG, TIFF and PGM of 16 bits, float TIFF,
+    PFM, `.npy` and `.npz`. Integers need the scale, from `depth.json`, the argument or the PNG's own text entry
+    `depth_scale`; floats are metres without it. 0 is none. Without the folder `splits/` both splits are all frames, so
+    keep training and test data in different folders or list them.
 
     Args:
         root: the folder.
         depth_scale: raw value / scale = metres, where `depth.json` does not say it: 1000 for millimetres.
+        images, depths: two folders in the root that have other names than these.
     """
 
     name = "folder"
@@ -71,37 +74,46 @@ class RGBDFolder(Source):
     depth_range = (0.001, 1000.0)
     licence = "your own"
 
-    def __init__(self, root: str | Path, depth_scale: float | None = None):
+    def __init__(
+        self,
+        root: str | Path,
+        depth_scale: float | None = None,
+        images: str | None = None,
+        depths: str | None = None,
+    ):
         super().__init__(root)
         expect_folders(self)
+        self._folders = (images, depths)
         self._depth_scale, self._invalid = self._depth_settings(depth_scale)
         self._intrinsics, self._shared_by_all = self._read_intrinsics()
 
     def index(self, split: str) -> list[FrameRef]:
         """All pairs of a split, see [`Source.index`]. An image without a depth map is an error that [`read`] raises."""
         expect_split(self, split)
-        images, depths, layout = self._pairs()
-        stems = list(images)
+        pairs = find_pairs(self.root, *self._folders)
+        self.notes = pairs.notes
+        stems = list(pairs.images)
         if (self.root / "splits").is_dir():
             path = self.root / "splits" / f"{split}.txt"
             stems = list(dict.fromkeys(read_split_list(self, path)))
-            unknown = [stem for stem in stems if stem not in images]
+            unknown = [stem for stem in stems if stem not in pairs.images]
             if unknown:
                 raise SourceError(
-                    f"{self.title}: {len(unknown)} stems of {path} have no image in {layout}, the first is "
+                    f"{self.title}: {len(unknown)} stems of {path} have no image in {pairs.place}, the first is "
                     f"{unknown[0]!r}. Stems are paths below that folder, without an ending."
                 )
         refs = []
+        ids = _frame_ids(sorted(pairs.images))
         for order, stem in enumerate(sorted(stems)):
-            files = {"image": images[stem], "depth": depths.get(stem, "")}
-            refs.append(FrameRef(stem, scene=stem.rpartition("/")[0], order=order, files=files))
+            files = {"stem": stem, "image": pairs.images[stem], "depth": pairs.depths.get(stem, "")}
+            refs.append(FrameRef(ids[stem], scene=ids[stem].rpartition("/")[0], order=order, files=files))
         self._try_scale(next((ref.files["depth"] for ref in refs if ref.files["depth"]), None))
         return sorted_refs(self, split, refs)
 
     def read(self, ref: FrameRef) -> Frame:
         """One pair, see [`Source.read`]."""
         if not ref.files["depth"]:
-            raise FrameError(f"{self.root / ref.files['image']}: has no depth map with the stem {ref.id!r}.")
+            raise FrameError(f"{self.root / ref.files['image']}: has no depth map with the stem {ref.files['stem']!r}.")
         path = self.root / ref.files["image"]
         image, (width, height) = read_image(path)
         depth, scale = self._read_depth(self.root / ref.files["depth"])
@@ -112,32 +124,39 @@ class RGBDFolder(Source):
                 f"{self.root / ref.files['depth']}: {columns}x{rows} pixels do not have the aspect ratio of the image, "
                 f"{width}x{height}."
             )
-        return Frame(ref, image, (width, height), depth, scale, self._camera(ref.id))
+        return Frame(ref, image, (width, height), depth, scale, self._camera(ref.files["stem"]))
 
     def _read_depth(self, path: Path) -> tuple[NDArray[np.uint16] | NDArray[np.float32], float]:
-        """The map and its scale; floats in metres, with the scale 1."""
+        """The map and its scale: uint16 as it is stored, in a PNG or `.npy`; all else as float32 metres, scale 1."""
+        raw: NDArray[Any] | None = None
         stored = None
         if path.suffix.lower() == ".png":
             raw, text = read_depth_png_with_text(path)
             stored = text.get(PNG_SCALE_KEY)
-        else:
-            raw = _read_npy(path)
+        elif path.suffix.lower() == ".npy":
+            try:
+                raw = load_array(path)
+            except (OSError, ValueError) as error:
+                raise FrameError(f"{path}: the depth map cannot be read, it may be truncated: {error}.") from error
         scale = self._depth_scale if stored is None else _number(stored)
         if stored is not None and (scale is None or self._depth_scale not in (None, scale)):
             raise FrameError(
                 f"{path}: its text entry {PNG_SCALE_KEY} is {stored!r}, but the scale given is {self._depth_scale}."
             )
-        if self._invalid is not None:
-            raw = np.where(raw == self._invalid, raw.dtype.type(0), raw)
-        if raw.dtype == np.uint16:
-            if scale is None:
+        if raw is not None and raw.dtype == np.uint16 and raw.ndim == 2 and scale is not None:
+            return (raw if self._invalid is None else np.where(raw == self._invalid, np.uint16(0), raw)), scale
+        try:
+            metres = read_depth(path if raw is None else raw, scale)
+        except (OSError, ValueError) as error:
+            if scale is None and "depth_scale" in str(error):
                 raise _NoScaleError(
                     f"{path}: integers need a scale, 1000 for millimetres: write "
                     '{"depth_scale": 1000} into depth.json, or pass depth_scale.'
-                )
-            return raw, scale
-        metres = (raw if scale is None else raw / scale).astype(np.float32)
-        return np.where(np.isfinite(metres) & (metres > 0), metres, np.float32(0)), 1.0
+                ) from None
+            raise FrameError(f"{path}: {error}") from error
+        if self._invalid is not None:
+            metres[metres == np.float32(self._invalid / (scale or 1))] = 0
+        return metres, 1.0
 
     def _try_scale(self, depth: str | None) -> None:
         """Raises SourceError where a folder's first map is of integers and nothing says their scale."""
@@ -196,51 +215,22 @@ class RGBDFolder(Source):
             raise SourceError(f"{self.title}: {path} says depth_scale = {written}, but {depth_scale} was given.")
         return _number(written if depth_scale is None else depth_scale), invalid
 
-    def _pairs(self) -> tuple[dict[str, str], dict[str, str], Path]:
-        """Files of images and of depth maps by stem, relative to the root, and the folder below which stems are."""
-        for first, second in _FOLDERS:
-            if (self.root / first).is_dir() and (self.root / second).is_dir():
-                return self._files(first, IMAGE_SUFFIXES), self._files(second, DEPTH_SUFFIXES), self.root / first
-        for image, depth in _ENDINGS:
-            if any(self.root.rglob(f"*{image}.*")):
-                return self._files(".", IMAGE_SUFFIXES, image), self._files(".", DEPTH_SUFFIXES, depth), self.root
-        raise SourceError(
-            f"{self.title}: expected in {self.root} the folders rgb/ and depth/ (or images/ and depths/), or files "
-            "named *_rgb.* and *_depth.*."
-        )
 
-    def _files(self, folder: str, suffixes: tuple[str, ...], ending: str = "") -> dict[str, str]:
-        found: dict[str, str] = {}
-        others = set()
-        for path in sorted((self.root / folder).rglob(f"*{ending}.*")):
-            if path.suffix.lower() not in suffixes:
-                others.add(path.suffix)
-                continue
-            stem = path.relative_to(self.root / folder).with_suffix("").as_posix().removesuffix(ending)
-            file = path.relative_to(self.root).as_posix()
-            if stem in found:
-                raise SourceError(f"{self.title}: {found[stem]} and {file} in {self.root} have the same stem.")
-            if not _ID.fullmatch(stem):
-                raise SourceError(f"{self.title}: rename {path}: names are of letters, digits and _-. only.")
-            found[stem] = file
-        if not found:
-            raise SourceError(
-                f"{self.title}: {self.root / folder} has no files *{ending} of {', '.join(suffixes)}"
-                + (f", but of {', '.join(sorted(others))}: convert them." if others else ".")
-            )
-        return found
+def _frame_ids(stems: Iterable[str]) -> dict[str, str]:
+    """
+    An id of letters, digits and `/_.-` for each stem: accents are taken away, other characters become "_".
 
-
-def _read_npy(path: Path) -> NDArray[Any]:
-    try:
-        from ...processing.depth_maps_depthvlm import load_array
-
-        raw = load_array(path)
-    except (OSError, ValueError, EOFError) as error:
-        raise FrameError(f"{path}: the depth map cannot be read, it may be truncated: {error}.") from error
-    if raw.ndim != 2 or raw.size == 0 or not (raw.dtype == np.uint16 or np.issubdtype(raw.dtype, np.floating)):
-        raise FrameError(f"{path}: a depth map is (h, w) of uint16 or floats, got {raw.shape} of {raw.dtype}.")
-    return raw
+    Stems that come to be alike are told apart by a checksum of their names.
+    """
+    plain = {}
+    for stem in stems:
+        letters = "".join(one for one in unicodedata.normalize("NFKD", stem) if not unicodedata.combining(one))
+        plain[stem] = "/".join("_" if part.strip(".") == "" else part for part in _OTHERS.sub("_", letters).split("/"))
+    counts = Counter(plain.values())
+    checksums = {stem: zlib.crc32(stem.encode("utf-8", "surrogateescape")) for stem in plain}
+    return {
+        stem: one if stem == one or counts[one] == 1 else f"{one}-{checksums[stem]:08x}" for stem, one in plain.items()
+    }
 
 
 def _number(value: Any) -> float | None:
