@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
@@ -58,6 +59,16 @@ class LoopbackHub:
         repo = self.repos[kind, name] = Repo(kind, name, private)
         repo.commit("refs/heads/main", {".gitattributes": Blob(b"*.safetensors filter=lfs\n", False)}, "initial commit")
         return repo
+
+    def put(self, folder: Path, name: str, kind: str = "model", private: bool = False) -> str:
+        """Commit a folder's files, in a new repository or as what it now holds; the commit."""
+        repo = self.repos.get((kind, name)) or self.add_repo(name, kind, private)
+        paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        files = {
+            path.relative_to(folder).as_posix(): Blob(path.read_bytes(), path.suffix in LFS_SUFFIXES) for path in paths
+        }
+        self.objects |= {blob.sha256: blob.content for blob in files.values()}
+        return repo.commit("refs/heads/main", files, "put")
 
     def sent(self, pattern: str) -> int:
         """Bytes of the requests that match."""
@@ -163,7 +174,8 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "space" and asked.get("sdk") != "gradio":
             raise Refusal(400, "A Space needs an SDK")
         if (kind, name) in self.hub.repos:
-            raise Refusal(409, "You already created this repo")
+            there = {"error": "You already created this repo", "url": f"{self.hub.url}/{PREFIXES[kind]}{name}"}
+            return 409, {"X-Error-Message": there["error"]}, json.dumps(there).encode()
         self.hub.add_repo(name, kind, private=bool(asked.get("private")) or asked.get("visibility") == "private")
         return {"url": f"{self.hub.url}/{PREFIXES[kind]}{name}", "id": name}
 
@@ -342,6 +354,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def resolve(self, query, body, kind, name, revision, path):
         repo = self.find(kind, name)
+        token = self.token()
+        if repo.readers is not None and (token is None or token.user not in repo.readers):
+            message = f"Access to model {name} is restricted. You must have access to it and be authenticated."
+            raise Refusal(403 if token else 401, message, "GatedRepo")
         oid = repo.resolve(revision)
         blob = repo.commits[oid].get(path)
         if blob is None:

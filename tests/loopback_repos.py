@@ -67,6 +67,7 @@ class Repo:
     titles: list[str] = field(default_factory=list)
     refs: dict[str, str] = field(default_factory=dict)
     variables: dict[str, dict] = field(default_factory=dict)
+    readers: tuple[str, ...] | None = None  # users who were let in; None: the repository is not gated
 
     def commit(self, ref: str, files: dict[str, Blob], title: str) -> str:
         oid = hashlib.sha1(f"{self.kind} {self.name} {len(self.commits)}".encode()).hexdigest()

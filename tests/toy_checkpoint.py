@@ -1,8 +1,10 @@
 """A checkpoint folder with a tiny random model, a byte tokenizer and a processor, as `from_pretrained` wants it."""
 
+import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from toy_models import last_layer, toy_config
 from toy_tokenizer import build_toy_tokenizer
 
@@ -30,4 +32,32 @@ def save_toy_checkpoint(folder: Path) -> Path:
     model.save_pretrained(folder)
     image_processor = DepthVLMImageProcessor(min_pixels=64 * 64, max_pixels=128 * 128)
     DepthVLMProcessor(image_processor, tokenizer).save_pretrained(folder)
+    return folder
+
+
+def save_foreign_checkpoint(folder: Path, published: bool) -> Path:
+    """The same in the published layout, or as a plain Qwen3-VL: with the files that such repositories have."""
+    save_toy_checkpoint(folder)
+    config = json.loads((folder / "config.json").read_text())
+    for name in ("auto_map", "depth_config", "silog_lambda", "canonical_focal_length", "depth_prompt_ids"):
+        del config[name]
+    weight = config.pop("depth_loss_weight")
+    config |= {"model_type": "qwen3_vl", "architectures": ["Qwen3VLForConditionalGeneration"]}
+    if published:
+        config |= {"depth_head_type": "dpt", "depth_loss_weight": weight}
+    else:
+        weights = load_file(folder / "model.safetensors")
+        kept = {name: tensor for name, tensor in weights.items() if not name.startswith("depth_head.")}
+        save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    images = json.loads((folder / "processor_config.json").read_text())["image_processor"]
+    kept = {name: images[name] for name in ("size", "patch_size", "merge_size", "temporal_patch_size")}
+    settings = {**kept, "image_processor_type": "Qwen2VLImageProcessorFast", "processor_class": "Qwen3VLProcessor"}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    (folder / "processor_config.json").unlink()
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    tokenizer.pop("auto_map", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"processor_class": "Qwen3VLProcessor"}))
+    for file in folder.glob("*.py"):
+        file.unlink()
     return folder

@@ -1,5 +1,6 @@
 """What a run writes, and which of its checkpoints are whole: it may be killed while it writes one."""
 
+import copy
 import errno
 import json
 import logging
@@ -112,6 +113,15 @@ def resolve_checkpoint(output_dir: str | os.PathLike, resume: str | bool | None)
     return None
 
 
+def without_tokens(args: Any) -> Any:
+    """Return a copy of a run's arguments without the tokens that they hold."""
+    clean = copy.copy(args)
+    clean.hub_token = None
+    if isinstance(clean.model_init_kwargs, dict):
+        clean.model_init_kwargs = {key: value for key, value in clean.model_init_kwargs.items() if key != "token"}
+    return clean
+
+
 def explain_full_disk(error: BaseException, folder: str | os.PathLike) -> OSError | None:
     """An error that says what is lost and what to do, where `error` is about a disk without space; else None."""
     if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT) and not re.search(
@@ -153,6 +163,15 @@ class CheckpointMixin(Trainer):
                 plugin.set_state_dict_type(kind.name)
         if self.args.should_save and self.has_depth_head:
             save_record(self, output_dir or str(self.args.output_dir), card=not _internal_call)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """As in transformers, without tokens in the arguments that it writes beside the weights."""
+        given = self.args
+        self.args = without_tokens(given)
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.args = given
 
     def create_model_card(  # type: ignore[override]  # TRL's parameters, which are not those of transformers
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None

@@ -158,6 +158,14 @@ class DepthSFTConfig(SFTConfig):
             if rate is not None and not 0 <= rate < float("inf"):
                 raise ValueError(f"`{part}_learning_rate` is {rate}, expected a finite number >= 0.")
 
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers, which hides the options' tokens: that of `model_init_kwargs` too. Trackers get it."""
+        values = super().to_dict()
+        options = values.get("model_init_kwargs")
+        if isinstance(options, dict) and options.get("token"):
+            values["model_init_kwargs"] = options | {"token": "<TOKEN>"}
+        return values
+
     def group_learning_rates(self) -> dict[str, float | None]:
         """The peak learning rates by part of the model, None where it is `learning_rate`."""
         return {

@@ -110,7 +110,7 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         if self.head_alone:
             without_checkpointing(args)
         if peft_config is not None and has_head:
-            peft_config = with_head(peft_config)
+            peft_config = with_head(peft_config, getattr(model.config, "_commit_hash", None))
         if args.muon_learning_rate is not None:
             optimizer_cls_and_kwargs = muon_optimizer(args, optimizer_cls_and_kwargs)
         self.data_names: list[str] = []  # for the record of this run; `depthvlm sft` knows them
@@ -189,6 +189,9 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
             bad_samples_file=os.path.join(str(args.output_dir), "bad_samples.jsonl"),
             return_info=self.depth_enabled,
         )
+
+    def _send_telemetry(self) -> None:
+        """Send nothing, where TRL reports each run to the Hub."""
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()

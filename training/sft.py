@@ -10,9 +10,10 @@ accelerate launch -m depthvlm.training.sft --config stage1.yaml  # the same with
 """
 
 import json
+import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 
 from depthvlm.training.versions import check_versions
 
+os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # read by datasets when it is imported: no call is counted
 check_versions()  # before the first name is taken from TRL
 
 from depthvlm.training.depth_sft_config import DepthSFTConfig  # noqa: E402
@@ -148,9 +150,9 @@ def load_data(script_args: DepthScriptArguments, dataset_args: Any, splits: Sequ
         for dataset in dataset_args.datasets:
             if dataset.data_files is None and Path(dataset.path).suffix in BUILDERS:
                 dataset.path, dataset.data_files = BUILDERS[Path(dataset.path).suffix], dataset.path
-        found: Mapping[str, Any] = get_dataset(dataset_args)
+        found: Mapping[str, Any] = _named(lambda: get_dataset(dataset_args))
     else:
-        found = _load_named(script_args)
+        found = _named(lambda: _load_named(script_args))
     for split in splits:
         if split not in found:
             option = "dataset_train_split" if split == script_args.dataset_train_split else "dataset_test_split"
@@ -159,6 +161,13 @@ def load_data(script_args: DepthScriptArguments, dataset_args: Any, splits: Sequ
                 + (", or leave evaluation out with `--eval_strategy no`." if option == "dataset_test_split" else ".")
             )
     return {split: found[split] for split in splits}
+
+
+def _named(load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except (OSError, ValueError) as error:
+        raise ArgumentError(f"The data cannot be loaded: {error}") from error
 
 
 def _load_named(script_args: DepthScriptArguments) -> Mapping[str, Any]:
@@ -246,10 +255,19 @@ def build_trainer(
     script_args: DepthScriptArguments, training_args: DepthSFTConfig, model_args: ModelConfig, dataset_args: Any
 ) -> Any:
     """The trainer with its model and data, as the arguments name them."""
+    from depthvlm.modeling_depthvlm import DepthVLMConfig
     from depthvlm.training.depth_sft_trainer import DepthSFTTrainer
     from depthvlm.training.recipe_record import name_data
     from trl import get_peft_config, get_quantization_config
 
+    from depthvlm._loading import hub_keywords
+
+    if training_args.hub_token:
+        # For model, data and push alike; and with the arguments it would be written to disk.
+        os.environ["HF_TOKEN"], training_args.hub_token = training_args.hub_token, None
+    if isinstance(model_args.lora_target_modules, str) and model_args.lora_target_modules.isidentifier():
+        # TRL makes a pattern of a single name, and it matches no module's whole path.
+        model_args.lora_target_modules = [model_args.lora_target_modules]
     given = training_args.model_init_kwargs
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
@@ -258,11 +276,16 @@ def build_trainer(
         "dtype": model_args.dtype,
         **(given if isinstance(given, dict) else {}),
     }
+    model = resolve_model_path(str(model_args.model_name_or_path))
+    try:
+        DepthVLMConfig.get_config_dict(model, **hub_keywords(model, training_args.model_init_kwargs))
+    except (OSError, ValueError) as error:
+        raise ArgumentError(f"The model {model} cannot be loaded: {error}") from error
     train, test = script_args.dataset_train_split, script_args.dataset_test_split
     evaluates = training_args.eval_strategy != "no"
     data = load_data(script_args, dataset_args, [train, test] if evaluates else [train])
     trainer = DepthSFTTrainer(
-        model=resolve_model_path(str(model_args.model_name_or_path)),
+        model=model,
         args=training_args,
         train_dataset=data[train],
         eval_dataset=data[test] if evaluates else None,

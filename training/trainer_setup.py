@@ -118,13 +118,15 @@ def without_checkpointing(args: DepthSFTConfig) -> None:
         args.ddp_find_unused_parameters = False
 
 
-def with_head(peft_config: Any) -> Any:
-    """The adapter's configuration with the depth head among the modules that are trained and saved whole."""
-    modules = list(getattr(peft_config, "modules_to_save", None) or [])
-    if "depth_head" in modules:
-        return peft_config
+def with_head(peft_config: Any, commit: str | None) -> Any:
+    """
+    Return the adapter's configuration with the depth head among the modules that are trained and saved whole, and with
+    the commit of the base model on the Hub, where there is one.
+    """
     config = copy.deepcopy(peft_config)
-    config.modules_to_save = [*modules, "depth_head"]
+    modules = list(getattr(config, "modules_to_save", None) or [])
+    config.modules_to_save = modules if "depth_head" in modules else [*modules, "depth_head"]
+    config.revision = config.revision or commit
     return config
 
 
