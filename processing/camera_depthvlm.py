@@ -15,7 +15,7 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,12 +23,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .exif_depthvlm import focal_length_from_exif
+from .exif_depthvlm import exif_orientation, focal_length_from_exif, panorama_reason
 
 CAMERA_SOURCES = ("intrinsics", "focal_length", "fov", "exif", "assumed")
 
 # A 30 mm lens on 35 mm film, what most phones and compact cameras are near to, sees 60 degrees across a 4:3 picture.
 DEFAULT_ASSUMED_FOV = 60.0
+
+# An angle up to pi is one in radians: in degrees, only a telescope has it.
+LARGEST_RADIANS = 3.15
 
 # No pinhole picture is wider than this: a focal length that says so is in another unit or of another image.
 WIDEST_PLAUSIBLE_FOV = 150.0
@@ -37,7 +40,9 @@ WIDEST_PLAUSIBLE_FOV = 150.0
 @dataclass(frozen=True)
 class Camera:
     """
-    A pinhole camera. The centre of the first pixel is at (0.5, 0.5), so scaling an image multiplies all four numbers.
+    A pinhole camera of an upright picture, as its EXIF orientation turns it. The centre of the first pixel is at
+    (0.5, 0.5), so scaling an image multiplies all four numbers. A calibration that puts it at (0, 0), as OpenCV's does,
+    has `cx` and `cy` smaller by 0.5.
 
     Args:
         fx (`float`): Focal length along the width, in pixels.
@@ -82,6 +87,11 @@ class Camera:
         return math.degrees(2 * math.atan(self.width / (2 * self.fx)))
 
     @property
+    def off_centre(self) -> float:
+        """`float`: how far the principal point is from the middle, in shares of the width or the height."""
+        return max(abs(self.cx / self.width - 0.5), abs(self.cy / self.height - 0.5))
+
+    @property
     def intrinsics(self) -> torch.Tensor:
         """`torch.Tensor` of shape `(3, 3)`, float32, in pixels: the matrix `[[fx, 0, cx], [0, fy, cy], [0, 0, 1]]`."""
         return torch.tensor([[self.fx, 0.0, self.cx], [0.0, self.fy, self.cy], [0.0, 0.0, 1.0]])
@@ -98,6 +108,12 @@ class Camera:
             width=int(width),
             height=int(height),
         )
+
+    def turned(self, orientation: int) -> "Camera":
+        """The camera of the upright picture, from that of the stored one with an EXIF orientation of 5 to 8."""
+        across = self.cy if orientation in (5, 8) else self.height - self.cy
+        down = self.cx if orientation in (5, 6) else self.width - self.cx
+        return replace(self, fx=self.fy, fy=self.fx, cx=across, cy=down, width=self.height, height=self.width)
 
     def to_row(self) -> list[float]:
         """The seven numbers in which a camera travels through the model, see [`Camera.from_row`]."""
@@ -127,7 +143,10 @@ def resolve_cameras(
     Args:
         sizes (`Sequence[tuple[int, int]]`): Height and width of every image in pixels, after its EXIF orientation.
         exifs (`Sequence[PIL.Image.Exif | None]`, *optional*): The EXIF data of every image, orientation tag included.
-        intrinsics: A 3x3 matrix or `[fx, fy, cx, cy]` (tensor, array or list), in pixels of the image as given.
+        intrinsics: A 3x3 matrix or `[fx, fy, cx, cy]` (tensor, array or list), in pixels of the upright image. Or with
+            the size of the picture that they belong to, `[fx, fy, cx, cy, width, height]`, a dictionary of these six
+            or a [`Camera`]: they are scaled to the image if that has the same shape. Where EXIF data turn the image by
+            a quarter, the size may be that of the stored one, and the camera is turned with it.
         focal_length: Focal length in pixels of the image as given, not in millimetres.
         fov: Horizontal field of view in degrees.
         assumed_fov (`float`): Field of view in degrees across the longer side where nothing is known.
@@ -136,39 +155,32 @@ def resolve_cameras(
         `list[Camera]`: one for every image; `source` says where it came from.
 
     Raises:
-        ValueError: for a value that is not a finite positive number, not a pinhole matrix, an angle outside 0 to 180
-            degrees, or a list whose length is not the number of images.
+        ValueError: for a value that is not a finite positive number, not a pinhole matrix, of a picture of another
+            shape, an angle outside 0 to 180 degrees or in radians, a list whose length is not the number of images,
+            or a panorama without a camera.
 
-    Warns once for all images without a known focal length, and for values that no pinhole camera has.
+    Warns once for all images without a known focal length, for EXIF data that contradict themselves or the image, and
+    for values that no pinhole camera has.
     """
     count = len(sizes)
-    matrices = [None if one is None else _intrinsics(one) for one in _intrinsics_per_image(intrinsics, count)]
-    lengths = [_positive(one, "focal_length", "pixels") for one in per_image(focal_length, count, "focal_length")]
-    angles = [_angle(one, "fov") for one in per_image(fov, count, "fov")]
+    given = cameras_per_image(count, intrinsics, focal_length, fov)
     assumed = _angle(assumed_fov, "assumed_fov") or DEFAULT_ASSUMED_FOV
     exifs = [None] * count if exifs is None else exifs
 
     cameras, unknown = [], []
     for index, (height, width) in enumerate(sizes):
         centre = (width / 2, height / 2)
-        matrix, length, angle = matrices[index], lengths[index], angles[index]
+        matrix, length, angle = (given[name][index] for name in ("intrinsics", "focal_length", "fov"))
         if matrix is not None:
-            camera = Camera(*matrix, width, height, "intrinsics")
+            camera = _camera_of_picture(matrix, width, height, exif_orientation(exifs[index]), index)
         elif length is not None:
             camera = Camera(length, length, *centre, width, height, "focal_length")
         elif angle is not None:
-            length = _focal_length(angle, width)
+            length = width / (2 * math.tan(math.radians(angle) / 2))
             camera = Camera(length, length, *centre, width, height, "fov")
         else:
-            found, problems = focal_length_from_exif(exifs[index], width, height)
-            if found is not None:
-                camera = Camera(*found, *centre, width, height, "exif")
-                if problems:
-                    warnings.warn(f"Image {index}: a part of its EXIF data was ignored: {problems}.", stacklevel=3)
-            else:
-                length = _focal_length(assumed, max(width, height))
-                camera = Camera(length, length, *centre, width, height, "assumed")
-                unknown.append(f"{index} ({problems})" if problems else f"{index}")
+            camera, known = _camera_from_exif(exifs[index], width, height, assumed, index)
+            unknown += [] if known else [f"{index}"]
         if camera.source in ("intrinsics", "focal_length"):
             _warn_if_implausible(camera, index)
         cameras.append(camera)
@@ -191,7 +203,7 @@ def resolve_camera(
     fov: Any = None,
     assumed_fov: float = DEFAULT_ASSUMED_FOV,
 ) -> Camera:
-    """[`resolve_cameras`] for one image of `size` (height, width) in pixels."""
+    """[`resolve_cameras`] for one image of `size` (height, width)."""
     return resolve_cameras([size], [exif], intrinsics, focal_length, fov, assumed_fov)[0]
 
 
@@ -211,36 +223,121 @@ def per_image(value: Any, count: int, name: str) -> list[Any]:
     return flat
 
 
+def cameras_per_image(
+    count: int, intrinsics: Any = None, focal_length: Any = None, fov: Any = None
+) -> dict[str, list[Any]]:
+    """
+    `intrinsics` (four or six numbers), `focal_length` and `fov` of each of `count` images, None where it is not given,
+    checked as far as that needs no image: see [`resolve_cameras`].
+    """
+    given = {
+        "intrinsics": _intrinsics_per_image(intrinsics, count),
+        "focal_length": per_image(focal_length, count, "focal_length"),
+        "fov": per_image(fov, count, "fov"),
+    }
+    matrices, lengths, angles = given.values()
+    return {
+        "intrinsics": [None if one is None else _numbers(one) for one in matrices],
+        "focal_length": [_positive(one, "focal_length", "pixels") for one in lengths],
+        "fov": [_angle(one, "fov") for one in angles],
+    }
+
+
+def _camera_from_exif(
+    exif: Image.Exif | None, width: int, height: int, assumed: float, index: int
+) -> tuple[Camera, bool]:
+    """The camera that EXIF data tell, or an assumed one, and whether all has been said about it."""
+    reason = panorama_reason(exif, width, height)
+    if reason is not None:
+        raise ValueError(
+            f"Image {index} is a panorama ({reason}), not the picture of a pinhole camera. Cut it into views of at "
+            "most 100 degrees and pass the `fov` of each; or pass `focal_length`, `fov` or `intrinsics` with the whole "
+            "to have it taken for a pinhole picture all the same."
+        )
+    found, problems = focal_length_from_exif(exif, width, height)
+    lengths = found or (max(width, height) / (2 * math.tan(math.radians(assumed) / 2)),) * 2
+    camera = Camera(*lengths, width / 2, height / 2, width, height, "exif" if found else "assumed")
+    if problems:
+        taken = "taken" if found else "assumed"
+        warnings.warn(
+            f"Image {index}: its EXIF data do not tell the focal length for sure: {problems}. {camera.fx:.0f} pixels, "
+            f"{camera.fov:.0f} degrees, is {taken}; if it is wrong, so are all depths, by one factor. Pass "
+            "`focal_length` (pixels), `fov` (horizontal, degrees) or `intrinsics`.",
+            stacklevel=4,
+        )
+    return camera, bool(found or problems)
+
+
+def _camera_of_picture(numbers: list[float], width: int, height: int, orientation: int, index: int) -> Camera:
+    """A given camera at the size of an upright picture, or the reason why it is not the camera of that picture."""
+    fx, fy, cx, cy, *size = numbers
+    if size:
+        camera = Camera(fx, fy, cx, cy, round(size[0]), round(size[1]), "intrinsics")
+        if _same_shape(camera.width, camera.height, width, height):
+            return camera.scaled_to(width, height)
+        if orientation >= 5 and _same_shape(camera.height, camera.width, width, height):
+            return camera.turned(orientation).scaled_to(width, height)
+        raise ValueError(
+            f"Image {index}: its `intrinsics` are of a picture of {camera.width}x{camera.height} pixels, and it has "
+            f"{width}x{height}, which is another shape. Give the intrinsics of this picture."
+        )
+    camera = Camera(fx, fy, cx, cy, width, height, "intrinsics")
+    stored = replace(camera, width=height, height=width)
+    if orientation >= 5 and camera.off_centre > max(0.1, stored.off_centre):
+        turned = stored.turned(orientation)
+        raise ValueError(
+            f"Image {index}: the principal point ({cx:g}, {cy:g}) in `intrinsics` is that of the stored picture of "
+            f"{height}x{width} pixels, which its EXIF orientation turns to {width}x{height}. Give the intrinsics of "
+            f"the upright picture, here [{turned.fx:g}, {turned.fy:g}, {turned.cx:g}, {turned.cy:g}], or add the size "
+            f"that they belong to: [{fx:g}, {fy:g}, {cx:g}, {cy:g}, {height}, {width}]."
+        )
+    return camera
+
+
+def _same_shape(width: int, height: int, other_width: int, other_height: int) -> bool:
+    rounding = 1 / min(width, height, other_width, other_height)
+    return abs(math.log(width / height * other_height / other_width)) <= max(0.01, rounding)
+
+
 def _intrinsics_per_image(value: Any, count: int) -> list[Any]:
     """Splits `intrinsics`, where one image's value is itself a list, an array or a tensor."""
-    if value is None:
-        return [None] * count
-    entries = list(value) if isinstance(value, (list, tuple, np.ndarray, torch.Tensor)) else [value]
-    shapes = [None if entry is None else tuple(np.shape(_to_array(entry))) for entry in entries]
-    if shapes in ([()] * 4, [(3,)] * 3):
+    if value is None or isinstance(value, (Mapping, Camera)):
         return [value] * count
-    if any(entry is not None and np.ndim(_to_array(entry)) == 0 for entry in entries):
-        raise ValueError(f"`intrinsics` must be a 3x3 matrix or [fx, fy, cx, cy], in pixels, got {value!r}.")
+    entries = list(value) if isinstance(value, (list, tuple, np.ndarray, torch.Tensor)) else [value]
+    shapes = [None if entry is None else _to_array(entry).shape for entry in entries]
+    if shapes in ([()] * 4, [()] * 6, [(3,)] * 3):
+        return [value] * count
+    if any(shape == () for shape in shapes):
+        raise ValueError(f"{_INTRINSICS}, got {value!r}.")
     if len(entries) != count:
         raise ValueError(
-            f"`intrinsics` has {len(entries)} entries for {count} image(s). Pass one 3x3 matrix or [fx, fy, cx, cy] "
-            "for all images, or a list with one for each, None where it is unknown."
+            f"`intrinsics` has {len(entries)} entries for {count} image(s). Pass one camera for all images, or a list "
+            "with one for each, None where it is unknown."
         )
     return entries
 
 
+_INTRINSICS = (
+    "`intrinsics` must be a 3x3 matrix or [fx, fy, cx, cy], width and height appended or not, in pixels, for each image"
+)
+
+
 def _to_array(value: Any) -> np.ndarray:
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().numpy()
+    if isinstance(value, Camera):
+        value = [value.fx, value.fy, value.cx, value.cy, value.width, value.height]
+    elif isinstance(value, Mapping):
+        names = ("fx", "fy", "cx", "cy", "width", "height")[: 6 if "width" in value or "height" in value else 4]
+        value = [value.get(name) for name in names]
+    elif isinstance(value, torch.Tensor):
+        value = value.detach().cpu().double().numpy()  # numpy has no bfloat16
     try:
         return np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):
-        raise ValueError(
-            f"`intrinsics` must be a 3x3 matrix or [fx, fy, cx, cy], in pixels, for each image, got {value!r}."
-        ) from None
+        raise ValueError(f"{_INTRINSICS}, got {value!r}.") from None
 
 
-def _intrinsics(value: Any) -> tuple[float, float, float, float]:
+def _numbers(value: Any) -> list[float]:
+    """fx, fy, cx, cy and, where they are given, width and height."""
     matrix = _to_array(value)
     given = f"got {matrix.tolist()}"
     if not np.isfinite(matrix).all():
@@ -250,15 +347,13 @@ def _intrinsics(value: Any) -> tuple[float, float, float, float]:
             raise ValueError(f"The last row of a 3x3 `intrinsics` matrix must be [0, 0, 1], {given}.")
         if abs(matrix[1, 0]) > 1e-6 or abs(matrix[0, 1]) > 1e-3 * abs(matrix[0, 0]):
             raise ValueError(f"`intrinsics` must be [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] without skew, {given}.")
-        numbers = [matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2]]
-    elif matrix.shape == (4,):
-        numbers = list(matrix)
-    else:
-        raise ValueError(f"`intrinsics` must be a 3x3 matrix or [fx, fy, cx, cy], in pixels, for each image, {given}.")
-    if numbers[0] <= 0 or numbers[1] <= 0:
-        raise ValueError(f"The focal lengths fx and fy in `intrinsics` must be positive, {given}.")
-    fx, fy, cx, cy = (float(number) for number in numbers)
-    return fx, fy, cx, cy
+        matrix = np.array([matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2]])
+    elif matrix.shape not in ((4,), (6,)):
+        raise ValueError(f"{_INTRINSICS}, {given}.")
+    numbers = [float(number) for number in matrix]
+    if min(numbers[:2]) <= 0 or min(numbers[4:], default=1) < 1:
+        raise ValueError(f"The focal lengths fx and fy in `intrinsics` and the size must be positive, {given}.")
+    return numbers
 
 
 def _positive(value: Any, name: str, unit: str) -> float | None:
@@ -278,13 +373,12 @@ def _positive(value: Any, name: str, unit: str) -> float | None:
 
 def _angle(value: Any, name: str) -> float | None:
     angle = _positive(value, name, "degrees")
-    if angle is not None and angle >= 180:
-        raise ValueError(f"`{name}` must lie between 0 and 180 degrees, got {value!r}.")
+    if angle is not None and not LARGEST_RADIANS < angle < 180:
+        raise ValueError(
+            f"`{name}` must lie between 0 and 180 degrees, and not be in radians (up to pi), got {value!r}. For a "
+            "telescope, pass `focal_length` (pixels)."
+        )
     return angle
-
-
-def _focal_length(fov: float, side: int) -> float:
-    return side / (2 * math.tan(math.radians(fov) / 2))
 
 
 def _warn_if_implausible(camera: Camera, index: int) -> None:
@@ -299,6 +393,6 @@ def _warn_if_implausible(camera: Camera, index: int) -> None:
     elif not (0 <= camera.cx <= camera.width and 0 <= camera.cy <= camera.height):
         warnings.warn(
             f"Image {index}: the principal point ({camera.cx:g}, {camera.cy:g}) lies outside the image of {size}. "
-            "`intrinsics` must be in pixels of the image as given: scale them if they belong to another size.",
+            "Scale `intrinsics` if they belong to another size, or append that size to [fx, fy, cx, cy].",
             stacklevel=4,
         )
