@@ -28,7 +28,8 @@ from ._bundled import BUNDLED_MODEL, BUNDLED_MODEL_NOTE, PUBLISHED_MODEL_NOTE
 from ._command_predict_images import Job, Settings, plan, predict_images, without_own_results
 from ._command_predict_video import ClipOptions, check_clips, is_video_name, predict_clip, split_clips
 from ._fail import INTERRUPTED, explain, fail, is_expected, printable, show_fault
-from .inputs import FoundImages, look_for_images, read_cameras, result_stems
+from .camera_files import read_cameras
+from .inputs import FoundImages, look_for_images, result_stems
 from .prediction import DEFAULT_SAVE, Prediction, output_paths
 from .result_records import prepare_folder, weights_identity
 
@@ -202,16 +203,13 @@ def _check_prompt(prompt: str) -> None:
 def _check_options(device: str, dtype: str, focal_length: float | None, fov: float | None, cameras: list[Any]) -> None:
     """Raises ValueError for what would be refused once the model is loaded."""
     from ._loading import pick_device, pick_dtype
-    from .processing import resolve_camera
+    from .processing.camera_depthvlm import cameras_per_image
 
     pick_device(device)
     pick_dtype(dtype)
-    given = {"focal_length": focal_length, "fov": fov}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # only errors: the images' own sizes are not known yet
-        resolve_camera((1000, 1000), **{name: value for name, value in given.items() if value is not None})
-        for camera in cameras:
-            resolve_camera((1000, 1000), intrinsics=camera)
+    cameras_per_image(1, focal_length=focal_length, fov=fov)
+    for camera in cameras:
+        cameras_per_image(1, intrinsics=camera)
 
 
 def _is_readable(path: Path | str, outcome: _Outcome) -> bool:

@@ -20,7 +20,8 @@ from ._keywords import check_generation
 from ._loading import load_checkpoint
 from .modeling_depthvlm import DepthVLMForConditionalGeneration
 from .prediction import Prediction
-from .processing import DEPTH_PROMPT, DEPTH_SYSTEM_PROMPT, DepthVLMProcessor, resolve_cameras
+from .processing import DEPTH_PROMPT, DEPTH_SYSTEM_PROMPT, DepthVLMProcessor
+from .processing.camera_depthvlm import cameras_per_image
 from .processing.images_depthvlm import open_image, open_raster, upright_image
 
 logger = logging.getLogger(__name__)
@@ -139,8 +140,9 @@ class DepthVLM:
             images: one image or a sequence of them. Files are opened when their turn comes.
             focal_length: in pixels of the image as given; one for all, or a list with one, or None, for each.
             fov: horizontal field of view in degrees, likewise.
-            intrinsics: 3x3 matrix or `[fx, fy, cx, cy]` in pixels of the image as given, likewise. Without any of
-                these, EXIF data say, or a field of view is assumed, with one warning.
+            intrinsics: 3x3 matrix or `[fx, fy, cx, cy]` in pixels of the upright image, or `[fx, fy, cx, cy, width,
+                height]` of another size of it, likewise. Without any of these, EXIF data say, or a field of view is
+                assumed, with one warning.
             prompt: a question or instruction; its reply comes from the same prefill as the depth. None: depth alone.
             batch_size: images in a batch.
             max_new_tokens: greatest length of the reply.
@@ -161,14 +163,8 @@ class DepthVLM:
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
         items = list(images) if isinstance(images, (list, tuple)) else [images]
-        cameras: dict[str, Any] = {
-            "focal_length": _per_image("focal_length", focal_length, len(items), [()]),
-            "fov": _per_image("fov", fov, len(items), [()]),
-            "intrinsics": _per_image("intrinsics", intrinsics, len(items), [(3, 3), (4,)]),
-        }
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # only errors: a wrong number is the caller's, not an image's
-            resolve_cameras([(1000, 1000)] * len(items), **cameras)
+        # A wrong number is the caller's, not an image's: it is said before the first of them.
+        cameras = cameras_per_image(len(items), intrinsics, focal_length, fov)
         run = _Run(self, items, cameras, prompt, {"max_new_tokens": max_new_tokens} | generate_kwargs, on_error)
         window = batch_size * _BATCHES_SORTED_TOGETHER
         for start in range(0, len(items), window):
@@ -315,19 +311,3 @@ def _warnings_about(labels: list[str]) -> Iterator[None]:
     for warning in caught:
         message = re.sub(r"^Image (\d+)", lambda match: labels[int(match[1])], str(warning.message))
         warnings.warn(message, warning.category, stacklevel=2)
-
-
-def _per_image(name: str, value: Any, count: int, single: list[tuple[int, ...]]) -> list[Any]:
-    """`value` for each of `count` images: itself if its shape is one of `single`, else its entries."""
-    try:
-        shape: tuple[int, ...] | None = np.shape(value)
-    except ValueError:  # a list of unequal entries
-        shape = None
-    if value is None or shape in single:
-        return [value] * count
-    if not hasattr(value, "__len__") or len(value) != count:
-        given = f"{len(value)} entries" if hasattr(value, "__len__") else repr(value)
-        raise ValueError(
-            f"`{name}`: got {given} for {count} image(s). Give one for all, or a list with one, or None, for each."
-        )
-    return list(value)

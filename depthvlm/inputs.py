@@ -1,16 +1,12 @@
-"""What the command line is given: which images, what to call their results, which camera."""
+"""What the command line is given: which images, and what to call their results."""
 
 import glob
-import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
-
-import numpy as np
-from numpy.typing import NDArray
 
 _MOST_NAMED = 5  # in a message
 
@@ -117,7 +113,7 @@ def result_stems(images: Sequence[Path | str]) -> list[str]:
     `a/x.png` and `b/x.png` give `a_x` and `b_x`; `x.png` and `x.jpg` give `x_png` and `x_jpg`. Letter case does not
     count, as it does not on the disks of Windows and macOS.
     """
-    paths = [image if isinstance(image, Path) else _path_of_url(image) for image in images]
+    paths = [image if isinstance(image, Path) else path_of_url(image) for image in images]
     groups: dict[str, list[int]] = {}
     for index, path in enumerate(paths):
         groups.setdefault(path.stem.casefold(), []).append(index)
@@ -138,7 +134,7 @@ def result_stems(images: Sequence[Path | str]) -> list[str]:
     return stems
 
 
-def _path_of_url(url: str) -> Path:
+def path_of_url(url: str) -> Path:
     """A path with the names of a URL; of the text of an image itself, "image"."""
     parts = urlsplit(url)
     return Path("image") if parts.scheme == "data" else Path(unquote(f"{parts.netloc}{parts.path}").rstrip("/"))
@@ -146,107 +142,6 @@ def _path_of_url(url: str) -> Path:
 
 def _fill(naming: str, path: Path) -> str:
     return naming.format(stem=path.stem, suffix=path.suffix.lstrip("."), folder=path.resolve().parent.name)
-
-
-def read_cameras(path: Path, images: Sequence[Path | str]) -> list[NDArray[np.float64]]:
-    """The camera of each image: from one file for all, or one for each.
-
-    Args:
-        path: a file as `read_intrinsics` takes it, for all images; a `.json` file with an object of cameras by the
-            images' names (`{"a.jpg": [fx, fy, cx, cy], ...}`); or a folder with a file for each image, `a.json`,
-            `a.txt`, `a.csv` or `a.npy` for `a.jpg`.
-
-    Raises:
-        ValueError: a camera cannot be read, or an image has none; the message names it.
-    """
-    paths = [image if isinstance(image, Path) else _path_of_url(image) for image in images]
-    if path.is_dir():
-        files = [[path / f"{image.stem}{suffix}" for suffix in _CAMERA_SUFFIXES] for image in paths]
-        found = [next((file for file in candidates if file.is_file()), None) for candidates in files]
-        _require_all(path, paths, found, f"a file such as {files[0][0].name}" if files else "")
-        return [read_intrinsics(file) for file in found if file is not None]
-    by_name = _cameras_by_name(path)
-    if by_name is None:
-        return [read_intrinsics(path)] * len(images)
-    keys = [next((key for key in (str(image), image.name, image.stem) if key in by_name), None) for image in paths]
-    _require_all(path, paths, keys, f'an entry such as "{paths[0].name}"' if paths else "")
-    return [_checked_camera(lambda key=key: _camera_in(by_name[key]), f"{path}, {key}") for key in keys if key]
-
-
-def _require_all(path: Path, images: Sequence[Path], found: Sequence[object], expected: str) -> None:
-    missing = [str(image) for image, one in zip(images, found, strict=True) if one is None]
-    if missing:
-        more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
-        raise ValueError(
-            f"{path} has no camera for {', '.join(missing[:_MOST_NAMED])}{more}: each image needs one, {expected}."
-        )
-
-
-def _cameras_by_name(path: Path) -> dict[str, object] | None:
-    """The object of a `.json` file that has cameras by images' names; None for any other file."""
-    if path.suffix.lower() != ".json" or not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # `read_intrinsics` says it
-        return None
-    one_camera = not isinstance(content, dict) or not content or content.keys() & {*_CAMERA_KEYS, *_CAMERA_NUMBERS}
-    return None if one_camera else content
-
-
-def read_intrinsics(path: Path) -> NDArray[np.float64]:
-    """A camera from a file, in pixels: a 3x3 matrix, or `(4,)` for fx, fy, cx, cy.
-
-    `.json`: a matrix, four or nine numbers, or an object with them under `intrinsics`, `K` or `camera`, or with `fx`,
-    `fy`, `cx` and `cy` (the JSON of `depthvlm predict` is one). `.npy`: an array. Anything else: a text file of
-    numbers.
-
-    Raises:
-        ValueError: the file cannot be read as one of these.
-    """
-    return _checked_camera(lambda: _camera_values(path), str(path))
-
-
-def _camera_values(path: Path) -> object:
-    from .processing.depth_maps_depthvlm import load_array
-    from .processing.images_depthvlm import require_file
-
-    require_file(path)
-    if path.suffix.lower() == ".npy":
-        return load_array(path)
-    text = path.read_text(encoding="utf-8")
-    if path.suffix.lower() == ".json":
-        return _camera_in(json.loads(text))
-    return [float(number) for number in text.replace(",", " ").split()]
-
-
-def _checked_camera(read: Callable[[], object], label: str) -> NDArray[np.float64]:
-    try:
-        values = np.asarray(read(), dtype=np.float64).squeeze()
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"{label}: no camera can be read from it ({type(error).__name__}: {error}). {_CAMERA_FILE}"
-        ) from None
-    if values.size == 9:
-        values = values.reshape(3, 3)
-    if values.shape not in ((3, 3), (4,)):
-        raise ValueError(f"{label}: holds an array of shape {values.shape}. {_CAMERA_FILE}")
-    return values
-
-
-_CAMERA_FILE = "Give a 3x3 matrix or fx, fy, cx, cy in pixels, as .json, .npy or text."
-_CAMERA_SUFFIXES = (".json", ".txt", ".csv", ".npy")
-_CAMERA_KEYS = ("camera", "intrinsics", "K")
-_CAMERA_NUMBERS = ("fx", "fy", "cx", "cy")
-
-
-def _camera_in(content: object) -> object:
-    if isinstance(content, dict):
-        for name in _CAMERA_KEYS:
-            if name in content:
-                return _camera_in(content[name])
-        return [content[name] for name in _CAMERA_NUMBERS]
-    return content
 
 
 def _is_image_name(path: Path) -> bool:

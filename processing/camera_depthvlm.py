@@ -237,7 +237,7 @@ def cameras_per_image(
     }
     matrices, lengths, angles = given.values()
     return {
-        "intrinsics": [None if one is None else _numbers(one) for one in matrices],
+        "intrinsics": [None if one is None else camera_numbers(one) for one in matrices],
         "focal_length": [_positive(one, "focal_length", "pixels") for one in lengths],
         "fov": [_angle(one, "fov") for one in angles],
     }
@@ -336,7 +336,7 @@ def _to_array(value: Any) -> np.ndarray:
         raise ValueError(f"{_INTRINSICS}, got {value!r}.") from None
 
 
-def _numbers(value: Any) -> list[float]:
+def camera_numbers(value: Any) -> list[float]:
     """fx, fy, cx, cy and, where they are given, width and height."""
     matrix = _to_array(value)
     given = f"got {matrix.tolist()}"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from depthvlm.processing import CAMERA_SOURCES, Camera, resolve_camera, resolve_cameras
 from depthvlm.processing.canonical_size_depthvlm import canonical_size
-from depthvlm.processing.exif_depthvlm import focal_length_from_exif
+from depthvlm.processing.exif_depthvlm import ORIENTATIONS, focal_length_from_exif
 from PIL import ExifTags, Image
 
 Tag = ExifTags.Base
@@ -130,6 +130,11 @@ class TestBadCameras:
         with pytest.raises(ValueError, match=f"`{name}` must be a finite number above 0"):
             resolve_camera((480, 640), **{name: value})
 
+    @pytest.mark.parametrize("radians", [1.047, 0.5, 3.14])
+    def test_an_angle_in_radians_is_noticed(self, radians):
+        with pytest.raises(ValueError, match="degrees, and not be in radians"):
+            resolve_camera((480, 640), fov=radians)
+
     def test_an_angle_is_below_180_degrees(self):
         with pytest.raises(ValueError, match="between 0 and 180"):
             resolve_camera((480, 640), fov=180)
@@ -167,6 +172,52 @@ class TestBadCameras:
     def test_intrinsics_of_another_size_are_noticed(self):
         with pytest.warns(UserWarning, match="Scale `intrinsics` if they belong to another size"):
             resolve_camera((480, 640), intrinsics=[1400.0, 1400.0, 960.0, 720.0])
+
+
+class TestCameraOfAnotherSize:
+    SIZED: ClassVar[list[float]] = [300.0, 310.0, 170.0, 110.0, 320, 240]
+
+    def test_it_is_scaled_to_a_picture_of_the_same_shape(self):
+        for given in (
+            self.SIZED,
+            torch.tensor(self.SIZED, dtype=torch.bfloat16),  # whose 8 bits hold these numbers
+            dict(zip(("fx", "fy", "cx", "cy", "width", "height"), self.SIZED, strict=True)),
+            Camera(*self.SIZED[:4], 320, 240, "intrinsics"),
+        ):
+            found = resolve_camera((120, 160), intrinsics=given)
+            assert (found.fx, found.fy, found.cx, found.cy) == (150.0, 155.0, 85.0, 55.0)
+            assert (found.width, found.height, found.source) == (160, 120, "intrinsics")
+        # 1280 * 427 / 640 is 854.0, of a picture rounded to 853.
+        assert resolve_camera((853, 1280), intrinsics=[500, 500, 320, 213, 640, 427]).fx == 1000.0
+
+    def test_another_shape_is_refused_with_both_sizes(self):
+        with pytest.raises(ValueError, match="of a picture of 320x240 pixels, and it has 160x160"):
+            resolve_camera((160, 160), intrinsics=self.SIZED)
+        with pytest.raises(ValueError, match="320x240 pixels, and it has 240x320"):
+            resolve_camera((320, 240), intrinsics=self.SIZED)
+
+    # The principal point (170, 110) of the stored 320x240 picture, where a viewer sees it: transposed; turned to the
+    # right, where its row 110 is 240 - 110 columns from the left; transposed and turned by a half; turned to the left.
+    @pytest.mark.parametrize(
+        ("orientation", "principal"), [(5, (110, 170)), (6, (130, 170)), (7, (130, 150)), (8, (110, 150))]
+    )
+    def test_a_calibration_of_the_stored_picture_is_turned_with_it(self, orientation, principal):
+        found = resolve_camera((320, 240), make_exif(orientation), intrinsics=self.SIZED)
+        assert (found.fx, found.fy, found.cx, found.cy) == (310.0, 300.0, *principal)
+        # As Pillow turns a pixel: the one whose centre is at (170.5, 110.5).
+        stored = np.zeros((240, 320), np.uint8)
+        stored[110, 170] = 255
+        upright = Image.fromarray(stored).transpose(ORIENTATIONS[orientation])
+        row, column = np.argwhere(np.asarray(upright))[0]
+        pixel = Camera(300, 310, 170.5, 110.5, 320, 240, "intrinsics").turned(orientation)
+        assert (pixel.cx, pixel.cy) == (column + 0.5, row + 0.5)
+
+    def test_intrinsics_of_the_upright_picture_stay_and_those_of_the_stored_are_refused(self):
+        exif = make_exif(6)
+        upright = [310.0, 300.0, 130.0, 170.0]
+        assert resolve_camera((320, 240), exif, intrinsics=upright).cy == 170.0
+        with pytest.raises(ValueError, match=r"here \[310, 300, 130, 170\], or add the size .* 320, 240\]"):
+            resolve_camera((320, 240), exif, intrinsics=[300.0, 310.0, 170.0, 110.0])
 
 
 class TestExif:

@@ -11,8 +11,9 @@ from PIL import Image
 from toy_checkpoint import save_toy_checkpoint
 from typer.testing import CliRunner, Result
 
+from depthvlm.camera_files import read_intrinsics
 from depthvlm.cli import app
-from depthvlm.inputs import find_images, read_intrinsics, result_stems
+from depthvlm.inputs import find_images, result_stems
 
 
 @pytest.fixture(scope="module")
@@ -239,13 +240,34 @@ class TestInputs:
         ("name", "text"),
         [
             ("k.json", "[70, 71, 41, 29]"),
-            ("k.json", '{"camera": {"fx": 70, "fy": 71, "cx": 41, "cy": 29, "width": 80, "height": 60}}'),
+            ("k.json", '{"camera": {"fx": 70, "fy": 71, "cx": 41, "cy": 29}}'),
             ("k.txt", "70 71 41 29"),
         ],
     )
     def test_four_numbers(self, tmp_path, name, text):
         (tmp_path / name).write_text(text)
         np.testing.assert_array_equal(read_intrinsics(tmp_path / name), [70, 71, 41, 29])
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            '{"camera": {"fx": 70, "fy": 71, "cx": 41, "cy": 29, "width": 80, "height": 60}}',
+            '{"width": 80, "height": 60, "K": [[70, 0, 41], [0, 71, 29], [0, 0, 1]]}',
+            '{"fl_x": 70, "fl_y": 71, "cx": 41, "cy": 29, "w": 80, "h": 60}',  # nerfstudio
+            # Of ROS.
+            '{"image_width": 80, "image_height": 60, "camera_matrix": {"data": [70, 0, 41, 0, 71, 29, 0, 0, 1]}}',
+            '{"width": 80, "height": 60, "intrinsic_matrix": [70, 0, 0, 0, 71, 0, 41, 29, 1]}',  # Open3D
+            "[70, 71, 41, 29, 80, 60]",
+        ],
+    )
+    def test_cameras_with_the_size_they_belong_to(self, tmp_path, text):
+        (tmp_path / "k.json").write_text(text)
+        np.testing.assert_array_equal(read_intrinsics(tmp_path / "k.json"), [70, 71, 41, 29, 80, 60])
+
+    def test_distortion_is_not_dropped_in_silence(self, tmp_path):
+        (tmp_path / "k.json").write_text('{"fx": 70, "fy": 71, "cx": 41, "cy": 29, "k1": -0.2}')
+        with pytest.warns(UserWarning, match="Undistort the pictures first"):
+            read_intrinsics(tmp_path / "k.json")
 
     def test_npy(self, tmp_path):
         np.save(tmp_path / "k.npy", np.eye(3))
@@ -260,6 +282,10 @@ class TestInputs:
             ("k.txt", "a b c d"),
             ("k.npy", "x"),
             ("k.txt", ""),
+            ("k.npy", ""),
+            ("k.json", ""),
+            ("k.json", '{"camera": null}'),
+            ("k.json", '{"fx": 70, "fy": 71, "cx": 41, "cy": 29, "width": 80}'),
         ],
     )
     def test_files_without_a_camera(self, tmp_path, name, text):

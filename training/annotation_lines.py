@@ -54,6 +54,6 @@ def annotation_row(row: dict[str, Any], null_columns: set[str], image_root: str 
         result["depth"] = AnnotatedDepth.of_line(row)
         return result
     if "intrinsics" in row:
-        result["intrinsics"] = row["intrinsics"][:4]  # of fx, fy, cx, cy, width, height
+        result["intrinsics"] = row["intrinsics"]  # fx, fy, cx, cy, width, height
     result["depth"] = points_to_map(listed_points(row), map_size(row))
     return result
