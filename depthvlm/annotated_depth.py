@@ -66,7 +66,18 @@ class AnnotatedDepth:
 
     @classmethod
     def of_line(cls, line: Mapping[str, Any]) -> "AnnotatedDepth":
-        """The map that a line with `depth_path` names; nulls are as absent. No file is opened."""
+        """
+        The map that a line with `depth_path` names; nulls are as absent. No file is opened.
+
+        Raises:
+            ValueError: `depth_format` is neither `binary_float32` nor the suffix of the file.
+        """
+        suffix = str(line["depth_path"]).rpartition(".")[2]
+        if line.get("depth_format") not in (None, "binary_float32", suffix):
+            raise ValueError(
+                f"`depth_format` is {line['depth_format']!r}, expected 'binary_float32' for a raster of metres, "
+                "or null for a picture or an .npy file."
+            )
         size = line.get("original_depth_size")
         masks = (line.get("mask_valid_path") or line.get("mask_invalid_path"), line.get("mask_transp_path"))
         return cls(

@@ -32,7 +32,6 @@ DEFAULT_ASSUMED_FOV = 60.0
 
 # An angle up to pi is one in radians: in degrees, only a telescope has it.
 LARGEST_RADIANS = 3.15
-
 # No pinhole picture is wider than this: a focal length that says so is in another unit or of another image.
 WIDEST_PLAUSIBLE_FOV = 150.0
 
@@ -40,9 +39,8 @@ WIDEST_PLAUSIBLE_FOV = 150.0
 @dataclass(frozen=True)
 class Camera:
     """
-    A pinhole camera of an upright picture, as its EXIF orientation turns it. The centre of the first pixel is at
-    (0.5, 0.5), so scaling an image multiplies all four numbers. A calibration that puts it at (0, 0), as OpenCV's does,
-    has `cx` and `cy` smaller by 0.5.
+    A pinhole camera of an upright picture. The centre of the first pixel is at (0.5, 0.5), so scaling an image
+    multiplies all four numbers; where a calibration puts it at (0, 0), as OpenCV does, add 0.5 to its `cx` and `cy`.
 
     Args:
         fx (`float`): Focal length along the width, in pixels.
@@ -71,9 +69,10 @@ class Camera:
         if self.source not in CAMERA_SOURCES:
             raise ValueError(f"The source of a camera must be one of {CAMERA_SOURCES}, got {self.source!r}.")
         numbers = (self.fx, self.fy, self.cx, self.cy)
-        if not all(math.isfinite(number) for number in numbers) or self.fx <= 0 or self.fy <= 0:
+        if not all(map(math.isfinite, numbers)) or not all(1e-3 <= length <= 1e9 for length in numbers[:2]):
             raise ValueError(
-                f"A camera needs finite numbers and positive focal lengths, got fx, fy, cx, cy = {numbers}."
+                "A camera needs finite numbers and positive focal lengths of 0.001 to 1e9 pixels, got fx, fy, cx, cy = "
+                f"{numbers}."
             )
 
     @property
@@ -136,9 +135,8 @@ def resolve_cameras(
     assumed_fov: float = DEFAULT_ASSUMED_FOV,
 ) -> list[Camera]:
     """
-    One camera for every image, from the first of these that knows it: `intrinsics`, `focal_length`, `fov`, the image's
-    EXIF data, an assumed field of view. Each of the first three is one value for all images or a list with one value,
-    or None where unknown, for each.
+    One camera for every image, from the first that knows it: `intrinsics`, `focal_length`, `fov`, the image's EXIF
+    data, an assumed field of view. Each of the first three is one value for all or a list with one, or None, for each.
 
     Args:
         sizes (`Sequence[tuple[int, int]]`): Height and width of every image in pixels, after its EXIF orientation.
@@ -227,15 +225,11 @@ def cameras_per_image(
     count: int, intrinsics: Any = None, focal_length: Any = None, fov: Any = None
 ) -> dict[str, list[Any]]:
     """
-    `intrinsics` (four or six numbers), `focal_length` and `fov` of each of `count` images, None where it is not given,
-    checked as far as that needs no image: see [`resolve_cameras`].
+    `intrinsics` (four or six numbers), `focal_length` and `fov` of each image, None where it is not given, checked as
+    far as that needs no image: see [`resolve_cameras`].
     """
-    given = {
-        "intrinsics": _intrinsics_per_image(intrinsics, count),
-        "focal_length": per_image(focal_length, count, "focal_length"),
-        "fov": per_image(fov, count, "fov"),
-    }
-    matrices, lengths, angles = given.values()
+    matrices = _intrinsics_per_image(intrinsics, count)
+    lengths, angles = per_image(focal_length, count, "focal_length"), per_image(fov, count, "fov")
     return {
         "intrinsics": [None if one is None else camera_numbers(one) for one in matrices],
         "focal_length": [_positive(one, "focal_length", "pixels") for one in lengths],
@@ -326,14 +320,18 @@ def _to_array(value: Any) -> np.ndarray:
     if isinstance(value, Camera):
         value = [value.fx, value.fy, value.cx, value.cy, value.width, value.height]
     elif isinstance(value, Mapping):
-        names = ("fx", "fy", "cx", "cy", "width", "height")[: 6 if "width" in value or "height" in value else 4]
-        value = [value.get(name) for name in names]
+        names = ("fx", "fy", "cx", "cy", "width", "height")[: 6 if value.keys() & {"width", "height"} else 4]
+        if set(value) - {"source"} != set(names):
+            raise ValueError(f"`intrinsics` has the keys {sorted(map(str, value))}, expected {', '.join(names)}.")
+        value = [value[name] for name in names]
     elif isinstance(value, torch.Tensor):
         value = value.detach().cpu().double().numpy()  # numpy has no bfloat16
     try:
-        return np.asarray(value, dtype=np.float64)
+        if np.asarray(value).dtype.kind != "b":
+            return np.ma.filled(np.ma.asarray(value, dtype=np.float64), np.nan)
     except (TypeError, ValueError):
-        raise ValueError(f"{_INTRINSICS}, got {value!r}.") from None
+        pass
+    raise ValueError(f"{_INTRINSICS}, got {value!r}.")
 
 
 def camera_numbers(value: Any) -> list[float]:
@@ -360,7 +358,7 @@ def _positive(value: Any, name: str, unit: str) -> float | None:
     if value is None:
         return None
     try:
-        number = math.nan if isinstance(value, (bool, str)) else float(value)
+        number = math.nan if isinstance(value, (bool, np.bool_, str)) else float(value)
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number) or number <= 0:

@@ -259,10 +259,12 @@ def _scale(scale: Any, stored: Any, name: str) -> float | None:
         raise ValueError(
             f"{name} has a `depth_scale` that is not a number: {scale if stored is None else stored!r}."
         ) from None
+    is_truth = isinstance(scale, (bool, np.bool_))
     for value in (given, written):
-        if value is not None and not 0 < value < np.inf:
+        if value is not None and (is_truth or not 0 < value < np.inf):
             raise ValueError(
-                f"`depth_scale` must be a finite number above 0 (units in a metre), got {value!r}. {name}."
+                f"`depth_scale` must be a finite number above 0 (units in a metre), got "
+                f"{scale if is_truth else value!r}. {name}."
             )
     if given is not None and written is not None and given != written:
         warnings.warn(f"{name} says depth_scale = {written:g}, but {given:g} was given and is used.", stacklevel=3)

@@ -125,7 +125,7 @@ class TestPrecedence:
 
 class TestBadCameras:
     @pytest.mark.parametrize("name", ["focal_length", "fov"])
-    @pytest.mark.parametrize("value", [0, -3.0, math.nan, math.inf, "500", True])
+    @pytest.mark.parametrize("value", [0, -3.0, math.nan, math.inf, "500", True, np.True_])
     def test_numbers_must_be_finite_and_positive(self, name, value):
         with pytest.raises(ValueError, match=f"`{name}` must be a finite number above 0"):
             resolve_camera((480, 640), **{name: value})
@@ -158,6 +158,10 @@ class TestBadCameras:
             ([700.0, 710.0, 310.0], "3x3 matrix or"),
             (700.0, "3x3 matrix or"),
             ("camera.txt", "3x3 matrix or"),
+            ([True] * 4, "3x3 matrix or"),
+            (np.ma.masked_array([700.0] * 4, [True, False, False, False]), "must be finite"),
+            ([5e-324, 710.0, 310.0, 250.0], "0.001 to 1e9 pixels"),
+            ({"fx": 700.0, "fy": 700.0, "cx": 320.0, "cy": 240.0, "k1": 0.1}, "has the keys"),
             (torch.eye(4), "3x3 matrix or|entries for 1"),
         ],
     )

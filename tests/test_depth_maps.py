@@ -85,7 +85,7 @@ class TestBadDepthMaps:
             with pytest.raises(ValueError, match=r"uint16.*Pass `depth_scale`"):
                 read_depth(depth)
 
-    @pytest.mark.parametrize("scale", [0, -1000, math.nan, math.inf])
+    @pytest.mark.parametrize("scale", [0, -1000, math.nan, math.inf, True])
     def test_a_scale_is_positive(self, scale):
         with pytest.raises(ValueError, match="finite number above 0"):
             read_depth(RAW, scale)

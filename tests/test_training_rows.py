@@ -227,6 +227,8 @@ class TestAnnotationLines:
         assert self.label(processor, root, **changes).tolist() == [[0, 0, 0], [4, 5, 0]]
         with pytest.raises(BadSampleError, match=r"row 0 of the batch \(depth/raw\).*holds 6 float32 values"):
             self.label(processor, root, **changes, original_depth_size=[4, 2])
+        with pytest.raises(BadSampleError, match="`depth_format` is 'float16', expected 'binary_float32'"):
+            self.label(processor, root, depth_path="depth/raw", depth_format="float16")
 
     def test_unknown_focal_length(self, processor, root):
         with pytest.raises(BadSampleError, match="focal length is null"):
