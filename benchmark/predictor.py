@@ -35,12 +35,16 @@ class Example:
 
 @dataclass(frozen=True)
 class Requirement:
-    """What a row needs: Python packages, an environment variable, a GPU; and how to get it."""
+    """
+    What a row needs: Python packages, an environment variable, a GPU; how to get it; and the import statements that
+    must work, since a package may be there and lack what is imported from it.
+    """
 
     packages: tuple[str, ...] = ()
     environment: tuple[str, ...] = ()
     gpu_gib: float = 0.0
     install: str = ""
+    imports: tuple[str, ...] = ()
 
 
 class Predictor:

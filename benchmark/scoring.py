@@ -21,8 +21,9 @@ from .protocol import Protocol
 from .results import ImageResult
 from .sampling import sample_points
 
-EXTRA_METRICS = ("boundary_f1", "point_cloud_f_score")
-"""Of dense maps, and only where they are asked for: they cost more than the others together."""
+EXTRA_METRICS = ("boundary_f1", "boundary_f1_released", "point_cloud_f_score")
+"""Of dense maps, and only where they are asked for: they cost more than the others together. `boundary_f1` by the
+convention of Depth Pro's paper, `boundary_f1_released` by that of its program, see [`boundary_f1`]."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,8 @@ def score_map(
         values: dict[str, float] = {}
         if "boundary_f1" in extra:
             values["boundary_f1"] = boundary_f1(p, g, mask)
+        if "boundary_f1_released" in extra:
+            values["boundary_f1_released"] = boundary_f1(p, g, mask, convention="released")
         if "point_cloud_f_score" in extra:
             z = np.ones(g.shape) if factors is None else 1 / factors.reshape(g.shape)
             answered_z = p * z if protocol.depth_type == "ray" else p

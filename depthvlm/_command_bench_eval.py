@@ -37,7 +37,10 @@ def evaluate(
         list[str] | None, typer.Option(help="NAME=VALUE for the protocol, such as alignment=median; repeat it.")
     ] = None,
     metric: Annotated[
-        list[str] | None, typer.Option(help="boundary_f1 or point_cloud_f_score, under a dense protocol; repeat it.")
+        list[str] | None,
+        typer.Option(
+            help="boundary_f1, boundary_f1_released or point_cloud_f_score, under a dense protocol; repeat it."
+        ),
     ] = None,
 ) -> None:
     """Score a depth model or VLM on DepthVLM-Bench.

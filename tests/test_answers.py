@@ -58,8 +58,13 @@ def test_answer_tags(text, metres):
         ("1 foot", 0.3048),
         ("100 inches", 2.54),
         ("1 inch", 0.0254),
-        ("2.5 meters (8.2 feet)", 8.2 * 0.3048),
-        ("The chair is at 2 m and the point at 3 m, in room 4.", 3),
+        ("2.5 meters (8.2 feet)", 2.5),
+        ("8.2 feet (2.5 meters)", 2.5),
+        ("2 m (6 ft)", 2),  # 6 ft is 1.83 m, and 5.5 to 6.5 ft are 1.68 to 1.98 m
+        ("It is 3.2 m away, so: 3.2 meters.", 3.2),
+        ("1,200 mm", 1.2),
+        ("1'200 mm", 1.2),
+        ("1\u2019200 cm", 12),
         ("Region 1 is 2 meters from the camera", 2),
         ("D2 = 3 m", 3),
         ("2 m</think> 3 m", 3),
@@ -75,12 +80,25 @@ def test_running_text(text, metres):
     [
         "",
         "There is no red arrow in the image. Therefore, the distance cannot be determined.",
-        "It is 2.5",
-        "<answer>2.5",
+        "<answer>2.5",  # cut short, perhaps within the number
+        "There are 2",
+        "Region 1",
+        "3.2 or so chairs",
+        "At 12:30 it is 3",
+        "3.2 and 3.3",
         "<answer></answer> 3 m",
         "<answer>Region 1</answer> 3 m",
         "<answer>I see 2 chairs</answer>",
-        "<answer>2.5 m (8.2 ft)</answer>",
+        # two different lengths
+        "3.2 m (estimate from 2.0 m door height)",
+        "3 m with an error of 10 cm",
+        "The chair is at 2 m and the point at 3 m, in room 4.",
+        "2.5 m (9.2 ft)",
+        "<answer>2.5 m (9.2 ft)</answer>",
+        "12:30 m",
+        "12'30 m",
+        "1,200 m",
+        "1,20 mm",
         "<answer>2</answer><answer>unknown</answer>",
         # thoughts only
         "<think>It is 2.5 m.</think>",
@@ -136,6 +154,25 @@ def test_running_text(text, metres):
 )
 def test_failures(text):
     assert math.isnan(parse_metres(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "metres"),
+    [
+        ("3.2", 3.2),
+        ("3.2.", 3.2),
+        ("~ 3.2", 3.2),
+        ("answer: 3.2", 3.2),
+        ("**Answer:** about 3.2", 3.2),
+        ("It is 3.2", 3.2),
+        ("The distance is approximately 3.2.", 3.2),
+        ("\\boxed{3.2}", 3.2),
+        ("So 2 m + 1.2 m is $\\boxed{3.2\\,\\text{m}}$", 3.2),
+        ("<answer>2.5 m (8.2 ft)</answer>", 2.5),
+    ],
+)
+def test_one_bare_number_or_a_box(text, metres):
+    assert parse_metres(text) == pytest.approx(metres)
 
 
 def test_long_text_is_read_at_once():

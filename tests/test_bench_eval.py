@@ -141,7 +141,7 @@ def test_distances_along_the_ray(toy):
 
 
 def test_extra_metrics_where_they_are_asked_for(toy, tmp_path):
-    both = ["boundary_f1", "point_cloud_f_score"]
+    both = ["boundary_f1", "boundary_f1_released", "point_cloud_f_score"]
     result = evaluate(system(Map(lambda d: d * np.float32(0.65))), toy, get_protocol("dense"), tmp_path, extra=both)
     fx, fy, cx, cy = INTRINSICS
     camera = (fx / 2, fy / 2, (cx + 0.5) / 2 - 0.5, (cy + 0.5) / 2 - 0.5)
@@ -150,6 +150,7 @@ def test_extra_metrics_where_they_are_asked_for(toy, tmp_path):
     assert 0 < np.mean(expected) < 1
     assert result.metrics["images"]["point_cloud_f_score"] == pytest.approx(np.mean(expected), abs=1e-9)
     assert "boundary_f1" not in result.metrics["images"]  # the truth is a slope without any: undefined
+    assert result.metrics["images"]["boundary_f1_released"] == 0  # which the released program counts as 0
     with pytest.raises(ValueError, match="choose a dense protocol, not 'depthvlm'"):
         evaluate(system(Map()), toy, get_protocol("depthvlm"), tmp_path, extra=["boundary_f1"])
 

@@ -7,8 +7,10 @@ from depthvlm.benchmark.answers import ARROW_PROMPT
 from depthvlm.benchmark.arrow import draw_arrow
 from depthvlm.benchmark.predictor import Example
 from depthvlm.benchmark.predictors.arrow_vlm import ArrowVLM
+from depthvlm.benchmark.predictors.dense import PredictorError
 from depthvlm.benchmark.predictors.depthlm import DepthLM
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 
 def example(size: tuple[int, int], focal_length: float, points: list[list[float]]) -> Example:
@@ -33,11 +35,22 @@ def test_the_focal_length_of_the_released_evaluation(depthlm):
     [question] = depthlm.questions(example((640, 480), 518.8579, [[320.0, 240.0]]))
     assert question.image.size == (925, 693)
     assert question.intrinsics[0] == pytest.approx(518.8579 * 925 / 640)
-    # 320.5 * 925 / 640 = 463.2 and 240.5 * 693 / 480 = 347.2; the arrow is 5 pixels long.
-    x, y = 463, 347
+    # Its pixel is int(coordinate * scale): 320 * 1.4455 = 462.55 and 240 * 1.4455 = 346.9; the arrow is 5 pixels long.
+    x, y = 462, 346
     shaft = [[x - i, y] for i in range(1, 6)]
     head = [[x - 2, y - 1], [x - 2, y + 1], [x - 3, y - 2], [x - 3, y + 2]]
     assert red_pixels(question.image) == sorted(shaft + head)
+
+
+def test_a_checkpoint_in_an_old_layout_is_refused(tmp_path):
+    """Old LLaVA checkpoints name their projector otherwise: it would be random."""
+    folder = toy_vlms.pixtral(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    renamed = {name.replace("multi_modal_projector", "mm_projector"): weight for name, weight in weights.items()}
+    assert renamed.keys() != weights.keys()
+    save_file(renamed, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(PredictorError, match=r"lacks 4 of the weights of a LlavaFor.*multi_modal_projector"):
+        ArrowVLM(folder, dtype="float32", device="cpu")
 
 
 def test_large_images_stay_large(depthlm):

@@ -5,6 +5,7 @@ import io
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
@@ -184,6 +185,19 @@ class TestCanRun:
         (repository / "refs" / "main").write_text("abc")
         assert can_run(row) == (True, "")
         assert can_run(self.row(weights=str(tmp_path))) == (True, "")
+
+    def test_a_package_that_lacks_what_is_imported(self, monkeypatch, tmp_path):
+        """A package may be there and its import fail, as UniDepth's V1 and Depth Anything 3 do: the import decides."""
+        (tmp_path / "there_and_broken.py").write_text("import not_there_at_all")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        needs = Requirement(("there_and_broken",), install="Do this", imports=("import there_and_broken",))
+        able, why = can_run(self.row(requirement=needs))
+        assert not able
+        assert why == (
+            "`import there_and_broken` fails: ModuleNotFoundError: No module named 'not_there_at_all'. Do this"
+        )
+        assert can_run(self.row(requirement=replace(needs, imports=("import json",)))) == (True, "")
 
     def test_weights_of_torch_hub(self, monkeypatch, tmp_path):
         monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))

@@ -29,7 +29,7 @@ class TestMetric3D:
     @pytest.fixture
     def hub(self, monkeypatch):
         """torch.hub with one model; `answer` makes its depth from its input."""
-        for package in ("mmengine", "timm", "torchvision"):
+        for package in ("mmcv", "mmengine", "timm", "torchvision"):
             put(monkeypatch, package)
         found = SimpleNamespace(
             calls=[], inputs=None, answer=lambda inputs: torch.ones(len(inputs), 1, *inputs.shape[-2:])
@@ -142,6 +142,7 @@ class TestUniDepth:
 
         found = SimpleNamespace(UniDepthV1=network("v1", "intrinsics"), UniDepthV2=network("v2", "camera"))
         put(monkeypatch, "unidepth.models", **vars(found))
+        put(monkeypatch, "xformers.components.attention", NystromAttention=object)
         return found
 
     @pytest.mark.parametrize(
@@ -162,6 +163,34 @@ class TestUniDepth:
         expected = np.broadcast_to(32 + np.arange(48)[:, None] / 1000, (48, 64))
         np.testing.assert_allclose(first, expected, rtol=1e-6)
         np.testing.assert_allclose(second, expected + 8.5, rtol=1e-6)
+
+    def test_v1_without_its_attention(self, models):
+        """No xformers for torch 2.6 has NystromAttention, and UniDepth's package then says so only at work."""
+        del sys.modules["xformers.components.attention"].NystromAttention
+        with pytest.raises(ImportError, match=r"UniDepthV1 needs NystromAttention of xformers.*torch 2\.6"):
+            make_predictor("unidepth-v1-l", device="cpu")
+        make_predictor("unidepth-v2-l", device="cpu")
+
+    def test_a_checkpoint_that_lacks_weights(self, models, monkeypatch):
+        """Its loader takes them with strict=False, as `PyTorchModelHubMixin` does."""
+
+        class Network(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = torch.nn.Linear(2, 1)
+
+            @classmethod
+            def from_pretrained(cls, name):
+                network = cls()
+                network.load_state_dict({"layer.weight": torch.ones(1, 2)}, strict=False)
+                return network
+
+        monkeypatch.setattr(sys.modules["unidepth.models"], "UniDepthV2", Network)
+        with pytest.raises(
+            PredictorError, match=r"unidepth-v2-vitl14 lacks 1 of the weights of a Network \(layer\.bias"
+        ):
+            make_predictor("unidepth-v2-l", device="cpu")
+        assert torch.nn.Module.load_state_dict.__module__.startswith("torch")
 
     def test_resolution(self, models):
         assert make_predictor("unidepth-v2-l", device="cpu", resolution_level=9).model.resolution_level == 9

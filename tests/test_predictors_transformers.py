@@ -11,6 +11,7 @@ import torch
 from depthvlm.benchmark.predictors import make_predictor
 from depthvlm.benchmark.predictors.dense import PredictorError
 from depthvlm.benchmark.predictors.transformers_depth import TransformersDepth, check_metric
+from safetensors.torch import load_file, save_file
 from toy_examples import toy_example
 from transformers import (
     AutoImageProcessor,
@@ -137,8 +138,11 @@ def direct(model: Any, examples: list[Any], **options: Any) -> list[np.ndarray]:
     maps = []
     for example in examples:
         with torch.no_grad():
-            outputs = model(**processor(images=example.image, return_tensors="pt"))
-        given = {name: [example.image.size[::-1]] for name in options.get("sizes", ["target_sizes"])}
+            inputs = processor(images=example.image, return_tensors="pt")
+            outputs = model(**inputs)
+            given = {name: [example.image.size[::-1]] for name in options.get("sizes", ["target_sizes"])}
+            if options.get("flipped"):
+                given["outputs_flipped"] = model(inputs["pixel_values"].flip(3))
         maps.append(processor.post_process_depth_estimation(outputs, **given)[0]["predicted_depth"].numpy())
     return maps
 
@@ -167,6 +171,7 @@ def test_zoedepth_without_its_padding(tmp_path, monkeypatch):
     examples = [toy_example(70, 45, seed=i) for i in range(2)]
     predictor = make_predictor(f"pipeline:{zoedepth(tmp_path)}", device="cpu")
     maps = predictor.predict(examples)
+    alone = make_predictor(f"pipeline:{tmp_path}", device="cpu", flip_average=False).predict(examples)
     if find_spec("torchvision") is None:
         resize = SimpleNamespace(
             InterpolationMode=SimpleNamespace(BICUBIC="bicubic"),
@@ -176,7 +181,20 @@ def test_zoedepth_without_its_padding(tmp_path, monkeypatch):
         )
         module = import_module("transformers.models.zoedepth.image_processing_pil_zoedepth")
         monkeypatch.setattr(module, "tvF", resize, raising=False)
-    assert_same(maps, direct(predictor.model, examples, sizes=["source_sizes"]))
+    assert_same(maps, direct(predictor.model, examples, sizes=["source_sizes"], flipped=True))
+    assert_same(alone, direct(predictor.model, examples, sizes=["source_sizes"]))
+
+
+def test_a_checkpoint_without_its_neck_is_refused(tmp_path):
+    """Published so for another class: the weights that are not there would be random, and answer all the same."""
+    folder = depth_anything(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if not name.startswith("neck.")}
+    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+    lost = len(weights) - len(kept)
+    assert lost > 10
+    with pytest.raises(PredictorError, match=rf"lacks {lost} of the weights of a DepthAnythingForDepth.*\(neck\."):
+        make_predictor(f"pipeline:{folder}", device="cpu")
 
 
 @pytest.fixture(scope="module")

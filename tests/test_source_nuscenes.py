@@ -116,6 +116,18 @@ class TestFrames:
         assert (frame.intrinsics, frame.image_size, frame.depth_scale) == ((40, 40, 16, 12), SIZE, 256)
         assert frame.image == jpeg()
 
+    def test_pixels_as_published(self, root):
+        """The published extraction rounds u and v down; 12.6 lies in pixel 13 if the first has its centre at 0."""
+        found = {}
+        for pixels in ("nearest", "floor"):
+            source = NuScenes(root, pixels=pixels)
+            ref = source.index("test")[0]
+            ref.files["intrinsics"][0][2] += 0.6
+            found[pixels] = np.argwhere(source.read(ref).depth).tolist()
+        assert found == {"nearest": [[8, 13]], "floor": [[8, 12]]}
+        with pytest.raises(SourceError, match="pixels is nearest or floor, got 'round'"):
+            NuScenes(root, pixels="round")
+
     def test_official_splits(self, root):
         # scene-0553 is a val scene of the large version, and a training scene of the small one.
         assert [ref.scene for ref in NuScenes(root).index("test")] == ["scene-0003", "scene-0553"]

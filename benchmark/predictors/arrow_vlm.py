@@ -25,7 +25,7 @@ from ...processing import DEPTH_SYSTEM_PROMPT
 from ..answers import ARROW_PROMPT, parse_metres
 from ..arrow import ARROW_LENGTH, LONGEST_EDGE, draw_arrow, fit_image, scale_points
 from ..predictor import Example, PointAnswer, PointPredictor, Requirement
-from .dense import pick_device, pick_dtype
+from .dense import load_whole, pick_device, pick_dtype
 
 # Layouts that transformers does not know, by `model_type`, and what to do.
 _NOT_NATIVE = {
@@ -67,6 +67,7 @@ class ArrowVLM(PointPredictor):
     Raises:
         ValueError: no such dtype, or a model that transformers has no image-text-to-text class for.
         OSError: there is no such model.
+        PredictorError: its checkpoint lacks weights.
     """
 
     name = "arrow-vlm"
@@ -100,8 +101,13 @@ class ArrowVLM(PointPredictor):
         if self.processor.tokenizer.pad_token is None:
             self.processor.tokenizer.pad_token = self.processor.tokenizer.eos_token
         where: Any = {"device_map": "auto"} if device == "balanced" else {}
-        self.network = AutoModelForImageTextToText.from_pretrained(
-            model, config=config, dtype="auto" if dtype == "auto" else pick_dtype(dtype), **where, **{**kwargs, **hub}
+        self.network = load_whole(
+            AutoModelForImageTextToText,
+            model,
+            config=config,
+            dtype="auto" if dtype == "auto" else pick_dtype(dtype),
+            **where,
+            **{**kwargs, **hub},
         ).eval()
         if not where:
             self.network.to(pick_device(device))
@@ -122,13 +128,13 @@ class ArrowVLM(PointPredictor):
 
     def questions(self, example: Example) -> list[Question]:
         """The image scaled to the protocol's size, once with an arrow for each point."""
-        return self._questions(example, fit_image(example.image, self.longest_edge))
+        image = fit_image(example.image, self.longest_edge)
+        return self._questions(example, image, scale_points(example.points, example.image.size, image.size).tolist())
 
-    def _questions(self, example: Example, image: Image.Image) -> list[Question]:
+    def _questions(self, example: Example, image: Image.Image, pixels: Sequence[Sequence[int]]) -> list[Question]:
         (fx, fy, cx, cy), (width, height) = example.intrinsics, example.image.size
         across, along = image.width / width, image.height / height
         intrinsics = (fx * across, fy * along, (cx + 0.5) * across - 0.5, (cy + 0.5) * along - 0.5)
-        pixels = scale_points(example.points, example.image.size, image.size).tolist()
         return [Question(draw_arrow(image, (column, row), self.arrow_length), intrinsics) for column, row in pixels]
 
     @torch.inference_mode()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,6 +39,9 @@ def can_run(row: Row, options: tuple[str, ...] = ()) -> tuple[bool, str]:
     missing = [package for package in needs.packages if not _importable(package)]
     if missing:
         return False, _sentence(f"{_names(missing)} not installed", needs.install)
+    problem = import_problem(needs.imports) if needs.imports else ""
+    if problem:
+        return False, _sentence(problem, needs.install)
     unset = [variable for variable in needs.environment if not os.environ.get(variable)]
     if unset:
         return False, _sentence(f"{_names(unset)} not set", needs.install)
@@ -64,6 +69,20 @@ def weights_are_here(weights: str) -> bool:
     if Path(weights).is_dir():
         return True
     return any(isinstance(try_to_load_from_cache(weights, file), str) for file in _WEIGHT_FILES)
+
+
+@cache
+def import_problem(statements: tuple[str, ...]) -> str:
+    """Why import statements fail in a process of their own, where they leave nothing behind; "" where they work."""
+    for statement in statements:
+        try:
+            found = subprocess.run([sys.executable, "-c", statement], capture_output=True, text=True, timeout=300)
+        except subprocess.TimeoutExpired:
+            return f"`{statement}` does not end"
+        if found.returncode:
+            reason = found.stderr.strip().splitlines()[-1] if found.stderr.strip() else f"exit code {found.returncode}"
+            return f"`{statement}` fails: {reason}"
+    return ""
 
 
 @cache

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..predictor import Example
@@ -60,6 +61,62 @@ def checkpoint_path(model: str | Path) -> str:
             )
         return str(folder)
     return name
+
+
+def load_whole(auto_class: Any, model: str, **kwargs: Any) -> Any:
+    """
+    A model of transformers, all of whose weights come from its checkpoint.
+
+    Args:
+        auto_class: with `from_pretrained`.
+        model: folder or Hub name.
+        **kwargs: of `from_pretrained`.
+
+    Raises:
+        PredictorError: the checkpoint lacks weights, which would then be random.
+    """
+    network, info = auto_class.from_pretrained(model, output_loading_info=True, **kwargs)
+    wrong = sorted({*info["missing_keys"], *(entry[0] for entry in info.get("mismatched_keys") or ())})
+    _refuse(wrong, type(network).__name__, model)
+    return network
+
+
+@contextmanager
+def whole_checkpoint(model: str) -> Iterator[Callable[[nn.Module], nn.Module]]:
+    """
+    Watch other packages load weights; some of them accept a checkpoint that lacks some.
+
+    Yields:
+        A function that returns the network it is given, or raises PredictorError where the last weights that were
+        loaded into it left out some of its parameters.
+    """
+    original = nn.Module.load_state_dict
+    missing: dict[int, list[str]] = {}
+
+    def load_state_dict(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        missing[id(self)] = list(result.missing_keys)
+        return result
+
+    def check(network: nn.Module) -> nn.Module:
+        parameters = {name for name, _ in network.named_parameters()}
+        _refuse(sorted(parameters.intersection(missing.get(id(network), ()))), type(network).__name__, model)
+        return network
+
+    nn.Module.load_state_dict = load_state_dict  # type: ignore[method-assign]
+    try:
+        yield check
+    finally:
+        nn.Module.load_state_dict = original  # type: ignore[method-assign]
+
+
+def _refuse(missing: Sequence[str], kind: str, model: str) -> None:
+    if missing:
+        raise PredictorError(
+            f"The checkpoint {model} lacks {len(missing)} of the weights of a {kind} ({', '.join(missing[:3])}"
+            f"{', ...' if len(missing) > 3 else ''}): they would be random. It is of another layout or version, or "
+            "incomplete: download it again, or convert it."
+        )
 
 
 def pick_device(name: str) -> torch.device:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from ..predictor import DensePredictor, Example
-from .dense import PredictorError, import_optional, pick_device, stacked_pixels, to_maps
+from .dense import PredictorError, import_optional, pick_device, stacked_pixels, to_maps, whole_checkpoint
 
 ROOT_VARIABLE = "DEPTH_ANYTHING_ROOT"
 INSTALL = (
@@ -70,7 +70,8 @@ class DepthAnything1(DensePredictor):
                 "zoedepth", "eval", self.dataset, pretrained_resource=f"local::{weights}"
             )
             self.device = pick_device(device)
-            self.model: Any = builder.build_model(config).to(self.device).eval()
+            with whole_checkpoint(str(weights)) as check:
+                self.model: Any = check(builder.build_model(config)).to(self.device).eval()
 
     def predict(self, examples: Sequence[Example]) -> list[NDArray[np.float32]]:
         """Two calls of the network for all examples."""

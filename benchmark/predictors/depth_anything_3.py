@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..predictor import DensePredictor, Example
-from .dense import PredictorError, import_optional, pick_device, resize_maps, rgb_pixels
+from .dense import PredictorError, import_optional, pick_device, resize_maps, rgb_pixels, whole_checkpoint
 
 INSTALL = 'pip install "depthvlm[depth-anything-3]"'
 UNIT_FOCAL_LENGTH = 300.0
@@ -60,7 +60,9 @@ class DepthAnything3(DensePredictor):
         package = import_optional("depth_anything_3.api", INSTALL, "Depth Anything 3")
         self.nested = nested
         self.process_res = process_res
-        self.model: Any = package.DepthAnything3.from_pretrained(model).to(pick_device(device)).eval()
+        with whole_checkpoint(model) as check:
+            network = check(package.DepthAnything3.from_pretrained(model))
+        self.model: Any = network.to(pick_device(device)).eval()
 
     def predict(self, examples: Sequence[Example]) -> list[NDArray[np.float32]]:
         """One call of `inference` for each example."""

@@ -19,7 +19,8 @@ class DepthLM(ArrowVLM):
     DepthLM (arXiv 2509.25413): images are resized to one focal length, then the arrow is drawn.
 
     As in its released evaluation the resizing is isotropic, by `focal_length / fx` (bicubic, sizes rounded down),
-    without the limit of 1024 pixels that other VLMs have; the arrow is 5 pixels long. Left out is that evaluation's
+    without the limit of 1024 pixels that other VLMs have; the arrow is 5 pixels long, and
+    the pixel of a point (x, y) is `int(x * scale), int(y * scale)`. Left out is that evaluation's
     remapping of images with `fx != fy`: it has no distortion coefficients, and so next to no effect. Points near a
     border, which it replaces by other points, get the arrow from another side.
 
@@ -69,4 +70,8 @@ class DepthLM(ArrowVLM):
         """The image at the common focal length, once with an arrow for each point."""
         scale = self.focal_length / example.intrinsics[0]
         size = (max(1, int(example.image.width * scale)), max(1, int(example.image.height * scale)))
-        return self._questions(example, resize_image(example.image, size))
+        pixels = [
+            [min(max(int(place * scale), 0), side - 1) for place, side in zip(point, size, strict=True)]
+            for point in example.points.tolist()
+        ]
+        return self._questions(example, resize_image(example.image, size), pixels)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..predictor import DensePredictor, Example
-from .dense import PredictorError, import_optional, pick_device, resize_maps, stacked_pixels, to_maps
+from .dense import PredictorError, import_optional, pick_device, resize_maps, stacked_pixels, to_maps, whole_checkpoint
 
 REPOSITORY = "yvanyin/metric3d"
 CANONICAL_FOCAL_LENGTH = 1000.0
@@ -40,11 +40,11 @@ class Metric3D(DensePredictor):
     Args:
         model: entry point of the repository: `metric3d_convnext_tiny`, `metric3d_convnext_large` (v1),
             `metric3d_vit_small`, `metric3d_vit_large`, `metric3d_vit_giant2` (v2).
-        device: the networks of v2 ask for CUDA in their own code.
+        device: the networks ask for CUDA in their own code.
         repository: for `torch.hub.load`, such as `yvanyin/metric3d:main`; or a folder that holds a checkout.
 
     Raises:
-        PredictorError: no such backbone.
+        PredictorError: no such backbone, or its checkpoint lacks weights.
         ImportError: what its code imports is missing.
     """
 
@@ -54,12 +54,14 @@ class Metric3D(DensePredictor):
         backbone = next((kind for kind in INPUT_SIZES if f"_{kind}_" in model), None)
         if backbone is None:
             raise PredictorError(f"Metric3D has no entry point {model!r}: give one of its vit or convnext models.")
-        for package in ("mmengine", "timm", "torchvision"):
+        for package in ("mmcv", "mmengine", "timm", "torchvision"):
             import_optional(package, 'pip install "depthvlm[metric3d]"', "Metric3D")
         self.input_size = INPUT_SIZES[backbone]
         self.device = pick_device(device)
         local = {"source": "local"} if repository.startswith(("/", ".", "~")) else {"trust_repo": True}
-        self.model: Any = torch.hub.load(repository, model, pretrain=True, **local).to(self.device).eval()
+        with whole_checkpoint(model) as check:
+            network = check(torch.hub.load(repository, model, pretrain=True, **local))
+        self.model: Any = network.to(self.device).eval()
 
     def predict(self, examples: Sequence[Example]) -> list[NDArray[np.float32]]:
         """One call of the network for all examples."""

@@ -58,7 +58,13 @@ def _pipeline(model: str, name: str, tables: tuple[int, ...] = (2,), **kwargs: A
 
 
 def _metric3d(model: str, name: str, checkpoint: str, gpu_gib: float, tables: tuple[int, ...] = ()) -> Row:
-    needs = Requirement(("mmengine", "timm", "torchvision"), (), gpu_gib, 'pip install "depthvlm[metric3d]"')
+    needs = Requirement(
+        ("mmcv", "mmengine", "timm", "torchvision"),
+        (),
+        gpu_gib,
+        'pip install "depthvlm[metric3d]"',
+        ("import mmcv.utils, timm, torchvision; from mmengine import Config",),
+    )
     return Row(
         name, target("metric3d", "Metric3D"), "dense", {"model": model}, needs, tables, f"{TORCH_HUB}{checkpoint}"
     )
@@ -66,13 +72,17 @@ def _metric3d(model: str, name: str, checkpoint: str, gpu_gib: float, tables: tu
 
 def _unidepth(model: str, version: str, name: str, tables: tuple[int, ...] = ()) -> Row:
     install = 'pip install "unidepth @ git+https://github.com/lpiccinelli-eth/UniDepth"'
+    imports = [f"from unidepth.models import UniDepth{version.upper()}"]
+    if version == "v1":
+        install += ", with an xformers that still has NystromAttention: none of those for torch 2.6 and later does"
+        imports.append("from xformers.components.attention import NystromAttention")
     kwargs = {"model": model, "version": version}
     return Row(
         name,
         target("unidepth", "UniDepth"),
         "dense",
         kwargs,
-        Requirement(("unidepth",), install=install),
+        Requirement(("unidepth",), install=install, imports=tuple(imports)),
         tables,
         model,
     )
@@ -88,7 +98,8 @@ def _depth_anything_1(scenes: str, name: str) -> Row:
 
 
 def _depth_anything_3(model: str, name: str, tables: tuple[int, ...] = (), gpu_gib: float = 4) -> Row:
-    needs = Requirement(("depth_anything_3",), (), gpu_gib, 'pip install "depthvlm[depth-anything-3]"')
+    imports = ("from depth_anything_3.api import DepthAnything3",)
+    needs = Requirement(("depth_anything_3",), (), gpu_gib, 'pip install "depthvlm[depth-anything-3]"', imports)
     return Row(name, target("depth_anything_3", "DepthAnything3"), "dense", {"model": model}, needs, tables, model)
 
 

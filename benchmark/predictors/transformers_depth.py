@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ..._loading import hub_keywords
 from ..predictor import DensePredictor, Example
-from .dense import PredictorError, checkpoint_path, pick_device, pick_dtype, stacked_pixels, to_maps
+from .dense import PredictorError, checkpoint_path, load_whole, pick_device, pick_dtype, stacked_pixels, to_maps
 
 METRIC_TYPES = frozenset({"zoedepth", "depth_pro", "glpn", "tipsv2_dpt"})
 """Model types whose every checkpoint answers in metres."""
@@ -71,10 +71,12 @@ class TransformersDepth(DensePredictor):
         dtype: of the weights.
         focal_length: for Depth Pro, see above. No other model of this kind takes one.
         metric: see [`check_metric`].
+        flip_average: whether the mean of the map and of the mirrored image's is taken, at twice the cost. By default
+            for ZoeDepth alone, whose own evaluation does so (`with_flip_aug` in isl-org/ZoeDepth).
         **kwargs: of `from_pretrained`, such as `revision` or `token`; the processor gets those of the Hub too.
 
     Raises:
-        PredictorError: its depth is not metric, or it has no field of view to estimate.
+        PredictorError: its depth is not metric, it has no field of view to estimate, or its checkpoint lacks weights.
     """
 
     name = "transformers depth estimation"
@@ -87,6 +89,7 @@ class TransformersDepth(DensePredictor):
         dtype: str = "float32",
         focal_length: Literal["given", "estimated"] = "given",
         metric: bool | None = None,
+        flip_average: bool | None = None,
         **kwargs: Any,
     ):
         from transformers import AutoConfig, AutoImageProcessor, AutoModelForDepthEstimation
@@ -98,6 +101,7 @@ class TransformersDepth(DensePredictor):
         config = AutoConfig.from_pretrained(model, **origin)
         check_metric(config, model, metric)
         self.kind: str = config.model_type
+        self.flip_average = self.kind == "zoedepth" if flip_average is None else flip_average
         self.estimate_focal_length = focal_length == "estimated"
         if self.estimate_focal_length and not getattr(config, "use_fov_model", False):
             raise PredictorError(f'{model} does not estimate a field of view: leave focal_length="given".')
@@ -105,8 +109,8 @@ class TransformersDepth(DensePredictor):
             self.processor: Any = _DepthProProcessor(model, origin)
         else:
             self.processor = AutoImageProcessor.from_pretrained(model, **origin)
-        self.model = AutoModelForDepthEstimation.from_pretrained(
-            model, dtype=pick_dtype(dtype), **{**kwargs, **origin}
+        self.model = load_whole(
+            AutoModelForDepthEstimation, model, dtype=pick_dtype(dtype), **{**kwargs, **origin}
         ).eval()
         if "device_map" not in kwargs:
             self.model = self.model.to(pick_device(device))
@@ -117,7 +121,12 @@ class TransformersDepth(DensePredictor):
         height, width = pixels.shape[1:3]
         inputs = self.processor(images=list(pixels), return_tensors="pt")
         with torch.inference_mode():
-            outputs = self.model(inputs["pixel_values"].to(self.model.device, self.model.dtype))
+            values = inputs["pixel_values"].to(self.model.device, self.model.dtype)
+            outputs = self.model(values)
+            if self.flip_average:
+                outputs.predicted_depth = (
+                    outputs.predicted_depth + self.model(values.flip(3)).predicted_depth.flip(2)
+                ) / 2
             if self.kind == "zoedepth":
                 depth = _zoedepth_maps(outputs.predicted_depth.float(), height, width, self.processor.do_pad)
             elif self.kind == "depth_pro":

@@ -10,9 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from ..predictor import DensePredictor, Example
-from .dense import PredictorError, camera_matrix, import_optional, pick_device, rgb_pixels
+from .dense import PredictorError, camera_matrix, import_optional, pick_device, rgb_pixels, whole_checkpoint
 
 INSTALL = 'pip install "unidepth @ git+https://github.com/lpiccinelli-eth/UniDepth"'
+
+V1_INSTALL = "an xformers that still has NystromAttention; none of those for torch 2.6 and later does"
 
 
 class UniDepth(DensePredictor):
@@ -31,7 +33,8 @@ class UniDepth(DensePredictor):
         resolution_level: of V2, 0 (fast) to 9 (most pixels); None: its own bounds.
 
     Raises:
-        ImportError: the package is not installed.
+        ImportError: the package is not installed; or, for V1, no xformers with NystromAttention.
+        PredictorError: its checkpoint lacks weights.
     """
 
     name = "UniDepth"
@@ -47,7 +50,14 @@ class UniDepth(DensePredictor):
         if version not in ("v1", "v2"):
             raise PredictorError(f'UniDepth has the versions "v1" and "v2", got {version!r}.')
         models = import_optional("unidepth.models", INSTALL, "UniDepth")
-        network = (models.UniDepthV1 if version == "v1" else models.UniDepthV2).from_pretrained(model)
+        if version == "v1":  # its package puts a class that cannot be called in the place of one that is not there
+            attention = import_optional("xformers.components.attention", V1_INSTALL, "UniDepthV1")
+            if not hasattr(attention, "NystromAttention"):
+                raise ImportError(
+                    f"UniDepthV1 needs NystromAttention of xformers, which this version lacks. {V1_INSTALL}"
+                )
+        with whole_checkpoint(model) as check:
+            network = check((models.UniDepthV1 if version == "v1" else models.UniDepthV2).from_pretrained(model))
         if resolution_level is not None:
             if version == "v1":
                 raise PredictorError("UniDepthV1 has one resolution: leave out `resolution_level`.")

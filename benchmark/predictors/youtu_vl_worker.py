@@ -29,13 +29,17 @@ def main() -> None:
     from transformers import AutoModelForCausalLM, AutoProcessor
 
     name, device, dtype, attention = sys.argv[1:]
-    model = AutoModelForCausalLM.from_pretrained(
+    model, info = AutoModelForCausalLM.from_pretrained(
         name,
+        output_loading_info=True,
         attn_implementation=attention,
         torch_dtype=getattr(torch, dtype),
         device_map=device,
         trust_remote_code=True,
-    ).eval()
+    )
+    if info["missing_keys"]:
+        raise ValueError(f"the checkpoint {name} lacks the weights {', '.join(sorted(info['missing_keys'])[:3])}, ...")
+    model.eval()
     processor = AutoProcessor.from_pretrained(name, use_fast=True, trust_remote_code=True)
     print(json.dumps({"ready": True}), file=replies, flush=True)
     for line in sys.stdin:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..frames import Frame, FrameError, FrameRef, Source, SourceError
-from ..projection import DEPTH_SCALE, PinholeCamera, RigidTransform, lidar_depth_map
+from ..projection import DEPTH_SCALE, PinholeCamera, RigidTransform, depth_map
 from .files import expect_split, sorted_refs
 from .lidar_files import Recent, expect_any_folder, frame_errors, read_image_of, read_points, read_table
 
@@ -52,6 +52,8 @@ class NuScenes(Source):
     Args:
         root: folder of the download.
         version: folder of the tables; by default the one that is there, the large one if both are.
+        pixels: "nearest", the pixel that a point lies in, the centre of the first at (0, 0); or "floor", the rounding
+            down of the paper's published extraction, half a pixel from it.
     """
 
     name = "nuscenes"
@@ -63,8 +65,11 @@ class NuScenes(Source):
     licence = "nuScenes terms of use, non-commercial"
     homepage = "https://www.nuscenes.org/nuscenes"
 
-    def __init__(self, root: str | Path, version: str | None = None):
+    def __init__(self, root: str | Path, version: str | None = None, pixels: str = "nearest"):
         super().__init__(root)
+        if pixels not in ("nearest", "floor"):
+            raise SourceError(f"{self.title}: pixels is nearest or floor, got {pixels!r}.")
+        self.shift = 0.5 if pixels == "floor" else 0.0
         versions = VERSIONS if version is None else (version,)
         expect_any_folder(self, list(versions), "scene.json, sample.json, sample_data.json and the other tables")
         self.version = next(name for name in versions if (self.root / name).is_dir())
@@ -139,7 +144,9 @@ class NuScenes(Source):
             camera = PinholeCamera(fx, fy, cx, cy, *ref.files["size"])
             world_from_camera, world_from_lidar = _to_world(ref.files["poses"]), _to_world(ref.files["lidar_poses"])
         points = self._sweeps.get(ref.files["lidar"], lambda: read_points(self.root / ref.files["lidar"], 5)[:, :3])
-        depth = lidar_depth_map(points, world_from_camera.inverse() @ world_from_lidar, camera)
+        to_camera = world_from_camera.inverse() @ world_from_lidar
+        columns, rows, metres = camera.project(to_camera.apply(points))
+        depth = depth_map(columns - self.shift, rows - self.shift, metres, (camera.width, camera.height))
         return Frame(ref, image, (camera.width, camera.height), depth, DEPTH_SCALE, camera.intrinsics)
 
 
