@@ -14,6 +14,7 @@ from rich.table import Table
 from safetensors import safe_open
 
 from ._bundled import BUNDLED_MODEL, resolve_model_path
+from .modeling_depthvlm.published_layout import published_head
 
 _PACKAGES = ("depthvlm", "torch", "torchvision", "transformers", "trl", "safetensors", "numpy", "pillow")
 _PARTS = {
@@ -57,27 +58,32 @@ def describe(model: str) -> dict[str, str]:
     config = json.loads(config_file.read_text(encoding="utf-8"))
     counts: Counter[str] = Counter()
     dtypes: Counter[str] = Counter()
+    head_shapes: dict[str, list[int] | None] = {}
     for name, shape, dtype in _local_tensors(folder) if folder.is_dir() else _hub_tensors(model):
         part = next((part for prefix, part in _PARTS.items() if name.startswith(prefix)), "other")
         counts[part] += prod(shape)
+        if part == "depth head":
+            head_shapes[name] = shape
         dtypes[dtype] += prod(shape)
 
-    kind, head = _kind_and_head(config, counts["depth head"])
+    kind, head = _kind_and_head(config, head_shapes)
     rows = {"kind": kind, "head type": head, "dtype": ", ".join(dtypes)}
     rows |= {part: _millions(count) for part, count in counts.items()}
     rows["total"] = _millions(counts.total())
     return rows
 
 
-def _kind_and_head(config: dict, head_parameters: int) -> tuple[str, str]:
+def _head(config: dict) -> str:
+    """The head's type and features, by the names of `DepthHeadConfig`."""
+    return f"{config.get('head_type', 'dpt_light')}, features from {config.get('feature_source', 'vit+llm')}"
+
+
+def _kind_and_head(config: dict, head_shapes: dict[str, list[int] | None]) -> tuple[str, str]:
     if config.get("model_type") == "depthvlm":
-        head = config.get("depth_config", {})
-        return (
-            "DepthVLM",
-            f"{head.get('head_type', 'dpt_light')}, features from {head.get('feature_source', 'vit+llm')}",
-        )
-    if head_parameters:
-        return "published layout (`depthvlm convert` makes a DepthVLM of it)", str(config.get("depth_head_type", "dpt"))
+        return "DepthVLM", _head(config.get("depth_config", {}))
+    if head_shapes:
+        head = published_head({"depth_head_type": "dpt"} | config, head_shapes, "This model")
+        return "published layout (`depthvlm convert` makes a DepthVLM of it)", _head(head)
     return f"{config.get('model_type')}, without a depth head", "none"
 
 

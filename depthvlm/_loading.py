@@ -35,7 +35,12 @@ def hub_keywords(model: str, keywords: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_checkpoint(
-    model: str | PathLike[str], device: str = "auto", dtype: str | torch.dtype = "auto", **kwargs: Any
+    model: str | PathLike[str],
+    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    *,
+    allow_untrained_head: bool = False,
+    **kwargs: Any,
 ) -> tuple[DepthVLMForConditionalGeneration, DepthVLMProcessor]:
     """Load a model in eval mode, on its device, and its processor.
 
@@ -43,12 +48,15 @@ def load_checkpoint(
         model: a checkpoint's folder, its name on the Hub, or `depthvlm-nano`.
         device: `cuda`, `cuda:1`, `mps`, `cpu`; `auto`: the first of these that is there.
         dtype: `float32`, `bfloat16`, `float16`; `auto`: the checkpoint's own, but float32 for a small model on a CPU.
+        allow_untrained_head: also load a head that was never trained, whose depth is one metre everywhere: the new
+            head of a plain Qwen3-VL.
         **kwargs: of the model's `from_pretrained`. `canonical_focal_length` and those of [`hub_keywords`] reach the
             processor too.
 
     Raises:
         TypeError: a keyword is not known.
-        ValueError: the device is not there, or the dtype is not one.
+        ValueError: the device is not there, or the dtype is not one; weights are missing; the depth head is untrained
+            or holds NaN.
         OSError: there is no such model.
     """
     check_loading(kwargs, "load")
@@ -59,11 +67,26 @@ def load_checkpoint(
     DepthVLMConfig.get_config_dict(path, **origin)  # first: what it says of a model that is not there is clear
     processor = DepthVLMProcessor.from_pretrained(path, **origin, **camera)
     network = DepthVLMForConditionalGeneration.from_pretrained(path, dtype=what, **{**kwargs, **origin}).eval()
+    _check_head(network, path, allow_untrained_head)
     if kwargs.get("device_map") is None and kwargs.get("quantization_config") is None:
         network = network.to(where)
         if what == "auto" and where.type == "cpu" and network.num_parameters() <= _SMALL_MODEL:
             network = network.float()
     return network, processor
+
+
+def _check_head(network: DepthVLMForConditionalGeneration, path: str, allow_untrained: bool) -> None:
+    weights = [(name, weight) for name, weight in network.depth_head.named_parameters() if not weight.is_meta]
+    broken = [name for name, weight in weights if not torch.isfinite(weight).all()]
+    if broken:
+        raise ValueError(
+            f"{path}: the depth head's weights {', '.join(broken[:3])} hold NaN or infinity. Get it again."
+        )
+    if network.depth_head.is_untrained() and not allow_untrained:
+        raise ValueError(
+            f"{path}: its depth head was never trained, and says one metre everywhere. Train it (`depthvlm sft`) or "
+            "name a trained checkpoint; `allow_untrained_head=True` loads it all the same."
+        )
 
 
 def pick_device(name: str) -> torch.device:

@@ -12,10 +12,11 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLConfig, Qwen3VLTextConfig, Qwen3VLVisionConfig
 
-from .published_layout import adopt_config_dict
+from .published_layout import adopt_config_dict, check_backbone
 
 HUB_KWARGS = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
 HEAD_TYPES = ("dpt_light", "dpt", "mlp")
+MLP_FUSIONS = ("concat", "concat_norm", "sum")
 FEATURE_SOURCES = ("vit+llm", "vit", "llm", "llm_final")
 
 # "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>" in Qwen3-VL's
@@ -46,6 +47,10 @@ class DepthHeadConfig(PreTrainedConfig):
             Channels of the four feature maps after projection (DPT heads).
         hidden_size (`int`, *optional*, defaults to 1024):
             Width of the hidden layer of the MLP head.
+        mlp_fusion (`str`, *optional*, defaults to `"concat"`):
+            How the MLP head takes four maps: `"concat"`, each under the shared LayerNorm, then side by side;
+            `"concat_norm"`, side by side under one LayerNorm over all; `"sum"`, their sum under a LayerNorm. The last
+            two are modes of the published implementation.
     """
 
     model_type = "depthvlm_head"
@@ -56,6 +61,7 @@ class DepthHeadConfig(PreTrainedConfig):
     features: int = 256
     out_channels: list[int] | tuple[int, ...] = (256, 512, 1024, 1024)
     hidden_size: int = 1024
+    mlp_fusion: str = "concat"
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.head_type not in HEAD_TYPES:
@@ -69,6 +75,8 @@ class DepthHeadConfig(PreTrainedConfig):
                 f"`feature_source='llm_final'` is one feature map, and head_type={self.head_type!r} fuses four. "
                 "Use `head_type='mlp'`, or another feature source."
             )
+        if self.mlp_fusion not in MLP_FUSIONS:
+            raise ValueError(f"`mlp_fusion` is {self.mlp_fusion!r}, expected one of {', '.join(MLP_FUSIONS)}.")
         if len(self.out_channels) != 4:
             raise ValueError(f"`out_channels` needs four widths, one per feature map, got {self.out_channels}.")
         if min(*self.out_channels, self.features, self.hidden_size) < 1 or self.features % 2:
@@ -118,6 +126,14 @@ class DepthVLMConfig(Qwen3VLConfig):
         if not isinstance(self.depth_config, PreTrainedConfig):
             self.depth_config = DepthHeadConfig(**(self.depth_config or {}))
         super().__post_init__(**kwargs)
+        levels = list(self.vision.deepstack_visual_indexes)
+        fits = len(set(levels)) == 3 and all(0 <= level < self.vision.depth for level in levels)
+        if self.head.feature_source in ("vit+llm", "vit") and not fits:
+            raise ValueError(
+                f"`vision_config.deepstack_visual_indexes` is {levels} with {self.vision.depth} ViT layers, and the "
+                "depth head reads three of them, its maps 1 to 3 (equation 2). Use a Qwen3-VL with three DeepStack "
+                "levels, or `depth_config={'feature_source': 'llm'}`, which reads the LLM alone."
+            )
         if not 0.0 <= self.silog_lambda <= 1.0:
             raise ValueError(f"`silog_lambda` is {self.silog_lambda}, expected 0 to 1: the loss is unbounded beyond.")
         if not self.canonical_focal_length > 0:
@@ -130,12 +146,29 @@ class DepthVLMConfig(Qwen3VLConfig):
     def get_config_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Also reads published DepthVLM checkpoints and plain Qwen3-VL, both `model_type: qwen3_vl`."""
+        """
+        Also read published DepthVLM checkpoints and plain Qwen3-VL, both `model_type: qwen3_vl`.
+
+        Raises:
+            ValueError: for a checkpoint of another backbone.
+        """
         hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        check_backbone(config_dict, str(pretrained_model_name_or_path))
         if config_dict.get("model_type") == Qwen3VLConfig.model_type:
             config_dict = adopt_config_dict(config_dict, str(pretrained_model_name_or_path), hub_kwargs)
         return config_dict, kwargs
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers; `depth_config=` is taken together with the checkpoint's before either is checked."""
+        given = kwargs.pop("depth_config", None)
+        if isinstance(given, dict):
+            stored = config_dict.get("depth_config") or {}
+            given = {**(stored.to_dict() if isinstance(stored, PreTrainedConfig) else stored), **given}
+        if given is not None:
+            config_dict = {**config_dict, "depth_config": given}
+        return super().from_dict(config_dict, **kwargs)
 
     @property
     def vision(self) -> Any:

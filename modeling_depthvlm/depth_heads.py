@@ -2,7 +2,7 @@
 """Depth heads: from visual tokens to depth (paper, section 3.1, equations 2 and 3, table 4)."""
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from .upsampled_convolution import UpsampledConv2d, is_traced, recomputed
 
 # softplus(x) = 1: a head that has learnt nothing yet says one metre.
 ONE_METRE = math.log(math.e - 1)
+DRAWN_SPREAD = 0.01  # of what its last layer adds to that
 
 
 class TokenProjection(nn.Conv2d):
@@ -75,7 +76,7 @@ class Float32Linear(HeadLinear):
 def init_head_layer(layer: nn.Module) -> None:
     """Draw a layer of a head so that an untrained head predicts depth near one metre; other layers are left alone."""
     if isinstance(layer, Float32Conv2d | Float32Linear):
-        init.normal_(layer.weight, std=0.01 / math.sqrt(layer.weight[0].numel()))
+        init.normal_(layer.weight, std=DRAWN_SPREAD / math.sqrt(layer.weight[0].numel()))
         init.constant_(cast(Tensor, layer.bias), ONE_METRE)
     elif isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | HeadLinear):  # the backbone has none of these
         init.kaiming_uniform_(layer.weight, a=math.sqrt(5))
@@ -109,6 +110,18 @@ class DepthHead(nn.Module):
             `(N, h * stride, w * stride)`, float32, above zero: metres as seen by the canonical camera.
         """
         raise NotImplementedError
+
+    @torch.no_grad()
+    def is_untrained(self) -> bool:
+        """Whether the last layer is as [`init_head_layer`] draws it: such a head says one metre everywhere."""
+        last: Any = [layer for layer in self.modules() if isinstance(layer, Float32Conv2d | Float32Linear)][-1]
+        if last.weight.is_meta:
+            return False
+        drawn = [
+            torch.tensor(ONE_METRE, dtype=dtype).item() for dtype in (torch.float32, torch.bfloat16, torch.float16)
+        ]
+        spread = last.weight.float().square().mean().sqrt() * math.sqrt(last.weight[0].numel())
+        return all(bias in drawn for bias in last.bias.tolist()) and bool(spread < 2 * DRAWN_SPREAD)
 
 
 class ResidualConvUnit(nn.Module):
@@ -230,13 +243,20 @@ class MLPDepthHead(DepthHead):
 
     def __init__(self, config: DepthHeadConfig, hidden_size: int, stride: int):
         super().__init__(config, hidden_size, stride)
-        maps = 1 if config.feature_source == "llm_final" else 4
+        self.fusion = "sum" if config.feature_source == "llm_final" else config.mlp_fusion
+        width = hidden_size if self.fusion == "sum" else 4 * hidden_size
+        if self.fusion == "concat_norm":
+            self.norm = nn.LayerNorm(width)
         self.mlp = nn.Sequential(
-            HeadLinear(maps * hidden_size, config.hidden_size), nn.GELU(), Float32Linear(config.hidden_size, stride**2)
+            HeadLinear(width, config.hidden_size), nn.GELU(), Float32Linear(config.hidden_size, stride**2)
         )
 
     def forward(self, features: list[Tensor], grid: tuple[int, int]) -> Tensor:
-        tokens = torch.cat([self.norm(f) for f in features], dim=-1)
+        if self.fusion == "concat":
+            tokens = torch.cat([self.norm(f) for f in features], dim=-1)
+        else:
+            together = torch.cat(features, dim=-1) if self.fusion == "concat_norm" else cast(Tensor, sum(features))
+            tokens = self.norm(together)
         pixels = F.softplus(self.mlp(tokens)).unflatten(-1, (self.stride, self.stride)).unflatten(1, grid)
         return pixels.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import Cache, GenerationMixin
+from transformers import Cache, GenerationMixin, PreTrainedConfig
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_outputs import DepthEstimatorOutput
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLForConditionalGeneration
@@ -17,7 +17,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.hub import resolve_revision
 
-from .configuration_depthvlm import DepthVLMConfig
+from .configuration_depthvlm import HUB_KWARGS, DepthVLMConfig
 from .depth_features import (
     PromptStates,
     check_depth_inputs,
@@ -29,6 +29,7 @@ from .depth_features import (
 from .depth_heads import DepthHead, build_depth_head, init_head_layer
 from .generation_depthvlm import DepthGenerationMixin, positions_of_call
 from .outputs_depthvlm import DepthVLMCausalLMOutputWithPast, PredictedDepth
+from .published_layout import check_missing, check_weights, weights_header
 from .silog import resize_depth, silog_loss
 
 AUTO_MAP = {
@@ -68,7 +69,9 @@ class DepthVLMForConditionalGeneration(  # type: ignore[misc]
         new head: `depth_config=` chooses which).
 
         Raises:
-            ValueError: for `use_safetensors=False`: pickled weights are never read.
+            ValueError: for `use_safetensors=False` or an index that names other files: pickled weights are never read;
+                for a backbone that is not supported; for weights that the model needs and the checkpoint lacks, or
+                fewer layers than its config says. With `output_loading_info=True` missing weights are returned instead.
             OSError: when there are no safetensors weights, or a file of them is incomplete.
         """
         if kwargs.setdefault("use_safetensors", True) is not True:
@@ -79,17 +82,29 @@ class DepthVLMForConditionalGeneration(  # type: ignore[misc]
         revision = resolve_revision(pretrained_model_name_or_path, **origin)
         if revision is not None:
             kwargs["revision"] = revision
+        path = str(pretrained_model_name_or_path)
+        wants_info = kwargs.pop("output_loading_info", False)
+        stored: dict[str, Any] = {}
+        if pretrained_model_name_or_path is not None and kwargs.get("state_dict") is None:
+            where = {key: kwargs[key] for key in HUB_KWARGS if kwargs.get(key) is not None}
+            header = weights_header(path, where, kwargs.get("variant"))
+            if header is not None and not wants_info:
+                stored, _ = PreTrainedConfig.get_config_dict(path, **where)
+                check_weights(stored, header, path)
         try:
-            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+            )
         except SafetensorError as error:
             raise OSError(
                 f"A safetensors file of {pretrained_model_name_or_path} is incomplete or damaged ({error})"
                 f"{_damaged_files(pretrained_model_name_or_path)}. Copy or download it again."
             ) from error
-        config = (loaded[0] if isinstance(loaded, tuple) else loaded).config
-        if config._name_or_path == str(pretrained_model_name_or_path):  # it is another with an adapter's name
-            config._commit_hash = getattr(revision, "resolved", None)
-        return loaded
+        if model.config._name_or_path == path:  # it is another with an adapter's name
+            model.config._commit_hash = getattr(revision, "resolved", None)
+        if stored:
+            check_missing(info["missing_keys"], stored, path)
+        return (model, info) if wants_info else model
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

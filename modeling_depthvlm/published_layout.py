@@ -1,10 +1,12 @@
 # Copyright 2026 The DepthVLM authors. Licensed under the Apache License, Version 2.0.
-"""Reads the configurations of foreign checkpoints: the published DepthVLM layout and plain Qwen3-VL."""
+"""Checkpoints before they are loaded: foreign configurations read, and the weights' headers checked against them."""
 
 import json
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers.utils.hub import cached_file, cached_files
 
 # The published checkpoints name their heads so; ours say what they are (paper, table 4).
@@ -12,7 +14,27 @@ PUBLISHED_HEADS: dict[str, dict[str, Any]] = {
     "dpt": {"head_type": "dpt_light", "feature_source": "vit+llm"},
     "mlp": {"head_type": "mlp", "feature_source": "llm_final"},
 }
+HEAD = "depth_head."
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+LAYERS = {
+    "text_config": ("num_hidden_layers", ".language_model.layers."),
+    "vision_config": ("depth", ".visual.blocks."),
+}
+
+
+def check_backbone(config_dict: dict[str, Any], path: str) -> None:
+    """
+    See that a checkpoint's configuration is of a backbone that this code runs.
+
+    Raises:
+        ValueError: it is of another.
+    """
+    model_type = config_dict.get("model_type")
+    if model_type not in ("depthvlm", "qwen3_vl"):
+        raise ValueError(
+            f"{path} has model_type={model_type!r}, which DepthVLM does not support. Supported are qwen3_vl (the dense "
+            "Qwen3-VL: 2B, 4B, 8B, 32B), the published DepthVLM layout, which is of that type too, and depthvlm."
+        )
 
 
 def adopt_config_dict(config_dict: dict[str, Any], path: str, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -25,57 +47,159 @@ def adopt_config_dict(config_dict: dict[str, Any], path: str, hub_kwargs: dict[s
     Raises:
         ValueError: when `depth_head_type` is unknown, or the weights of the head it promises are not there.
     """
-    config_dict = {**config_dict, "model_type": "depthvlm", "architectures": ["DepthVLMForConditionalGeneration"]}
-    published = config_dict.pop("depth_head_type", None)
-    if published is None:
-        return config_dict
+    adopted = {key: value for key, value in config_dict.items() if not key.startswith("depth_head_")}
+    adopted |= {"model_type": "depthvlm", "architectures": ["DepthVLMForConditionalGeneration"]}
+    if has_head(config_dict):
+        header = weights_header(path, hub_kwargs) or {}
+        adopted["depth_config"] = published_head(config_dict, header, path)
+    return adopted
+
+
+def published_head(config_dict: dict[str, Any], header: dict[str, list[int] | None], path: str) -> dict[str, Any]:
+    """
+    Return the `depth_config` of a checkpoint in the published layout.
+
+    Args:
+        config_dict: its configuration, as it is in the file.
+        header: the shapes of its weights by name; those of the head are enough.
+    """
+    published = config_dict["depth_head_type"]
     if published not in PUBLISHED_HEADS:
         raise ValueError(
             f"{path}: its config says depth_head_type={published!r}, expected one of {', '.join(PUBLISHED_HEADS)}."
         )
-    shapes = _head_shapes(path, hub_kwargs)
+    shapes = {name.removeprefix(HEAD): shape for name, shape in header.items() if name.startswith(HEAD) and shape}
     if not shapes:
         raise ValueError(
             f"{path}: its config says depth_head_type={published!r}, but no `depth_head.*` weight is in it. Use a "
             "complete checkpoint, or remove `depth_head_type` from config.json to start with a new head."
         )
-    config_dict["depth_config"] = {**PUBLISHED_HEADS[published], **_head_widths(published, shapes, path)}
-    return config_dict
-
-
-def _head_widths(published: str, shapes: dict[str, list[int]], path: str) -> dict[str, Any]:
     try:
-        if published == "mlp":
-            return {"hidden_size": shapes["mlp.0.weight"][0]}
-        return {
-            "features": shapes["scratch.layer1_rn.weight"][0],
-            "out_channels": [shapes[f"projects.{k}.weight"][0] for k in range(4)],
-        }
+        widths = _mlp(shapes, config_dict) if published == "mlp" else _dpt(shapes)
     except KeyError as error:
         raise ValueError(
             f"{path}: its config says depth_head_type={published!r}, but the weight `depth_head.{error.args[0]}` of "
             f"such a head is missing. It has: {', '.join(sorted(shapes)[:6])}, ..."
         ) from error
+    return {**PUBLISHED_HEADS[published], **widths}
 
 
-def _head_shapes(path: str, hub_kwargs: dict[str, Any]) -> dict[str, list[int]]:
-    """Shapes of the `depth_head.*` weights, from the headers of the safetensors files that hold them."""
-    prefix = "depth_head."
+def _dpt(shapes: dict[str, list[int]]) -> dict[str, Any]:
+    return {
+        "features": shapes["scratch.layer1_rn.weight"][0],
+        "out_channels": [shapes[f"projects.{k}.weight"][0] for k in range(4)],
+    }
+
+
+def _mlp(shapes: dict[str, list[int]], config_dict: dict[str, Any]) -> dict[str, Any]:
+    """
+    The published modes: the final LLM state; four maps side by side under one LayerNorm as wide as all of them; their
+    sum, which has the shapes of the first and is told by the config's `depth_head_feature_mode` alone.
+    """
+    width, (hidden, inputs) = shapes["norm.weight"][0], shapes["mlp.0.weight"]
+    found: dict[str, Any] = {"hidden_size": hidden}
+    if width != inputs:  # our own kind, in the published layout: one LayerNorm, shared by the four maps
+        return found | {"feature_source": "vit+llm"}
+    if width != (config_dict.get("text_config") or {}).get("hidden_size"):
+        return found | {"feature_source": "vit+llm", "mlp_fusion": "concat_norm"}
+    summed = "sum" in str(config_dict.get("depth_head_feature_mode"))
+    return found | ({"feature_source": "vit+llm", "mlp_fusion": "sum"} if summed else {})
+
+
+def weights_header(
+    path: str, hub_kwargs: dict[str, Any], variant: str | None = None
+) -> dict[str, list[int] | None] | None:
+    """
+    Names of a checkpoint's weights, with their shapes where these come from a file that holds a part of the head.
+
+    Returns:
+        None where there are no safetensors weights (an adapter's folder, say).
+
+    Raises:
+        ValueError: when its index names files that are no safetensors: pickled weights are never read.
+        OSError: when a file is incomplete.
+    """
     optional: dict[str, Any] = {
         "_raise_exceptions_for_missing_entries": False,
         "_raise_exceptions_for_gated_repo": True,
     }
-    if index := cached_file(path, INDEX, **hub_kwargs, **optional):
-        with open(index, encoding="utf-8") as file:
-            weight_map = json.load(file)["weight_map"]
-        names = sorted({shard for name, shard in weight_map.items() if name.startswith(prefix)})
+    names: dict[str, list[int] | None] = {}
+    stem, end = WEIGHTS.split(".")
+    weights = WEIGHTS if variant is None else f"{stem}.{variant}.{end}"
+    index_name = INDEX if variant is None else f"{WEIGHTS}.index.{variant}.json"
+    if not cached_file(path, weights, **hub_kwargs, **optional) and (
+        index := cached_file(path, index_name, **hub_kwargs, **optional)
+    ):
+        weight_map = _weight_map(Path(index))
+        names |= dict.fromkeys(weight_map)
+        files = sorted({file for name, file in weight_map.items() if name.startswith(HEAD)})
     else:
-        names = [WEIGHTS]
-    shapes: dict[str, list[int]] = {}
-    files = cached_files(path, names, **hub_kwargs, **optional) if names else None
-    for name in files or []:
-        with safe_open(name, framework="pt") as weights:
-            for key in weights.keys():  # noqa: SIM118 (not a dict)
-                if key.startswith(prefix):
-                    shapes[key.removeprefix(prefix)] = list(weights.get_slice(key).get_shape())
-    return shapes
+        files = [weights]
+    found = cached_files(path, files, **hub_kwargs, **optional) if files else []
+    for file in found or []:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                names |= {key: list(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise OSError(
+                f"A safetensors file of {path} is incomplete or damaged ({error}): {Path(file).name}. Copy or download "
+                "it again."
+            ) from error
+    return names or None
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Which file holds which weight."""
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        others = sorted({str(file) for file in weight_map.values() if not str(file).endswith(".safetensors")})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is no index of safetensors files ({error!r}). Download it again.") from error
+    if others:
+        raise ValueError(
+            f"{index} names {', '.join(others[:3])}: DepthVLM reads safetensors alone, never pickle. Convert the "
+            "weights to safetensors first."
+        )
+    return weight_map
+
+
+def check_weights(config_dict: dict[str, Any], header: dict[str, list[int] | None], path: str) -> None:
+    """
+    See that the weights hold what the configuration promises, before anything of it is built.
+
+    Raises:
+        ValueError: when the configuration has more layers than the weights, or a depth head that they have not.
+    """
+    for part, (key, infix) in LAYERS.items():
+        promised = (config_dict.get(part) or {}).get(key)
+        held = len({name.split(infix)[1].split(".")[0] for name in header if infix in name})
+        if isinstance(promised, int) and promised > held:
+            raise ValueError(
+                f"{path}: its config says {part}.{key}={promised}, but its weights hold {held} such layers. The config "
+                "is of another checkpoint, or the weights are incomplete."
+            )
+    if has_head(config_dict) and not any(name.startswith(HEAD) for name in header):
+        raise ValueError(
+            f"{path}: its config is of a model with a depth head, but no `depth_head.*` weight is in it. Use a "
+            "complete checkpoint; to start with a new head, begin with the plain Qwen3-VL."
+        )
+
+
+def has_head(config_dict: dict[str, Any]) -> bool:
+    """Whether a configuration, as it is in the file, is of a model with a depth head."""
+    return config_dict.get("model_type") == "depthvlm" or config_dict.get("depth_head_type") is not None
+
+
+def check_missing(missing: Iterable[str], config_dict: dict[str, Any], path: str) -> None:
+    """
+    See that no weight had to be drawn at random, but for a new head on a plain Qwen3-VL.
+
+    Raises:
+        ValueError: when one had to.
+    """
+    lost = sorted(name for name in missing if has_head(config_dict) or not name.startswith(HEAD))
+    if lost:
+        raise ValueError(
+            f"{path} lacks {len(lost)} of the model's weights: {', '.join(lost[:5])}{', ...' * (len(lost) > 5)}. Copy "
+            "or download it again. (`output_loading_info=True` loads it all the same and returns what is missing.)"
+        )

@@ -38,7 +38,8 @@ def post_process_depth(outputs: Any, target_sizes: Any = None) -> list[dict[str,
         size, or None) and `focal_source` (`str` or None).
 
     Raises:
-        ValueError: if there is no predicted depth, or the numbers of images, cameras and sizes differ.
+        ValueError: if there is no predicted depth, it is not finite, or the numbers of images, cameras and sizes
+            differ.
     """
     predicted = outputs.predicted_depth
     if predicted is None:
@@ -64,6 +65,11 @@ def post_process_depth(outputs: Any, target_sizes: Any = None) -> list[dict[str,
         else:
             height, width = depth.shape[-2:]
         depth = depth.float()
+        if not torch.isfinite(depth).all():
+            raise ValueError(
+                f"The predicted depth of image {index} holds NaN or infinity: the model's weights are damaged, or its "
+                "numbers overflow in float16 (try bfloat16 or float32)."
+            )
         if tuple(depth.shape[-2:]) != (height, width):
             depth = F.interpolate(depth[None, None], size=(height, width), mode="bilinear", align_corners=False)[0, 0]
         camera = None if camera is None else camera.scaled_to(width, height)

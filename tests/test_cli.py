@@ -313,6 +313,7 @@ class TestOtherCommands:
         for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "processor_config.json"):
             (source / name).symlink_to(checkpoint / name)
         assert "published layout" in run("info", source).output
+        assert "dpt_light, features from vit+llm" in run("info", source).output
         result = run("convert", source, tmp_path / "new")
         assert result.exit_code == 0, result.output
         assert json.loads((tmp_path / "new/config.json").read_text())["model_type"] == "depthvlm"

@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from depthvlm.modeling_depthvlm import DepthHeadConfig, DepthVLMConfig, DepthVLMForConditionalGeneration
 from safetensors.torch import load_file, save_file
-from toy_models import toy_config, toy_inputs, toy_model
+from toy_checkpoint import save_toy_checkpoint
+from toy_models import last_layer, toy_config, toy_inputs, toy_model
 from transformers import (
     AutoModel,
     AutoModelForDepthEstimation,
@@ -14,6 +16,8 @@ from transformers import (
     BitsAndBytesConfig,
     Qwen3VLForConditionalGeneration,
 )
+
+import depthvlm
 
 INPUTS = toy_inputs([[2, (2, 3), 4], [(1, 2), 3]])
 
@@ -170,12 +174,137 @@ def test_config_round_trips(tmp_path):
             DepthVLMConfig(**kwargs)
 
 
-def test_checkpoint_without_a_head(checkpoint):
-    weights = load_file(checkpoint / "model.safetensors")
-    kept = {k: v for k, v in weights.items() if not k.startswith("depth_head.")}
-    save_file(kept, checkpoint / "model.safetensors", {"format": "pt"})
+def rewrite(folder, change):
+    weights = load_file(folder / "model.safetensors")
+    save_file(change(weights), folder / "model.safetensors", {"format": "pt"})
+
+
+def test_checkpoint_without_a_head(model, checkpoint):
+    rewrite(checkpoint, lambda weights: {k: v for k, v in weights.items() if not k.startswith("depth_head.")})
+    with pytest.raises(ValueError, match="no `depth_head"):
+        DepthVLMForConditionalGeneration.from_pretrained(checkpoint)
     _, info = DepthVLMForConditionalGeneration.from_pretrained(checkpoint, output_loading_info=True)
-    assert len(info["missing_keys"]) == len(weights) - len(kept)
+    assert info["missing_keys"] == {k for k in model.state_dict() if k.startswith("depth_head.")}
+
+
+@pytest.mark.parametrize("lost", ["depth_head.projects.2.weight", "model.visual.blocks.1.attn.proj.bias"])
+def test_checkpoint_without_one_weight(lost, checkpoint, qwen):
+    rewrite(checkpoint, lambda weights: {k: v for k, v in weights.items() if k != lost})
+    for auto in (DepthVLMForConditionalGeneration, AutoModel, AutoModelForDepthEstimation):
+        with pytest.raises(ValueError, match=rf"lacks 1 of the model's weights: {lost}\. Copy"):
+            auto.from_pretrained(checkpoint)
+    if "visual" in lost:  # in a plain Qwen3-VL only the head is new
+        rewrite(qwen, lambda weights: {k: v for k, v in weights.items() if k != lost})
+        with pytest.raises(ValueError, match=lost):
+            DepthVLMForConditionalGeneration.from_pretrained(qwen)
+
+
+def test_more_layers_than_the_weights_have_are_refused_before_they_are_built(checkpoint):
+    config = json.loads((checkpoint / "config.json").read_text())
+    for part, key in (("text_config", "num_hidden_layers"), ("vision_config", "depth")):
+        changed = config | {part: config[part] | {key: 10**9}}
+        (checkpoint / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match=rf"{part}\.{key}=1000000000, but its weights hold 4"):
+            DepthVLMForConditionalGeneration.from_pretrained(checkpoint)
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_vl_moe", "qwen2_5_vl", "llava", "qwen3_5", "nonsense", None])
+def test_other_backbones_are_refused_at_once(model_type, qwen):
+    config = json.loads((qwen / "config.json").read_text()) | {"model_type": model_type}
+    (qwen / "config.json").write_text(json.dumps(config))
+    (qwen / "model.safetensors").unlink()  # nothing of it is looked at
+    for cls in (DepthVLMForConditionalGeneration, DepthVLMConfig):
+        with pytest.raises(ValueError, match=rf"model_type={model_type!r}.*Supported are qwen3_vl"):
+            cls.from_pretrained(qwen)
+
+
+@pytest.mark.parametrize("levels", [[0, 1], [0, 1, 2, 3], [1, 1, 2], [0, 1, 4], []])
+def test_deepstack_levels_that_the_head_cannot_read(levels, qwen):
+    config = json.loads((qwen / "config.json").read_text())
+    config["vision_config"]["deepstack_visual_indexes"] = levels
+    (qwen / "config.json").write_text(json.dumps(config))
+    for cls in (DepthVLMForConditionalGeneration, DepthVLMConfig):
+        with pytest.raises(ValueError, match=r"deepstack_visual_indexes.*with 4 ViT layers.*reads three"):
+            cls.from_pretrained(qwen)
+    assert DepthVLMConfig.from_pretrained(qwen, depth_config={"feature_source": "llm"}).head.feature_source == "llm"
+
+
+def test_an_index_that_names_pickled_weights_is_refused(model, checkpoint):
+    (checkpoint / "model.safetensors").unlink()
+    torch.save(model.state_dict(), checkpoint / "weights.bin")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(model.state_dict(), "weights.bin")}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+    for auto in (DepthVLMForConditionalGeneration, AutoModel):
+        with pytest.raises(ValueError, match=r"names weights\.bin: DepthVLM reads safetensors alone"):
+            auto.from_pretrained(checkpoint)
+
+
+@pytest.mark.parametrize("head_type", ["dpt_light", "mlp"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_untrained_head_is_known(head_type, dtype):
+    config = toy_config({"head_type": head_type})
+    head = DepthVLMForConditionalGeneration(config).to(dtype).depth_head
+    assert head.is_untrained()
+    with torch.no_grad():
+        last_layer(head).bias += 0.01
+    assert not head.is_untrained()
+    assert not toy_model({"head_type": head_type}).depth_head.is_untrained()
+
+
+def test_load_and_predict_refuse_untrained_and_broken_heads(tmp_path):
+    save_toy_checkpoint(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    image = np.zeros((64, 64, 3), np.uint8)
+
+    rewrite(tmp_path, lambda _: weights | {"model.language_model.norm.weight": torch.full((32,), torch.nan)})
+    with pytest.raises(ValueError, match="holds NaN or infinity"):
+        depthvlm.predict(image, tmp_path, fov=60, device="cpu")
+    rewrite(tmp_path, lambda _: {k: torch.full_like(v, torch.nan) for k, v in weights.items()})
+    with pytest.raises(ValueError, match=r"head's weights .* hold NaN"):
+        depthvlm.load(tmp_path, device="cpu")
+
+    torch.manual_seed(0)
+    model = DepthVLMForConditionalGeneration(DepthVLMConfig.from_pretrained(tmp_path))
+    model.save_pretrained(tmp_path)  # as `depthvlm convert` makes of a plain Qwen3-VL
+    with pytest.raises(ValueError, match="never trained"):
+        depthvlm.predict(image, tmp_path, fov=60, device="cpu")
+    [prediction] = depthvlm.load(tmp_path, device="cpu", allow_untrained_head=True).predict(image, fov=60)
+    assert prediction.depth.max() / prediction.depth.min() < 1.1
+
+
+def by_hand_mlp(weights, tokens):
+    hidden = torch.nn.functional.gelu(tokens @ weights["mlp.0.weight"].T + weights["mlp.0.bias"])
+    return torch.nn.functional.softplus(hidden @ weights["mlp.2.weight"].T + weights["mlp.2.bias"])
+
+
+@pytest.mark.parametrize("mode", ["concat", "sum", "sum by depth_config", "llm_last"])
+def test_published_mlp_heads(mode, qwen):
+    """Each mode's number from its formula: LayerNorm over all four maps side by side, or over their sum."""
+    torch.manual_seed(1)
+    width = 4 * 32 if mode == "concat" else 32
+    shapes = {"norm.weight": (width,), "norm.bias": (width,), "mlp.0.weight": (24, width), "mlp.0.bias": (24,)}
+    shapes |= {"mlp.2.weight": (1024, 24), "mlp.2.bias": (1024,)}
+    head = {name: torch.randn(shape) for name, shape in shapes.items()}
+    rewrite(qwen, lambda weights: weights | {f"depth_head.{k}": v for k, v in head.items()})
+    config = json.loads((qwen / "config.json").read_text())
+    config |= {"depth_head_type": "mlp", "depth_head_mlp_hidden": 24}
+    if mode in ("sum", "llm_last"):
+        config["depth_head_feature_mode"] = mode
+    (qwen / "config.json").write_text(json.dumps(config))
+    given = {"depth_config": {"feature_source": "vit+llm", "mlp_fusion": "sum"}} if "by" in mode else {}
+    model = DepthVLMForConditionalGeneration.from_pretrained(qwen, **given).eval()
+    inputs = toy_inputs([[2, (1, 1), 3]])
+    with torch.no_grad():
+        vision = model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"], return_dict=True)
+        last = model.model(**inputs).last_hidden_state[0, 3]
+    maps = [*(level[0][0] for level in vision.deepstack_features), last]
+    tokens = {"concat": torch.cat(maps), "llm_last": last}.get(mode, maps[0] + maps[1] + maps[2] + maps[3])
+    normed = torch.nn.functional.layer_norm(tokens, (width,), head["norm.weight"], head["norm.bias"], 1e-5)
+    [depth] = model.predict_depth(**inputs)
+    torch.testing.assert_close(depth.flatten(), by_hand_mlp(head, normed), atol=1e-5, rtol=1e-5)
+    model.save_pretrained(qwen / "again")
+    [again] = DepthVLMForConditionalGeneration.from_pretrained(qwen / "again").predict_depth(**inputs)
+    assert torch.equal(again, depth)
 
 
 def test_checkpoint_with_a_head_of_other_widths(checkpoint):
