@@ -62,7 +62,7 @@ class EvalSet:
         self.seed: int | None = entry["parameters"]["seed"]  # None: the source brought its points, none was drawn
         self.options: dict[str, Any] = entry["parameters"].get("options") or {}
         self.hash = build_hash(entry)
-        rows = load_build(folder, split, source)
+        rows = load_build(folder, split, source, verify=True)
         for column in ("image", "depth"):
             rows = rows.cast_column(column, ImageFeature(decode=False))
         self._rows: Dataset = rows

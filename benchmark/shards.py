@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from hashlib import file_digest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .build_manifest import MANIFEST, read_manifest
-from .shard_writer import STATE_FOLDER, BuildError
+from .shard_writer import STATE_FOLDER, BuildError, write_atomically
 from .workers import available_cpus
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+_CHECKED = "checked"  # hashes of shards by name, with size and times of the file; without .json, which means a build
 
 
 def finished_builds(
@@ -65,7 +68,8 @@ def shard_paths(folder: str | Path, entry: dict[str, Any], verify: bool = False)
     Args:
         folder: of the build.
         entry: of the manifest.
-        verify: whether to read all bytes and compare their hashes too, not the sizes alone.
+        verify: whether to compare the hashes of all bytes too, not the sizes alone. A file whose size and times are
+            those at its last check is not read again.
 
     Raises:
         BuildError: a file is missing or is not what the manifest says; the message names it.
@@ -79,10 +83,12 @@ def shard_paths(folder: str | Path, entry: dict[str, Any], verify: bool = False)
                 "build command to mend it."
             )
     if verify:
-        with ThreadPoolExecutor(available_cpus()) as pool:
-            for path, shard, digest in zip(paths, entry["shards"], pool.map(_sha256, paths), strict=True):
-                if digest != shard["sha256"]:
-                    raise BuildError(f"The bytes of {path} are not those of the manifest (sha256). Copy it again.")
+        for path, shard, digest in zip(paths, entry["shards"], _hashes(Path(folder), paths), strict=True):
+            if digest != shard["sha256"]:
+                raise BuildError(
+                    f"The bytes of {path} are not those of the manifest (sha256): it was altered or damaged. Copy it "
+                    "again, or run the same build command to mend it."
+                )
     return paths
 
 
@@ -96,7 +102,7 @@ def load_build(
         folder: of `depthvlm bench build`.
         split: "train" or "test".
         source: one source; by default all of that split, one after the other.
-        verify: whether to compare the hashes of all files first.
+        verify: whether to compare the hashes of all files first, see [`shard_paths`].
         options: of `datasets.Dataset.from_parquet` (`cache_dir`, `keep_in_memory`, `columns`).
 
     Raises:
@@ -108,6 +114,30 @@ def load_build(
     builds = finished_builds(folder, split, source).values()
     paths = [str(path) for entry in builds for path in shard_paths(folder, entry, verify)]
     return Dataset.from_parquet(paths, split=split, **options)
+
+
+def _hashes(folder: Path, paths: Sequence[Path]) -> list[str]:
+    """The sha256 of files of a build: of those that are as they were at their last check, the one found then."""
+    record = folder / STATE_FOLDER / _CHECKED
+    known: dict[str, Any] = {}
+    with suppress(OSError, ValueError, TypeError):  # there is none, or it is damaged: all are read
+        known = dict(json.loads(record.read_text(encoding="utf-8")))
+
+    def check(path: Path) -> dict[str, Any]:
+        stat = path.stat()
+        times = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+        found = known.get(path.name)
+        if isinstance(found, dict) and found.get("file") == times and "sha256" in found:
+            return found
+        return {"file": times, "sha256": _sha256(path)}
+
+    with ThreadPoolExecutor(available_cpus()) as pool:
+        found = dict(zip([path.name for path in paths], pool.map(check, paths), strict=True))
+    if any(known.get(name) != one for name, one in found.items()):
+        with suppress(OSError):  # a folder that may not be written to is checked anew each time
+            record.parent.mkdir(exist_ok=True)
+            write_atomically(record, json.dumps(known | found))
+    return [one["sha256"] for one in found.values()]
 
 
 def _is_record(path: Path) -> bool:

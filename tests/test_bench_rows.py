@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 from bench_builds import build_rows, build_toy
 from bench_source import IMAGE_SIZE, INTRINSICS, ToySource, make_toy, toy_depth, toy_image
 from datasets import load_dataset
+from depthvlm.benchmark import shards
 from depthvlm.benchmark.annotations_out import annotation_line, write_annotations
+from depthvlm.benchmark.eval_sets import EvalSet
 from depthvlm.benchmark.frames import Frame, FrameError, FrameRef
 from depthvlm.benchmark.shard_rows import RowMaker, depth_messages
 from depthvlm.benchmark.shard_writer import BuildError
@@ -178,6 +181,22 @@ class TestReading:
         (out / "manifest.json").write_text("{")
         with pytest.raises(BuildError, match="is damaged"):
             load_build(out, "train")
+
+    def test_altered_bytes_are_not_scored(self, root, out, tmp_path, monkeypatch):
+        """Of the same size and under the genuine hash: only reading the file shows it. Unaltered, it is read once."""
+        build_toy(root, out, "test")
+        EvalSet(out, "toy")
+        monkeypatch.setattr(shards, "_sha256", lambda path: pytest.fail(f"{path} was read again"))
+        EvalSet(out, "toy")
+        monkeypatch.undo()
+        shard = sorted(out.glob("*.parquet"))[1]
+        data = bytearray(shard.read_bytes())
+        data[len(data) // 2] ^= 1
+        times = shard.stat()
+        shard.write_bytes(data)
+        os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))
+        with pytest.raises(BuildError, match=r"test-00001-of-00003\.parquet are not those of the manifest .* altered"):
+            EvalSet(out, "toy")
 
     def test_several_sources(self, root, out, tmp_path):
         build_toy(root, out, "test")
