@@ -50,6 +50,10 @@ REDUCED_ABOVE = 64_000_000
 FULL_SIZE_KEY = "depthvlm_full_size"
 """The key of `PIL.Image.Image.info` with the width and height of an image that `open_image` has reduced."""
 
+FLOAT_RANGES = ((1, 2), (255, 280))
+INTEGER_RANGES = ((255, 280), (65535, 65535))
+STRAY_SHARE = 0.01
+
 _PILLOW_LIMIT = threading.Lock()
 
 
@@ -246,9 +250,10 @@ def upright_image(image: Any, index: int, input_data_format: Any = None) -> tupl
     """
     The pixels of one image and its EXIF data.
 
-    A PIL image is turned as its EXIF orientation says, transparency is composited onto white, 16-bit values are
-    divided by 257, so that 65535 becomes 255. An array or a tensor holds 8-bit values (0 to 255, of any type), 16-bit
-    values (`uint16`), booleans, or floats in 0 to 1; one, three or four channels, first or last, or none.
+    A PIL image is turned as its EXIF orientation says, transparency is composited onto white. An array or a tensor has
+    one, three or four channels, first or last, or none. Its type says what its values are: `uint8` 0 to 255, `uint16`
+    0 to 65535, booleans. Floats are 0 to 1 unless more than 1 % of them exceed 2, then 0 to 255; other integers are
+    0 to 255 unless more than 1 % of them exceed 280, then 0 to 65535. Values beyond are clipped, with a warning.
 
     Args:
         image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): The image.
@@ -261,7 +266,7 @@ def upright_image(image: Any, index: int, input_data_format: Any = None) -> tupl
     Raises:
         ValueError: for an image without pixels, or values that are not of one of these ranges.
 
-    Warns if the EXIF data are corrupt: they are then ignored.
+    Warns if values are clipped, or if the EXIF data are corrupt: they are then ignored.
     """
     exif = None
     if isinstance(image, Image.Image):
@@ -328,28 +333,30 @@ def _array_to_rgb(image: np.ndarray | torch.Tensor, index: int, input_data_forma
 
 
 def _to_8_bit(array: np.ndarray, index: int) -> np.ndarray:
-    """Values as uint8: 16-bit ones divided by 257, floats of 0 to 1 multiplied by 255."""
+    """Values as uint8: see [`upright_image`] for the rule."""
     if array.dtype == np.uint8:
         return array
     if array.dtype == bool:
         return array.astype(np.uint8) * 255
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:
+        return np.rint(array / 257).astype(np.uint8)
     if not np.isfinite(array).all():
         raise ValueError(f"Image {index} has pixels that are NaN or infinite. An image needs finite values.")
     low, high = float(array.min()), float(array.max())
-    if low >= 0:
-        if np.issubdtype(array.dtype, np.floating):
-            if high <= 1:
-                return np.rint(array * 255).astype(np.uint8)
-            if high <= 255:
-                return np.rint(array).astype(np.uint8)
-        elif array.dtype.itemsize == 2 and array.dtype.kind == "u":
-            return np.rint(array / 257).astype(np.uint8)
-        elif high <= 255:
-            return array.astype(np.uint8)
-        elif high <= 65535:
-            # Pillow reads 16-bit PGM and TIFF files as 32-bit integers.
-            return np.rint(array / 257).astype(np.uint8)
-    raise ValueError(
-        f"Image {index} has values from {low:g} to {high:g} ({array.dtype}). An image needs 0 to 255, 16 bits, or "
-        "floats in 0 to 1; undo any normalisation before the processor."
-    )
+    # White, and what all but 1 % of the values must not exceed: filters overshoot, and so does a brightened picture.
+    ranges = FLOAT_RANGES if np.issubdtype(array.dtype, np.floating) else INTEGER_RANGES
+    white = next((top for top, limit in ranges if np.count_nonzero(array > limit) <= STRAY_SHARE * array.size), None)
+    if white is None or np.count_nonzero(array < -0.05 * white) > STRAY_SHARE * array.size:
+        raise ValueError(
+            f"Image {index} has values from {low:g} to {high:g} ({array.dtype}). An image needs 0 to 255, 16 bits, or "
+            "floats in 0 to 1; undo any normalisation before the processor."
+        )
+    if low < 0 or high > white:
+        stray = np.count_nonzero((array < 0) | (array > white)) / array.size
+        warnings.warn(
+            f"Image {index} has {array.dtype} values from {low:g} to {high:g}. By most of them it is taken for a "
+            f"picture of 0 to {white:g}, and the {stray:.2%} beyond are clipped.",
+            stacklevel=2,
+        )
+        array = array.clip(0, white)
+    return np.rint(array * (255 / white)).astype(np.uint8)

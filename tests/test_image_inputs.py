@@ -52,6 +52,27 @@ class TestImagesAsPeopleHaveThem:
         self.check(processor, Image.fromarray(self.GREY / np.float32(255)), self.GREY)
         self.check(processor, Image.fromarray(self.GREY.astype(np.float32)), self.GREY)
 
+    @pytest.mark.parametrize("white", [1.0, 255.0, 255, 65535])
+    def test_one_stray_value_does_not_decide_the_range(self, processor, white):
+        """Values beyond 0 to white are clipped, with a warning: everything else stays what it was."""
+        values = self.RGB / 255 * white
+        pixels = values.astype(np.float32) if isinstance(white, float) else np.rint(values).astype(np.int64)
+        for stray in (1.01 * white, 1.5 * white, -0.02 * white):
+            changed = pixels.copy()
+            changed[3, 4, 1] = np.ceil(stray) if isinstance(white, int) else stray
+            expected = self.RGB.copy()
+            expected[3, 4, 1] = 0 if stray < 0 else 255
+            with pytest.warns(UserWarning, match=rf"taken for a picture of 0 to {white:g}, and the 0.00% beyond"):
+                self.check(processor, changed, expected)
+
+    def test_a_brightened_picture_is_clipped_at_white(self, processor):
+        unit = self.RGB.astype(np.float32) / 255
+        expected = np.rint(np.minimum(unit * 1.5, 1) * 255)
+        with pytest.warns(UserWarning, match="taken for a picture of 0 to 1"):
+            self.check(processor, unit * 1.5, expected)
+        with pytest.warns(UserWarning, match="taken for a picture of 0 to 1"):
+            self.check(processor, Image.fromarray(unit[..., 0] * 1.5), expected[..., 0])
+
     def test_palette(self, processor):
         image = Image.fromarray(self.RGB).quantize(64)
         self.check(processor, image, np.asarray(image.convert("RGB")))
