@@ -42,7 +42,7 @@ class Conversation:
     for one another.
 
     Args:
-        image: a path, a URL, a PIL image, an array or a tensor.
+        image: one image, see [`predict`].
         model: a checkpoint's folder or Hub name, or what [`load`] returned. None: the bundled `depthvlm-nano`.
         focal_length: in pixels of the image as given.
         fov: horizontal field of view in degrees.
@@ -73,7 +73,7 @@ class Conversation:
         self.messages: list[dict[str, str]] = []
         self._system = system
         self._camera = {"focal_length": focal_length, "fov": fov, "intrinsics": intrinsics}
-        self._image = open_image(image) if isinstance(image, (str, PathLike)) else image
+        self._image = open_image(image)
         self._cache: Any = None
         self._cached_ids: list[int] = []
         self._turn = threading.Lock()

@@ -4,12 +4,12 @@ import inspect
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import torch
@@ -22,13 +22,22 @@ from .modeling_depthvlm import DepthVLMForConditionalGeneration
 from .prediction import Prediction
 from .processing import DEPTH_PROMPT, DEPTH_SYSTEM_PROMPT, DepthVLMProcessor
 from .processing.camera_depthvlm import cameras_per_image
-from .processing.images_depthvlm import open_image, open_raster, upright_image
+from .processing.images_depthvlm import (
+    MAX_IMAGE_PIXELS,
+    image_list,
+    local_path,
+    open_image,
+    open_raster,
+    upright_image,
+)
 
 logger = logging.getLogger(__name__)
 
 _BATCHES_SORTED_TOGETHER = 8
 
-ImageInput: TypeAlias = str | PathLike[str] | Image.Image | np.ndarray | torch.Tensor
+ImageInput: TypeAlias = (
+    str | PathLike[str] | bytes | BinaryIO | Mapping[str, Any] | Image.Image | np.ndarray | torch.Tensor
+)
 
 
 def load(
@@ -56,7 +65,7 @@ def load(
 
 
 def predict(
-    images: ImageInput | Sequence[ImageInput],
+    images: ImageInput | Iterable[ImageInput],
     model: "str | PathLike[str] | DepthVLM | None" = None,
     *,
     device: str = "auto",
@@ -74,7 +83,9 @@ def predict(
     ```
 
     Args:
-        images: one image or a list of them: a path, a URL, a PIL image, or an array or tensor.
+        images: one image or many. One: a path, a URL (`http`, `https`, `file`, `data`), base64 text, bytes, a binary
+            stream, `{"bytes", "path"}`, a PIL image, an array or a tensor. Many: a list, a generator, a column of
+            `datasets`, a batch of pixels `(N, H, W, 3)` or `(N, 3, H, W)`.
         model: see [`load`]; or what it returned, so as to load only once.
         device, dtype: see [`load`]; not used with a loaded model.
         **kwargs: `focal_length`, `fov`, `intrinsics`, `prompt`, `batch_size`, `max_new_tokens`: see
@@ -107,7 +118,7 @@ class DepthVLM:
     processor: DepthVLMProcessor
     name: str = "depthvlm"
 
-    def predict(self, images: ImageInput | Sequence[ImageInput], **kwargs: Any) -> list[Prediction]:
+    def predict(self, images: ImageInput | Iterable[ImageInput], **kwargs: Any) -> list[Prediction]:
         """Predict all images.
 
         Args: see `predict_iter`, but for `on_error`.
@@ -123,7 +134,7 @@ class DepthVLM:
 
     def predict_iter(
         self,
-        images: ImageInput | Sequence[ImageInput],
+        images: ImageInput | Iterable[ImageInput],
         *,
         focal_length: float | Sequence[float | None] | None = None,
         fov: float | Sequence[float | None] | None = None,
@@ -131,13 +142,14 @@ class DepthVLM:
         prompt: str | None = None,
         batch_size: int = 4,
         max_new_tokens: int = 256,
+        max_image_pixels: int = MAX_IMAGE_PIXELS,
         on_error: Callable[[int, Exception], None] | None = None,
         **generate_kwargs: Any,
     ) -> Iterator[tuple[int, Prediction]]:
         """Predict batch by batch, in the memory of a few images. Images of similar size share a batch.
 
         Args:
-            images: one image or a sequence of them. Files are opened when their turn comes.
+            images: one image or many of them, see [`predict`]. Files are opened when their turn comes.
             focal_length: in pixels of the image as given; one for all, or a list with one, or None, for each.
             fov: horizontal field of view in degrees, likewise.
             intrinsics: 3x3 matrix or `[fx, fy, cx, cy]` in pixels of the upright image, or `[fx, fy, cx, cy, width,
@@ -146,6 +158,8 @@ class DepthVLM:
             prompt: a question or instruction; its reply comes from the same prefill as the depth. None: depth alone.
             batch_size: images in a batch.
             max_new_tokens: greatest length of the reply.
+            max_image_pixels: an image of more is an error. Of one with more than 64 million a JPEG is decoded at 1/2,
+                1/4 or 1/8 of its size, and others are reduced to that: depth and camera are of this smaller size.
             on_error: called with the image's number and what was wrong with it; the other images go on. None: raise.
             **generate_kwargs: passed on to `generate`, such as `do_sample=True`; greedy by default.
 
@@ -162,29 +176,32 @@ class DepthVLM:
             raise TypeError(f"`{next(iter(generate_kwargs))}` is for the reply to a `prompt`, and none was given.")
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
-        items = list(images) if isinstance(images, (list, tuple)) else [images]
+        items = image_list(images)
         # A wrong number is the caller's, not an image's: it is said before the first of them.
         cameras = cameras_per_image(len(items), intrinsics, focal_length, fov)
-        run = _Run(self, items, cameras, prompt, {"max_new_tokens": max_new_tokens} | generate_kwargs, on_error)
+        generation = {"max_new_tokens": max_new_tokens} | generate_kwargs
+        run = _Run(self, cameras, prompt, generation, max_image_pixels, on_error)
         window = batch_size * _BATCHES_SORTED_TOGETHER
         for start in range(0, len(items), window):
             indices = list(range(start, min(start + window, len(items))))
+            run.items = {index: items[index] for index in indices}
             if batch_size > 1:
-                indices.sort(key=lambda index: _size(items[index]))
+                indices.sort(key=lambda index: _size(run.items[index]))
             for first in range(0, len(indices), batch_size):
                 yield from run.batch(indices[first : first + batch_size])
 
 
 @dataclass
 class _Run:
-    """One call of `predict_iter`: its images, their cameras and the settings."""
+    """One call of `predict_iter`: the images whose turn it is, the cameras of all, and the settings."""
 
     depthvlm: DepthVLM
-    items: list[Any]
     cameras: dict[str, list[Any]]
     prompt: str | None
     generation: dict[str, Any]
+    max_image_pixels: int
     on_error: Callable[[int, Exception], None] | None
+    items: dict[int, Any] = field(default_factory=dict)
     warned_assumed: bool = False
 
     def batch(self, indices: list[int]) -> Iterator[tuple[int, Prediction]]:
@@ -194,7 +211,7 @@ class _Run:
         except Exception as error:
             if len(indices) == 1:
                 if self.on_error is None:
-                    raise ValueError(f"{self._label(indices[0])}: {error}") from error
+                    raise ValueError(self._message(indices[0], error)) from error
                 self.on_error(indices[0], error)
                 return
             results = []
@@ -207,7 +224,7 @@ class _Run:
     def _predict(self, indices: list[int]) -> list[Prediction]:
         model, processor = self.depthvlm.model, self.depthvlm.processor
         labels = [self._label(index) for index in indices]
-        images = [_open(self.items[index]) for index in indices]
+        images = [open_image(self.items[index], self.max_image_pixels) for index in indices]
         conversation: list[Any] = [
             {"role": "system", "content": [{"type": "text", "text": DEPTH_SYSTEM_PROMPT}]},
             {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": self.prompt or DEPTH_PROMPT}]},
@@ -264,7 +281,13 @@ class _Run:
 
     def _path(self, index: int) -> Path | None:
         item = self.items[index]
-        return Path(item) if isinstance(item, (str, PathLike)) and Path(item).is_file() else None
+        path = local_path(item.get("path") if isinstance(item, Mapping) else item)
+        return None if path is None else Path(path)
+
+    def _message(self, index: int, error: Exception) -> str:
+        """What was wrong, by the image's name: the processor has called it image 0 of its batch."""
+        label, words = self._label(index), str(error)
+        return label + words.removeprefix("Image 0") if words.startswith("Image 0 ") else f"{label}: {words}"
 
     def _label(self, index: int) -> str:
         item = self.items[index]
@@ -280,10 +303,6 @@ def check_context(model: DepthVLMForConditionalGeneration, tokens: int) -> None:
         )
 
 
-def _open(item: Any) -> Any:
-    return open_image(item) if isinstance(item, (str, PathLike)) else item
-
-
 def _rgb(image: Any) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the processor has warned already
@@ -293,8 +312,10 @@ def _rgb(image: Any) -> Image.Image:
 def _size(item: Any) -> int:
     """About how many pixels, from the file's header alone; 0 where that cannot be read (its batch raises)."""
     try:
-        if isinstance(item, (str, PathLike)):
-            with open_raster(item) as image:
+        if isinstance(item, Mapping):
+            return _size(item["path"] if item.get("bytes") is None else item["bytes"])
+        if isinstance(item, (str, PathLike, bytes)):
+            with open_raster(item if isinstance(item, bytes) else local_path(item)) as image:
                 return image.width * image.height
         return item.width * item.height if isinstance(item, Image.Image) else int(np.prod(item.shape[:2]))
     except Exception:  # Pillow raises whatever corrupt bytes lead to

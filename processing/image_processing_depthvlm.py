@@ -14,7 +14,6 @@
 """Image processors: the paper's focal-length normalisation (equation 6) before Qwen3-VL's patches, on two backends."""
 
 import math
-import os
 from typing import Any, ClassVar
 
 import numpy as np
@@ -33,7 +32,7 @@ from .batch_depthvlm import SETTINGS_KEYWORDS, DepthVLMBatchFeature, check_keywo
 from .camera_depthvlm import DEFAULT_ASSUMED_FOV, Camera, resolve_cameras
 from .canonical_size_depthvlm import canonical_size
 from .depth_maps_depthvlm import depth_labels
-from .images_depthvlm import FULL_SIZE_KEY, open_image, upright_image
+from .images_depthvlm import FULL_SIZE_KEY, image_list, open_image, upright_image
 from .post_processing_depthvlm import post_process_depth
 
 CAMERA_KEYWORDS = ("intrinsics", "focal_length", "fov")
@@ -114,7 +113,8 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
         Prepares images for the model.
 
         Args:
-            images: A path, a URL, a PIL image, an array or a tensor, or a (nested) list of them.
+            images: What [`open_image`] takes (a path, a URL, bytes, a PIL image, an array, ...), or many of them: a
+                (nested) list, a column of `datasets`, a generator, a batch `(N, H, W, 3)` of pixels.
             kwargs: See [`DepthVLMImageProcessorKwargs`].
 
         Returns:
@@ -137,14 +137,14 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
         return super().preprocess(images, **kwargs)
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
-        """Opens paths, URLs and base64 text as PIL images that keep their EXIF data; leaves all else as it is."""
-        if isinstance(image_url_or_urls, (list, tuple)):
-            return [self.fetch_images(image) for image in image_url_or_urls]
-        if isinstance(image_url_or_urls, (str, os.PathLike)):
-            return open_image(image_url_or_urls)
-        if isinstance(image_url_or_urls, (np.ndarray, torch.Tensor)) and image_url_or_urls.ndim == 2:
-            return image_url_or_urls[..., None]  # transformers takes no grey image without a channel axis
-        return super().fetch_images(image_url_or_urls)
+        """Opens whatever [`open_image`] takes as PIL images that keep their EXIF data; leaves pixels as they are."""
+        many = image_list(image_url_or_urls)
+        if len(many) != 1 or many[0] is not image_url_or_urls:
+            return [self.fetch_images(one) for one in many]
+        image = open_image(image_url_or_urls)
+        if isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 2:
+            return image[..., None]  # transformers takes no grey image without a channel axis
+        return super().fetch_images(image)
 
     def depth_labels(self, depth_maps: Any, depth_scale: Any, cameras: Any, image_grid_thw: Any) -> list[Any]:
         """The `depth_labels` of images already prepared, with their `cameras` and `image_grid_thw`."""

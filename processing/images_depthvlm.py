@@ -21,7 +21,7 @@ import stat
 import threading
 import urllib.request
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -29,7 +29,6 @@ import numpy as np
 import torch
 from huggingface_hub.utils import get_session
 from PIL import Image, UnidentifiedImageError
-from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 
 from .exif_depthvlm import ORIENTATIONS, exif_orientation, read_exif
 
@@ -146,6 +145,18 @@ def _is_heif(source: Any) -> bool:
     return start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS
 
 
+def image_list(images: Any) -> Sequence[Any]:
+    """One image or many as a sequence: lists and columns as they are, other iterables read, batches of pixels split."""
+    if isinstance(images, (np.ndarray, torch.Tensor)):
+        return list(images) if images.ndim == 4 else [images]
+    single = (str, bytes, bytearray, memoryview, os.PathLike, Mapping, Image.Image)
+    if isinstance(images, single) or hasattr(images, "read"):
+        return [images]
+    if isinstance(images, Sequence):  # columns of `datasets` decode what is asked for
+        return images
+    return list(images) if isinstance(images, Iterable) else [images]
+
+
 def open_image(source: Any, max_pixels: int = MAX_IMAGE_PIXELS, reduce: bool = True) -> Any:
     """
     Opens and decodes an image. Unlike `transformers.image_utils.load_image` it keeps the EXIF data, and pixels of more
@@ -194,6 +205,16 @@ def open_image(source: Any, max_pixels: int = MAX_IMAGE_PIXELS, reduce: bool = T
     return image
 
 
+def local_path(source: Any) -> str | None:
+    """The path that a path, a `file://` URL or `~/name` stands for; None for another URL, for text, other sources."""
+    if not isinstance(source, (str, os.PathLike)):
+        return None
+    name = os.fspath(source)
+    if name[:5].lower() == "file:":
+        return urllib.request.url2pathname(urlsplit(name).path)
+    return next((path for path in (name, os.path.expanduser(name)) if os.path.exists(path)), None)
+
+
 def _locate(name: str) -> tuple[Any, str, bool]:
     """What to open, what to call it, and whether it was taken for base64 text since there is no such file."""
     label = name if len(name) <= 200 else f"{name[:60]}... ({len(name)} characters)"
@@ -211,11 +232,9 @@ def _locate(name: str) -> tuple[Any, str, bool]:
                 return response.read(), label, False
         except ValueError as error:
             raise ValueError(f"{label} is not a data URL: {error}.") from error
-    if scheme == "file":
-        return urllib.request.url2pathname(urlsplit(name).path), label, False
-    for path in (name, os.path.expanduser(name)):
-        if os.path.exists(path):
-            return path, label, False
+    path = local_path(name)
+    if path is not None:
+        return path, label, False
     if "://" in name:
         raise ValueError(f"{label}: images are read from http://, https:// and file:// URLs. Download it first.")
     try:
@@ -312,6 +331,7 @@ def _pil_to_rgb(image: Image.Image, index: int) -> Image.Image:
 
 
 def _array_to_rgb(image: np.ndarray | torch.Tensor, index: int, input_data_format: Any) -> Image.Image:
+    is_tensor = isinstance(image, torch.Tensor)
     if isinstance(image, torch.Tensor):
         image = image.detach().cpu()
         # numpy has no bfloat16
@@ -320,8 +340,12 @@ def _array_to_rgb(image: np.ndarray | torch.Tensor, index: int, input_data_forma
     if array.ndim == 2:
         array = array[..., None]
     elif array.ndim == 3:
-        data_format = input_data_format or infer_channel_dimension_format(array, num_channels=(1, 3, 4))
-        array = np.moveaxis(array, 0, -1) if data_format == ChannelDimension.FIRST else array
+        first, last = (array.shape[axis] in (1, 3, 4) for axis in (0, -1))
+        # Where both could be: tensors have their channels first, arrays last.
+        is_first = first and (is_tensor or not last)
+        if input_data_format is not None:
+            is_first = input_data_format == "channels_first"
+        array = np.moveaxis(array, 0, -1) if is_first else array
     if array.ndim != 3 or array.shape[-1] not in (1, 3, 4):
         raise ValueError(
             f"Image {index} is an array of shape {tuple(array.shape)}. Pass (H, W), (H, W, C) or (C, H, W) with 1, 3 "

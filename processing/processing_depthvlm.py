@@ -25,6 +25,7 @@ from transformers.utils.hub import cached_file
 
 from .batch_depthvlm import SETTINGS_KEYWORDS, DepthVLMBatchFeature, check_keywords
 from .image_processing_depthvlm import DepthVLMImageProcessor
+from .images_depthvlm import image_list
 
 # The words with which the published models were trained, section 3 of the paper.
 DEPTH_PROMPT = (
@@ -111,7 +112,8 @@ class DepthVLMProcessor(Qwen3VLProcessor):
         Prepares a batch for `model(**inputs)` and `model.generate(**inputs)`.
 
         Args:
-            images: A path, a URL, a PIL image, an array or a tensor; a list, or a list for every text, of them.
+            images: What [`open_image`] takes (a path, a URL, bytes, a PIL image, an array, ...), or many of them: a
+                list, a list for every text, a column of `datasets`, a generator, a batch `(N, H, W, 3)` of pixels.
             text (`str` or `list[str]`): Prompts with one `<|image_pad|>` for every image.
             videos: As Qwen3-VL takes them; needs torchvision.
             focal_length, fov, intrinsics: The camera, for all images or one, or None, for each: see
@@ -132,8 +134,7 @@ class DepthVLMProcessor(Qwen3VLProcessor):
         check_keywords(kwargs, CALL_KEYWORDS, "The processor")
         if videos is not None and not hasattr(self, "video_processor"):
             raise ImportError('Videos need torchvision, which is not installed: `pip install "depthvlm[video]"`.')
-        if _is_empty(images):
-            images = None
+        images = None if _is_empty(images) else image_list(images)
         cameras = {"focal_length": focal_length, "fov": fov, "intrinsics": intrinsics}
         cameras = {name: value for name, value in cameras.items() if value is not None}
         if images is None and (cameras or depth_maps is not None):
