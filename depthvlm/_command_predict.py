@@ -78,6 +78,7 @@ def run(
     dtype: str,
     batch_size: int,
     max_new_tokens: int,
+    max_image_pixels: int,
     overwrite: bool,
     sequence: bool,
     depth_range: tuple[float, float] | None,
@@ -131,6 +132,7 @@ def run(
         },
         prompts=list(dict.fromkeys(prompts)),
         max_new_tokens=max_new_tokens,
+        max_image_pixels=max_image_pixels,
         formats=formats,
         overwrite=overwrite,
     )

@@ -78,6 +78,7 @@ class Settings:
         model, weights: the model's name, and what tells its weights from others.
         cameras: `focal_length`, `fov` and `intrinsics` for each image, None where they are not given.
         prompts: asked about each image.
+        max_image_pixels: an image of more is an error.
         formats: files to write.
         overwrite: replace whatever is there.
     """
@@ -88,6 +89,7 @@ class Settings:
     cameras: dict[str, Sequence[Any]]
     prompts: Sequence[str]
     max_new_tokens: int
+    max_image_pixels: int
     formats: Sequence[str]
     overwrite: bool
 
@@ -198,6 +200,7 @@ def predict_images(
             prompt=prompt,
             batch_size=batch_size,
             max_new_tokens=settings.max_new_tokens,
+            max_image_pixels=settings.max_image_pixels,
             on_error=fail,
             **given,
         )

@@ -95,6 +95,9 @@ def predict(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; auto: the model's own.")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 4,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Greatest length of the reply to --prompt.")] = 256,
+    max_image_pixels: Annotated[
+        int, typer.Option(min=1, help="Refuse larger images; those above 64 million are read at half their size.")
+    ] = 250_000_000,
     overwrite: Annotated[
         bool,
         typer.Option("--overwrite", help="Redo what is complete, and replace files that depthvlm did not write."),
@@ -141,6 +144,7 @@ def predict(
         dtype=dtype,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
+        max_image_pixels=max_image_pixels,
         overwrite=overwrite,
         sequence=sequence,
         depth_range=depth_range,

@@ -287,7 +287,8 @@ class _Run:
     def _message(self, index: int, error: Exception) -> str:
         """What was wrong, by the image's name: the processor has called it image 0 of its batch."""
         label, words = self._label(index), str(error)
-        return label + words.removeprefix("Image 0") if words.startswith("Image 0 ") else f"{label}: {words}"
+        words = re.sub("^Image 0 ", f"{label} ", words)
+        return words if words.startswith(label) else f"{label}: {words}"
 
     def _label(self, index: int) -> str:
         item = self.items[index]

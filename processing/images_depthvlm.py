@@ -100,7 +100,8 @@ def open_raster(source: Any, name: str | None = None, max_pixels: int = MAX_IMAG
         image.close()
         raise ValueError(
             f"{name} has {image.width}x{image.height} pixels (width x height), more than the {max_pixels:,} that are "
-            "read, since so large an image may be an attack. Make it smaller, or raise `max_image_pixels`."
+            "read, since so large an image may be an attack. "
+            "Make it smaller, or raise the limit (`max_image_pixels`, `--max-image-pixels`)."
         )
     return image
 
@@ -202,6 +203,11 @@ def open_image(source: Any, max_pixels: int = MAX_IMAGE_PIXELS, reduce: bool = T
     if factor > 1:
         image = _reduced(image, (-(-full_size[0] // factor), -(-full_size[1] // factor)))
         image.info[FULL_SIZE_KEY] = full_size
+        warnings.warn(
+            f"{label or 'An image'} has {full_size[0]}x{full_size[1]} pixels (width x height) and is read at "
+            f"{image.width}x{image.height}: its results are of that size.",
+            stacklevel=2,
+        )
     return image
 
 

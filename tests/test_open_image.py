@@ -235,7 +235,8 @@ class TestBigPhotographs:
         smooth = SMOOTH.resize((301, 201), Image.Resampling.BICUBIC)
         smooth.save(tmp_path / name, exif=exif.tobytes())
         width, height = (101, 151) if name == "turned.jpg" else (151, 101)
-        [prediction] = nano.predict(tmp_path / name)
+        with pytest.warns(UserWarning, match=rf"has 301x201 pixels .* is read at {151}x{101}"):
+            [prediction] = nano.predict(tmp_path / name)
         assert prediction.depth.shape == (height, width)
         assert prediction.image.size == (width, height)
         # 24 mm on film of 43.27 mm across the diagonal, in pixels of the photograph, then of the half of it.
