@@ -1,12 +1,15 @@
 """DepthVLM: dense metric depth inside a vision-language model; metres and words from one prefill.
 
-The names below are imported on first use, so that `import depthvlm` (and `depthvlm --help`) costs milliseconds.
+Importing the package registers its classes with transformers' Auto classes, which imports torch and transformers. The
+names below are imported on first use.
 """
 
+import sys
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._registration import register_when_needed
+from ._registration import register
 
 if TYPE_CHECKING:
     from .inference import DepthVLM, load, predict
@@ -73,4 +76,6 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-register_when_needed()
+# The `depthvlm` command answers `--help` before anything heavy is imported, and registers where it loads a model.
+if Path(sys.argv[0]).stem != "depthvlm":
+    register()

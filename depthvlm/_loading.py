@@ -8,9 +8,12 @@ from transformers.utils.hub import resolve_revision
 
 from ._bundled import resolve_model_path
 from ._keywords import check_loading
+from ._registration import register
 from .modeling_depthvlm import DepthVLMConfig, DepthVLMForConditionalGeneration
 from .modeling_depthvlm.configuration_depthvlm import HUB_KWARGS
 from .processing import DepthVLMProcessor
+
+register()  # for the `depthvlm` command; otherwise done when the package was imported
 
 _SMALL_MODEL = 500_000_000  # parameters: up to here float32 on a CPU is faster than bfloat16, and takes at most 2 GB
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ._bundled import resolve_model_path
+from ._registration import register
 from .hub_cards.recipe_file import convert_recipe
 from .modeling_depthvlm import DepthVLMForConditionalGeneration
 from .processing import DepthVLMProcessor
@@ -27,6 +28,7 @@ def convert_checkpoint(source: str | PathLike[str], destination: str | PathLike[
     folder = Path(destination)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is there already: give a new or an empty folder to write to.")
+    register()
     path = resolve_model_path(str(source))
     processor = DepthVLMProcessor.from_pretrained(path)
     model = DepthVLMForConditionalGeneration.from_pretrained(path, dtype="auto")

@@ -353,8 +353,8 @@ def test_help_tells_defaults_in_words(command, default):
 @pytest.mark.parametrize("arguments", [["--help"], ["predict", "--help"], ["--version"], []])
 def test_help_imports_nothing_heavy(arguments):
     code = (
-        "import sys; from depthvlm.cli import main\n"
-        f"sys.argv = ['depthvlm', *{arguments}]\n"
+        f"import sys; sys.argv = ['depthvlm', *{arguments}]\n"
+        "from depthvlm.cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'transformers', 'numpy', 'matplotlib', 'trimesh', 'PIL'} & set(sys.modules)\n"
