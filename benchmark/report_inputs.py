@@ -138,7 +138,7 @@ def read_inputs(paths: Iterable[str | Path]) -> Inputs:
     found: dict[Path, bool] = {}
     for path in map(Path, paths):
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*.json") if not file.name.startswith("."))
+            files = sorted(file for file in path.rglob("*.json") if not _is_hidden(file.relative_to(path)))
             if not files:
                 raise ValueError(f"{path} holds no results: give the --out folder of `depthvlm bench eval`.")
             found |= {file.resolve(): False for file in files if not found.get(file.resolve())}
@@ -168,6 +168,10 @@ def read_inputs(paths: Iterable[str | Path]) -> Inputs:
     )
 
 
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
 def _read(path: Path, named: bool) -> Measured | LmmsResult | Path | None:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -177,7 +181,10 @@ def _read(path: Path, named: bool) -> Measured | LmmsResult | Path | None:
     if kind.get("kind") == REPORT_KIND and not named:
         return None
     if isinstance(kind.get("results"), dict) and "protocol" not in kind:
-        return _lmms_result(path, kind)
+        try:
+            return _lmms_result(path, kind)
+        except (AttributeError, TypeError, RecursionError) as error:
+            raise ValueError(f"{path} is no result file of lmms-eval: a field is of another kind ({error}).") from None
     if {"row", "dataset", "protocol", "metrics"} <= set(kind):
         return Measured(Result.load(path), path)
     if named:

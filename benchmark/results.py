@@ -124,8 +124,13 @@ class Result:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise ValueError(f"{path} is no result of `depthvlm bench eval` of format {FORMAT}.")
-        values["confidence"] = {name: tuple(ends) for name, ends in values["confidence"].items()}
-        return cls(**values)
+        try:
+            values["confidence"] = {name: tuple(ends) for name, ends in values["confidence"].items()}
+            return cls(**values)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} lacks a field of a result, or has one of another kind ({error}). Run its `bench eval` again."
+            ) from None
 
 
 def write_whole(path: str | Path, text: str) -> None:
@@ -140,9 +145,14 @@ def write_whole(path: str | Path, text: str) -> None:
 def read_lines(path: str | Path) -> Iterator[ImageResult]:
     """The images of a file. A last line that was cut off by a kill is passed over: its image is scored again."""
     with open(path, encoding="utf-8") as file:
-        for line in file:
+        for number, line in enumerate(file, start=1):
             if line.endswith("\n"):
-                yield ImageResult.from_json(line)
+                try:
+                    yield ImageResult.from_json(line)
+                except (TypeError, ValueError) as error:
+                    raise ValueError(
+                        f"{path}, line {number}, is no result of an image ({error}). Run its `bench eval` again."
+                    ) from None
 
 
 def lines_path(summary: str | Path) -> Path:

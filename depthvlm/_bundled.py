@@ -32,6 +32,7 @@ def resolve_model_path(model: str) -> str:
 
     Raises:
         FileNotFoundError: it is a path, and there is no such folder.
+        NotADirectoryError: it is a file.
         ValueError: a file of the folder is a pipe or a device, which would be read for ever.
     """
     if model == BUNDLED_MODEL:
@@ -39,6 +40,10 @@ def resolve_model_path(model: str) -> str:
     for file in Path(model).iterdir() if Path(model).is_dir() else ():
         if file.exists() and not (file.is_file() or file.is_dir()):
             raise ValueError(f"{file} is not a file but a pipe or a device.")
+    if Path(model).is_file():
+        raise NotADirectoryError(
+            f"{model} is a file: give the folder of a checkpoint, or a name on the Hub (owner/name)."
+        )
     if not Path(model).is_dir() and hub_name_problem(model):
         raise FileNotFoundError(f"There is no model folder {model}. Give a folder, or a name on the Hub (owner/name).")
     return model

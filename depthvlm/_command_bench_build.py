@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ._fail import expected_failures, fail, printable
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
-
-INTERRUPTED = 130  # what shells give for Ctrl-C
 
 
 class Engine(StrEnum):
@@ -23,6 +23,7 @@ class Engine(StrEnum):
     ray = "ray"
 
 
+@expected_failures()
 def build(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="Name of a dataset, as `bench list` shows them.")],
     root: Annotated[Path, typer.Option(metavar="DIR", help="Its download, in the official layout.")],
@@ -69,19 +70,17 @@ def build(
     """
     from rich.console import Console
 
-    from ._fail import fail
     from ._named_values import named_values
     from .benchmark.annotations_out import write_annotations
     from .benchmark.build_plan import plan_build
     from .benchmark.builder import BuildEvents, run_build
-    from .benchmark.frames import SourceError
-    from .benchmark.shard_writer import BuildError
     from .benchmark.sources import open_source
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
     if address is not None and engine is not Engine.ray:
         raise fail("--address is of a Ray cluster: it needs --engine ray.", code=2)
-    try:
+    interrupted = f"Interrupted. Finished shards are in {printable(out)}: run the same command again to go on."
+    with expected_failures(interrupted=interrupted):
         options = named_values(option, "--option")
         opened = open_source(source, root, **options)
         if split is None and len(opened.splits) > 1:
@@ -119,34 +118,29 @@ def build(
                 bar = progress.add_task("jsonl", total=entry["counts"]["rows"])
                 path = write_annotations(out, source, split, lambda count: progress.advance(bar, count))
             console.print(f"Released form: {path}")
-    except (BuildError, SourceError, ImportError, OSError, TypeError, ValueError) as error:
-        raise fail(error) from None
-    except KeyboardInterrupt:
-        console.print(f"Interrupted. Finished shards are in {out}: run the same command again to go on.")
-        raise typer.Exit(INTERRUPTED) from None
     _report(entry, out, (plan.images - before) / max(seconds, 1e-9), console)
 
 
+@expected_failures()
 def inspect(
     folder: Annotated[Path, typer.Argument(metavar="BUILD_DIR", help="What `bench build` wrote.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The page, in one file.")] = Path("inspect.html"),
     samples: Annotated[int, typer.Option(min=1, help="Rows of each source that are shown.")] = 12,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file that this command did not write.")
+    ] = False,
 ) -> None:
     """Write a page with statistics and samples of each source, where a wrong scale or projection shows."""
     from rich.console import Console
     from rich.table import Table
 
-    from ._fail import fail
     from .benchmark.inspect_page import write_inspection
-    from .benchmark.shard_writer import BuildError
+    from .result_records import recorded
 
     console = Console(highlight=False, markup=False)
-    try:
-        with _progress(console) as progress:
-            bar = progress.add_task("inspect", total=None)
-            statistics = write_inspection(folder, out, samples, lambda count: progress.advance(bar, count))
-    except (BuildError, OSError, ValueError) as error:
-        raise fail(error) from None
+    with recorded(out.parent, out.name, [out], str(folder.resolve()), overwrite), _progress(console) as progress:
+        bar = progress.add_task("inspect", total=None)
+        statistics = write_inspection(folder, out, samples, lambda count: progress.advance(bar, count))
     columns = ("build", "images", "scenes", "cameras", "valid", "metres: min / 5 % / median / 95 % / max", "fx, px")
     table = Table(*columns)
     for name, found in statistics.items():
@@ -155,7 +149,7 @@ def inspect(
         numbers = (str(number) for number in (found.rows, found.scenes, found.cameras))
         table.add_row(name, *numbers, f"{found.valid[1]:.1%}", metres, f"{low:.0f} - {high:.0f}")
     console.print(table)
-    typer.echo(f"Page: {out}")
+    typer.echo(f"Page: {printable(out)}")
 
 
 @contextmanager
@@ -188,9 +182,9 @@ def _report(entry: dict[str, Any], out: Path, rate: float, console: "Console") -
     speed = f"; {rate:.1f} images/s" if rate else ""
     console.print(
         f"{counts['rows']} images, {counts['points']} points, {counts['bytes'] / 1e6:,.1f} MB in "
-        f"{len(entry['shards'])} shards{speed}. Manifest: {out / 'manifest.json'}"
+        f"{len(entry['shards'])} shards{speed}. Manifest: {printable(out / 'manifest.json')}"
     )
     for note in entry["notes"]:
         console.print(f"Note: {note}", style="yellow")
     for frame in entry["bad_frames"]:
-        typer.secho(f"Not usable: {frame['id']}: {frame['reason']}", fg="yellow", err=True)
+        typer.secho(printable(f"Not usable: {frame['id']}: {frame['reason']}"), fg="yellow", err=True)

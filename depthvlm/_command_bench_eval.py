@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ._fail import fail
+from ._fail import expected_failures, fail, printable
 from ._named_values import named_values
 
 # Options on which no answer depends: a run may go on with others.
@@ -19,6 +19,7 @@ _INCIDENTAL = {
 }
 
 
+@expected_failures()
 def evaluate(
     predictor: Annotated[str, typer.Option("--predictor", "-p", help="A row of `depthvlm bench list`, or nano.")],
     data: Annotated[Path, typer.Option("--data", "-d", help="Folder of `depthvlm bench build`.")],
@@ -51,42 +52,39 @@ def evaluate(
     try:
         from accelerate import PartialState
 
-        from .benchmark.chat_client import ChatServerError
         from .benchmark.eval_sets import open_sets
-        from .benchmark.predictors import PredictorError, find_row, make_predictor
-        from .benchmark.predictors.api import CostLimitReached
+        from .benchmark.predictors import find_row, make_predictor
         from .benchmark.protocol import get_protocol
-        from .benchmark.run_files import EvaluationError
         from .benchmark.runner import evaluate as run
-        from .benchmark.shard_writer import BuildError
         from .benchmark.summary import System
     except ImportError as error:
         raise fail(f'{error}. The benchmark needs its extra: pip install "depthvlm[bench]"', code=2) from None
 
     options = named_values(option, "--option")
-    try:
+    with expected_failures(code=2):
         chosen = get_protocol(protocol, **named_values(change, "--change"))
         row = find_row(predictor)
         sets = open_sets(data, split, tuple(source or ()))
         loaded: Any = make_predictor(predictor, **options)
-    except (ImportError, OSError, ValueError, BuildError, PredictorError) as error:
-        raise fail(error, code=2) from None
     answering = {name: value for name, value in (dict(row.kwargs) | options).items() if name not in _INCIDENTAL}
     system = System(predictor, loaded.name, loaded, answering)
     results = []
+    kept = "What was scored is kept: the same command goes on."
     try:
-        for one in sets:
-            result = run(system, one, chosen, out, batch_size, limit, tuple(metric or ()))
-            if result is not None:
-                results.append(result)
-    except (ChatServerError, CostLimitReached, EvaluationError, PredictorError, ValueError) as error:
-        raise fail(f"{error} What was scored is kept: the same command goes on.", code=1) from None
+        with expected_failures(note=kept, interrupted=f"Interrupted. {kept}"):
+            for one in sets:
+                result = run(system, one, chosen, out, batch_size, limit, tuple(metric or ()))
+                if result is not None:
+                    results.append(result)
     finally:
         loaded.close()
         PartialState().destroy_process_group()  # a process that ends with its group alive may abort on the way out
     if results:
         _print(results)
-        Console().print(f"Results in {out}. See them beside the paper's: depthvlm bench report {out}")
+        where = printable(out)
+        Console(soft_wrap=True, highlight=False, markup=False).print(
+            f"Results in {where}. See them beside the paper's: depthvlm bench report {where}"
+        )
 
 
 def _print(results: Sequence[Any]) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ._fail import fail
+from ._fail import expected_failures, fail, printable
 
 if TYPE_CHECKING:
     from .benchmark.report_inputs import Inputs
@@ -22,6 +22,7 @@ class ReportFormat(StrEnum):
     json = "json"
 
 
+@expected_failures()
 def report(
     results: Annotated[
         list[Path] | None,
@@ -54,6 +55,9 @@ def report(
         str | None,
         typer.Option(metavar="NAME", help="System to compare with.", show_default="the best on each set"),
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files in --out that this command did not write.")
+    ] = False,
     date: Annotated[str, typer.Option(help="To be printed; without it the same results give the same bytes.")] = "",
 ) -> None:
     """Print measured rows beside the published ones of the paper's tables 1, 2, 3 and 8.
@@ -68,12 +72,9 @@ def report(
 
     if out is None and (data or baseline is not None):
         raise fail("--data and --baseline are for the page: give --out too.", code=2)
-    try:
-        inputs = read_inputs(results or [])
-        built = build_report(inputs, table or None, date)
-        files = _write(built, inputs, out, data or [], worst, baseline) if out is not None else []
-    except (ImportError, OSError, ValueError) as error:
-        raise fail(error) from None
+    inputs = read_inputs(results or [])
+    built = build_report(inputs, table or None, date)
+    files = [] if out is None else _write(built, inputs, out, data or [], worst, baseline, overwrite)
     if format is ReportFormat.text:
         console = Console(highlight=False, markup=False, emoji=False)
         if console.is_terminal:
@@ -83,19 +84,28 @@ def report(
     else:
         typer.echo(FORMATS[format.value](built), nl=False)
     for path in inputs.unfinished:
-        typer.secho(f"Not finished, so not in the report: {path}; run its `bench eval` again.", fg="yellow", err=True)
+        typer.secho(
+            f"Not finished, so not in the report: {printable(path)}; run its `bench eval` again.", fg="yellow", err=True
+        )
     for path in inputs.passed_over:
-        typer.secho(f"Passed over, no result: {path}", fg="yellow", err=True)
+        typer.secho(f"Passed over, no result: {printable(path)}", fg="yellow", err=True)
     for path in files:
-        typer.echo(f"Written: {path}", err=True)
+        typer.echo(f"Written: {printable(path)}", err=True)
 
 
 def _write(
-    built: "Report", inputs: "Inputs", out: Path, data: list[Path], worst: int, baseline: str | None
+    built: "Report",
+    inputs: "Inputs",
+    out: Path,
+    data: list[Path],
+    worst: int,
+    baseline: str | None,
+    overwrite: bool,
 ) -> list[Path]:
     from .benchmark.report_formats import to_csv, to_json, to_markdown
     from .benchmark.report_page import to_page
     from .benchmark.results import write_whole
+    from .result_records import recorded
 
     texts = {
         "report.html": to_page(built, inputs, data, worst, baseline),
@@ -103,6 +113,8 @@ def _write(
         "report.csv": to_csv(built),
         "report.json": to_json(built),
     }
-    for name, text in texts.items():
-        write_whole(out / name, text)
-    return [out / name for name in texts]
+    files = [out / name for name in texts]
+    with recorded(out, "report", files, str(out.resolve()), overwrite):
+        for path, text in zip(files, texts.values(), strict=True):
+            write_whole(path, text)
+    return files

@@ -27,15 +27,12 @@ def run(
         typer.secho(f"Model: {BUNDLED_MODEL_NOTE} (choose another with --model).", fg="yellow")
     if share:
         typer.secho("--share: everyone who has the public link can use this machine through the demo.", fg="yellow")
-    try:
-        launch(
-            model or BUNDLED_MODEL,
-            device=device,
-            dtype=dtype,
-            host=host,
-            port=port,
-            share=share,
-            allowed_hosts=allowed_hosts,
-        )
-    except (OSError, ValueError) as error:
-        raise fail(error) from None
+    launch(
+        model or BUNDLED_MODEL,
+        device=device,
+        dtype=dtype,
+        host=host,
+        port=port,
+        share=share,
+        allowed_hosts=allowed_hosts,
+    )

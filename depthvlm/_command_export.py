@@ -1,13 +1,15 @@
 """`depthvlm export onnx`: the depth head of a checkpoint as an ONNX file."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ._fail import fail
+from ._fail import expected_failures, fail, printable
 
 
+@expected_failures()
 def onnx(
     model: Annotated[
         str, typer.Argument(metavar="CHECKPOINT", help="Folder or Hub name of a model; 'depthvlm-nano': the bundled.")
@@ -21,16 +23,13 @@ def onnx(
     """
     if out.is_dir():
         raise fail(f"{out} is a folder: give --out the file to write, such as {out / 'depth_head.onnx'}.", code=2)
-    if out.exists() and not overwrite:
+    if os.path.lexists(out) and not overwrite:
         raise fail(f"{out} is there already: give another --out, or --overwrite.", code=2)
 
     from .onnx_export import TOLERANCE, export_depth_head
 
-    try:
-        export = export_depth_head(model, out)
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
-        raise fail(error) from None
-    typer.echo(f"Written to {export.path}: {export.size / 1e6:.1f} MB")
+    export = export_depth_head(model, out)
+    typer.echo(f"Written to {printable(export.path)}: {export.size / 1e6:.1f} MB")
     for name, value in export.metadata.items():
         typer.echo(f"  {name}: {value}")
     typer.echo(

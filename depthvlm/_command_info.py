@@ -1,6 +1,5 @@
 """`depthvlm info`: versions, devices, and what a model is made of, from its config and its weights' headers."""
 
-import json
 import platform
 from collections import Counter
 from collections.abc import Iterator
@@ -11,9 +10,10 @@ from pathlib import Path
 from huggingface_hub import get_safetensors_metadata, hf_hub_download
 from rich.console import Console
 from rich.table import Table
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from ._bundled import BUNDLED_MODEL, resolve_model_path
+from .export import read_json
 from .modeling_depthvlm.published_layout import published_head
 
 _PACKAGES = ("depthvlm", "torch", "torchvision", "transformers", "trl", "safetensors", "numpy", "pillow")
@@ -55,7 +55,7 @@ def describe(model: str) -> dict[str, str]:
     """
     folder = Path(model)
     config_file = folder / "config.json" if folder.is_dir() else Path(hf_hub_download(model, "config.json"))
-    config = json.loads(config_file.read_text(encoding="utf-8"))
+    config = read_json(config_file)
     counts: Counter[str] = Counter()
     dtypes: Counter[str] = Counter()
     head_shapes: dict[str, list[int] | None] = {}
@@ -92,10 +92,13 @@ def _local_tensors(folder: Path) -> Iterator[tuple[str, list[int], str]]:
     if not files:
         raise FileNotFoundError(f"{folder} holds no .safetensors weights: DepthVLM reads no other format.")
     for file in files:
-        with safe_open(file, framework="numpy") as weights:
-            for name in weights.keys():  # noqa: SIM118  (not a mapping)
-                tensor = weights.get_slice(name)
-                yield name, tensor.get_shape(), tensor.get_dtype()
+        try:
+            with safe_open(file, framework="numpy") as weights:
+                for name in weights.keys():  # noqa: SIM118  (not a mapping)
+                    tensor = weights.get_slice(name)
+                    yield name, tensor.get_shape(), tensor.get_dtype()
+        except SafetensorError as error:
+            raise ValueError(f"{file} is no safetensors file, or was cut off ({error}): copy it again.") from None
 
 
 def _hub_tensors(model: str) -> Iterator[tuple[str, list[int], str]]:

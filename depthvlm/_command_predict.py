@@ -5,7 +5,7 @@ import re
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -31,7 +31,7 @@ from ._fail import INTERRUPTED, explain, fail, is_expected, printable, show_faul
 from .camera_files import read_cameras
 from .inputs import FoundImages, look_for_images, result_stems
 from .prediction import DEFAULT_SAVE, Prediction, output_paths
-from .result_records import prepare_folder, weights_identity
+from .result_records import prepared_folder, weights_identity
 
 _MOST_NAMED = 5  # in a message
 _LAYOUT = "\n\t"
@@ -150,9 +150,8 @@ def run(
         check_clips(named_clips, out, overwrite)
     if todo or clips:
         _check_options(device, dtype, focal_length, fov, cameras)
-        prepare_folder(out)
     try:
-        with _warnings_on(console):
+        with prepared_folder(out) if todo or clips else nullcontext(), _warnings_on(console):
             if todo:
                 _predict_all(load(), todo, settings, batch_size, outcome, console)
             for (clip, stem), camera in zip(named_clips, map(cameras_of.get, clips), strict=True):

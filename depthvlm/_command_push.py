@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ._fail import fail
+from ._fail import INTERRUPTED, expected_failures, fail
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     from .hub_cards.push import Package
     from .hub_cards.upload import Changes
 
-INTERRUPTED = 130  # what shells give for Ctrl-C
 
-
+@expected_failures()
 def push(
     repo: Annotated[str, typer.Option(metavar="USER/NAME", help="The repository; made if it is not there.")],
     source: Annotated[
@@ -78,8 +77,6 @@ def push(
             console.print("\nDry run: nothing was sent.")
             return
         _send(package, console, private=private, revision=revision, create_pr=create_pr)
-    except (ImportError, OSError, ValueError) as error:
-        raise fail(error) from None
     except KeyboardInterrupt:
         console.print("Interrupted: nothing was committed. Run the same command again to go on.")
         raise typer.Exit(INTERRUPTED) from None

@@ -67,7 +67,7 @@ def printable(text: object, keep: str = "") -> str:
     )
 
 
-def fail(error: BaseException | str, code: int = 1) -> typer.Exit:
+def fail(error: Exception | str, code: int = 1) -> typer.Exit:
     """Print an error meant for the user; raise the result to end the command."""
     message = error if isinstance(error, str) else explain(error)
     typer.secho(f"Error: {printable(message, _LAYOUT)}", fg="red", err=True)
@@ -92,37 +92,41 @@ def is_expected(error: BaseException) -> bool:
     Expected are errors of files, of memory and of packages that are missing; those that a library has a class for; and
     a ValueError, or in this package a RuntimeError or TypeError, that a `raise` statement gave its words.
     """
-    if isinstance(error, (OSError, ImportError, MemoryError)):
+    if isinstance(error, (OSError, ImportError, MemoryError)) or type(error).__module__ != "builtins":
         return True
     frames = traceback.extract_tb(error.__traceback__)
     if not frames:
         return not isinstance(error, (AssertionError, LookupError, AttributeError))
     raised = (frames[-1].line or "raise").startswith("raise")
     ours = os.path.realpath(frames[-1].filename).startswith(_package_folders())
-    if type(error).__module__ != "builtins":
-        return raised or not ours
     if isinstance(error, ValueError):
         return raised
     return raised and ours and type(error) in (RuntimeError, TypeError)
 
 
 @contextmanager
-def expected_failures() -> Iterator[None]:
+def expected_failures(code: int = 1, note: str = "", interrupted: str = "Interrupted.") -> Iterator[None]:
     """
-    End a command with one message, exit code 1, where the failure is an expected one (see `is_expected`).
+    End a command with one message where the failure is an expected one (see `is_expected`).
 
-    Any other error is a fault of this program: its traceback is shown, with a line that asks for a report.
+    Any other error is a fault of this program: its traceback is shown, with a line that asks for a report. All commands
+    run in such a block; use another one inside where they have more to say.
+
+    Args:
+        code: exit code of an expected failure.
+        note: what to add to its message.
+        interrupted: what to say on Ctrl-C, which ends with 130.
     """
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo("Interrupted.", err=True)
+        typer.echo(interrupted, err=True)
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
         if _of_the_command_line(error) or (isinstance(error, OSError) and error.errno == errno.EPIPE):
             raise
         if is_expected(error):
-            raise fail(error) from None
+            raise fail(f"{explain(error)} {note}".strip(), code) from None
         show_fault(error)
         raise typer.Exit(1) from None
 

@@ -67,6 +67,50 @@ class Prediction:
             return {"min": None, "median": None, "max": None}
         return {"min": float(values.min()), "median": float(np.median(values)), "max": float(values.max())}
 
+    @property
+    def points(self) -> NDArray[np.float32]:
+        """The point that each pixel's centre shows, `(H, W, 3)` float32: x right, y down, z forward, in metres.
+
+        NaN where there is no depth. The centre of the first pixel is at (0.5, 0.5).
+        """
+        from .geometry import back_project
+
+        return back_project(self.depth, self.camera).points
+
+    def at(self, x: float, y: float) -> float:
+        """Return the depth in metres at a position of the image; NaN where there is none.
+
+        Args:
+            x, y: in pixels from the upper left corner, so that the centre of the first pixel is (0.5, 0.5) and
+                `at(x, y)` is `depth[int(y), int(x)]`.
+
+        Raises:
+            ValueError: the position is outside the image.
+        """
+        height, width = self.depth.shape
+        if not (0 <= x < width and 0 <= y < height):
+            raise ValueError(
+                f"({x}, {y}) is outside the image of {width}x{height} pixels: x from 0 to below {width}, y from 0 to "
+                f"below {height}."
+            )
+        value = float(self.depth[int(y), int(x)])
+        return value if np.isfinite(value) and value > 0 else float("nan")
+
+    def distance(self, a: tuple[float, float], b: tuple[float, float]) -> float:
+        """Return the distance in metres, in a straight line, between what two positions of the image show.
+
+        Args:
+            a, b: `(x, y)` in pixels, as for `at`.
+
+        Raises:
+            ValueError: a position is outside the image.
+        """
+        return float(np.linalg.norm(self._point(*a) - self._point(*b)))
+
+    def _point(self, x: float, y: float) -> NDArray[np.float64]:
+        z, camera = self.at(x, y), self.camera
+        return np.array([(x - camera.cx) / camera.fx * z, (y - camera.cy) / camera.fy * z, z])
+
     def record(self) -> dict[str, Any]:
         """What the JSON file holds: image, camera, depth statistics in metres, and the reply."""
         return {

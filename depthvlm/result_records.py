@@ -8,7 +8,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,37 @@ class ResultRecord:
         return status.st_size < entry["size"] and entry["head"].startswith(_head(path))
 
 
+@contextmanager
+def recorded(folder: Path, name: str, paths: Sequence[Path], source: str, overwrite: bool) -> Iterator[None]:
+    """
+    Have the block write `paths`, all of them in `folder`, and record that this program wrote them.
+
+    Args:
+        name: the record's.
+        source: what the files are made from.
+        overwrite: replace files that this program did not write.
+
+    Raises:
+        FileExistsError: there are such files, and `overwrite` is false; the message names them.
+    """
+    record = ResultRecord(folder, name)
+    there = [path for path in paths if path.is_dir()] if overwrite else record.in_the_way(paths)
+    if there:
+        raise FileExistsError(
+            f"{', '.join(map(str, there))}: there already, and not written by this command, or changed since. Choose "
+            "another --out or move it away" + ("." if overwrite else ", or replace it with --overwrite.")
+        )
+    with prepared_folder(folder):
+        record.begin(source, paths)
+        try:
+            yield
+            record.finish(paths, {"source": source})
+        except BaseException:
+            if not any(path.exists() for path in paths):
+                record.path.unlink()
+            raise
+
+
 def own_names(folder: Path) -> set[str]:
     """The names of all files in a folder that this program wrote, as its records say."""
     records = (_read(path) for path in (folder / FOLDER).glob("*.json"))
@@ -154,13 +186,17 @@ def check_names(paths: Iterable[Path]) -> None:
             raise ValueError(f"{path.name} would be a name of more than {_LONGEST_NAME} bytes: rename the input.")
 
 
-def prepare_folder(folder: Path) -> None:
+@contextmanager
+def prepared_folder(folder: Path) -> Iterator[None]:
     """
     Make a folder for results, see that files can be written there, and remove what killed runs left half written.
+
+    Where the block writes nothing, no empty folder is left.
 
     Raises:
         OSError: it cannot be made or written to; the message names it.
     """
+    is_new = not folder.exists()
     try:
         (folder / FOLDER).mkdir(parents=True, exist_ok=True)
         for each in (folder, folder / FOLDER):
@@ -169,6 +205,13 @@ def prepare_folder(folder: Path) -> None:
             remove_partial_files(each)
     except OSError as error:
         raise OSError(f"{folder}: nothing can be written there ({error.strerror}). Choose another folder.") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # it is not empty
+            (folder / FOLDER).rmdir()
+            if is_new:
+                folder.rmdir()
 
 
 def _read(path: Path) -> dict[str, Any]:

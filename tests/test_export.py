@@ -29,6 +29,36 @@ def prediction(depth: np.ndarray, focal_length: float = 100.0, **kwargs) -> Pred
 STEP = np.where(np.arange(8) < 4, 1.0, 3.0) * np.ones((6, 1))  # columns 0 to 3 at 1 m, 4 to 7 at 3 m
 
 
+class TestMeasuring:
+    """Pixel (row 1, column 2) has its centre at (2.5, 1.5); the camera is 100 px at (4, 3)."""
+
+    def test_points_are_those_of_the_pixels_centres(self):
+        points = prediction(STEP).points
+        assert points.shape == (6, 8, 3)
+        np.testing.assert_allclose(points[1, 2], [(2.5 - 4) / 100, (1.5 - 3) / 100, 1], atol=1e-7)
+        np.testing.assert_allclose(points[5, 7], [3.5 / 100 * 3, 2.5 / 100 * 3, 3], atol=1e-7)
+        holes = prediction(np.array([[1.0, 0.0], [np.inf, 2.0]])).points
+        np.testing.assert_array_equal(np.isnan(holes).all(axis=-1), [[False, True], [True, False]])
+
+    def test_depth_at_a_position(self):
+        made = prediction(STEP)
+        assert (made.at(0.5, 0.5), made.at(3.99, 5.99), made.at(4, 0)) == (1.0, 1.0, 3.0)
+        assert np.isnan(prediction(np.zeros((2, 2))).at(1, 1))
+        for position in ((8, 1), (-0.1, 1), (1, 6), (float("nan"), 1)):
+            with pytest.raises(ValueError, match="outside the image of 8x6 pixels: x from 0 to below 8, y from 0 to"):
+                made.at(*position)
+
+    def test_distances(self):
+        made = prediction(STEP)
+        assert made.distance((0.5, 0.5), (3.5, 0.5)) == pytest.approx(0.03)  # 3 px / 100 px at 1 m
+        assert made.distance((4.5, 0.5), (4.5, 4.5)) == pytest.approx(0.12)  # 4 px / 100 px at 3 m
+        # (-0.005, -0.025, 1) and (0.015, -0.075, 3)
+        expected = (0.02**2 + 0.05**2 + 2**2) ** 0.5
+        assert made.distance((3.5, 0.5), (4.5, 0.5)) == pytest.approx(expected)
+        a, b = made.points[0, 3], made.points[0, 4]
+        assert made.distance((3.5, 0.5), (4.5, 0.5)) == pytest.approx(float(np.linalg.norm(a - b)), rel=1e-6)
+
+
 class TestPointCloud:
     def test_a_plane_at_two_metres_spans_what_its_camera_sees(self):
         cloud = prediction(np.full((4, 6), 2.0)).to_point_cloud()

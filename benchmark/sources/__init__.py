@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,18 @@ def open_source(name: str, root: str | Path, **options: Any) -> Source:
         options: what the reader takes besides, such as `depth_scale` of "folder".
 
     Raises:
-        ValueError: no reader has that name.
+        ValueError: no reader has that name, or it does not take an option.
         SourceError: the root has not the layout of that dataset.
     """
-    return source_class(name)(root, **options)
+    reader = source_class(name)
+    parameters = signature(reader).parameters
+    takes = [option for option in parameters if option != "root"]
+    unknown = [option for option in options if option not in takes]
+    if unknown and not any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        raise ValueError(
+            f"The source {name!r} does not take {', '.join(unknown)}; it takes {', '.join(takes) or 'none'}."
+        )
+    return reader(root, **options)
 
 
 __all__ = ["SOURCES", "open_source", "source_class", "source_names"]
