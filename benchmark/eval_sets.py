@@ -103,12 +103,21 @@ class EvalSet:
 
 def open_sets(folder: str | Path, split: str = "test", sources: tuple[str, ...] = ()) -> list[EvalSet]:
     """
-    The sets of a folder of builds, those of `sources` or all, in the order of their names.
+    The sets of a folder of builds, those of `sources` or all, in the order of their names; or the one of a Parquet
+    file, see [`~depthvlm.benchmark.eval_rows.EvalRows`].
 
     Raises:
-        FileNotFoundError: there is no such folder.
+        FileNotFoundError: there is no such folder or file.
         BuildError: one that is asked for is not finished there; the message says what there is.
+        ValueError: the file is no set, or not of the sources that are asked for.
     """
+    if Path(folder).suffix.lower() in (".parquet", ".jsonl", ".json") or Path(folder).is_file():
+        from .eval_rows import EvalRows
+
+        rows = EvalRows(folder, split)
+        if sources and set(sources) != {rows.source}:
+            raise ValueError(f"{folder} is of {rows.source}, not of {', '.join(sources)}.")
+        return [rows]
     if not sources:
         sources = tuple(entry["source"] for entry in finished_builds(folder, split).values())
     return [EvalSet(folder, source, split) for source in sources]

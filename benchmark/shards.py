@@ -129,7 +129,7 @@ def _hashes(folder: Path, paths: Sequence[Path]) -> list[str]:
         found = known.get(path.name)
         if isinstance(found, dict) and found.get("file") == times and "sha256" in found:
             return found
-        return {"file": times, "sha256": _sha256(path)}
+        return {"file": times, "sha256": file_hash(path)}
 
     with ThreadPoolExecutor(available_cpus()) as pool:
         found = dict(zip([path.name for path in paths], pool.map(check, paths), strict=True))
@@ -144,6 +144,7 @@ def _is_record(path: Path) -> bool:
     return path.name.endswith(".parquet.json")
 
 
-def _sha256(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """sha256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return file_digest(file, "sha256").hexdigest()

@@ -22,7 +22,10 @@ _INCIDENTAL = {
 @expected_failures()
 def evaluate(
     predictor: Annotated[str, typer.Option("--predictor", "-p", help="A row of `depthvlm bench list`, or nano.")],
-    data: Annotated[Path, typer.Option("--data", "-d", help="Folder of `depthvlm bench build`.")],
+    data: Annotated[
+        Path,
+        typer.Option("--data", "-d", help="Folder of `depthvlm bench build`, or a .parquet file of rows that train."),
+    ],
     protocol: Annotated[str, typer.Option(help="depthvlm, depthvlm-published, depthlm, dense, nyu-eigen, ...")] = (
         "depthvlm"
     ),

@@ -186,7 +186,7 @@ class TestReading:
         """Of the same size and under the genuine hash: only reading the file shows it. Unaltered, it is read once."""
         build_toy(root, out, "test")
         EvalSet(out, "toy")
-        monkeypatch.setattr(shards, "_sha256", lambda path: pytest.fail(f"{path} was read again"))
+        monkeypatch.setattr(shards, "file_hash", lambda path: pytest.fail(f"{path} was read again"))
         EvalSet(out, "toy")
         monkeypatch.undo()
         shard = sorted(out.glob("*.parquet"))[1]

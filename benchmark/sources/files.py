@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from ...processing.depth_maps_depthvlm import ASPECT_TOLERANCE
 from ..frames import FrameError, FrameRef, Source, SourceError
 
 NO_RENDERING = 65535
@@ -142,6 +143,18 @@ def _open(data: bytes, path: Path) -> Image.Image:
     from ...processing.images_depthvlm import open_raster
 
     return open_raster(data, str(path))
+
+
+def same_shape(depth: Sequence[int], image: tuple[int, int]) -> bool:
+    """
+    Whether a map and its image have one aspect ratio, as far as rounding a resized side allows.
+
+    Args:
+        depth: height and width of the map.
+        image: width and height of the image.
+    """
+    tolerance = max(ASPECT_TOLERANCE, 1 / min(depth))
+    return abs(math.log(depth[1] / depth[0]) - math.log(image[0] / image[1])) <= tolerance
 
 
 def pinhole(values: Sequence[Any], path: Path) -> tuple[float, float, float, float]:

@@ -25,12 +25,10 @@ from .files import (
     read_image,
     read_numbers,
     read_split_list,
+    same_shape,
     sorted_refs,
 )
 from .folder_layout import find_pairs
-
-# A map and its image may differ this much in aspect ratio, for the rounding of a resized side.
-_ASPECT_TOLERANCE = 0.02
 
 _OTHERS = re.compile(r"[^A-Za-z0-9/_.\-]")
 
@@ -118,8 +116,7 @@ class RGBDFolder(Source):
         image, (width, height) = read_image(path)
         depth, scale = self._read_depth(self.root / ref.files["depth"])
         rows, columns = depth.shape
-        tolerance = max(_ASPECT_TOLERANCE, 1 / min(rows, columns))
-        if abs(math.log(columns / rows) - math.log(width / height)) > tolerance:
+        if not same_shape(depth.shape, (width, height)):
             raise FrameError(
                 f"{self.root / ref.files['depth']}: {columns}x{rows} pixels do not have the aspect ratio of the image, "
                 f"{width}x{height}."
