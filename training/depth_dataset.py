@@ -8,6 +8,7 @@ from datasets import Dataset, Features, Image, IterableDataset, LargeList, List,
 from datasets.fingerprint import update_fingerprint
 
 from .depth_sft_config import DepthSFTConfig
+from .reply_labels import CONVERSATION_COLUMNS
 from .training_rows import ROW_COLUMN
 
 
@@ -33,7 +34,7 @@ def prepare_depth_dataset(dataset: Dataset | IterableDataset, config: DepthSFTCo
     prepared = ROW_COLUMN in names and config.image_column not in names
     if config.image_column is not None and not prepared:
         dataset, names = _rename_images(dataset, names, config.image_column)
-    files = ("image", "images", "messages", "prompt", config.depth_column)
+    files = ("image", "images", *CONVERSATION_COLUMNS, config.depth_column)
     undecoded = {name: _undecoded(one) for name, one in (dataset.features or {}).items() if name in files}
     if isinstance(dataset, Dataset):
         dataset = _with_features(dataset, Features({**dataset.features, **undecoded}))

@@ -30,9 +30,11 @@ from .recipe_record import count_data, earlier_stages
 from .text_probe import TextProbe, probe_rows
 from .trainer_setup import (
     as_depth_config,
+    holds_images,
     muon_optimizer,
     names_depth_head,
     prepare_eval,
+    refuse_blind,
     refuse_unsupported,
     wants_depth,
     with_head,
@@ -115,7 +117,12 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
             optimizer_cls_and_kwargs = muon_optimizer(args, optimizer_cls_and_kwargs)
         self.data_names: list[str] = []  # for the record of this run; `depthvlm sft` knows them
         self.data_counts = count_data(train_dataset)
-        self.reads_cameras = self.depth_enabled or args.use_depth_collator
+        embedded = holds_images(train_dataset)
+        self.reads_cameras = self.depth_enabled or args.use_depth_collator or embedded
+        if embedded:  # TRL would read every picture now, make tokens of it and drop its pixels
+            if args.packing:
+                raise ValueError("Messages that hold images cannot be packed: set `packing=False`.")
+            args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
         if self.reads_cameras and train_dataset is not None:
             train_dataset = prepare_depth_dataset(train_dataset, args)
             eval_dataset = prepare_eval(eval_dataset, args)
@@ -229,6 +236,7 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
     ) -> Any:
         """`text_loss + alpha * depth_loss`, each normalised over the whole accumulated, global batch."""
         if not self.depth_enabled:
+            refuse_blind(inputs, self.depth_model.config)
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs = dict(inputs)
         info = _info(inputs)

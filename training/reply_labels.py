@@ -1,5 +1,6 @@
 """The text of a row, cut where training starts and stops: a reply and its end-of-turn token are learnt, prompts not."""
 
+import base64
 import copy
 import re
 import warnings
@@ -25,7 +26,9 @@ TEXT_COLUMNS = (*CONVERSATION_COLUMNS, "tools", "chat_template_kwargs")
 LLAVA_ROLES = {"human": "user", "gpt": "assistant"}
 LLAVA_IMAGE = "<image>"
 
-PAYLOADS = ("image", "url", "path")
+# Types of a message's part that is an image, and the keys under which its picture stands.
+IMAGE_TYPES = ("image", "image_url")
+PAYLOADS = ("image", "image_url", "url", "path", "base64")
 
 
 class ChatTemplateError(RuntimeError):
@@ -221,9 +224,27 @@ def _from_llava(message: dict[str, Any]) -> None:
         ]
 
 
+def is_image(part: Any) -> bool:
+    """Tell whether a part of a message is an image: by its type, or without one by its key, as Qwen writes them."""
+    if not isinstance(part, dict):
+        return False
+    kind = part.get("type")
+    return kind in IMAGE_TYPES or (kind is None and "text" not in part and any(key in part for key in PAYLOADS))
+
+
+def picture_of(part: dict[str, Any]) -> Any:
+    """Return the picture of an image part (`{"type": "image", "image": ...}`, OpenAI's `image_url`), or None."""
+    picture = next((part[key] for key in PAYLOADS if part.get(key) is not None), None)
+    if picture is not None and picture is part.get("base64"):
+        return {"bytes": base64.b64decode(picture), "path": None}
+    return picture["url"] if isinstance(picture, dict) and "url" in picture else picture
+
+
 def _take_images(content: list[Any]) -> list[Any]:
-    images = []
-    for part in content:
-        if isinstance(part, dict) and part.get("type") == "image":
-            images += [part.pop(key) for key in PAYLOADS if key in part][:1]
-    return images
+    """Leave placeholders in a message's content, and return the pictures that stood there."""
+    pictures = []
+    for index, part in enumerate(content):
+        if is_image(part):
+            pictures += [picture for picture in [picture_of(part)] if picture is not None]
+            content[index] = {"type": "image"}
+    return pictures

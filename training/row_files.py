@@ -13,6 +13,7 @@ from ..processing import Camera, read_depth
 from ..processing.depth_maps_depthvlm import load_array
 from ..processing.images_depthvlm import open_image, upright_image
 
+LONGEST_PATH = 1000  # characters: a longer text is an image in base64
 NPY_MAGIC = b"\x93NUMPY"
 
 
@@ -22,7 +23,7 @@ def file_name(value: Any) -> str | None:
         value = value.get("path")
     elif isinstance(value, Image.Image):
         value = getattr(value, "filename", None)  # only what Pillow opened from a file has it
-    if not isinstance(value, (str, os.PathLike)) or not 0 < len(os.fspath(value)) <= 1000:
+    if not isinstance(value, (str, os.PathLike)) or not 0 < len(os.fspath(value)) <= LONGEST_PATH:
         return None
     return os.fspath(value)
 
@@ -30,7 +31,8 @@ def file_name(value: Any) -> str | None:
 def locate(path: str | os.PathLike, root: str | None) -> str:
     """`path` below `root`; an absolute path, a URL or base64 text as it is."""
     name = os.fspath(path)
-    if root is None or "://" in name or name.startswith("data:") or os.path.isabs(name):
+    is_path = 0 < len(name) <= LONGEST_PATH and "://" not in name and not name.startswith("data:")
+    if root is None or not is_path or os.path.isabs(name):
         return name
     return os.path.join(root, name)
 

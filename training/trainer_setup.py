@@ -16,8 +16,12 @@ from .._loading import hub_keywords
 from .depth_dataset import prepare_depth_dataset
 from .depth_sft_config import DepthSFTConfig
 from .model_loading import init_options
+from .reply_labels import CONVERSATION_COLUMNS, is_image, picture_of
+from .training_rows import read_columns
 
 logger = logging.getLogger(__name__)
+
+ROWS_LOOKED_AT = 100  # for images in messages: what comes later without any before is refused when its turn comes
 
 
 def as_depth_config(args: Any, model: Any) -> DepthSFTConfig:
@@ -56,10 +60,11 @@ def wants_depth(args: DepthSFTConfig, dataset: Any) -> bool:
             f"{args.depth_column!r} (it has {', '.join(columns)}). Name it with `depth_column`, or set "
             "`depth_loss_weight=0` to train on text alone."
         )
-    if found and not {"image", "images", args.image_column} & set(columns):
+    if found and not {"image", "images", args.image_column} & set(columns) and not holds_images(dataset):
         raise ValueError(
-            f"The training data has depth but no column of images (it has {', '.join(columns)}). Call it 'images' or "
-            "'image', or name it with `image_column`."
+            f"The training data has depth but no images: no column of them (it has {', '.join(columns)}), and none in "
+            f"the messages of its first {ROWS_LOOKED_AT} rows. Call the column 'images' or 'image', or name it with "
+            "`image_column`."
         )
     if found and args.depth_column in columns and isinstance(dataset, Dataset):
         column = dataset.data.column(args.depth_column)
@@ -68,9 +73,58 @@ def wants_depth(args: DepthSFTConfig, dataset: Any) -> bool:
                 f"Every value of the column {args.depth_column!r} is null: there is no depth to train on. Set "
                 "`depth_loss_weight=0` to train on text alone."
             )
-    if not found:
+    if found:
+        _warn_of_unread_text(args, columns)
+    else:
         logger.info("The training data has no column %r: text alone is trained.", args.depth_column)
     return found
+
+
+def _warn_of_unread_text(args: DepthSFTConfig, columns: list[str]) -> None:
+    read = {*read_columns(args.columns(), args.dataset_text_field), args.image_column}
+    unread = [name for name in columns if name not in read]
+    if unread and not {*CONVERSATION_COLUMNS, args.dataset_text_field, "solution"} & set(columns):
+        logger.warning(
+            "The training data has no column of text that is read (%s or %r): every image gets the method's prompt and "
+            "no reply. Not read: %s. Call a question 'prompt' and its reply 'completion' to train on them.",
+            ", ".join(map(repr, CONVERSATION_COLUMNS)),
+            args.dataset_text_field,
+            ", ".join(unread),
+        )
+
+
+def holds_images(dataset: Any) -> bool:
+    """Whether messages of the first rows hold pictures themselves (`{"type": "image", "image": ...}`), as Qwen's do."""
+    if not isinstance(dataset, Dataset | IterableDataset):
+        return False
+    columns = [name for name in CONVERSATION_COLUMNS if name in (get_dataset_column_names(dataset) or [])]
+    if not columns:
+        return False
+    for row in dataset.select_columns(columns).take(ROWS_LOOKED_AT):
+        messages = [message for name in columns if isinstance(row[name], list) for message in row[name]]
+        contents = [message["content"] for message in messages if isinstance(message.get("content"), list)]
+        if any(is_image(part) and picture_of(part) is not None for content in contents for part in content):
+            return True
+    return False
+
+
+def refuse_blind(inputs: dict[str, Any], config: Any) -> None:
+    """
+    See that a batch has pixels where its text has image tokens.
+
+    Raises:
+        ValueError: it has none.
+    """
+    token = getattr(config, "image_token_id", None)
+    if token is None or "input_ids" not in inputs or inputs.get("pixel_values") is not None:
+        return
+    count = int((inputs["input_ids"] == token).sum())
+    if count:
+        raise ValueError(
+            f"A batch has {count} image tokens in its text and no image: the model would learn to answer without "
+            "seeing. Give the images in a column 'images', or set `use_depth_collator=True`, which also reads those "
+            "inside of messages."
+        )
 
 
 def names_depth_head(model: Any, args: DepthSFTConfig) -> bool:

@@ -111,7 +111,7 @@ class RowReader:
             else:
                 columns = self.columns
             row, embedded = standard_conversations(row)
-            images = _as_list(row) or embedded
+            images = _one_list(_as_list(row), embedded)
             segments = self.renderer.segments(row, len(images))
             if repeated:
                 segments = [(text, False) for text, _ in segments]
@@ -248,6 +248,19 @@ def _as_list(row: dict[str, Any]) -> list[Any]:
         is_list = isinstance(image, (list, tuple)) and not any(isinstance(one, list) for one in image)
         images = image if is_list else [image]
     return [] if all(one is None for one in images) else list(images)
+
+
+def _one_list(column: list[Any], embedded: list[Any]) -> list[Any]:
+    """The images of a row that may stand in its column, in its messages, or, the same ones, in both."""
+    if not column or not embedded:
+        return column or embedded
+    names = [file_name(image) for image in column]
+    if None in names or names != [file_name(image) for image in embedded]:
+        raise ValueError(
+            f"it has {len(column)} image(s) in its column and {len(embedded)} in its messages, which are not the same "
+            'files. Remove the column, or leave {"type": "image"} alone in the messages to mark the places.'
+        )
+    return column
 
 
 def _as_maps(value: Any) -> list[Any]:
