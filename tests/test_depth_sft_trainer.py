@@ -314,7 +314,7 @@ def test_depth_is_asked_for_and_there_is_none(checkpoint: str, tmp_path: Path) -
     with pytest.raises(ValueError, match="has no column 'depth'"):
         DepthSFTTrainer(checkpoint, settings(tmp_path, depth_loss_weight=1.0), train_dataset=data)
     blind = toy_dataset(toy_rows(4)).remove_columns("images")
-    with pytest.raises(ValueError, match="has depth but no column of images"):
+    with pytest.raises(ValueError, match="has depth but no images: no column of them"):
         DepthSFTTrainer(checkpoint, settings(tmp_path), train_dataset=blind)
 
 

@@ -19,7 +19,8 @@ class BadSampleError(ValueError):
     """
 
     def __init__(self, reason: str, row: int | str | None = None, file: str | None = None) -> None:
-        # A DataLoader rebuilds the errors of its workers from their text alone.
+        # A DataLoader rebuilds the errors of its workers from their text, which has their traceback before.
+        reason = reason.rpartition(f"{type(self).__name__}: ")[2].rstrip("\n")
         super().__init__(reason if row is None else f"{describe_row(row, file)} cannot be used: {reason} {REMEDY}")
         self.reason, self.row, self.file = reason, row, file
 
@@ -74,6 +75,6 @@ class BadSampleLog:
             # One write of a whole line: loader processes append to the same file.
             stream = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             try:
-                os.write(stream, (line + "\n").encode())
+                os.write(stream, (line + "\n").encode(errors="backslashreplace"))  # of undecodable names
             finally:
                 os.close(stream)

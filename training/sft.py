@@ -24,6 +24,7 @@ from depthvlm.training.versions import check_versions
 os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # read by datasets when it is imported: no call is counted
 check_versions()  # before the first name is taken from TRL
 
+from depthvlm.training.bad_samples import BadSampleError  # noqa: E402
 from depthvlm.training.depth_sft_config import DepthSFTConfig  # noqa: E402
 from rich.console import Console  # noqa: E402
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser  # noqa: E402
@@ -297,7 +298,7 @@ def build_trainer(
 
 
 def run(args: Sequence[str] | None = None) -> None:
-    """Parse, check, and [`main`]. An error in the arguments ends it with one line and exit code 2."""
+    """Parse, check, and [`main`]. An error in the arguments ends it with one line and exit code 2, a bad row with 1."""
     try:
         try:
             # Keys of a YAML file that are not ours are the launcher's.
@@ -307,9 +308,9 @@ def run(args: Sequence[str] | None = None) -> None:
         script_args, training_args, model_args, dataset_args = parsed
         check_arguments(script_args, model_args, dataset_args)
         main(script_args, training_args, model_args, dataset_args)
-    except ArgumentError as error:
+    except (ArgumentError, BadSampleError) as error:
         print(f"Error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(2 if isinstance(error, ArgumentError) else 1) from None
 
 
 if __name__ == "__main__":
