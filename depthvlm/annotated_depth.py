@@ -8,6 +8,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .processing.images_depthvlm import MAX_IMAGE_PIXELS
+
+MAX_POINTS = 1_000_000  # a line of the released data lists ten, a lidar sweep some 200,000
+
 # Columns of a line that its depth is made of, `depth` and `depth_scale` besides.
 DEPTH_COLUMNS = (
     "depth_path",
@@ -170,6 +174,8 @@ def listed_points(line: Mapping[str, Any]) -> np.ndarray:
     pixels, metres = line.get("pixel_coords"), line.get("depth")
     if pixels is None or metres is None or len(metres) != len(pixels):
         raise ValueError("`pixel_coords` and `depth`, a number in metres for each of them, belong together.")
+    if len(pixels) > MAX_POINTS:
+        raise ValueError(f"An annotation line lists {len(pixels):,} points, at most {MAX_POINTS:,}: give a depth map.")
     places = np.asarray(pixels if len(pixels) else np.zeros((0, 2)), dtype=np.float64)
     if places.ndim != 2 or places.shape[1] != 2 or (places != np.floor(places)).any():
         raise ValueError("`pixel_coords` must be pairs of whole numbers, column and row.")
@@ -209,7 +215,7 @@ def map_size(line: Mapping[str, Any]) -> tuple[int, int]:
     Width and height of the map that the points of a line without a map are pixels of.
 
     Raises:
-        ValueError: neither `original_depth_size` nor the last two of six `intrinsics` say it.
+        ValueError: neither `original_depth_size` nor the last two of six `intrinsics` say it, or no map is so large.
     """
     size = line.get("original_depth_size") or (line.get("intrinsics") or [])[4:6]
     if len(size) != 2:
@@ -217,7 +223,12 @@ def map_size(line: Mapping[str, Any]) -> tuple[int, int]:
             "An annotation line without `depth_path` needs `pixel_coords`, a `depth` in metres for each of them, and "
             "the size of their map: `original_depth_size` or the last two of `intrinsics`."
         )
-    return int(size[0]), int(size[1])
+    width, height = int(size[0]), int(size[1])
+    if not 0 < width * height <= MAX_IMAGE_PIXELS or width < 0:
+        raise ValueError(
+            f"The map of the points is {width}x{height} pixels, expected 1 to {MAX_IMAGE_PIXELS:,} in all."
+        )
+    return width, height
 
 
 def below(path: str, root: str | None) -> str:

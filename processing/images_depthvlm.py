@@ -14,7 +14,6 @@
 """From whatever a user calls an image to upright 8-bit RGB pixels, with its EXIF data read before they are lost."""
 
 import base64
-import binascii
 import io
 import os
 import stat
@@ -245,7 +244,7 @@ def _locate(name: str) -> tuple[Any, str, bool]:
         raise ValueError(f"{label}: images are read from http://, https:// and file:// URLs. Download it first.")
     try:
         return base64.b64decode("".join(name.split()), validate=True), label, True
-    except binascii.Error:
+    except ValueError:  # also of names with other characters than ASCII
         raise FileNotFoundError(f"There is no image file {label!r}. {WHAT_TO_PASS}") from None
 
 

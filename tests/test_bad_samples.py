@@ -20,6 +20,9 @@ def processor():
     return toy_processor()
 
 
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 128 96\n{} loop\n"
+POINTS = {"pixel_coords": [[1, 1]], "depth": [2.0], "original_depth_size": [128, 96]}
+
 # By name: what changes in a good row, a part of the file's name, a part of the reason.
 BAD = {
     "truncated JPEG": ({"image": "broken.jpg"}, "broken.jpg", "truncated"),
@@ -48,6 +51,15 @@ BAD = {
     "no content": ({"messages": [{"role": "user"}]}, None, "'content'"),
     "half a conversation": ({"prompt": "a", "completion": [turn("assistant", "b")]}, None, "one a conversation"),
     "nothing": ({"image": None, "depth": None}, None, "neither text"),
+    "header that claims 20 GB": ({"depth": "lie.npy"}, "lie.npy", "claims 20,000,000,000 bytes"),
+    "PostScript": ({"image": {"bytes": POSTSCRIPT, "path": "a.jpg"}}, "a.jpg", "not an image that can be read"),
+    "name of no text": ({"image": "a\udcff.jpg"}, "a\udcff.jpg", "no image file"),
+    "too many points": (
+        {**POINTS, "pixel_coords": [[1, 1]] * 1_000_001, "depth": [2.0] * 1_000_001},
+        None,
+        "1,000,001",
+    ),
+    "map of points beyond memory": ({**POINTS, "original_depth_size": [10**6, 10**6]}, None, "1000000x1000000"),
     "video": ({"text": "<|video_pad|>", "image": None, "depth": None}, None, "video"),
 }
 
@@ -58,6 +70,8 @@ def folder(tmp_path):
     stream = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(1, 9999, (96, 128), dtype=np.uint16)).save(stream, "PNG")
     (tmp_path / "broken.png").write_bytes(stream.getvalue()[:2000])
+    with open(tmp_path / "lie.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (100_000, 50_000)})
     return str(tmp_path)
 
 

@@ -57,6 +57,20 @@ class TestFiles:
         np.testing.assert_array_equal(np.asarray(read_image("a.png", str(tmp_path))), array)
         np.testing.assert_array_equal(np.asarray(read_image({"bytes": None, "path": "a.png"}, str(tmp_path))), array)
 
+    def test_depth_files_that_people_have(self, tmp_path):
+        """By path and as bytes, with a space and an umlaut in the name."""
+        folder = tmp_path / "Küche 1"
+        folder.mkdir()
+        np.save(folder / "a.npy", METRES[..., None])
+        np.save(folder / "millimetres.npy", RAW.astype(np.int32))
+        np.savez(folder / "a.npz", depth=METRES)
+        Image.fromarray(METRES).save(folder / "a.tiff")
+        (folder / "a.pfm").write_bytes(b"Pf\n3 2\n-1.0\n" + METRES[::-1].astype("<f4").tobytes())
+        for file in folder.iterdir():
+            scale = 1000 if file.stem == "millimetres" else None
+            for form in (str(file), file.read_bytes(), {"bytes": None, "path": str(file)}):
+                np.testing.assert_allclose(read_depth_map(form, scale), METRES, err_msg=file.name)
+
     def test_depth_in_every_form(self, tmp_path):
         image = Image.fromarray(RAW)
         image.save(tmp_path / "a.png")

@@ -14,7 +14,7 @@ from ..processing.depth_maps_depthvlm import load_array
 from ..processing.images_depthvlm import open_image, upright_image
 
 LONGEST_PATH = 1000  # characters: a longer text is an image in base64
-NPY_MAGIC = b"\x93NUMPY"
+ARRAY_MAGIC = (b"\x93NUMPY", b"PK\x03\x04")  # .npy and .npz
 
 
 def file_name(value: Any) -> str | None:
@@ -70,8 +70,8 @@ def read_depth_map(value: Any, scale: Any = None, root: str | None = None) -> np
     Reads one depth map into metres: [`read_depth`] for more forms.
 
     Args:
-        value: A path, a URL, bytes of an image or an `.npy` file, `{"bytes", "path"}`, a PIL image, an array, a tensor
-            or nested lists of shape `(H, W)`.
+        value: A path, a URL, bytes of an image, an `.npy` or an `.npz` file, `{"bytes", "path"}`, a PIL image, an
+            array, a tensor or nested lists of shape `(H, W)`.
         scale (`float`, *optional*): Raw value divided by metres.
         root (`str`, *optional*): Folder that a relative path starts from.
 
@@ -82,7 +82,7 @@ def read_depth_map(value: Any, scale: Any = None, root: str | None = None) -> np
         OSError, ValueError: if it cannot be read or its unit is not known.
     """
     value = _payload(value, root)
-    if isinstance(value, bytes) and value.startswith(NPY_MAGIC):
+    if isinstance(value, bytes) and value.startswith(ARRAY_MAGIC):
         value = load_array(value)
     elif isinstance(value, bytes):
         value = open_image(value, reduce=False)
