@@ -33,8 +33,8 @@ _UINT16_MAX = 65535
 _MAX_TEXTURE_SIZE = 4096  # what every WebGL viewer takes
 _PARTIAL_NAME = re.compile(r"\.[0-9a-f]{8}\.(?P<node>[0-9a-f]{8})\.(?P<process>\d+)\.part")
 _STALE = 24 * 3600  # seconds after which nobody writes any more
-
-_OPENCV_TO_GLTF = np.diag([1.0, -1.0, -1.0, 1.0])
+_PNG_LEVEL = 4  # of zlib; a third of the time of its default, 6, for 8 % more bytes
+_OPENCV_TO_GLTF = np.array([1.0, -1.0, -1.0])
 
 
 @contextmanager
@@ -133,7 +133,7 @@ def write_png16_values(path: Path, values: NDArray[np.uint16], depth_scale: int)
     text.add_text("depth_scale", str(depth_scale))
     text.add_text("depth_unit", f"metres = value / {depth_scale}; z-depth; 0 = no depth")
     with atomic_write(path) as file:
-        Image.fromarray(values).save(file, format="PNG", pnginfo=text)
+        Image.fromarray(values).save(file, format="PNG", pnginfo=text, compress_level=_PNG_LEVEL)
 
 
 def read_png16(path: Path) -> tuple[NDArray[np.uint16], int]:
@@ -156,7 +156,7 @@ def read_png16(path: Path) -> tuple[NDArray[np.uint16], int]:
 def write_png(path: Path, image: Image.Image) -> None:
     """Write a picture as PNG."""
     with atomic_write(path) as file:
-        image.save(file, format="PNG")
+        image.save(file, format="PNG", compress_level=_PNG_LEVEL)
 
 
 def write_ply(path: Path, cloud: trimesh.PointCloud) -> None:
@@ -186,7 +186,7 @@ def write_glb(path: Path, mesh: trimesh.Trimesh, image: Image.Image, camera: "Ca
         doubleSided=True,
     )
     textured = trimesh.Trimesh(
-        trimesh.transform_points(mesh.vertices, _OPENCV_TO_GLTF),
+        mesh.vertices * _OPENCV_TO_GLTF,
         mesh.faces,
         visual=trimesh.visual.TextureVisuals(uv=uv, material=material),
         process=False,

@@ -78,11 +78,11 @@ def surface_triangles(grid: DepthGrid) -> NDArray[np.int64]:
     index = np.arange(height * width).reshape(height, width)
     top_left, top_right = index[:-1, :-1].ravel(), index[:-1, 1:].ravel()
     bottom_left, bottom_right = index[1:, :-1].ravel(), index[1:, 1:].ravel()
-    triangles = np.concatenate(
-        [
-            np.stack([top_left, bottom_left, top_right], axis=1),
-            np.stack([top_right, bottom_left, bottom_right], axis=1),
-        ]
-    )
-    z = grid.points[..., 2].ravel()[triangles]
-    return triangles[z.max(axis=1) <= z.min(axis=1) * (1 + grid.max_jump)]
+    z = grid.points[..., 2].ravel()
+    triangles = []
+    for corners in ((top_left, bottom_left, top_right), (top_right, bottom_left, bottom_right)):
+        a, b, c = (z[corner] for corner in corners)  # by hand: a reduction along an axis of three takes 5 times as long
+        near, far = np.minimum(np.minimum(a, b), c), np.maximum(np.maximum(a, b), c)
+        kept = far <= near * (1 + grid.max_jump)
+        triangles.append(np.stack([corner[kept] for corner in corners], axis=1))
+    return np.concatenate(triangles)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import html
+import sys
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -64,6 +67,8 @@ class Demo:
         self.depthvlm = depthvlm
         self.files = files
         self.limits = limits or Limits()
+        # Always the same threads: what one frees, the next picture takes again. Gradio's many would each keep theirs.
+        self._at_model, self._at_files = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self.visits = Visits(self.limits, lambda visit: files.remove(visit.results))
         self.samples = [files.sample(path) for path in _samples()]
 
@@ -106,32 +111,39 @@ class Demo:
         if photo is None:
             raise _error("Give a picture first: upload, paste or take one, or choose a sample.")
         try:
-            camera = camera_of(photo, focal_length, self.limits)
-            typed = focal_length if camera.source == "focal_length" else None
-            conversation = self._see(photo, typed)
+            new, view = self._at_model.submit(self._measure, photo, focal_length).result()
         except (ValueError, TimeoutError) as error:
             raise _error(error) from None
         self.end(visit)
+        self.visits.used(new)
+        return new, view, describe_camera(new.camera), []
+
+    def _measure(self, photo: str, focal_length: float | None) -> tuple[Visit, dict[str, Any]]:
+        camera = camera_of(photo, focal_length, self.limits)
+        typed = focal_length if camera.source == "focal_length" else None
+        conversation = self._see(photo, typed)
         prediction, results = conversation.prediction, self.files.results()
         new = Visit(photo, typed, prediction.camera, results, result_stem(photo), conversation=conversation)
         prediction.save(results, new.stem, ["npy"])  # the other files are made from it
-        self.visits.used(new)
-        return new, view_of(prediction), describe_camera(prediction.camera), []
+        return new, view_of(prediction)
 
     def write(self, visit: Visit | None) -> list[Any]:
         """Write the mesh to turn, and all files, in a folder whose name nobody can guess."""
         if visit is None or visit not in self.visits:
             raise _error("Measure a picture first.")
-        depth = np.load(visit.results / f"{visit.stem}_depth.npy", allow_pickle=False)
         try:
-            image = upright_image(open_upload(visit.photo, self.limits), 0)[0]
+            files = self._at_files.submit(self._write, visit).result()
         except ValueError as error:
             raise _error(error) from None
+        return [str(files["glb"]), *(gr.DownloadButton(value=str(path), interactive=True) for path in files.values())]
+
+    def _write(self, visit: Visit) -> dict[str, Path]:
+        depth = np.load(visit.results / f"{visit.stem}_depth.npy", allow_pickle=False)
+        image = upright_image(open_upload(visit.photo, self.limits), 0)[0]
         prediction = Prediction(depth, visit.camera, image, model=self.depthvlm.name)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # depths beyond a 16-bit PNG: the record says how many
-            files = prediction.save(visit.results, visit.stem, list(DOWNLOADS), overwrite=True)
-        return [str(files["glb"]), *(gr.DownloadButton(value=str(path), interactive=True) for path in files.values())]
+            return prediction.save(visit.results, visit.stem, list(DOWNLOADS), overwrite=True)
 
     def ask(self, visit: Visit | None, question: str | None) -> Iterator[tuple[str, list[dict[str, str]]]]:
         """Empty the field and show the chat: with the question at once, with the reply as it is made."""
@@ -177,6 +189,11 @@ class Demo:
         """Remove the visits and the files whose time is over."""
         self.visits.sweep()
         self.files.sweep()
+        if sys.platform == "linux":
+            with contextlib.suppress(
+                AttributeError
+            ):  # another C library than glibc, which keeps what threads have freed
+                ctypes.CDLL(None).malloc_trim(0)
 
     def _see(self, photo: str, focal_length: float | None) -> Conversation:
         """Run the model on a picture, with the time limit of a request."""
@@ -254,7 +271,7 @@ class Demo:
 
             light: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
             heavy: dict[str, Any] = {"api_visibility": "private", "concurrency_id": MODEL_QUEUE, "concurrency_limit": 1}
-            files: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "files", "concurrency_limit": 2}
+            files: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "files", "concurrency_limit": 1}
             # Our own steps rather than `gr.Examples`, which replaces the components that it fills.
             samples.click(self.choose, samples, photo, **light)
             questions.click(choose_question, questions, question, **light)

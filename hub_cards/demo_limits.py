@@ -45,7 +45,7 @@ class Limits:
     kept_seconds: int = 1800
     unused_seconds: int = 120
     live_caches: int = 4
-    sessions: int = 64
+    sessions: int = 128
     disk_bytes: int = 4 * 2**30
 
 

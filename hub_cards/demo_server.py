@@ -167,7 +167,7 @@ def _sweeping(demo: Demo) -> Any:
 
     async def sweep() -> None:
         while True:
-            await asyncio.sleep(max(1, min(30, demo.limits.kept_seconds / 4, demo.limits.unused_seconds / 4)))
+            await asyncio.sleep(max(1, min(10, demo.limits.kept_seconds / 4, demo.limits.unused_seconds / 4)))
             await asyncio.to_thread(demo.sweep)
 
     @asynccontextmanager

@@ -59,7 +59,7 @@ def view_of(prediction: Prediction) -> dict[str, Any]:
         "rows": rows.tolist(),
         "depth": base64.b64encode(depth.tobytes()).decode(),
         "camera": [camera.fx, camera.fy, camera.cx, camera.cy],
-        "colors": _data_url(colors, "PNG"),
+        "colors": _data_url(colors, "PNG", compress_level=4),
         "photo": _data_url(photo, "JPEG", quality=90),
         "scale": _data_url(scale, "PNG"),
         "scale_width": scale.width / enlarged,
