@@ -223,6 +223,8 @@ class _Reader:
             chosen = by_film if by_film[0] > by_sensor[0] else by_sensor
         else:
             chosen = by_film or by_sensor or order[0]
+        if chosen is by_film and by_plane and self.rounds_to_film(by_plane, by_film):
+            chosen = by_plane
         if not all(_agree(chosen, pair) for pair in known.values()):
             listed = ", ".join(f"{pair[0]:.0f} by {name}" for name, pair in known.items())
             self.problems.append(f"its EXIF data disagree on the focal length in pixels: {listed}")
@@ -334,6 +336,11 @@ class _Reader:
             return False
         self.problems.append(f"{given}, which nothing else in them confirms")
         return True
+
+    def rounds_to_film(self, exact: Pair, by_film: Pair) -> bool:
+        """Whether the 35 mm equivalent, a whole number, is the rounded value of a more exact focal length."""
+        rounding = 0.5 / float(self.tags[Base.FocalLengthIn35mmFilm])
+        return abs(exact[0] / by_film[0] - 1) <= rounding
 
     def by_film(self, millimetres: float | None, zoom: float, other: Pair | None) -> Pair | None:
         """From the 35 mm equivalent, which some cameras write with the digital zoom and some without."""

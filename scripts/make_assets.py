@@ -4,6 +4,7 @@ Renders the two pictures that come with the package, `depthvlm/assets/room.jpg` 
     python scripts/make_assets.py
 """
 
+import math
 from pathlib import Path
 
 from depthvlm.benchmark.synthetic import render_scene
@@ -11,7 +12,8 @@ from PIL import ExifTags, Image
 
 ASSETS = Path(__file__).resolve().parents[1] / "depthvlm" / "assets"
 SCENES = {"room": 1_000_000_107, "street": 1_000_000_157}  # held-out seeds: nano has not seen them
-FOCAL_LENGTH_MM = 4
+SENSOR_MM = 36.0, 27.0  # as large as film, so that its pixels may be as large as these
+FILM_DIAGONAL_MM = math.hypot(36.0, 24.0)
 
 
 def main() -> None:
@@ -21,8 +23,10 @@ def main() -> None:
         scene = render_scene(seed, kind=kind, width=640, height=480)
         exif = Image.Exif()
         camera = exif.get_ifd(ExifTags.IFD.Exif)
-        camera[ExifTags.Base.FocalLength] = FOCAL_LENGTH_MM
-        per_centimetre = scene.focal_length / FOCAL_LENGTH_MM * 10
+        millimetres = scene.focal_length * SENSOR_MM[0] / 640
+        camera[ExifTags.Base.FocalLength] = millimetres
+        camera[ExifTags.Base.FocalLengthIn35mmFilm] = round(millimetres * FILM_DIAGONAL_MM / math.hypot(*SENSOR_MM))
+        per_centimetre = 640 / SENSOR_MM[0] * 10
         camera[ExifTags.Base.FocalPlaneXResolution] = camera[ExifTags.Base.FocalPlaneYResolution] = per_centimetre
         camera[ExifTags.Base.FocalPlaneResolutionUnit] = 3  # centimetres
         exif[ExifTags.Base.ImageDescription] = f"Synthetic {kind}, seed {seed}"

@@ -5,6 +5,7 @@ import struct
 import warnings
 
 import pytest
+from conftest import REPOSITORY
 from depthvlm.processing import resolve_camera
 from depthvlm.processing.exif_depthvlm import panorama_reason, read_exif
 from PIL import ExifTags, Image, PngImagePlugin
@@ -249,3 +250,12 @@ class TestPanorama:
         assert panorama_reason(exif_of(Make="Canon", Model="Canon EOS R5"), 6720, 3360) is None
         iphone = exif_of(Make="Apple", Model="iPhone 11", CustomRendered=6, FocalLengthIn35mmFilm=26)
         assert "panorama" in panorama_reason(iphone, 10000, 3000)
+
+
+def test_the_whole_number_of_the_35_mm_equivalent_gives_way_to_what_it_was_rounded_from():
+    for name, focal_length in (("room", 571.7657), ("street", 454.7818)):  # the scenes' own, in scripts/make_assets.py
+        with Image.open(REPOSITORY / "depthvlm" / "assets" / f"{name}.jpg") as image, warnings.catch_warnings():
+            warnings.simplefilter("error")
+            camera = resolve_camera((480, 640), read_exif(image))
+        assert camera.source == "exif"
+        assert camera.fx == pytest.approx(focal_length, rel=1e-6)
