@@ -28,6 +28,10 @@ def push(
             show_default=False,
         ),
     ] = None,
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(hidden=True),  # what a shell makes of --results results/*/*/*.json, but for its first file
+    ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     revision: Annotated[
         str | None,
@@ -38,7 +42,7 @@ def push(
     ] = False,
     results: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="Result of `bench eval` for the card; several times for more."),
+        typer.Option(metavar="FILE...", help="Results of `bench eval` for the card, one or more."),
     ] = None,
     license: Annotated[
         str | None, typer.Option(metavar="KEY", help="Licence of the weights for the card, as the Hub names it.")
@@ -59,6 +63,8 @@ def push(
     from rich.console import Console
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
+    source, files = _told_apart([source, *(more or [])] if source else [], bool(results))
+    results = [*(results or []), *files]
     kinds = [name for name, chosen in {"dataset": dataset, "space": space, "metric": metric}.items() if chosen]
     if len(kinds) > 1:
         raise fail(f"--{' and --'.join(kinds)} are different things to push: choose one.", code=2)
@@ -69,7 +75,7 @@ def push(
     if not metric and source is None:
         raise fail("Name what to push: the folder of a checkpoint, or see `depthvlm push --help`.", code=2)
     try:
-        package = _pack(source, repo, results or [], license, *kinds)
+        package = _pack(source, repo, results, license, *kinds)
         _show(package, console)
         if dry_run:
             console.print(f"The {package.upload.repo_type} {package.prove()}.")
@@ -80,6 +86,17 @@ def push(
     except KeyboardInterrupt:
         console.print("Interrupted: nothing was committed. Run the same command again to go on.")
         raise typer.Exit(INTERRUPTED) from None
+
+
+def _told_apart(arguments: list[str], has_results: bool) -> tuple[str | None, list[Path]]:
+    """The one argument that is no JSON file, and the JSON files, which belong to --results."""
+    files = [Path(argument) for argument in arguments if argument.lower().endswith(".json")]
+    others = [argument for argument in arguments if not argument.lower().endswith(".json")]
+    if files and not has_results:
+        raise fail(f"{files[0]} is no checkpoint. Results for its card follow --results.", code=2)
+    if len(others) > 1:
+        raise fail(f"One thing is pushed at a time, got {' and '.join(others)}.", code=2)
+    return (others[0] if others else None), files
 
 
 def _pack(source: str | None, repo: str, results: list[Path], license: str | None, kind: str = "model") -> Package:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from bench_builds import build_toy
 from bench_source import make_toy
+from depthvlm.benchmark.checkpoint_hash import checkpoint_hash
 from depthvlm.hub_cards import prove
 from depthvlm.hub_cards.push import pack_build
 from depthvlm.hub_cards.push_files import PushError, select_checkpoint_files
@@ -16,6 +17,7 @@ from loopback_hub import LoopbackHub
 from loopback_repos import Token
 from safetensors.torch import load_file, save_file
 from toy_checkpoint import save_toy_checkpoint
+from toy_results import make
 from toy_training import settings, toy_dataset, toy_row
 from typer.testing import CliRunner
 
@@ -63,6 +65,22 @@ def test_a_dry_run_shows_files_sizes_and_card_and_contacts_nobody(hub, checkpoin
     assert "# toy" in lines
     assert "Dry run: nothing was sent." in lines
     assert hub.requests == []
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["checkpoint first", "results first"])
+def test_results_by_a_shells_pattern(hub, checkpoint, no_proof, tmp_path, first):
+    """README's `--results results/*/*/*.json`: the shell gives one option with many files behind it."""
+    scores = {"waymo": 0.611, "ddad": 0.622, "nyuv2": 0.633}
+    files = [
+        make(tmp_path / "r", each, score, checkpoint=checkpoint_hash(checkpoint)) for each, score in scores.items()
+    ]
+    results = ["--results", *files]
+    told = run(
+        *([checkpoint, "--repo", "ada/toy", *results] if first else [*results, checkpoint, "--repo", "ada/toy"]),
+        "--dry-run",
+    )
+    assert all(f"{score:.3f}" in told for score in scores.values())
+    assert "is no checkpoint. Results for its card follow --results" in run(*files, "--repo", "ada/toy", code=2)
 
 
 def test_the_proof_runs_the_checkpoints_own_weights(checkpoint):
