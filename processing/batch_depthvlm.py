@@ -21,10 +21,13 @@ import torch
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import TextKwargs, VideosKwargs
 
-# What `from_pretrained` of a processor takes for the Hub and for the tokenizer.
+# What `from_pretrained` takes for the Hub and for a model, which pipelines hand to every part, and for a tokenizer.
 _LOADING = """
 cache_dir force_download local_files_only token revision subfolder proxies trust_remote_code code_revision use_fast
-backend user_agent return_unused_kwargs resume_download image_processor_filename
+backend user_agent return_unused_kwargs resume_download image_processor_filename dtype torch_dtype device_map max_memory
+offload_folder offload_buffers quantization_config attn_implementation experts_implementation tp_plan tp_size
+device_mesh distributed_config variant state_dict key_mapping gguf_file generation_config use_kernels kernel_config
+adapter_name adapter_kwargs low_cpu_mem_usage output_loading_info use_safetensors
 """
 _TOKENIZER = """
 image_processor tokenizer video_processor chat_template padding_side truncation_side model_max_length

@@ -173,8 +173,7 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
         Raises:
             TypeError: for a keyword that is not known.
         """
-        if "_from_pipeline" not in kwargs:  # which hands the model's keywords to every part
-            check_keywords(kwargs, {*cls.valid_kwargs.__annotations__, *SETTINGS_KEYWORDS}, "The image processor")
+        check_keywords(kwargs, {*cls.valid_kwargs.__annotations__, *SETTINGS_KEYWORDS}, "The image processor")
         if not image_processor_dict.get("image_processor_type", "DepthVLM").startswith("DepthVLM"):
             settings = image_processor_dict.items()
             image_processor_dict = {name: value for name, value in settings if name in VISION_TOWER_SETTINGS}

@@ -199,8 +199,7 @@ class DepthVLMProcessor(Qwen3VLProcessor):
         cls, pretrained_model_name_or_path: Any, processor_dict: dict[str, Any] | None = None, **kwargs: Any
     ) -> list[Any]:
         """Loads the parts, and makes a DepthVLM image processor of a Qwen3-VL one. TypeError for unknown keywords."""
-        if "_from_pipeline" not in kwargs:  # which hands the model's keywords to every part
-            check_keywords(kwargs, IMAGE_KEYWORDS | SETTINGS_KEYWORDS, "The processor")
+        check_keywords(kwargs, IMAGE_KEYWORDS | SETTINGS_KEYWORDS, "The processor")
         image_processor, tokenizer = super()._get_arguments_from_pretrained(
             pretrained_model_name_or_path, processor_dict, **kwargs
         )
@@ -211,8 +210,12 @@ class DepthVLMProcessor(Qwen3VLProcessor):
 
     @classmethod
     def _load_tokenizer_from_pretrained(cls, sub_processor_type: str, *args: Any, **kwargs: Any) -> Any:
-        """Keeps image settings from the tokenizer, which would repeat them at every call and save them as its own."""
+        """
+        Keeps image settings from the tokenizer, which would repeat them at every call and save them as its own. It pads
+        on the left where nothing else is asked for, as `generate` needs it; collators for training name their side.
+        """
         kwargs = {name: value for name, value in kwargs.items() if name not in IMAGE_KEYWORDS}
+        kwargs.setdefault("padding_side", "left")
         return super()._load_tokenizer_from_pretrained(sub_processor_type, *args, **kwargs)
 
 

@@ -124,7 +124,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         pad_token="<|endoftext|>",
         eos_token="<|im_end|>",
         additional_special_tokens=list(SPECIAL_TOKENS),
-        padding_side="right",
+        padding_side="left",
         model_max_length=4096,
     )
     fast.chat_template = CHAT_TEMPLATE

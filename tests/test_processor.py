@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from depthvlm.benchmark.synthetic import render_scene
 from depthvlm.processing import (
     DEPTH_PROMPT,
     DEPTH_SYSTEM_PROMPT,
@@ -27,6 +28,8 @@ from toy_tokenizer import build_toy_tokenizer
 from transformers import AutoImageProcessor, AutoProcessor, Qwen3VLConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils import is_torchvision_available
+
+from depthvlm import load
 
 MATRIX = [[200.0, 0.0, 60.0], [0.0, 200.0, 50.0], [0.0, 0.0, 1.0]]
 REMOTE_FILES = sorted(path.name for path in Path(__file__).parents[1].glob("processing/*_depthvlm.py"))
@@ -368,3 +371,37 @@ print("loaded and saved again")
         assert done.returncode == 0, done.stderr
         assert "loaded and saved again" in done.stdout
         assert sorted(path.name for path in (tmp_path / "second").glob("*.py")) == REMOTE_FILES
+
+
+class TestPaddingSide:
+    """Rows of unequal length end where a reply begins: padding is on the left, however the tokenizer was saved."""
+
+    def batch(self, processor, **kwargs):
+        messages = [conversation(picture(), text="a"), conversation(picture(), text="a longer question")]
+        mask = apply(processor, messages, fov=60.0, padding=True, **kwargs)["attention_mask"]
+        return mask[0].tolist()
+
+    def test_a_loaded_processor_pads_left(self, processor, tmp_path):
+        processor.save_pretrained(tmp_path / "first")
+        settings = tmp_path / "first" / "tokenizer_config.json"
+        settings.write_text(json.dumps(json.loads(settings.read_text()) | {"padding_side": "right"}))
+        loaded = DepthVLMProcessor.from_pretrained(tmp_path / "first")
+        assert (self.batch(loaded)[0], self.batch(loaded)[-1]) == (0, 1)
+        assert self.batch(loaded, padding_side="right")[0] == 1
+        right = DepthVLMProcessor.from_pretrained(tmp_path / "first", padding_side="right")
+        assert self.batch(right)[-1] == 0
+        loaded.save_pretrained(tmp_path / "second")
+        assert json.loads((tmp_path / "second" / "tokenizer_config.json").read_text())["padding_side"] == "left"
+
+    def test_a_batch_of_nano_says_what_it_says_one_by_one(self):
+        model = load("depthvlm-nano")
+        rooms = [render_scene(1, width=160, height=128).image, render_scene(2, width=224, height=160).image]
+        messages = [conversation(Image.fromarray(room), text="What color is the crate?") for room in rooms]
+
+        def ask(batch):
+            inputs = apply(model.processor, batch, focal_length=160.0, padding=True)
+            assert bool(inputs["attention_mask"][:, -1].all())
+            ids = model.model.generate(**inputs, max_new_tokens=8, do_sample=False)
+            return model.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+        assert ask(messages) == [ask([one])[0] for one in messages]
