@@ -28,7 +28,7 @@ def bundled_model_path() -> Path:
 
 
 def resolve_model_path(model: str) -> str:
-    """A model's folder or Hub name: that of the bundled model for its name, else what was given.
+    """A model's folder or Hub name: that of the bundled model for its name, else what was given. See `split_revision`.
 
     Raises:
         FileNotFoundError: it is a path, and there is no such folder.
@@ -44,9 +44,15 @@ def resolve_model_path(model: str) -> str:
         raise NotADirectoryError(
             f"{model} is a file: give the folder of a checkpoint, or a name on the Hub (owner/name)."
         )
-    if not Path(model).is_dir() and hub_name_problem(model):
+    if not Path(model).is_dir() and hub_name_problem(split_revision(model)[0]):
         raise FileNotFoundError(f"There is no model folder {model}. Give a folder, or a name on the Hub (owner/name).")
     return model
+
+
+def split_revision(model: str) -> tuple[str, str | None]:
+    """Return name and branch, tag or commit of `owner/name@revision`, as in `hf://` paths; a folder is all name."""
+    name, at, revision = model.rpartition("@")
+    return (name, revision) if at and revision and not Path(model).exists() else (model, None)
 
 
 def hub_name_problem(name: str) -> str | None:

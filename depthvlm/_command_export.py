@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ._fail import expected_failures, fail, printable
+from ._hub_options import Revision, Token, at_revision
 
 
 @expected_failures()
@@ -15,6 +16,8 @@ def onnx(
         str, typer.Argument(metavar="CHECKPOINT", help="Folder or Hub name of a model; 'depthvlm-nano': the bundled.")
     ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")] = Path("depth_head.onnx"),
+    revision: Revision = None,
+    token: Token = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> None:
     """Write the depth head as ONNX, for any size of image and batch, and check it with onnxruntime.
@@ -28,7 +31,7 @@ def onnx(
 
     from .onnx_export import TOLERANCE, export_depth_head
 
-    export = export_depth_head(model, out)
+    export = export_depth_head(str(at_revision(model, revision)), out)
     typer.echo(f"Written to {printable(export.path)}: {export.size / 1e6:.1f} MB")
     for name, value in export.metadata.items():
         typer.echo(f"  {name}: {value}")

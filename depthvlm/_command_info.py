@@ -6,22 +6,28 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from math import prod
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import get_safetensors_metadata, hf_hub_download
+from huggingface_hub import get_safetensors_metadata, is_offline_mode
+from huggingface_hub.errors import NotASafetensorsRepoError
 from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError, safe_open
+from transformers.utils.hub import cached_file
 
-from ._bundled import BUNDLED_MODEL, resolve_model_path
+from ._bundled import BUNDLED_MODEL, resolve_model_path, split_revision
+from ._loading import ADAPTER_CONFIG, CONFIG, find_adapter, hub_keywords
+from .benchmark.checkpoint_hash import weight_files
 from .export import read_json
 from .modeling_depthvlm.published_layout import published_head
 
 _PACKAGES = ("depthvlm", "torch", "torchvision", "transformers", "trl", "safetensors", "numpy", "pillow")
 _PARTS = {
-    "model.visual.": "vision tower",
-    "model.language_model.": "language model",
-    "lm_head.": "output layer",
-    "depth_head.": "depth head",
+    ".lora_": "adapter",
+    ".model.visual.": "vision tower",
+    ".model.language_model.": "language model",
+    ".lm_head.": "output layer",
+    ".depth_head.": "depth head",
 }
 
 
@@ -52,22 +58,39 @@ def describe(model: str) -> dict[str, str]:
 
     Raises:
         OSError: there is no such folder or Hub model, or it has no config or no safetensors weights.
+        ValueError: a file of it is damaged.
     """
-    folder = Path(model)
-    config_file = folder / "config.json" if folder.is_dir() else Path(hf_hub_download(model, "config.json"))
-    config = read_json(config_file)
+    name, revision = split_revision(model)
+    origin = hub_keywords(name, {"revision": revision})
+    folder = find_adapter(name, origin)
+    if folder is not None:
+        settings, local = read_json(folder / ADAPTER_CONFIG), True
+    else:
+        config_file = cached_file(name, CONFIG, **origin)
+        if config_file is None:
+            raise FileNotFoundError(f"{model} has neither {CONFIG} nor {ADAPTER_CONFIG}: it is no checkpoint.")
+        settings, folder, local = read_json(Path(config_file)), Path(config_file).parent, Path(name).is_dir()
+    if not local and is_offline_mode():
+        local = bool(weight_files(folder))
+        if not local:
+            told = "not known: they are not in the cache, and this is offline mode"
+            return {"kind": _kind_and_head(settings, {})[0], "weights": told}
     counts: Counter[str] = Counter()
     dtypes: Counter[str] = Counter()
     head_shapes: dict[str, list[int] | None] = {}
-    for name, shape, dtype in _local_tensors(folder) if folder.is_dir() else _hub_tensors(model):
-        part = next((part for prefix, part in _PARTS.items() if name.startswith(prefix)), "other")
+    for tensor, shape, dtype in _local_tensors(folder) if local else _hub_tensors(name, revision):
+        tensor = tensor.removeprefix("base_model.model.")
+        part = next((part for mark, part in _PARTS.items() if mark in f".{tensor}"), "other")
         counts[part] += prod(shape)
         if part == "depth head":
-            head_shapes[name] = shape
+            head_shapes[tensor] = shape
         dtypes[dtype] += prod(shape)
 
-    kind, head = _kind_and_head(config, head_shapes)
-    rows = {"kind": kind, "head type": head, "dtype": ", ".join(dtypes)}
+    if "peft_type" in settings:
+        rows = _of_adapter(settings)
+    else:
+        rows = dict(zip(("kind", "head type"), _kind_and_head(settings, head_shapes), strict=True))
+    rows["dtype"] = ", ".join(dtypes)
     rows |= {part: _millions(count) for part, count in counts.items()}
     rows["total"] = _millions(counts.total())
     return rows
@@ -80,15 +103,29 @@ def _head(config: dict) -> str:
 
 def _kind_and_head(config: dict, head_shapes: dict[str, list[int] | None]) -> tuple[str, str]:
     if config.get("model_type") == "depthvlm":
-        return "DepthVLM", _head(config.get("depth_config", {}))
+        return "DepthVLM", _head(config.get("depth_config") or {})
     if head_shapes:
         head = published_head({"depth_head_type": "dpt"} | config, head_shapes, "This model")
         return "published layout (`depthvlm convert` makes a DepthVLM of it)", _head(head)
+    if "depth_head_type" in config:
+        return "published layout (`depthvlm convert` makes a DepthVLM of it)", "not known without its weights"
     return f"{config.get('model_type')}, without a depth head", "none"
 
 
+def _of_adapter(adapter: dict[str, Any]) -> dict[str, str]:
+    base, revision = adapter.get("base_model_name_or_path"), adapter.get("revision")
+    modules = adapter.get("target_modules") or []
+    return {
+        "kind": f"{adapter.get('peft_type')} adapter (`depthvlm convert` merges it into its model)",
+        "for": f"{base}, {revision}" if revision else str(base),
+        "rank": str(adapter.get("r")),
+        "on": modules if isinstance(modules, str) else ", ".join(sorted(modules)),
+        "trained whole": ", ".join(adapter.get("modules_to_save") or []) or "nothing",
+    }
+
+
 def _local_tensors(folder: Path) -> Iterator[tuple[str, list[int], str]]:
-    files = sorted(folder.glob("*.safetensors"))
+    files = weight_files(folder)
     if not files:
         raise FileNotFoundError(f"{folder} holds no .safetensors weights: DepthVLM reads no other format.")
     for file in files:
@@ -98,11 +135,15 @@ def _local_tensors(folder: Path) -> Iterator[tuple[str, list[int], str]]:
                     tensor = weights.get_slice(name)
                     yield name, tensor.get_shape(), tensor.get_dtype()
         except SafetensorError as error:
-            raise ValueError(f"{file} is no safetensors file, or was cut off ({error}): copy it again.") from None
+            raise ValueError(f"{file} is incomplete or damaged ({error}). Copy or download it again.") from None
 
 
-def _hub_tensors(model: str) -> Iterator[tuple[str, list[int], str]]:
-    for file in get_safetensors_metadata(model).files_metadata.values():
+def _hub_tensors(model: str, revision: str | None) -> Iterator[tuple[str, list[int], str]]:
+    try:
+        files = get_safetensors_metadata(model, revision=revision).files_metadata
+    except NotASafetensorsRepoError:
+        raise FileNotFoundError(f"{model} holds no .safetensors weights: DepthVLM reads no other format.") from None
+    for file in files.values():
         for name, tensor in file.tensors.items():
             yield name, tensor.shape, tensor.dtype
 

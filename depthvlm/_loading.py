@@ -1,12 +1,14 @@
 """Load a model and its processor by name: what says where files come from reaches both, and both are of one commit."""
 
+import json
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils.hub import resolve_revision
+from transformers.utils.hub import cached_file, resolve_revision
 
-from ._bundled import resolve_model_path
+from ._bundled import resolve_model_path, split_revision
 from ._keywords import check_loading
 from ._registration import register
 from .modeling_depthvlm import DepthVLMConfig, DepthVLMForConditionalGeneration
@@ -15,6 +17,8 @@ from .processing import DepthVLMProcessor
 
 register()  # for the `depthvlm` command; otherwise done when the package was imported
 
+CONFIG, ADAPTER_CONFIG, ADAPTER_WEIGHTS = "config.json", "adapter_config.json", "adapter_model.safetensors"
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 _SMALL_MODEL = 500_000_000  # parameters: up to here float32 on a CPU is faster than bfloat16, and takes at most 2 GB
 
 
@@ -45,10 +49,10 @@ def load_checkpoint(
     allow_untrained_head: bool = False,
     **kwargs: Any,
 ) -> tuple[DepthVLMForConditionalGeneration, DepthVLMProcessor]:
-    """Load a model in eval mode, on its device, and its processor.
+    """Load a model in eval mode, on its device, and its processor. An adapter is put on the model that it is for.
 
     Args:
-        model: a checkpoint's folder, its name on the Hub, or `depthvlm-nano`.
+        model: a checkpoint's folder, its name on the Hub (`owner/name` or `owner/name@revision`), or `depthvlm-nano`.
         device: `cuda`, `cuda:1`, `mps`, `cpu`; `auto`: the first of these that is there.
         dtype: `float32`, `bfloat16`, `float16`; `auto`: the checkpoint's own, but float32 for a small model on a CPU.
         allow_untrained_head: also load a head that was never trained, whose depth is one metre everywhere: the new
@@ -63,14 +67,12 @@ def load_checkpoint(
         OSError: there is no such model.
     """
     check_loading(kwargs, "load")
-    path = resolve_model_path(str(model))
     where, what = pick_device(device), pick_dtype(dtype)
-    origin = hub_keywords(path, kwargs)
-    camera = {name: kwargs[name] for name in ("canonical_focal_length",) if name in kwargs}
-    DepthVLMConfig.get_config_dict(path, **origin)  # first: what it says of a model that is not there is clear
-    processor = DepthVLMProcessor.from_pretrained(path, **origin, **camera)
-    network = DepthVLMForConditionalGeneration.from_pretrained(path, dtype=what, **{**kwargs, **origin}).eval()
-    _check_head(network, path, allow_untrained_head)
+    network, processor, adapter = load_parts(model, what, **kwargs)
+    if adapter is not None:
+        network.load_adapter(adapter)
+    network = network.eval()
+    _check_head(network, str(model), allow_untrained_head)
     if kwargs.get("device_map") is None and kwargs.get("quantization_config") is None:
         network = network.to(where)
         if what == "auto" and where.type == "cpu" and network.num_parameters() <= _SMALL_MODEL:
@@ -90,6 +92,86 @@ def _check_head(network: DepthVLMForConditionalGeneration, path: str, allow_untr
             f"{path}: its depth head was never trained, and says one metre everywhere. Train it (`depthvlm sft`) or "
             "name a trained checkpoint; `allow_untrained_head=True` loads it all the same."
         )
+
+
+def load_parts(
+    model: str | PathLike[str], dtype: str | torch.dtype = "auto", **kwargs: Any
+) -> tuple[DepthVLMForConditionalGeneration, DepthVLMProcessor, str | None]:
+    """Load a model as its checkpoint has it, and its processor.
+
+    Args: see [`load_checkpoint`].
+
+    Returns:
+        Model, processor, and the folder of the adapter that is yet to be put on this model, where `model` names one.
+
+    Raises:
+        OSError, ValueError: there is no such model, or it holds no safetensors.
+    """
+    path, revision = split_revision(resolve_model_path(str(model)))
+    if revision is not None:
+        if kwargs.get("revision") not in (None, revision):
+            raise ValueError(f"{model} and revision={kwargs['revision']!r} name two revisions: give one of them.")
+        kwargs["revision"] = revision
+    origin = hub_keywords(path, kwargs)
+    adapter = find_adapter(path, origin)
+    base, base_origin = path, origin
+    if adapter is not None:
+        base, base_revision = base_of_adapter(adapter)
+        of_adapter_alone = ("revision", "subfolder")
+        kwargs = {name: value for name, value in kwargs.items() if name not in of_adapter_alone}
+        base_origin = hub_keywords(base, kwargs | {"revision": base_revision})
+    # First: what it says of a model that is not there is clear.
+    settings, _ = DepthVLMConfig.get_config_dict(base, **base_origin)
+    if not settings:
+        raise FileNotFoundError(f"{base} holds no config.json: it is no checkpoint.")
+    camera = {name: kwargs[name] for name in ("canonical_focal_length",) if name in kwargs}
+    # An adapter lies beside the processor that it was trained with, or, made elsewhere, alone.
+    has_processor = adapter is None or any((adapter / name).is_file() for name in PROCESSOR_FILES)
+    processor_path, processor_origin = (path, origin) if has_processor else (base, base_origin)
+    processor = DepthVLMProcessor.from_pretrained(processor_path, **processor_origin, **camera)
+    network = DepthVLMForConditionalGeneration.from_pretrained(base, dtype=dtype, **{**kwargs, **base_origin})
+    return network, processor, None if adapter is None else str(adapter)
+
+
+def find_adapter(path: str, origin: dict[str, Any]) -> Path | None:
+    """Return the folder of a PEFT adapter, downloaded if need be; None where `path` is a whole model.
+
+    Args:
+        path: folder or Hub name.
+        origin: see [`hub_keywords`].
+
+    Raises:
+        FileNotFoundError: its weights are no safetensors.
+    """
+    optional: Any = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    where = {name: value for name, value in origin.items() if name != "trust_remote_code"}
+    if cached_file(path, CONFIG, **where, **optional) or not cached_file(path, ADAPTER_CONFIG, **where, **optional):
+        return None
+    if not cached_file(path, ADAPTER_WEIGHTS, **where, **optional):
+        raise FileNotFoundError(f"The adapter {path} has no {ADAPTER_WEIGHTS}: pickled weights are never read.")
+    for name in (*PROCESSOR_FILES, "training_recipe.yaml"):
+        cached_file(path, name, **where, **optional)
+    return Path(str(cached_file(path, ADAPTER_CONFIG, **where))).parent
+
+
+def base_of_adapter(adapter: Path) -> tuple[str, str | None]:
+    """Return folder or Hub name of the model that an adapter is for, and its revision on the Hub, if that is known.
+
+    Raises:
+        FileNotFoundError: it is a folder that is not there.
+        ValueError: the adapter does not say.
+    """
+    settings = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    base = settings.get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"{adapter / ADAPTER_CONFIG} does not say for which model it is: `base_model_name_or_path`.")
+    try:
+        return resolve_model_path(str(base)), settings.get("revision")
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"The adapter {adapter} is for the model {base}, which is not there. Put it there, or name its place as "
+            f"`base_model_name_or_path` in {adapter / ADAPTER_CONFIG}."
+        ) from None
 
 
 def pick_device(name: str) -> torch.device:

@@ -11,6 +11,7 @@ from ._command_bench_report import report
 from ._command_export import onnx
 from ._command_push import push
 from ._fail import Commands, print_any_name
+from ._hub_options import Revision, Token, at_revision
 
 app = typer.Typer(
     name="depthvlm",
@@ -66,6 +67,8 @@ def predict(
         str | None,
         typer.Option(help="Folder or Hub name of a model.", show_default="the bundled depthvlm-nano"),
     ] = None,
+    revision: Revision = None,
+    token: Token = None,
     focal_length: Annotated[
         float | None, typer.Option(metavar="PX", help="Focal length in pixels of the image as given.")
     ] = None,
@@ -140,7 +143,7 @@ def predict(
 
     run(
         images,
-        model=model,
+        model=at_revision(model, revision),
         focal_length=focal_length,
         fov=fov,
         intrinsics=intrinsics,
@@ -180,14 +183,17 @@ def bench_list() -> None:
 @app.command()
 def convert(
     source: Annotated[
-        str, typer.Argument(metavar="SRC", help="Folder or Hub name: published layout, or plain Qwen3-VL.")
+        str,
+        typer.Argument(metavar="SRC", help="Folder or Hub name: published layout, plain Qwen3-VL, or an adapter."),
     ],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="A new or empty folder.")],
+    revision: Revision = None,
+    token: Token = None,
 ) -> None:
-    """Write a checkpoint in DepthVLM's own layout, which the Auto classes load."""
+    """Write a checkpoint in DepthVLM's own layout, which the Auto classes load. An adapter is merged into its model."""
     from .convert import convert_checkpoint
 
-    typer.echo(f"Written to {convert_checkpoint(source, destination)}")
+    typer.echo(f"Written to {convert_checkpoint(str(at_revision(source, revision)), destination)}")
 
 
 @app.command()
@@ -196,6 +202,8 @@ def demo(
         str | None,
         typer.Option(help="Folder or Hub name of a model.", show_default="the bundled depthvlm-nano"),
     ] = None,
+    revision: Revision = None,
+    token: Token = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all of this machine.")] = "127.0.0.1",
     port: Annotated[
         int | None,
@@ -214,7 +222,15 @@ def demo(
     """A page in the browser: depth, distances, the scene in 3D, and a chat about the picture."""
     from ._command_demo import run
 
-    run(model, host=host, port=port, share=share, allowed_hosts=allowed_host or [], device=device, dtype=dtype)
+    run(
+        at_revision(model, revision),
+        host=host,
+        port=port,
+        share=share,
+        allowed_hosts=allowed_host or [],
+        device=device,
+        dtype=dtype,
+    )
 
 
 @app.command()
@@ -223,11 +239,13 @@ def info(
         str | None,
         typer.Argument(metavar="MODEL", help="Folder or Hub name of a model; its weights are not loaded."),
     ] = None,
+    revision: Revision = None,
+    token: Token = None,
 ) -> None:
-    """Versions, devices, and what a model is made of."""
+    """Versions, devices, and what a model or an adapter is made of."""
     from ._command_info import run
 
-    run(model)
+    run(at_revision(model, revision))
 
 
 def main() -> None:

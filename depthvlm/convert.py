@@ -1,25 +1,25 @@
-"""Checkpoints in DepthVLM's own layout, from the published layout or from a plain Qwen3-VL."""
+"""Checkpoints in DepthVLM's own layout: from the published layout, from a plain Qwen3-VL, or with an adapter merged."""
 
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-from ._bundled import resolve_model_path
-from ._registration import register
+from ._loading import hub_keywords, load_parts
 from .hub_cards.recipe_file import convert_recipe
-from .modeling_depthvlm import DepthVLMForConditionalGeneration
-from .processing import DepthVLMProcessor
 
 
-def convert_checkpoint(source: str | PathLike[str], destination: str | PathLike[str]) -> Path:
+def convert_checkpoint(source: str | PathLike[str], destination: str | PathLike[str], **kwargs: Any) -> Path:
     """Write a checkpoint that loads through the Auto classes, with and without this package installed.
 
     The weights keep their dtype. A plain Qwen3-VL gets a new depth head, whose depth means nothing before it is
-    trained.
+    trained. An adapter is merged into the model that it is for, at the commit that it was trained on.
 
     Args:
-        source: folder or Hub name of a checkpoint in the published layout, of a plain Qwen3-VL, or of DepthVLM.
+        source: folder or Hub name of a checkpoint in the published layout, of a plain Qwen3-VL, of DepthVLM, or of an
+            adapter.
         destination: a folder that is not there yet or is empty.
+        **kwargs: of `from_pretrained`, such as `revision` or `token`.
 
     Raises:
         FileExistsError: the destination is not empty.
@@ -28,16 +28,19 @@ def convert_checkpoint(source: str | PathLike[str], destination: str | PathLike[
     folder = Path(destination)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is there already: give a new or an empty folder to write to.")
-    register()
-    path = resolve_model_path(str(source))
-    processor = DepthVLMProcessor.from_pretrained(path)
-    model = DepthVLMForConditionalGeneration.from_pretrained(path, dtype="auto")
+    model, processor, adapter = load_parts(source, **kwargs)
+    base, commit = model.config._name_or_path, getattr(model.config, "_commit_hash", None)
+    if adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Interrupted, nothing is left; done, the folder has moved and there is nothing to clean up.
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-", ignore_cleanup_errors=True) as temporary:
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
-        convert_recipe(path, temporary)
+        origin = {} if adapter else hub_keywords(base, kwargs | {"revision": commit})
+        convert_recipe(adapter or base, temporary, base, commit, **origin)
         if folder.exists():
             folder.rmdir()
         Path(temporary).rename(folder)

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers.utils.hub import cached_file, cached_files
 
-from ._bundled import BUNDLED_MODEL, resolve_model_path
+from ._bundled import BUNDLED_MODEL, resolve_model_path, split_revision
 from .export import atomic_write
 from .modeling_depthvlm import DepthVLMConfig
 from .modeling_depthvlm.depth_heads import DepthHead, build_depth_head
@@ -130,9 +130,9 @@ def load_depth_head(model: str | PathLike[str]) -> tuple[DepthVLMConfig, DepthHe
 
     Raises: as `export_depth_head`, but for ImportError and RuntimeError.
     """
-    path = resolve_model_path(str(model))
-    config = DepthVLMConfig.from_pretrained(path)
-    weights = _head_weights(path)
+    path, revision = split_revision(resolve_model_path(str(model)))
+    config = DepthVLMConfig.from_pretrained(path, revision=revision or "main")
+    weights = _head_weights(path, revision)
     if not weights:
         raise ValueError(
             f"{model} has no depth head: none of its weights is called `depth_head.*`. A plain Qwen3-VL gets a head "
@@ -238,10 +238,12 @@ def _metadata(model: str | PathLike[str], config: DepthVLMConfig) -> dict[str, s
 
 def _license(model: str) -> str | None:
     """The license that a checkpoint's model card states, None where it has no card or states none."""
-    path = resolve_model_path(model)
-    card = cached_file(
-        path, "README.md", _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-    )
+    path, revision = split_revision(resolve_model_path(model))
+    optional: Any = {
+        "_raise_exceptions_for_missing_entries": False,
+        "_raise_exceptions_for_connection_errors": False,
+    }
+    card = cached_file(path, "README.md", revision=revision, **optional)
     try:
         stated = None if card is None else ModelCard.load(card).data.get("license")
     except ValueError:  # what stands on top of the card is no YAML
@@ -249,15 +251,15 @@ def _license(model: str) -> str | None:
     return None if stated is None else str(stated)
 
 
-def _head_weights(path: str) -> dict[str, Tensor]:
+def _head_weights(path: str, revision: str | None) -> dict[str, Tensor]:
     """The `depth_head.*` weights without that prefix, from the safetensors files that hold them."""
     optional: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
-    if index := cached_file(path, _INDEX, **optional):
+    if index := cached_file(path, _INDEX, revision=revision, **optional):
         weight_map = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
         names = sorted({shard for name, shard in weight_map.items() if name.startswith(_PREFIX)})
     else:
         names = [_WEIGHTS]
-    files = (cached_files(path, names) or []) if names else []
+    files = (cached_files(path, names, revision=revision) or []) if names else []
     weights: dict[str, Tensor] = {}
     for file in files:
         try:

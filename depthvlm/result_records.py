@@ -157,13 +157,14 @@ def weights_identity(model: str) -> str:
     Raises:
         OSError: there is no such folder, or the Hub cannot be reached and the model is not in the cache.
     """
-    from ._bundled import resolve_model_path
+    from ._bundled import resolve_model_path, split_revision
 
     folder = Path(resolve_model_path(model))
     if not folder.is_dir():
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import resolve_revision
 
-        return Path(hf_hub_download(model, "config.json")).parent.name
+        name, revision = split_revision(str(folder))
+        return resolve_revision(name, revision=revision).resolved
     parts: list[Any] = []
     for file in sorted(folder.iterdir()):
         if file.suffix == ".json" and file.is_file():

@@ -75,16 +75,26 @@ def hub_name(model: str) -> tuple[str | None, str | None]:
     return (model if is_hub_name(model) and not Path(model).exists() else None), None
 
 
-def convert_recipe(source: str, destination: str | Path) -> None:
-    """The record of a converted checkpoint: that of the source, or that it was converted from a model on the Hub."""
+def convert_recipe(source: str, destination: str | Path, base: str, commit: str | None, **origin: Any) -> None:
+    """
+    Write the record of a converted checkpoint: that of the source, or that it was converted from a model on the Hub.
+
+    Args:
+        source: folder or Hub name.
+        base: folder or Hub name of the model that the weights were loaded from: the source, or what an adapter is for.
+        commit: of the base on the Hub.
+        origin: see [`~depthvlm._loading.hub_keywords`].
+    """
+    from transformers.utils.hub import cached_file
+
     from .. import __version__
 
-    name, revision = hub_name(source)
-    stages = list(read_recipe(source)) if Path(source).is_dir() else []
+    file = cached_file(source, RECIPE_FILE, _raise_exceptions_for_missing_entries=False, **origin)
+    stages = list(read_recipe(Path(file).parent)) if file else []
+    name, revision = hub_name(base)
     if not stages and name:
-        stages = [
-            {"base_model": name, "base_revision": revision, "trained": [], "converted_by": f"depthvlm {__version__}"}
-        ]
+        made = {"trained": [], "converted_by": f"depthvlm {__version__}"}
+        stages = [{"base_model": name, "base_revision": revision or commit, **made}]
     if stages:
         write_recipe(destination, stages)
 

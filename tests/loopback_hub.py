@@ -360,8 +360,9 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refusal(403 if token else 401, message, "GatedRepo")
         oid = repo.resolve(revision)
         blob = repo.commits[oid].get(path)
-        if blob is None:
-            raise Refusal(404, "Entry not found", "EntryNotFound")
+        if blob is None:  # the client remembers of which commit
+            said = {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"}
+            return 404, said | {"X-Repo-Commit": oid}, b""
         headers = {"X-Repo-Commit": oid, "ETag": f'"{blob.etag}"', "Accept-Ranges": "bytes"}
         if not blob.lfs:
             return self.ranged(blob.content, headers)

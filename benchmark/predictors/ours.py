@@ -14,6 +14,7 @@ from huggingface_hub import snapshot_download
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..._bundled import split_revision
 from ..._loading import load_checkpoint
 from ...processing import DEPTH_PROMPT, DEPTH_SYSTEM_PROMPT
 from ..checkpoint_hash import checkpoint_hash, weight_files
@@ -106,4 +107,7 @@ def _local_folder(path: str, commit: str | None, subfolder: str = "", cache_dir:
     """Return the folder that `from_pretrained` has just read: the checkpoint's own, or that of the Hub's cache."""
     if Path(path).is_dir():
         return Path(path, subfolder)
-    return Path(snapshot_download(path, revision=commit, cache_dir=cache_dir, local_files_only=True), subfolder)
+    path, revision = split_revision(path)
+    return Path(
+        snapshot_download(path, revision=commit or revision, cache_dir=cache_dir, local_files_only=True), subfolder
+    )
