@@ -5,10 +5,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
 from depthvlm.training.sft import ArgumentError, DepthScriptArguments, check_arguments, load_data
 from toy_training import save_toy_lines
+from trl import DatasetMixtureConfig
 
 
 @pytest.fixture
@@ -21,12 +23,10 @@ def here(tmp_path_factory, monkeypatch) -> Path:
 
 
 def arguments(**values: Any) -> tuple[DepthScriptArguments, Any]:
-    return DepthScriptArguments(**values), SimpleNamespace(datasets=[])
+    return DepthScriptArguments(**values), DatasetMixtureConfig()
 
 
 def mixture(*entries: dict[str, Any], **values: Any) -> tuple[DepthScriptArguments, Any]:
-    from trl import DatasetMixtureConfig
-
     return DepthScriptArguments(), DatasetMixtureConfig(datasets=list(entries), **values)
 
 
@@ -59,6 +59,24 @@ def test_a_mixture_of_files_with_unequal_columns(here, tmp_path):
     assert data[0]["depth"] == ["files/0_depth.png"]
     parts = load_data(*mixture(*entries, test_split_size=0.2), ["train", "test"])
     assert {split: len(part) for split, part in parts.items()} == {"train": 8, "test": 2}
+
+
+def test_a_share_of_one_file_is_held_out_alike_everywhere(here):
+    script, data = DepthScriptArguments(dataset_name="rgbd.jsonl"), DatasetMixtureConfig(test_split_size=0.25)
+    parts = load_data(script, data, ["train", "test"], seed=3)
+    questions = {split: [row["messages"][0]["content"] for row in part] for split, part in parts.items()}
+    assert {split: len(asked) for split, asked in questions.items()} == {"train": 6, "test": 2}
+    assert sorted(questions["train"] + questions["test"]) == [f"What is number {index}?" for index in range(8)]
+    # A resumed run and other ranks, whatever numbers they have drawn since; a mixture of one as well.
+    np.random.random(5)  # noqa: NPY002 (what datasets draws from without a seed)
+    again = load_data(script, data, ["test"], seed=3)["test"]
+    assert [row["messages"][0]["content"] for row in again] == questions["test"]
+    mixed = load_data(*mixture({"path": "rgbd.jsonl"}, test_split_size=0.25), ["test"], seed=3)["test"]
+    assert [row["messages"][0]["content"] for row in mixed] == questions["test"]
+    with pytest.raises(ArgumentError, match="cannot split a stream"):
+        load_data(DepthScriptArguments(dataset_name="rgbd.jsonl", dataset_streaming=True), data, ["train", "test"])
+    with pytest.raises(ArgumentError, match=r"`test_split_size` is 1000\.0, expected a share"):
+        load_data(script, DatasetMixtureConfig(test_split_size=1000.0), ["train", "test"])
 
 
 def test_a_split_that_is_not_there(here):

@@ -14,7 +14,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -128,19 +128,24 @@ def check_arguments(script_args: DepthScriptArguments, model_args: ModelConfig, 
             raise ArgumentError(f"There is no data at {name}, looked for from {Path.cwd()}.")
 
 
-def load_data(script_args: DepthScriptArguments, dataset_args: Any, splits: Sequence[str]) -> dict[str, Any]:
+def load_data(
+    script_args: DepthScriptArguments, dataset_args: Any, splits: Sequence[str], seed: int = 0
+) -> dict[str, Any]:
     """
-    The data that the arguments name.
+    Load the data that the arguments name.
 
     Args:
         splits: the splits that will be used.
+        seed: of the rows that `test_split_size` holds out: the same on every rank and when a run goes on.
 
     Returns:
         Each of them, a `datasets.Dataset` or `IterableDataset`.
 
     Raises:
-        ArgumentError: the data has no such split, or the generator cannot be called.
+        ArgumentError: the data has no such split, cannot be split, or the generator cannot be called.
     """
+    if dataset_args.test_split_size is not None:
+        return _held_out(script_args, dataset_args, splits, seed)
     if script_args.dataset_generator:
         return {split: generate(script_args.dataset_generator, script_args, split) for split in splits}
     if dataset_args.datasets:
@@ -169,6 +174,21 @@ def _named(load: Callable[[], Any]) -> Any:
         return load()
     except (OSError, ValueError) as error:
         raise ArgumentError(f"The data cannot be loaded: {error}") from error
+
+
+def _held_out(script_args: DepthScriptArguments, dataset_args: Any, splits: Sequence[str], seed: int) -> dict[str, Any]:
+    """The training split cut in two; TRL cuts mixtures alone, and elsewhere on every rank."""
+    from datasets import Dataset
+
+    share, train = dataset_args.test_split_size, script_args.dataset_train_split
+    if not 0 < share < 1:
+        raise ArgumentError(f"`test_split_size` is {share}, expected a share of the rows between 0 and 1.")
+    [(_, rows)] = load_data(script_args, replace(dataset_args, test_split_size=None), [train]).items()
+    if not isinstance(rows, Dataset):
+        raise ArgumentError("`test_split_size` cannot split a stream: name a split with `--dataset_test_split`.")
+    parts = rows.train_test_split(test_size=share, seed=seed)
+    found = {train: parts["train"], script_args.dataset_test_split: parts["test"]}
+    return {split: found[split] for split in splits}
 
 
 def _load_named(script_args: DepthScriptArguments) -> Mapping[str, Any]:
@@ -284,7 +304,7 @@ def build_trainer(
         raise ArgumentError(f"The model {model} cannot be loaded: {error}") from error
     train, test = script_args.dataset_train_split, script_args.dataset_test_split
     evaluates = training_args.eval_strategy != "no"
-    data = load_data(script_args, dataset_args, [train, test] if evaluates else [train])
+    data = load_data(script_args, dataset_args, [train, test] if evaluates else [train], training_args.seed)
     trainer = DepthSFTTrainer(
         model=model,
         args=training_args,
