@@ -19,7 +19,7 @@ import os
 import warnings
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,15 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from .camera_depthvlm import per_image
-from .images_depthvlm import MAX_IMAGE_PIXELS, open_raster, require_file
+from .images_depthvlm import MAX_IMAGE_PIXELS, local_path, open_raster, require_file
 
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".pgm", ".pfm")
 
 # A map and its image may differ this much in aspect ratio, for the rounding of a resized side.
 ASPECT_TOLERANCE = 0.02
+
+# No map of a scene has half of its pixels nearer than this, in metres.
+NEAREST_MEDIAN = 0.05
 
 # The tEXt key under which a 16-bit PNG of this package says how many of its units are a metre.
 PNG_SCALE_KEY = "depth_scale"
@@ -44,30 +47,42 @@ def read_depth(depth: Any, scale: float | None = None) -> np.ndarray:
     Reads a depth map into metres.
 
     Args:
-        depth: The path of a PNG, TIFF, PGM, PFM, `.npy` or `.npz` file, a PIL image of one channel, or an array or a
-            tensor of shape `(H, W)`, `(1, H, W)` or `(H, W, 1)`.
+        depth: The path of a PNG, TIFF, PGM, PFM, `.npy` or `.npz` file, its bytes, `{"bytes", "path"}` as `datasets`
+            has it, a PIL image of one channel, or an array (masked or not) or a tensor of shape `(H, W)`, `(1, H, W)`
+            or `(H, W, 1)`.
         scale (`float`, *optional*): Raw value divided by metres, 1000 for millimetres. Integer maps need it, unless a
-            PNG has it in its metadata under `depth_scale`; floating-point maps are in metres without it.
+            PNG has it in its metadata under `depth_scale`; floating-point maps are in metres without it. A scale that
+            would bring the median of a floating-point map below 5 cm is not of that map: it is in metres, with a
+            warning.
 
     Returns:
-        `np.ndarray` of shape `(H, W)`, float32: z-depth in metres, 0 where not valid (0, negative, NaN, infinite).
+        `np.ndarray` of shape `(H, W)`, float32: z-depth in metres, 0 where not valid (0, negative, NaN, infinite,
+        masked).
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is not a depth map, the map has no single channel, or an integer map has no scale.
     """
     name, stored_scale = "The depth map", None
+    if isinstance(depth, Mapping):
+        depth = depth.get("path") if depth.get("bytes") is None else depth["bytes"]
     if isinstance(depth, (str, os.PathLike)):
         name = f"The depth map {os.fspath(depth)}"
-        depth = _open(Path(depth), name)
+        depth = _open(Path(local_path(depth) or depth), name)
+    elif isinstance(depth, (bytes, bytearray)):
+        depth = _decode(bytes(depth), name, depth.startswith((b"\x93NUMPY", b"PK")))
     if isinstance(depth, Image.Image):
         stored_scale = depth.info.get(PNG_SCALE_KEY)
         depth = _pil_to_array(depth, name)
     elif isinstance(depth, torch.Tensor):
         depth = depth.detach().cpu()
         depth = (depth.float() if depth.dtype in (torch.bfloat16, torch.float16) else depth).numpy()
+    if isinstance(depth, np.ma.MaskedArray):
+        depth = depth.filled(0)
     if not isinstance(depth, np.ndarray):
-        raise ValueError(f"{name} must be a path, a PIL image, an array or a tensor, got {type(depth).__name__}.")
+        raise ValueError(
+            f"{name} must be a path, bytes, a PIL image, an array or a tensor, got {type(depth).__name__}."
+        )
     if depth.ndim == 3 and 1 in (depth.shape[0], depth.shape[2]):
         depth = depth.squeeze(0 if depth.shape[0] == 1 else 2)
     if depth.ndim != 2 or depth.size == 0:
@@ -82,7 +97,9 @@ def read_depth(depth: Any, scale: float | None = None) -> np.ndarray:
             f"{name} holds integers ({depth.dtype}), whose unit is not known. Pass `depth_scale`, the number of units "
             "in a metre: 1000 for millimetres, 256 for KITTI."
         )
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
+        if not integer and scale is not None and scale != 1:
+            scale = _scale_of_floats(depth, scale, name)
         metres = (depth if scale is None else depth / np.float64(scale)).astype(np.float32)
     return np.where(np.isfinite(metres) & (metres > 0), metres, np.float32(0))
 
@@ -225,21 +242,25 @@ def _open(path: Path, name: str) -> Image.Image | np.ndarray:
     if not path.exists():
         raise FileNotFoundError(f"{name} does not exist.")
     suffix = path.suffix.lower()
-    try:
-        if suffix in (".npy", ".npz"):
-            return load_array(path)
-        if suffix in IMAGE_SUFFIXES:
-            image = open_raster(path)
-            image.load()
-            return image
-    except UnidentifiedImageError:
-        raise ValueError(f"{name} is not an image that can be read. Save it as .npy (float32, metres).") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{name} cannot be read, it may be truncated: {error}.") from error
+    if suffix in (".npy", ".npz", *IMAGE_SUFFIXES):
+        return _decode(path, name, suffix in (".npy", ".npz"))
     raise ValueError(
         f"{name} is a {suffix or 'nameless'} file. Depth is read from .npy, .npz, .pfm, 16-bit .png or .pgm, and .tif "
         "of 16 bits or float32. Convert it (for OpenEXR: with its own Python package, then `numpy.save`)."
     )
+
+
+def _decode(source: Path | bytes, name: str, is_array: bool) -> Image.Image | np.ndarray:
+    try:
+        if is_array:
+            return load_array(source)
+        image = open_raster(source)
+        image.load()
+        return image
+    except UnidentifiedImageError:
+        raise ValueError(f"{name} is not an image that can be read. Save it as .npy (float32, metres).") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{name} cannot be read, it may be truncated: {error}.") from error
 
 
 def _pil_to_array(image: Image.Image, name: str) -> np.ndarray:
@@ -269,6 +290,20 @@ def _scale(scale: Any, stored: Any, name: str) -> float | None:
     if given is not None and written is not None and given != written:
         warnings.warn(f"{name} says depth_scale = {written:g}, but {given:g} was given and is used.", stacklevel=3)
     return written if given is None else given
+
+
+def _scale_of_floats(depth: np.ndarray, scale: float, name: str) -> float:
+    """The scale, or 1 where it is plainly not of this map: metres that were given the scale of millimetres."""
+    valid = depth[np.isfinite(depth) & (depth > 0)]
+    median = float(np.median(valid)) if valid.size else 0.0
+    if not median / scale < NEAREST_MEDIAN <= median:
+        return scale
+    warnings.warn(
+        f"{name} holds floats with a median of {median:g}, which `depth_scale` = {scale:g} would make "
+        f"{median / scale:g} metres. They are taken for metres: leave the scale out for them.",
+        stacklevel=3,
+    )
+    return 1.0
 
 
 def _maps_per_image(depth_maps: Any, count: int) -> list[Any]:

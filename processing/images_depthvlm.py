@@ -198,7 +198,7 @@ def open_image(source: Any, max_pixels: int = MAX_IMAGE_PIXELS, reduce: bool = T
     full_size = image.size
     if factor > 1:
         image.draft(None, (image.width // factor, image.height // factor))  # of JPEG alone, while it is decoded
-    _decode(image, f"The image {label}" if label else "The image")
+    load_pixels(image, f"The image {label}" if label else "The image")
     if factor > 1:
         image = _reduced(image, (-(-full_size[0] // factor), -(-full_size[1] // factor)))
         image.info[FULL_SIZE_KEY] = full_size
@@ -248,7 +248,10 @@ def _locate(name: str) -> tuple[Any, str, bool]:
         raise FileNotFoundError(f"There is no image file {label!r}. {WHAT_TO_PASS}") from None
 
 
-def _decode(image: Image.Image, label: str) -> None:
+def load_pixels(image: Image.Image, label: str) -> None:
+    """Decodes an opened image in place. Raises ValueError if it is damaged, or not of one of [`RASTER_FORMATS`]."""
+    if image.format is not None and image.format not in RASTER_FORMATS:
+        raise ValueError(f"{label} is of the format {image.format}, which is not read. Convert it to PNG.")
     try:
         image.load()
     except MemoryError:
@@ -295,9 +298,7 @@ def upright_image(image: Any, index: int, input_data_format: Any = None) -> tupl
     exif = None
     if isinstance(image, Image.Image):
         _check_size(image.height, image.width, index)
-        if image.format is not None and image.format not in RASTER_FORMATS:
-            raise ValueError(f"Image {index} is of the format {image.format}, which is not read. Convert it to PNG.")
-        _decode(image, f"Image {index}")
+        load_pixels(image, f"Image {index}")
         try:
             exif = read_exif(image)
         except ValueError as error:

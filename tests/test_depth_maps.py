@@ -9,6 +9,7 @@ import pytest
 import torch
 from depthvlm.processing import read_depth
 from depthvlm.processing.depth_maps_depthvlm import depth_labels, reduce_depth
+from depthvlm.training.row_files import read_depth_map
 from PIL import Image, PngImagePlugin
 
 RAW = np.array([[0, 1000, 2500], [65535, 500, 1]], dtype=np.uint16)
@@ -275,3 +276,53 @@ class TestRealDepth:
         assert (valid.min(), valid.max()) == (pytest.approx(0.640), pytest.approx(3.783))
         reduced = reduce_depth(torch.from_numpy(depth), 256, 352)
         assert torch.isin(reduced[reduced > 0], torch.from_numpy(valid)).all()
+
+
+class TestEveryForm:
+    """One map in every form in which people have it, with values known by hand."""
+
+    METRES = np.array([[0.5, 1.25, 0.0], [4.0, 2.75, 9.5]], dtype=np.float32)
+
+    def check(self, form, scale=None):
+        np.testing.assert_array_equal(read_depth(form, scale), self.METRES)
+
+    def files(self, folder):
+        millimetres = (self.METRES * 1000).astype(np.uint16)
+        np.save(folder / "ü 1.npy", self.METRES[..., None])
+        np.save(folder / "int32.npy", millimetres.astype(np.int32))
+        np.savez(folder / "a.npz", depth=self.METRES, mask=self.METRES > 0)
+        Image.fromarray(self.METRES).save(folder / "float.tif")
+        Image.fromarray(millimetres).save(folder / "16 bit.tiff")
+        Image.fromarray(millimetres).save(folder / "a.png")
+        Image.fromarray(millimetres).save(folder / "a.pgm")
+        # PFM, by its definition: rows from the bottom, a negative scale for little-endian floats.
+        (folder / "little.pfm").write_bytes(b"Pf\n3 2\n-1.0\n" + self.METRES[::-1].astype("<f4").tobytes())
+        (folder / "big.PFM").write_bytes(b"Pf\n3 2\n1.0\n" + self.METRES[::-1].astype(">f4").tobytes())
+        integers = ("int32.npy", "16 bit.tiff", "a.png", "a.pgm")
+        return {file: 1000 if file.name in integers else None for file in folder.iterdir()}
+
+    def test_files_bytes_and_rows(self, tmp_path, monkeypatch):
+        files = self.files(tmp_path)
+        assert len(files) == 9
+        monkeypatch.setenv("HOME", str(tmp_path))
+        for file, scale in files.items():
+            data = file.read_bytes()
+            for form in (file, str(file), file.as_uri(), f"~/{file.name}", data):
+                self.check(form, scale)
+            for row in ({"bytes": data, "path": None}, {"bytes": None, "path": str(file)}, data, str(file)):
+                self.check(row, scale)
+                np.testing.assert_array_equal(read_depth_map(row, scale), self.METRES)
+
+    def test_masked_values_are_no_measurements(self):
+        masked = np.ma.masked_array(np.full((2, 3), 7.0), mask=[[1, 0, 0], [0, 0, 1]])
+        expected = [[0, 7, 7], [7, 7, 0]]
+        np.testing.assert_array_equal(read_depth(masked), expected)
+        np.testing.assert_array_equal(read_depth((masked * 1000).astype(np.int32), 1000), expected)
+        labels = depth_labels(masked, None, [(2, 3)], [(32, 32)])
+        np.testing.assert_array_equal(labels[0], expected)
+
+    def test_metres_with_the_scale_of_millimetres(self):
+        with pytest.warns(UserWarning, match=r"median of 2.75, which `depth_scale` = 1000 .* taken for metres"):
+            self.check(self.METRES, 1000)
+        np.testing.assert_array_equal(read_depth(self.METRES * 1000, 1000), self.METRES)
+        np.testing.assert_array_equal(read_depth(self.METRES * 2, 2), self.METRES)

@@ -10,11 +10,9 @@ import torch
 from PIL import Image
 
 from ..processing import Camera, read_depth
-from ..processing.depth_maps_depthvlm import load_array
-from ..processing.images_depthvlm import open_image, upright_image
+from ..processing.images_depthvlm import load_pixels, open_image, upright_image
 
 LONGEST_PATH = 1000  # characters: a longer text is an image in base64
-ARRAY_MAGIC = (b"\x93NUMPY", b"PK\x03\x04")  # .npy and .npz
 
 
 def file_name(value: Any) -> str | None:
@@ -55,7 +53,7 @@ def read_image(value: Any, root: str | None = None) -> Image.Image:
     if isinstance(value, (str, bytes)):
         return open_image(value)
     if isinstance(value, Image.Image):
-        value.load()
+        load_pixels(value, "It")
         return value
     if isinstance(value, list):
         value = np.asarray(value)
@@ -82,13 +80,7 @@ def read_depth_map(value: Any, scale: Any = None, root: str | None = None) -> np
         OSError, ValueError: if it cannot be read or its unit is not known.
     """
     value = _payload(value, root)
-    if isinstance(value, bytes) and value.startswith(ARRAY_MAGIC):
-        value = load_array(value)
-    elif isinstance(value, bytes):
-        value = open_image(value, reduce=False)
-    elif isinstance(value, list):
-        value = np.asarray(value)
-    return read_depth(value, scale)
+    return read_depth(np.asarray(value) if isinstance(value, list) else value, scale)
 
 
 def ray_to_z(distance: np.ndarray, camera: Camera) -> np.ndarray:
