@@ -15,6 +15,9 @@ from .shard_writer import STATE_FOLDER, BuildError, write_atomically
 MANIFEST = "manifest.json"
 FORMAT = 1
 
+# Where intrinsics have the centre of the first pixel; builds whose parameters do not say it have it at 0.
+PIXEL_CENTRE = 0.5
+
 
 def build_name(source: str, split: str) -> str:
     """The name of a build in its folder: "ddad-test"."""

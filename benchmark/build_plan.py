@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
-from .build_manifest import build_name
+from .build_manifest import PIXEL_CENTRE, build_name
 from .frames import FrameRef, Source
 from .sampling import POINTS_PER_IMAGE, default_images, points_per_image, sample_frames
 from .shard_writer import BuildError, ShardTask
@@ -130,6 +130,7 @@ def plan_build(
         "seed": None if source.has_points else seed,
         "rows_per_shard": size,
         "depth_range": list(source.depth_range),
+        "pixel_centre": PIXEL_CENTRE,
         "frames_sha256": _hash(f"{ref.id}\t{ref.scene}\t{ref.camera}" for ref in chosen),
     }
     return BuildPlan(type(source), split, parameters, len(refs), tasks, tuple(source.notes))

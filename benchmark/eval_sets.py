@@ -24,7 +24,7 @@ class EvalItem:
     Args:
         id: unique in its set.
         image: as stored, decoded.
-        intrinsics: fx, fy, cx, cy in pixels of the image, the centre of the top left pixel at (0, 0).
+        intrinsics: fx, fy, cx, cy in pixels of the image, the centre of the top left pixel at (0.5, 0.5).
         depth: z-depth `(h, w)` in metres, 0 where there is none.
         depth_range: metres that the source counts as measured.
         points: `(n, 2)` column and row in pixels of the depth map, sampled by the builder or brought by the source.

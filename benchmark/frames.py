@@ -59,7 +59,7 @@ class Frame:
         depth: z-depth `(h, w)`, uint16 in the source's own encoding or float32 in metres; 0 where there is none. Its
             size may differ from the image's.
         depth_scale: raw value / scale = metres; 1 for float32.
-        intrinsics: fx, fy, cx, cy in pixels of the image, the centre of the top left pixel at (0, 0).
+        intrinsics: fx, fy, cx, cy in pixels of the image, the centre of the top left pixel at (0.5, 0.5).
         mask: `(h, w)` bool of the depth map, False where the source says that depth is not to be used; or None.
         points: `(n, 3)` column and row in pixels of the depth map, and metres, of a source that [`Source.has_points`]:
             what is scored of the frame, as it is; or None.

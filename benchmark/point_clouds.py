@@ -12,11 +12,11 @@ from .error_sums import Array, answered, valid_truth
 
 def viewing_rays(pixels: ArrayLike, intrinsics: Sequence[float]) -> Array:
     """
-    Rays of a pinhole camera with z = 1: `((u - cx) / fx, (v - cy) / fy, 1)`.
+    Rays of a pinhole camera with z = 1 through pixels: `((u + 0.5 - cx) / fx, (v + 0.5 - cy) / fy, 1)`.
 
     Args:
-        pixels: `(n, 2)`, column u and row v; the centre of the first pixel is at (0, 0).
-        intrinsics: fx, fy, cx, cy in the same pixels.
+        pixels: `(n, 2)`, column u and row v as indices: whole numbers are the centres of pixels.
+        intrinsics: fx, fy, cx, cy in pixels, the centre of the first pixel at (0.5, 0.5).
 
     Returns:
         `(n, 3)`: a point is its ray times its z-depth.
@@ -30,7 +30,7 @@ def viewing_rays(pixels: ArrayLike, intrinsics: Sequence[float]) -> Array:
     if len(intrinsics) != 4 or not (intrinsics[0] > 0 and intrinsics[1] > 0):
         raise ValueError(f"Intrinsics are fx, fy, cx, cy in pixels with fx, fy > 0, got {tuple(intrinsics)}.")
     fx, fy, cx, cy = intrinsics
-    return np.column_stack([(uv[:, 0] - cx) / fx, (uv[:, 1] - cy) / fy, np.ones(len(uv))])
+    return np.column_stack([(uv[:, 0] + 0.5 - cx) / fx, (uv[:, 1] + 0.5 - cy) / fy, np.ones(len(uv))])
 
 
 def ray_factors(pixels: ArrayLike, intrinsics: Sequence[float]) -> Array:
@@ -51,7 +51,7 @@ def intrinsics_of_map(
     """
     fx, fy, cx, cy = intrinsics
     x, y = shape[1] / image_size[0], shape[0] / image_size[1]
-    return fx * x, fy * y, (cx + 0.5) * x - 0.5, (cy + 0.5) * y - 0.5
+    return fx * x, fy * y, cx * x, cy * y
 
 
 def point_cloud_f_score(
@@ -70,7 +70,7 @@ def point_cloud_f_score(
 
     Args:
         prediction, truth: z-depth `(H, W)` in metres.
-        intrinsics: fx, fy, cx, cy in pixels of the maps, the centre of the first pixel at (0, 0).
+        intrinsics: fx, fy, cx, cy in pixels of the maps, the centre of the first pixel at (0.5, 0.5).
         valid: bool `(H, W)`.
         threshold: metres.
 

@@ -20,7 +20,7 @@ class Example:
     Args:
         id: of the image in its set.
         image: RGB, as stored.
-        intrinsics: fx, fy, cx, cy in pixels of the image, the centre of the top left pixel at (0, 0).
+        intrinsics: fx, fy, cx, cy in pixels of the image, the centre of the top left pixel at (0.5, 0.5).
         points: `(n, 2)` float64, column and row in pixels of the image, where depth will be scored; a dense predictor
             needs none of them.
         truth: `(n,)` metres, for the oracle alone.

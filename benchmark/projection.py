@@ -16,6 +16,15 @@ DEPTH_SCALE = 256.0
 ROTATION_TOLERANCE = 1e-4
 
 
+def from_opencv(intrinsics: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    """
+    fx, fy, cx, cy of a calibration that has the centre of the top left pixel at (0, 0), as OpenCV's have, in the
+    convention of this package: at (0.5, 0.5).
+    """
+    fx, fy, cx, cy = intrinsics
+    return fx, fy, cx + 0.5, cy + 0.5
+
+
 def rotation_class() -> Any:
     """`scipy.spatial.transform.Rotation`. Raises ImportError, with the remedy, where SciPy is not installed."""
     try:
@@ -119,7 +128,8 @@ class EgoPoses:
 @dataclass(frozen=True)
 class PinholeCamera:
     """
-    A pinhole camera, with a lens where `distortion` is given. Its axes: x right, y down, z forward.
+    A pinhole camera as the datasets' calibrations have it, with a lens where `distortion` is given. Its axes: x right,
+    y down, z forward. It counts pixels as OpenCV does, so that whole numbers are the pixels of a map.
 
     Args:
         fx, fy, cx, cy: pixels, the centre of the top left pixel at (0, 0).
@@ -138,8 +148,8 @@ class PinholeCamera:
 
     @property
     def intrinsics(self) -> tuple[float, float, float, float]:
-        """fx, fy, cx, cy: the pinhole part."""
-        return (self.fx, self.fy, self.cx, self.cy)
+        """fx, fy, cx, cy: the pinhole part, as a [`Frame`] has it: the centre of the top left pixel at (0.5, 0.5)."""
+        return from_opencv((self.fx, self.fy, self.cx, self.cy))
 
     @cached_property
     def largest_radius_squared(self) -> float:

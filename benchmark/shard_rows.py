@@ -38,7 +38,7 @@ def benchmark_features() -> Features:
 
     Pixels and intrinsics are those of the image as stored, points those of the depth map. `depth` is z-depth: raw value
     / `depth_scale` = metres, 0 where there is none, in a 16-bit PNG or a float32 TIFF. Depth metres out of
-    `depth_range` are 0. Intrinsics take the centre of the top left pixel as (0, 0).
+    `depth_range` are 0. Intrinsics take the centre of the top left pixel as (0.5, 0.5).
     """
     from datasets import Features, Image, List, Value
 

@@ -11,7 +11,7 @@ from hashlib import file_digest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .build_manifest import MANIFEST, read_manifest
+from .build_manifest import MANIFEST, PIXEL_CENTRE, read_manifest
 from .shard_writer import STATE_FOLDER, BuildError, write_atomically
 from .workers import available_cpus
 
@@ -96,7 +96,8 @@ def load_build(
     folder: str | Path, split: str, source: str | None = None, verify: bool = False, **options: Any
 ) -> Dataset:
     """
-    A finished build as a data set; [`benchmark_features`] describes its columns.
+    A finished build as a data set; [`benchmark_features`] describes its columns. Intrinsics of builds that put the
+    centre of the first pixel at (0, 0) are brought to (0.5, 0.5).
 
     Args:
         folder: of `depthvlm bench build`.
@@ -109,11 +110,26 @@ def load_build(
         FileNotFoundError: there is no such folder.
         BuildError: no such build is finished there, or a file is not what the manifest says.
     """
-    from datasets import Dataset
+    from datasets import Dataset, concatenate_datasets
 
-    builds = finished_builds(folder, split, source).values()
-    paths = [str(path) for entry in builds for path in shard_paths(folder, entry, verify)]
-    return Dataset.from_parquet(paths, split=split, **options)
+    builds = [
+        (entry["parameters"].get("pixel_centre", 0.0), [str(path) for path in shard_paths(folder, entry, verify)])
+        for entry in finished_builds(folder, split, source).values()
+    ]
+    if all(centre == PIXEL_CENTRE for centre, _ in builds):
+        return Dataset.from_parquet([path for _, paths in builds for path in paths], split=split, **options)
+    parts = [_with_centre(Dataset.from_parquet(paths, split=split, **options), centre) for centre, paths in builds]
+    return concatenate_datasets(parts)
+
+
+def _with_centre(rows: Dataset, centre: float) -> Dataset:
+    """The rows of a build whose intrinsics have the centre of the first pixel at `centre`, in today's convention."""
+    if centre == PIXEL_CENTRE or "intrinsics" not in rows.column_names:
+        return rows
+    shift = PIXEL_CENTRE - centre
+    moved = [[fx, fy, cx + shift, cy + shift] for fx, fy, cx, cy in rows["intrinsics"]]
+    names, feature = rows.column_names, rows.features["intrinsics"]
+    return rows.remove_columns("intrinsics").add_column("intrinsics", moved, feature=feature).select_columns(names)
 
 
 def _hashes(folder: Path, paths: Sequence[Path]) -> list[str]:

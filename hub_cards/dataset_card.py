@@ -29,7 +29,7 @@ COLUMNS = {
     "depth_scale": "raw value / scale = metres",
     "depth_type": "`z_depth`",
     "depth_range": "least and greatest metres that count as measured",
-    "intrinsics": "fx, fy, cx, cy in pixels of the image; the centre of the top left pixel is (0, 0)",
+    "intrinsics": "fx, fy, cx, cy in pixels of the image; the centre of the top left pixel is (0.5, 0.5)",
     "focal_length": "fx, pixels of the image",
     "width": "of the image, pixels",
     "height": "of the image, pixels",

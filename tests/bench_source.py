@@ -17,7 +17,7 @@ from PIL import Image
 
 IMAGE_SIZE = (64, 48)
 DEPTH_SHAPE = (24, 32)
-INTRINSICS = (50.0, 51.0, 31.5, 23.5)
+INTRINSICS = (50.0, 51.0, 32.0, 24.0)
 
 
 class ToySource(Source):

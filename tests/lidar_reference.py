@@ -31,6 +31,7 @@ def reference(points, to_camera, intrinsics, size, nearest: float = 0.0) -> Refe
     Points `(n, 3)` through a 4x4 and a pinhole. In view: 0 <= column < width, 0 <= row < height, deeper than `nearest`.
     """
     fx, fy, cx, cy = intrinsics
+    cx, cy = cx - 0.5, cy - 0.5  # here, whole numbers are pixels
     x, y, z = (np.c_[np.asarray(points, float), np.ones(len(points))] @ to_camera.T)[:, :3].T
     front = z > 0
     x, y, z = x[front], y[front], z[front]

@@ -134,7 +134,7 @@ def test_distances_along_the_ray(toy):
     result = score_map(make_task(item, toy, protocol), z, protocol)
     fx, fy, cx, cy = INTRINSICS
     rows, columns = np.indices((24, 32))
-    x, y = ((columns + 0.5) * 2 - 0.5 - cx) / fx, ((rows + 0.5) * 2 - 0.5 - cy) / fy
+    x, y = ((columns + 0.5) * 2 - cx) / fx, ((rows + 0.5) * 2 - cy) / fy
     factor, valid = np.sqrt(x**2 + y**2 + 1), item.depth > 0
     error = (factor * (2 - item.depth))[valid]
     assert result.metrics["rmse"] == pytest.approx(np.sqrt(np.mean(error**2)), rel=1e-5)
@@ -144,7 +144,7 @@ def test_extra_metrics_where_they_are_asked_for(toy, tmp_path):
     both = ["boundary_f1", "boundary_f1_released", "point_cloud_f_score"]
     result = evaluate(system(Map(lambda d: d * np.float32(0.65))), toy, get_protocol("dense"), tmp_path, extra=both)
     fx, fy, cx, cy = INTRINSICS
-    camera = (fx / 2, fy / 2, (cx + 0.5) / 2 - 0.5, (cy + 0.5) / 2 - 0.5)
+    camera = (fx / 2, fy / 2, cx / 2, cy / 2)
     depths = [toy.read(index).depth for index in range(len(toy))]
     expected = [point_cloud_f_score(np.full_like(depth, 1.3), depth, camera, depth > 0) for depth in depths]
     assert 0 < np.mean(expected) < 1

@@ -14,7 +14,7 @@ from depthvlm.benchmark import shards
 from depthvlm.benchmark.annotations_out import annotation_line, write_annotations
 from depthvlm.benchmark.eval_sets import EvalSet
 from depthvlm.benchmark.frames import Frame, FrameError, FrameRef
-from depthvlm.benchmark.shard_rows import RowMaker, depth_messages
+from depthvlm.benchmark.shard_rows import RowMaker, benchmark_features, depth_messages
 from depthvlm.benchmark.shard_writer import BuildError
 from depthvlm.benchmark.shards import load_build
 from depthvlm.processing import read_depth
@@ -103,6 +103,16 @@ class TestRows:
         build_toy(root, out)
         ids = [row["id"] for row in build_rows(out, tmp_path)]
         assert ids[:4] == ["scene0/left_000", "scene0/right_000", "scene0/left_001", "scene0/right_001"]
+
+    def test_builds_that_count_from_the_centre_of_the_first_pixel_are_brought_to_its_edge(self, root, out, tmp_path):
+        build_toy(root, out)
+        manifest = json.loads((out / "manifest.json").read_text())
+        assert manifest["builds"]["toy-train"]["parameters"].pop("pixel_centre") == 0.5
+        (out / "manifest.json").write_text(json.dumps(manifest))
+        old = load_build(out, "train", cache_dir=str(tmp_path / "cache"))
+        fx, fy, cx, cy = INTRINSICS
+        assert old["intrinsics"][0] == [fx, fy, cx + 0.5, cy + 0.5]
+        assert old.features == benchmark_features()
 
     def test_they_train(self, root, out, tmp_path):
         build_toy(root, out)

@@ -346,10 +346,10 @@ class TestBoundaries:
 
 class TestPointClouds:
     def test_rays_by_hand(self):
-        rays = viewing_rays([[10, 20], [14, 20], [10, 26]], (4.0, 3.0, 10.0, 20.0))
+        rays = viewing_rays([[10, 20], [14, 20], [10, 26]], (4.0, 3.0, 10.5, 20.5))
         np.testing.assert_allclose(rays, [[0, 0, 1], [1, 0, 1], [0, 2, 1]])
         np.testing.assert_allclose(
-            ray_factors([[10, 20], [14, 20], [10, 26]], (4.0, 3.0, 10.0, 20.0)), [1, math.sqrt(2), math.sqrt(5)]
+            ray_factors([[10, 20], [14, 20], [10, 26]], (4.0, 3.0, 10.5, 20.5)), [1, math.sqrt(2), math.sqrt(5)]
         )
 
     def test_f_score_by_hand(self):

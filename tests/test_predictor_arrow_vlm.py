@@ -150,8 +150,8 @@ def test_large_images_are_scaled_before_the_arrow(vlm):
     pixels = np.asarray(question.image)
     assert (pixels[250, 480:500] == [255, 0, 0]).all()
     assert not (pixels[250, 500] == [255, 0, 0]).all()
-    # Half a pixel: 60 / 2, and the centre at 32 lies 32.5 from the border: 16.25 - 0.5.
-    assert question.intrinsics == (30.0, 30.0, 15.75, 15.75)
+    # 60 / 2, and the principal point, 32 from the left and the upper edge.
+    assert question.intrinsics == (30.0, 30.0, 16.0, 16.0)
 
 
 def test_a_reply_is_read(tmp_path):

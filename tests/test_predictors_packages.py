@@ -155,10 +155,10 @@ class TestUniDepth:
         ],
     )
     def test_it_is_told_the_camera(self, models, row, version, checkpoint):
-        """The first pixel's centre is at 0.5 there, so cx of 31.5 becomes 32."""
+        """The first pixel's centre is at 0.5 there, as here."""
         predictor = make_predictor(row, device="cpu")
         assert getattr(models, version).names == [checkpoint]
-        examples = [toy_example(64, 48, (60, 61, 31.5, 23.5)), toy_example(64, 48, (60, 61, 40.0, 23.5), seed=1)]
+        examples = [toy_example(64, 48, (60, 61, 32.0, 24.0)), toy_example(64, 48, (60, 61, 40.5, 24.0), seed=1)]
         first, second = predictor.predict(examples)
         expected = np.broadcast_to(32 + np.arange(48)[:, None] / 1000, (48, 64))
         np.testing.assert_allclose(first, expected, rtol=1e-6)

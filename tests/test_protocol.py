@@ -232,7 +232,7 @@ class TestPrepare:
         np.testing.assert_allclose(p, [2, 5, 80])
 
     def test_along_the_ray(self):
-        factors = ray_factors([[10, 20], [14, 20]], (4.0, 3.0, 10.0, 20.0))
+        factors = ray_factors([[10, 20], [14, 20]], (4.0, 3.0, 10.5, 20.5))
         protocol = get_protocol("dense", depth_type="ray")
         p, g, _ = protocol.prepare([1.0, 2.0], [1.0, 3.0], ray_factors=factors)
         np.testing.assert_allclose(p, [1, 2 * 2**0.5])

@@ -96,7 +96,7 @@ class TestMotion:
         assert np.argwhere(frame.depth).tolist() == [[21, 26]]
         assert frame.depth[21, 26] == 19.5 * 256
         assert frame.depth_scale == 256
-        assert frame.intrinsics == (60, 60, 32, 24)
+        assert frame.intrinsics == (60, 60, 32.5, 24.5)  # half a pixel more than the file
         assert frame.image_size == SIZE
         assert frame.image == jpeg()
 

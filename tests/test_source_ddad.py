@@ -77,7 +77,7 @@ class TestFrames:
         # 2 m lies behind the camera by now.
         assert np.argwhere(frame.depth).tolist() == [[13, 15]]
         assert frame.depth[13, 15] == 2560
-        assert (frame.intrinsics, frame.image_size, frame.image) == ((50, 50, 20, 15), SIZE, jpeg())
+        assert (frame.intrinsics, frame.image_size, frame.image) == ((50, 50, 20.5, 15.5), SIZE, jpeg())
 
     def test_annotations_are_not_needed(self, root):
         assert "gone/1.json" in (root / SCENE).read_text()

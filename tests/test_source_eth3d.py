@@ -74,9 +74,9 @@ class TestLayout:
         assert frame.depth_scale == 1
         assert frame.metres(source.depth_range)[0].tolist() == [0, 0, np.float32(0.01), 1.5, 49.5, 0]
 
-    def test_the_centre_of_the_first_pixel_is_0(self, source, refs):
-        """COLMAP has it at 0.5."""
-        assert source.read(refs[0]).intrinsics == pytest.approx((3411.42, 3410.02, 3040.79, 2013.57))
+    def test_the_centre_of_the_first_pixel_is_as_in_colmap(self, source, refs):
+        """At 0.5."""
+        assert source.read(refs[0]).intrinsics == pytest.approx((3411.42, 3410.02, 3041.29, 2014.07))
 
 
 class TestBadInput:

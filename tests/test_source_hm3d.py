@@ -45,7 +45,7 @@ def test_a_view(root):
     image = (root / f"rgb/hm3d/{VAL}/point_3_view_0_domain_rgb.png").read_bytes()
     check_frame(frame, image, (4, 4), (4, 4))
     assert frame.metres(source.depth_range)[0].tolist() == [0, 0, 1, 5]
-    assert frame.intrinsics == pytest.approx((8, 8, 1.5, 1.5))
+    assert frame.intrinsics == pytest.approx((8, 8, 2, 2))
 
 
 def test_missing_files(root):

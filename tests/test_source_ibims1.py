@@ -53,7 +53,7 @@ class TestLayout:
         frame = source.read(source.index("test")[0])
         check_frame(frame, (root / "ibims1_core_raw/rgb/corridor_01.png").read_bytes(), (4, 2), (2, 4))
         assert frame.depth.tolist() == [[0, 13107, 26214, 65535], [1, 2, 1311, 32768]]
-        assert frame.intrinsics == (559.62, 558.14, 361.87, 241.99)
+        assert frame.intrinsics == (559.62, 558.14, 362.37, 242.49)
 
     def test_masks(self, root):
         source = IBims1(root)
@@ -120,7 +120,8 @@ def test_real_images_and_points(shared, tmp_path):
     for row in rows:
         frame = frames[row["image"].removeprefix("rgb/").removesuffix(".png")]
         check_frame(frame, (shared / "data/ibims1" / row["image"]).read_bytes(), (640, 480), (480, 640))
-        assert frame.intrinsics == tuple(row["intrinsics"][:4])
+        fx, fy, cx, cy = row["intrinsics"][:4]
+        assert frame.intrinsics == (fx, fy, cx + 0.5, cy + 0.5)
         columns, lines = np.transpose(row["pixel_coords"])
         metres.append(frame.metres(source.depth_range)[lines, columns])
         np.testing.assert_allclose(metres[-1], row["depth"], atol=0.5 * 50 / 65535 + 1e-6)

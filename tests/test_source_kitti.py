@@ -82,7 +82,7 @@ class TestLidar:
         expected[2, [5, 0]], expected[1, 7] = 10, 10
         frame = source.read(ref)
         np.testing.assert_array_equal(frame.metres(), expected)
-        assert frame.intrinsics == (10, 10, 5, 3)
+        assert frame.intrinsics == (10, 10, 5.5, 3.5)
 
     def test_needs_a_list_and_the_raw_data(self, tmp_path):
         write(tmp_path / DATE / "calib_velo_to_cam.txt", "R: 0\n")
@@ -101,7 +101,7 @@ class TestDepthLayout:
         frame = source.read(refs[1])
         np.testing.assert_array_equal(frame.depth, RAW)
         np.testing.assert_allclose(frame.metres(), RAW / 256)
-        assert frame.intrinsics == (707.0493, 707.05, 604.0814, 180.5066)
+        assert frame.intrinsics == (707.0493, 707.05, 604.5814, 181.0066)
         assert frame.image_size == (3, 2)
         assert frame.image == png(np.zeros((2, 3, 3), np.uint8))
         # Metres that count end at 80: 21000 / 256 is 82.
@@ -224,7 +224,7 @@ class TestObjectLayout:
         column, row = (-50 + 20 * 9.75 + 25) / 10, 15 * 9.75 / 10
         assert np.argwhere(frame.depth).tolist() == [[round(row), round(column)]] == [[15, 17]]
         assert frame.depth[15, 17] == 2560
-        assert frame.intrinsics == (50, 50, 20, 15)
+        assert frame.intrinsics == (50, 50, 20.5, 15.5)
 
     def test_splits(self, root):
         with pytest.raises(SourceError, match="no official test split: pass `split_files`"):
@@ -283,7 +283,7 @@ class TestSample:
         assert (found.min(), np.median(found), found.max()) == pytest.approx((least, median, largest), abs=0.0006)
         assert 100 * found.size / metres.size == pytest.approx(valid, abs=0.6)
         assert metres.shape == (375, 1242)
-        assert frame.intrinsics == (707.0493, 707.0493, 604.0814, 180.5066)
+        assert frame.intrinsics == (707.0493, 707.0493, 604.5814, 181.0066)
         assert frame.image == (demo / "rgb" / f"{number}.png").read_bytes()
 
     def test_object_numbers(self, shared, tmp_path):
@@ -304,5 +304,5 @@ class TestSample:
         known = reference(points, full @ rotation @ to_rectified, frame.intrinsics, (1242, 375))
         assert (known.count, len(points)) == (17238, 17238)
         assert (known.least, known.median, known.largest) == pytest.approx((2.612, 9.966, 76.580), abs=0.0006)
-        assert frame.intrinsics == (721.5377, 721.5377, 609.5593, 172.854)
+        assert frame.intrinsics == pytest.approx((721.5377, 721.5377, 610.0593, 173.354))
         np.testing.assert_array_equal(frame.depth, known.depth)

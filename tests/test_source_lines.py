@@ -135,10 +135,10 @@ class TestMaps:
 
 class TestCameras:
     def test_the_centre_is_assumed(self, root):
-        assert frame_of(root).intrinsics == (100, 100, 4, 2.5)  # of 9x6 pixels, the first at (0, 0)
+        assert frame_of(root).intrinsics == (100, 100, 4.5, 3)  # of 9x6 pixels, the first at (0.5, 0.5)
 
     def test_what_a_line_says_is_taken(self, root):
-        assert frame_of(root, original_fy=101, original_cy=0).intrinsics == (100, 101, 4, 0)
+        assert frame_of(root, original_fy=101, original_cy=0).intrinsics == (100, 101, 4.5, 0)
         assert frame_of(root, intrinsics=[90, 91, 5, 3, 9, 6]).intrinsics == (90, 91, 5, 3)
 
 

@@ -64,10 +64,10 @@ class TestLayout:
         assert frame.metres(source.depth_range)[5].tolist() == [0, 0, 1, 10, 0]
 
     def test_rows_of_the_cameras_are_counted_from_the_bottom(self, root):
-        """matterport_camera_intrinsics gives the same camera as `1280 1024 1076.45 1077.19 631.116 513.798`."""
+        """matterport_camera_intrinsics gives the same camera as `1280 1024 1076.45 1077.19 631.116 513.798`, from 0."""
         source = Matterport3D(root)
-        assert source.read(source.index("train")[0]).intrinsics == pytest.approx((1076.45, 1077.19, 631.116, 513.798))
-        assert source.read(source.index("train")[3]).intrinsics == pytest.approx((1076.01, 1076.38, 635.509, 511.001))
+        assert source.read(source.index("train")[0]).intrinsics == pytest.approx((1076.45, 1077.19, 631.616, 514.298))
+        assert source.read(source.index("train")[3]).intrinsics == pytest.approx((1076.01, 1076.38, 636.009, 511.501))
 
 
 class TestBadInput:

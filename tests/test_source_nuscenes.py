@@ -113,7 +113,7 @@ class TestFrames:
         # 10, 1: 20 m ahead, 2 m left, 2 m up, so at 16 - 4 and 12 - 4.
         assert np.argwhere(frame.depth).tolist() == [[8, 12]]
         assert frame.depth[8, 12] == 20 * 256
-        assert (frame.intrinsics, frame.image_size, frame.depth_scale) == ((40, 40, 16, 12), SIZE, 256)
+        assert (frame.intrinsics, frame.image_size, frame.depth_scale) == ((40, 40, 16.5, 12.5), SIZE, 256)
         assert frame.image == jpeg()
 
     def test_pixels_as_published(self, root):

@@ -58,7 +58,7 @@ class TestLayout:
         frame = source.read(ref)
         image = (root / "data/0a7cc12c0e/iphone/rgb/frame_001200.jpg").read_bytes()
         check_frame(frame, image, (60, 45), (3, 4))
-        assert frame.intrinsics == (2600, 2601, 959.5, 719.5)
+        assert frame.intrinsics == (2600, 2601, 960, 720)
         np.testing.assert_array_equal(frame.metres(), np.float32([[0, 0.001, 1.5, 1.2]] * 3))
 
     def test_a_part_of_the_scenes(self, root):

@@ -87,7 +87,7 @@ class TestLayout:
         check_frame(frame, (root / "SUNRGBD" / NYU / "image/0001.jpg").read_bytes(), (6, 2), (1, 3))
         np.testing.assert_array_equal(frame.metres(), np.float32([[0, 1, 9.870]]))
         assert frame.metres(source.depth_range).tolist() == [[0, 1, 0]]
-        assert frame.intrinsics == (529.5, 530.5, 365, 265)
+        assert frame.intrinsics == (529.5, 530.5, 365.5, 265.5)
 
 
 class TestBadInput:

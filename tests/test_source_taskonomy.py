@@ -69,8 +69,8 @@ class TestLayout:
         write_view(root, "muleshoe", "point_8_view_0", 2 * math.atan(0.5))
         source = Taskonomy(root)
         first, second = map(source.read, source.index("test"))
-        assert first.intrinsics == pytest.approx((4, 4, 3.5, 3.5))
-        assert second.intrinsics == pytest.approx((8, 8, 3.5, 3.5))
+        assert first.intrinsics == pytest.approx((4, 4, 4, 4))
+        assert second.intrinsics == pytest.approx((8, 8, 4, 4))
 
 
 class TestBadInput:

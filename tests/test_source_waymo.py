@@ -100,7 +100,7 @@ class TestBothForms:
         assert sorted(map(tuple, np.argwhere(frame.depth).tolist())) == sorted([(rows[0], 48), (rows[1], 48), (32, 48)])
         assert frame.depth[rows, 48].tolist() == [round(256 * upper), round(256 * lower)]
         assert frame.depth[32, 48] == 19.5 * 256
-        assert (frame.intrinsics, frame.image_size, frame.image) == ((80, 80, 48, 32), SIZE, jpeg())
+        assert (frame.intrinsics, frame.image_size, frame.image) == ((80, 80, 48.5, 32.5), SIZE, jpeg())
         # At the second moment the point is at 1 + 20.
         assert read(source, 1).depth[32, 48] == 21 * 256
 
@@ -129,7 +129,7 @@ class TestBothForms:
         frame = read(source)
         # 8 m to the right at 20 m: x = 0.4, x (1 + 0.2 * 0.16) = 0.4128: column 48 + 33.02, where a pinhole has 80.
         assert np.argwhere(frame.depth).tolist() == [[32, 81]]
-        assert frame.intrinsics == (80, 80, 48, 32)
+        assert frame.intrinsics == (80, 80, 48.5, 32.5)
 
 
 class TestBadFiles:

@@ -8,7 +8,7 @@ from PIL import Image
 def toy_example(
     width: int = 64,
     height: int = 48,
-    intrinsics: tuple[float, float, float, float] = (60.0, 60.0, 31.5, 23.5),
+    intrinsics: tuple[float, float, float, float] = (60.0, 60.0, 32.0, 24.0),
     *,
     seed: int = 0,
     pixels: np.ndarray | None = None,

@@ -134,7 +134,7 @@ class ArrowVLM(PointPredictor):
     def _questions(self, example: Example, image: Image.Image, pixels: Sequence[Sequence[int]]) -> list[Question]:
         (fx, fy, cx, cy), (width, height) = example.intrinsics, example.image.size
         across, along = image.width / width, image.height / height
-        intrinsics = (fx * across, fy * along, (cx + 0.5) * across - 0.5, (cy + 0.5) * along - 0.5)
+        intrinsics = (fx * across, fy * along, cx * across, cy * along)
         return [Question(draw_arrow(image, (column, row), self.arrow_length), intrinsics) for column, row in pixels]
 
     @torch.inference_mode()
@@ -173,11 +173,11 @@ class ArrowVLM(PointPredictor):
         return [{"type": "image", "image": question.image}, text]
 
     def _cameras(self, questions: Sequence[Question]) -> dict[str, Any]:
-        """What DepthVLM's processor takes beside the images: the centre of the first pixel is at (0.5, 0.5) there."""
+        """What DepthVLM's processor takes beside the images."""
         if not self._takes_cameras:
             return {}
         cameras = [question.intrinsics for question in questions]
-        return {"intrinsics": [[fx, fy, cx + 0.5, cy + 0.5] for fx, fy, cx, cy in cameras]}
+        return {"intrinsics": [list(camera) for camera in cameras]}
 
 
 def _load_config(model: str, *, trust_remote_code: bool, **hub: Any) -> Any:

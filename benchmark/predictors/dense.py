@@ -38,12 +38,10 @@ def stacked_pixels(examples: Sequence[Example]) -> NDArray[np.uint8]:
     return np.stack([rgb_pixels(example) for example in examples])
 
 
-def camera_matrix(
-    intrinsics: tuple[float, float, float, float], first_pixel_centre: float = 0.0
-) -> NDArray[np.float32]:
-    """`(3, 3)` in pixels, where the centre of the top left pixel lies at (first_pixel_centre, first_pixel_centre)."""
+def camera_matrix(intrinsics: tuple[float, float, float, float]) -> NDArray[np.float32]:
+    """`(3, 3)` in pixels, the centre of the top left pixel at (0.5, 0.5)."""
     fx, fy, cx, cy = intrinsics
-    return np.array([[fx, 0, cx + first_pixel_centre], [0, fy, cy + first_pixel_centre], [0, 0, 1]], dtype=np.float32)
+    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], dtype=np.float32)
 
 
 def checkpoint_path(model: str | Path) -> str:

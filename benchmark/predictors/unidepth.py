@@ -23,8 +23,8 @@ class UniDepth(DensePredictor):
 
     As the README and `scripts/demo.py` of github.com/lpiccinelli-eth/UniDepth say: `model.infer(rgb, intrinsics)` with
     uint8 `(3, H, W)` and a 3x3 matrix in pixels of that image; `"depth"` of its answer is z-depth in metres at that
-    size. Its rays go through pixel centres at 0.5, 1.5, ... (`unidepth/utils/coordinate.py`, `geometric.py`), half a
-    pixel further than the benchmark's. One image at a time: V2 takes the rays of the first camera for a whole batch.
+    size. Its rays go through pixel centres at 0.5, 1.5, ... (`unidepth/utils/coordinate.py`, `geometric.py`), as here.
+    One image at a time: V2 takes the rays of the first camera for a whole batch.
 
     Args:
         model: Hub name, such as `lpiccinelli/unidepth-v2-vitl14`.
@@ -69,7 +69,7 @@ class UniDepth(DensePredictor):
         maps = []
         for example in examples:
             pixels = torch.from_numpy(rgb_pixels(example)).permute(2, 0, 1).contiguous()
-            camera = torch.from_numpy(camera_matrix(example.intrinsics, first_pixel_centre=0.5))
+            camera = torch.from_numpy(camera_matrix(example.intrinsics))
             depth = self.model.infer(pixels, camera)["depth"]
             maps.append(depth.float().cpu().numpy().reshape(pixels.shape[1:]))
         return maps

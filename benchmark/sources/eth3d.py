@@ -30,9 +30,6 @@ TRAINING_SCENES = (
 
 _CALIBRATION = "dslr_calibration_jpg"
 
-# COLMAP puts the corner of the top left pixel at (0, 0).
-_PIXEL_CENTRE = 0.5
-
 
 class ETH3D(Source):
     """
@@ -46,8 +43,7 @@ class ETH3D(Source):
     `test` is that whole official training set, 13 scenes with 454 images; the truth of the official test set is not
     public. The depth maps were rendered into the distorted photographs, so those are the images here: over the
     undistorted ones, which are of another size, the maps would be shifted by up to tens of pixels. The intrinsics are
-    fx, fy, cx, cy of the distorted camera (cx and cy less 0.5: COLMAP counts from the corner), exact at the centre;
-    its distortion is not part of a [`Frame`].
+    fx, fy, cx, cy of the distorted camera, exact at the centre; its distortion is not part of a [`Frame`].
     """
 
     name = "eth3d"
@@ -81,7 +77,7 @@ class ETH3D(Source):
             raise FrameError(f"{path}: has {image_size} pixels (width, height), its camera {(width, height)}.")
         fx, fy, cx, cy = intrinsics
         depth = _read_raster(self.root / ref.files["depth"], width, height)
-        return Frame(ref, image, image_size, depth, 1.0, (fx, fy, cx - _PIXEL_CENTRE, cy - _PIXEL_CENTRE))
+        return Frame(ref, image, image_size, depth, 1.0, (fx, fy, cx, cy))
 
     def _scene(self, scene: str) -> list[FrameRef]:
         cameras = self._cameras(scene)

@@ -48,7 +48,8 @@ class RGBDFolder(Source):
         intrinsics.json                          of the image in pixels: [fx, fy, cx, cy], a 3x3 or 4x4 matrix or
                                                  {"fx": ..., "fy": ..., "cx": ..., "cy": ...}; one for all, or
                                                  {"<stem>": one of these, ...}
-        intrinsics.txt                           or: fx, fy, cx, cy or a matrix for all
+        intrinsics.txt                           or: fx, fy, cx, cy or a matrix for all; the centre of the first pixel
+                                                 is at (0.5, 0.5), so add 0.5 to cx and cy of OpenCV
         depth.json                               {"depth_scale": 1000}, and "invalid": a raw value that means none
         splits/train.txt, splits/test.txt        stems, one a line
 

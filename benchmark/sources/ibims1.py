@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from ..frames import Frame, FrameRef, Source
+from ..projection import from_opencv
 from .files import (
     expect_folders,
     expect_split,
@@ -74,5 +75,5 @@ class IBims1(Source):
         size = (depth.shape[1], depth.shape[0])
         mask = read_mask(folder / "mask_invalid" / file, size) & read_mask(folder / "mask_transp" / file, size)
         calibration = folder / "calib" / f"{ref.id}.txt"
-        intrinsics = pinhole(read_numbers(calibration), calibration)
+        intrinsics = from_opencv(pinhole(read_numbers(calibration), calibration))
         return Frame(ref, image, image_size, depth, 65535 / 50, intrinsics, mask)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..frames import Frame, FrameError, FrameRef, Source, SourceError
-from ..projection import DEPTH_SCALE, PinholeCamera, RigidTransform, lidar_depth_map
+from ..projection import DEPTH_SCALE, PinholeCamera, RigidTransform, from_opencv, lidar_depth_map
 from .files import expect_split, read_depth_png, read_image, read_split_list, read_text, sorted_refs
 from .lidar_files import expect_any_folder, frame_errors, read_points
 
@@ -118,7 +118,7 @@ class Kitti(Source):
             )
         calibration = self.root / ref.files["calibration"]
         inner, _ = split_projection(calibration_of(calibration), f"P_rect_{ref.camera[-2:]}", calibration)
-        return Frame(ref, image, size, depth, DEPTH_SCALE, inner)
+        return Frame(ref, image, size, depth, DEPTH_SCALE, from_opencv(inner))
 
 
 def read_object_frame(image_file: Path, velodyne_file: Path, calibration_file: Path, ref: FrameRef) -> Frame:

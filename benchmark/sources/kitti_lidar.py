@@ -100,6 +100,7 @@ class KittiLidar(Source):
             to_camera = RigidTransform.from_matrix(np.column_stack([lidar["R"].reshape(3, 3), lidar["T"].reshape(3)]))
         points = read_points(folder / drive / "velodyne_points" / "data" / f"{number}.bin", 4)[:, :3]
         seen = camera_from_rectified @ rectified @ to_camera
-        columns, rows, metres = PinholeCamera(fx, fy, cx, cy, *size).project(seen.apply(points[points[:, 0] >= 0]))
+        pinhole = PinholeCamera(fx, fy, cx, cy, *size)
+        columns, rows, metres = pinhole.project(seen.apply(points[points[:, 0] >= 0]))
         depth = depth_map(np.rint(columns) - 1, np.rint(rows) - 1, metres, size)
-        return Frame(ref, image, size, depth, DEPTH_SCALE, (fx, fy, cx, cy))
+        return Frame(ref, image, size, depth, DEPTH_SCALE, pinhole.intrinsics)

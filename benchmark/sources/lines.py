@@ -40,8 +40,8 @@ class AnnotationLines(Source):
     solution of the lines are not read: every row of a build has the paper's.
 
     The camera is `intrinsics` (fx, fy, cx, cy), or `original_fx` and what there is of `original_fy`, `original_cx` and
-    `original_cy`, in pixels of the image. The released lines have `original_fx` alone: then fy = fx, and the principal
-    point is assumed at the image's centre.
+    `original_cy`, in pixels of the image, the centre of the first at (0.5, 0.5). The released lines have `original_fx`
+    alone: then fy = fx, and the principal point is assumed at the image's centre.
 
     The released lines of Argoverse 2 and Waymo say `z_depth` and hold the distance along the ray. They are read as they
     are, with a warning, unless `ray_to_z` is true.
@@ -204,6 +204,6 @@ def _camera(line: Mapping[str, Any], size: tuple[int, int]) -> tuple[float, floa
     fx = line.get("original_fx")
     if fx is None:
         raise FrameError("its focal length is not known: it has neither `intrinsics` nor `original_fx`.")
-    assumed = {"original_fy": fx, "original_cx": (size[0] - 1) / 2, "original_cy": (size[1] - 1) / 2}
+    assumed = {"original_fy": fx, "original_cx": size[0] / 2, "original_cy": size[1] / 2}
     others = [value if line.get(key) is None else line[key] for key, value in assumed.items()]
     return pinhole([fx, *others], Path("its camera"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..frames import Frame, FrameError, FrameRef, Source, SourceError
+from ..projection import from_opencv
 from .files import (
     downloaded_scenes,
     expect_folders,
@@ -31,8 +32,8 @@ class Matterport3D(Source):
         scenes_train.txt, scenes_test.txt       of that repository's tasks/benchmark/, in the root or in splits/
 
     `train` is the official train (61 houses), `test` the official test (18); val is left out. The `.conf` counts rows
-    from the bottom, so its cy becomes height - 1 - cy here: 509.202 of the first camera of one house becomes 513.798,
-    which is what `matterport_camera_intrinsics` says of it.
+    from the bottom, so cy is height - 1 - cy from the top: 509.202 of the first camera of one house is 513.798 there,
+    as `matterport_camera_intrinsics` says too, with the first pixel at (0, 0).
     """
 
     name = "matterport3d"
@@ -62,7 +63,7 @@ class Matterport3D(Source):
         image, image_size = read_image(self.root / ref.files["image"])
         depth = read_depth_png(self.root / ref.files["depth"])
         fx, fy, cx, from_bottom = ref.files["intrinsics"]
-        return Frame(ref, image, image_size, depth, 4000.0, (fx, fy, cx, image_size[1] - 1 - from_bottom))
+        return Frame(ref, image, image_size, depth, 4000.0, from_opencv((fx, fy, cx, image_size[1] - 1 - from_bottom)))
 
     def _house(self, house: str) -> list[FrameRef]:
         folder = f"{self._houses}/{house}".removeprefix("./")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..frames import Frame, FrameError, FrameRef, Source, SourceError
+from ..projection import from_opencv
 from .files import expect_folders, expect_split, read_bytes, sorted_refs
 
 _LABELED = "nyu_depth_v2_labeled.mat"
@@ -19,7 +20,7 @@ _SPLITS = "splits.mat"
 _VARIABLES = {"raw": "rawDepths", "filled": "depths"}
 
 INTRINSICS = (518.85790117450188, 519.46961112127485, 325.58244941119034, 253.73616633400465)
-"""fx, fy, cx, cy of the colour camera at 640x480, of the dataset's toolbox (`camera_params.m`)."""
+"""fx, fy, cx, cy of the colour camera at 640x480, the first pixel at (0, 0): `camera_params.m` of the toolbox."""
 
 _PGM_HEADER = re.compile(rb"P5\s+(?:#[^\n]*\n\s*)*(\d+)\s+(?:#[^\n]*\n\s*)*(\d+)\s+(?:#[^\n]*\n\s*)*(\d+)\s")
 _NO_RETURN = 2047
@@ -121,7 +122,7 @@ class NYUv2(Source):
         image.save(stream, "PNG")
         metres = np.ascontiguousarray(depth.T, dtype=np.float32)
         mask = (metres > 1e-3) & (metres < 10) if self.depth == "raw" else None
-        return Frame(ref, stream.getvalue(), image.size, metres, 1.0, INTRINSICS, mask)
+        return Frame(ref, stream.getvalue(), image.size, metres, 1.0, from_opencv(INTRINSICS), mask)
 
     def _numbers(self, variable: str) -> NDArray[np.int64]:
         try:

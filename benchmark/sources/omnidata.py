@@ -80,7 +80,7 @@ class OmnidataSource(Source):
         raw = read_depth_png(self._file(ref, "depth_zbuffer"))
         depth = np.where(raw == NO_RENDERING, np.uint16(0), raw)
         focal_length = width / (2 * math.tan(self._field_of_view(ref) / 2))
-        centre = (width - 1) / 2
+        centre = width / 2
         return Frame(ref, image, (width, height), depth, 512.0, (focal_length, focal_length, centre, centre))
 
     def _field_of_view(self, ref: FrameRef) -> float:

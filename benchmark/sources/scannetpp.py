@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from ..frames import Frame, FrameError, FrameRef, Source
+from ..projection import from_opencv
 from .files import (
     downloaded_scenes,
     expect_folders,
@@ -84,7 +85,7 @@ def _intrinsics(path: Path, stem: str) -> tuple[float, float, float, float]:
             end = text.find(b'"frame_', start + 1)
             entry = text[start : len(text) if end < 0 else end].decode()
         value, _ = json.JSONDecoder().raw_decode(entry, entry.index("{"))
-        return pinhole(value["intrinsic"], path)
+        return from_opencv(pinhole(value["intrinsic"], path))
     except FileNotFoundError:
         raise FrameError(f"{path}: no such file.") from None
     except (KeyError, TypeError):

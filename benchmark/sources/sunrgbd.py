@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..frames import Frame, FrameError, FrameRef, Source, SourceError
+from ..projection import from_opencv
 from .files import expect_folders, expect_split, pinhole, read_depth_png, read_image, read_numbers, sorted_refs
 
 _SPLIT_FILE = "SUNRGBDtoolbox/traintestSUNRGBD/allsplit.mat"
@@ -72,7 +73,7 @@ class SunRGBD(Source):
         image, image_size = read_image(_only_file(folder / "image", (".jpg", ".png")))
         path = folder / "intrinsics.txt"
         depth = read_depth_png(_only_file(folder / "depth_bfx", (".png",)))
-        return image, image_size, depth, pinhole(read_numbers(path), path)
+        return image, image_size, depth, from_opencv(pinhole(read_numbers(path), path))
 
     def _split_folders(self, variable: str) -> Iterable[str]:
         """Folders below SUNRGBD/ that a cell array of the split file lists."""

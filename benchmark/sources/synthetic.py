@@ -53,6 +53,4 @@ class Synthetic(Source):
         stream = io.BytesIO()
         Image.fromarray(scene.image).save(stream, "PNG")
         (fx, _, cx), (_, fy, cy), _ = scene.intrinsics.tolist()
-        # The renderer puts the centre of the first pixel at (0.5, 0.5).
-        intrinsics = (fx, fy, cx - 0.5, cy - 0.5)
-        return Frame(ref, stream.getvalue(), (width, height), scene.depth.astype(np.float32), 1.0, intrinsics)
+        return Frame(ref, stream.getvalue(), (width, height), scene.depth.astype(np.float32), 1.0, (fx, fy, cx, cy))
