@@ -1,5 +1,6 @@
 """`DepthSFTTrainer`: TRL's `SFTTrainer` with `loss = text_loss + alpha * depth_loss` (paper, equation 5)."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,6 +16,7 @@ from trl import SFTConfig, SFTTrainer
 from .._bundled import resolve_model_path
 from ..modeling_depthvlm import DepthVLMForConditionalGeneration
 from .checkpoints import CheckpointMixin, resolve_checkpoint
+from .depth_checks import IMAGES_LOOKED_AT, find_nonsense
 from .depth_data_collator import BatchInfo, DepthDataCollator
 from .depth_dataset import prepare_depth_dataset
 from .depth_forward import add_depth_forward, score_replies_alone
@@ -41,6 +43,8 @@ from .trainer_setup import (
     without_checkpointing,
 )
 from .training_rows import read_columns
+
+logger = logging.getLogger(__name__)
 
 
 class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer):
@@ -174,6 +178,8 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         self._learning_rates = LearningRates()
         self.add_callback(self._learning_rates)
         self._pictured_step = -1
+        self._unseen = IMAGES_LOOKED_AT
+        self._looked_at: tuple[list[Any], list[Tensor]] = ([], [])
         self._depth_images_in_step: Tensor | None = None
 
     @property
@@ -224,6 +230,7 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
             images = sum(_info(batch).depth_images for batch in batches)
             count = torch.tensor(images, dtype=torch.float32, device=device)
             self._depth_images_in_step = self.accelerator.reduce(count, reduction="sum")
+            self._look_at(batches)
             self._meters["train"].steps += 1
         return batches, num_items_in_batch
 
@@ -318,6 +325,21 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         self.model_wrapped = self.model
         self.accelerator.free_memory()
         super().end()
+
+    def _look_at(self, batches: list[dict[str, Any]]) -> None:
+        """Warn, once, of depth and cameras among the first images that are hardly what they are taken for."""
+        if self._unseen <= 0 or not self.is_world_process_zero():
+            return
+        for batch in batches:
+            if _info(batch).depth_images:
+                self._looked_at[0].extend(batch["depth_labels"])
+                self._looked_at[1].extend(batch["cameras"])
+                self._unseen -= _info(batch).depth_images
+        if self._unseen <= 0:
+            labels, cameras = self._looked_at
+            for sign in find_nonsense(labels, torch.stack(cameras)):
+                logger.warning("The first images look wrong. %s", sign)
+            self._looked_at = ([], [])
 
     def _depth_weight(self, info: BatchInfo) -> Tensor | float:
         """What the sum of this micro-batch's SILog is multiplied by: alpha over the step's images with depth."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..modeling_depthvlm.silog import valid_depth
 from ..processing import CAMERA_SOURCES
+from .depth_checks import find_nonsense
 from .memory import count_parameters, estimate_flops, estimate_memory
 from .parameter_parts import PARTS, part_of
 
@@ -128,7 +129,10 @@ def _images(trainer: Any, batch: dict[str, Any]) -> Text:
             f"image {index}: {width:.0f}x{height:.0f}, focal length {fx:.1f} px ({CAMERA_SOURCES[round(source)]}); "
             f"seen as {columns * patch}x{rows * patch} at {scale * canonical:.1f} px; {_depth(depth)}"
         )
-    return Text("\n".join(lines))
+    text = Text("\n".join(lines))
+    for sign in find_nonsense(maps, batch["cameras"]):
+        text.append(f"\nLook again: {sign}", style="bold red")
+    return text
 
 
 def _depth(depth: Tensor | None) -> str:

@@ -1,0 +1,94 @@
+"""Depth that can be read and is still wrong: another unit, disparity, previews, a focal length of another size."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..modeling_depthvlm.silog import valid_depth
+
+# Images that are looked at before anything is said. What holds for all of them is no matter of one picture.
+IMAGES_LOOKED_AT = 8
+
+FARTHEST_MEDIAN = 150.0  # metres; outdoor lidar has 10 to 40
+NEAREST_MEDIAN = 0.05  # metres
+EIGHT_BITS = 256  # steps; a sensor's millimetres have thousands
+DENSE_PIXELS = 5000
+NARROWEST_FOV = 25.0  # degrees: a lens of 81 mm on 35 mm film
+STRONGEST_DESCENT = 0.3  # mean rank correlation of depth with the row: the ground makes it negative
+MAPS_FOR_DESCENT = 4
+
+
+def find_nonsense(depth_labels: Sequence[Tensor | None], cameras: Tensor) -> list[str]:
+    """
+    Find signs that true depth or cameras are not what they are taken for.
+
+    Args:
+        depth_labels: For every image `(H, W)` in metres, or None; at least two maps are needed to say anything.
+        cameras (`(images, 7)`): As the processor gives them.
+
+    Returns:
+        `list[str]`: For every sign a sentence with the numbers, the likely cause and what to do. None of them is an
+        error: there are telephoto lenses, and pictures of a floor alone.
+    """
+    maps, fields = [], []
+    for depth, camera in zip(depth_labels, cameras.tolist(), strict=True):
+        if depth is not None and valid_depth(depth).any():
+            maps.append(depth.float().cpu())
+            fields.append(2 * torch.rad2deg(torch.atan(torch.tensor(camera[5] / (2 * camera[0])))).item())
+    if len(maps) < 2:
+        return []
+    values = [depth[valid_depth(depth)] for depth in maps]
+    medians = [value.median().item() for value in values]
+    found, count = [], f"all {len(maps)} depth maps"
+    if min(medians) > FARTHEST_MEDIAN:
+        found.append(
+            f"The medians of {count} are {min(medians):,.0f} to {max(medians):,.0f} m. If they are in millimetres, set "
+            "`depth_scale` to 1000 (floats are taken for metres without it)."
+        )
+    elif max(medians) < NEAREST_MEDIAN:
+        found.append(
+            f"The medians of {count} are {min(medians):.2g} to {max(medians):.2g} m. `depth_scale` is raw value "
+            "divided by metres; relative depth between 0 and 1 is not metric and cannot be trained on."
+        )
+    levels = [_levels(value) for value in values if value.numel() >= DENSE_PIXELS]
+    if len(levels) == len(values) and max(levels) <= EIGHT_BITS:
+        found.append(
+            f"{count.capitalize()} have at most {max(levels):.0f} equal steps from 0 to their farthest pixel, as 8-bit "
+            "pictures of depth have. Such previews are scaled image by image and hold no metres: use the raw files."
+        )
+    descents = [_descent(depth) for depth in maps]
+    descent = sum(descents) / len(descents)
+    if len(descents) >= MAPS_FOR_DESCENT and descent > STRONGEST_DESCENT:
+        found.append(
+            f"Over {len(maps)} maps depth grows towards the bottom (mean rank correlation with the row {descent:.2f}), "
+            "where the ground is usually near. If they hold disparity or inverse depth, convert them to metres; if "
+            "they are upside down, turn them."
+        )
+    if max(fields) < NARROWEST_FOV:
+        found.append(
+            f"The field of view of all {len(maps)} images with depth is {min(fields):.0f} to {max(fields):.0f} "
+            "degrees, as of a telephoto lens. If the pictures were made smaller after the calibration, scale the "
+            "focal length (pixels of the stored image) with them."
+        )
+    return found
+
+
+def _levels(values: Tensor) -> float:
+    """The farthest depth over the smallest difference between two: how many equal steps could hold them all."""
+    distinct = values.double().unique()
+    return (distinct[-1] / distinct.diff().min()).item() if len(distinct) > 1 else 1.0
+
+
+def _descent(depth: Tensor) -> float:
+    """The rank correlation (Spearman's) of depth with the row, over the valid pixels."""
+    rows, _ = torch.nonzero(valid_depth(depth), as_tuple=True)
+    ranks = torch.stack([rows.double(), _ranks(depth[valid_depth(depth)])])
+    return torch.nan_to_num(torch.corrcoef(ranks)[0, 1]).item()
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """Ranks, ties at their mean."""
+    _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    return (last - (counts.double() - 1) / 2)[inverse]
