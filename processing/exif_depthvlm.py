@@ -15,6 +15,7 @@
 
 import math
 import re
+from contextlib import suppress
 from typing import Any
 
 from PIL import ExifTags, Image
@@ -32,7 +33,7 @@ ORIENTATIONS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# EXIF 2.32, tag 0xA210: inch (also when the tag is missing), centimetre; millimetre and micrometre are in wide use.
+# EXIF 2.32, tag 0xA210: inch (also if it is missing), centimetre; millimetre and micrometre are in wide use.
 MILLIMETRES_PER_UNIT = {1: 25.4, 2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}
 
 FILM_DIAGONAL = math.hypot(36.0, 24.0)
@@ -42,7 +43,6 @@ PLAUSIBLE_FOV = (0.5, 150.0)
 
 # Two ways to the focal length that differ by more than this do not describe the same picture.
 AGREEMENT = 1.1
-
 # No image sensor in use has a diagonal outside of these, in millimetres.
 SENSOR_DIAGONALS = (3.0, 70.0)
 
@@ -108,13 +108,12 @@ SPHERE_CAMERAS = (
 
 def read_exif(image: Image.Image) -> Image.Exif | None:
     """
-    The EXIF data of an image, None where it has none. Its XMP data come along as the tag `XMLPacket`. Raises
-    ValueError, with the reason, if they are corrupt.
+    The EXIF data of an image, its XMP data among them as `XMLPacket`; None where it has none. Raises ValueError, with
+    the reason, if they are corrupt.
     """
     try:
         exif = image.getexif()
-        if ExifTags.IFD.Interop in exif.get_ifd(ExifTags.IFD.Exif):
-            exif.get_ifd(ExifTags.IFD.Interop)
+        exif.get_ifd(ExifTags.IFD.Exif)
         xmp = image.info.get("xmp")
         if xmp and Base.XMLPacket not in exif:
             exif[Base.XMLPacket] = xmp
@@ -126,7 +125,7 @@ def read_exif(image: Image.Image) -> Image.Exif | None:
 def exif_orientation(exif: Image.Exif | None) -> int:
     """The orientation tag, 1 (upright) to 8; 1 where it is missing or not one of these."""
     value = 1 if exif is None else exif.get(Base.Orientation, 1)
-    return value if value in ORIENTATIONS else 1
+    return value if isinstance(value, int) and value in ORIENTATIONS else 1
 
 
 def panorama_reason(exif: Image.Exif | None, width: int, height: int) -> str | None:
@@ -158,8 +157,7 @@ def focal_length_from_exif(
 
     Args:
         exif (`PIL.Image.Exif`, *optional*): The EXIF data, with the orientation tag as the file has it.
-        width (`int`): Width of the upright picture, in pixels.
-        height (`int`): Height of the upright picture, in pixels.
+        width, height (`int`): Size of the upright picture, in pixels.
 
     Returns:
         `tuple[tuple[float, float] | None, str | None]`: the focal lengths, None where the EXIF data do not tell them;
@@ -176,14 +174,14 @@ class _Reader:
 
     def __init__(self, exif: Image.Exif, width: int, height: int) -> None:
         self.tags = {**exif, **exif.get_ifd(ExifTags.IFD.Exif)}
-        if ExifTags.IFD.Interop in self.tags:  # where it is missing, Pillow raises
+        with suppress(Exception):  # where it is missing or corrupt, Pillow raises whatever that leads to
             self.tags |= exif.get_ifd(ExifTags.IFD.Interop)
         self.camera = _camera_name(exif)
         self.width, self.height = width, height
         self.long, self.short = max(width, height), min(width, height)
         self.turned = exif_orientation(exif) >= 5
         self.problems: list[str] = []
-        self.side = math.nan  # width in millimetres that the focal-plane resolution says
+        self.side = math.nan  # millimetres
 
     def focal_lengths(self) -> Pair | None:
         """The pair that is best supported, None where there is none to rely on."""
@@ -211,8 +209,7 @@ class _Reader:
                     f"and the sensor of {self.camera or 'the camera'} is not known"
                 )
             return None
-        # A camera that crops to 16:9 or 1:1 mostly keeps the 35 mm equivalent of its whole sensor: there, the other
-        # ways are nearer.
+        # A camera that crops to 16:9 or 1:1 mostly keeps the 35 mm equivalent of its whole sensor.
         whole_shapes = (4 / 3, 3 / 2) if sensor is None else (sensor[0] / sensor[1],)
         whole = any(abs(self.long / self.short / shape - 1) < 0.03 for shape in whole_shapes)
         order = [pair for pair in (by_film if whole else None, by_sensor, by_plane, by_film) if pair is not None]
@@ -223,8 +220,9 @@ class _Reader:
             chosen = by_film if by_film[0] > by_sensor[0] else by_sensor
         else:
             chosen = by_film or by_sensor or order[0]
-        if chosen is by_film and by_plane and self.rounds_to_film(by_plane, by_film):
-            chosen = by_plane
+        if chosen is by_film and by_plane:  # the equivalent is rounded to millimetres, the other is not
+            rounding = 0.5 / _to_float(self.tags[Base.FocalLengthIn35mmFilm])
+            chosen = by_plane if abs(by_plane[0] / by_film[0] - 1) <= rounding else by_film
         if not all(_agree(chosen, pair) for pair in known.values()):
             listed = ", ".join(f"{pair[0]:.0f} by {name}" for name, pair in known.items())
             self.problems.append(f"its EXIF data disagree on the focal length in pixels: {listed}")
@@ -246,7 +244,7 @@ class _Reader:
     def frame(self) -> tuple[float, float, bool] | None:
         """
         The size that the focal-plane resolution counts, along the upright width and height, and whether the file's x
-        axis is the upright y axis. None for a picture of another shape than the one that was taken: it was cropped.
+        axis is the upright y axis. None for a picture of another shape: it was cropped.
         """
         taken = self.number(Base.ExifImageWidth, 1, 1e6), self.number(Base.ExifImageHeight, 1, 1e6)
         if None in taken:
@@ -311,7 +309,7 @@ class _Reader:
         if millimetres is None or across is None or down is None:
             return None
         unit = self.tags.get(Base.FocalPlaneResolutionUnit, 2)
-        if unit not in MILLIMETRES_PER_UNIT:
+        if not isinstance(unit, int) or unit not in MILLIMETRES_PER_UNIT:
             self.problems.append(f"EXIF FocalPlaneResolutionUnit is {unit!r}, not 2 (inch) to 5")
             return None
         along = (down, across) if frame[2] else (across, down)
@@ -329,18 +327,12 @@ class _Reader:
     def trusts_plane_alone(self, length: float, side: float, pixels: float) -> bool:
         """Says that nothing confirms the focal-plane resolution, and whether it can be that of the whole picture."""
         given = f"EXIF FocalLength and its resolution give {length:.0f} pixels and a sensor {side:.3g} mm wide"
-        # Sensors under 13 mm have pixels below 3.6 micrometres: with larger ones, the picture was reduced, and the
-        # resolution is that of the original.
+        # Sensors under 13 mm have smaller pixels: with these, the resolution is that of a picture before its reduction.
         if side * self.long / self.width < 13 and side / pixels > 0.0036:
             self.problems.append(f"{given}, with pixels of {side / pixels * 1000:.1f} µm, as only larger ones have")
             return False
         self.problems.append(f"{given}, which nothing else in them confirms")
         return True
-
-    def rounds_to_film(self, exact: Pair, by_film: Pair) -> bool:
-        """Whether the 35 mm equivalent, a whole number, is the rounded value of a more exact focal length."""
-        rounding = 0.5 / float(self.tags[Base.FocalLengthIn35mmFilm])
-        return abs(exact[0] / by_film[0] - 1) <= rounding
 
     def by_film(self, millimetres: float | None, zoom: float, other: Pair | None) -> Pair | None:
         """From the 35 mm equivalent, which some cameras write with the digital zoom and some without."""
@@ -384,9 +376,10 @@ class _Reader:
 
 
 def _camera_name(exif: Image.Exif) -> str:
-    """Make and model in small letters, without the repeated spaces and zeros that pad them."""
+    """Make and model in small letters, without the zeros that pad them; the model alone where it repeats the make."""
     texts = (exif.get(tag) for tag in (Base.Make, Base.Model))
-    return " ".join(" ".join(text for text in texts if isinstance(text, str)).replace("\0", " ").lower().split())
+    make, model = (text.replace("\0", " ").lower().split() if isinstance(text, str) else [] for text in texts)
+    return " ".join(model if model and model[0] in make else make + model)
 
 
 def _agree(one: Pair, other: Pair) -> bool:
