@@ -63,7 +63,7 @@ def load_checkpoint(
     Raises:
         TypeError: a keyword is not known.
         ValueError: the device is not there, or the dtype is not one; weights are missing; the depth head is untrained
-            or holds NaN.
+            or holds NaN; model and processor were made for different canonical focal lengths.
         OSError: there is no such model.
     """
     check_loading(kwargs, "load")
@@ -72,6 +72,7 @@ def load_checkpoint(
     if adapter is not None:
         network.load_adapter(adapter)
     network = network.eval()
+    _check_canonical(network, processor, str(model))
     _check_head(network, str(model), allow_untrained_head)
     if kwargs.get("device_map") is None and kwargs.get("quantization_config") is None:
         network = network.to(where)
@@ -172,6 +173,17 @@ def base_of_adapter(adapter: Path) -> tuple[str, str | None]:
             f"The adapter {adapter} is for the model {base}, which is not there. Put it there, or name its place as "
             f"`base_model_name_or_path` in {adapter / ADAPTER_CONFIG}."
         ) from None
+
+
+def _check_canonical(network: DepthVLMForConditionalGeneration, processor: DepthVLMProcessor, name: str) -> None:
+    """Raises ValueError if the processor scales images for another canonical focal length than the model's."""
+    trained, seen = network.config.canonical_focal_length, processor.image_processor.canonical_focal_length
+    if trained != seen:
+        raise ValueError(
+            f"{name}: its config.json has `canonical_focal_length` {trained:g}, its preprocessor_config.json {seen:g} "
+            f"pixels: all depths would be wrong, by a factor of {max(trained / seen, seen / trained):.3g}. Correct the "
+            "one that is wrong, or pass `canonical_focal_length`, which holds for both."
+        )
 
 
 def pick_device(name: str) -> torch.device:

@@ -14,12 +14,15 @@
 """What the processor takes by name, and its result: metres and cameras in it are never cast below float32."""
 
 import difflib
+import json
+import os
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import TextKwargs, VideosKwargs
+from transformers.utils.hub import cached_file
 
 # What `from_pretrained` takes for the Hub and for a model, which pipelines hand to every part, and for a tokenizer.
 _LOADING = """
@@ -40,6 +43,25 @@ SETTINGS_KEYWORDS = LOADING_KEYWORDS.union(_TOKENIZER.split(), TextKwargs.__anno
 
 # Rounded to bfloat16 these would be wrong by up to 0.4 %.
 FULL_PRECISION = ("focal_scale", "cameras", "depth_labels")
+
+
+HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
+
+def hub_keywords(given: dict[str, Any]) -> dict[str, Any]:
+    """Those of `from_pretrained`'s keywords that say where a file comes from."""
+    return {name: given[name] for name in HUB_KEYWORDS if given.get(name) is not None}
+
+
+def read_json(model: Any, name: str, hub: dict[str, Any]) -> dict[str, Any]:
+    """A JSON file of a checkpoint, a folder or a name on the Hub; empty where it has none."""
+    if os.path.isfile(model):
+        return {}
+    file = cached_file(model, name, _raise_exceptions_for_missing_entries=False, **hub)
+    if file is None:
+        return {}
+    with open(file, encoding="utf-8") as stream:
+        return json.load(stream)
 
 
 def check_keywords(given: Iterable[str], known: Iterable[str], where: str) -> None:

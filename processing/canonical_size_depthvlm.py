@@ -19,9 +19,17 @@ from .camera_depthvlm import Camera
 
 MAX_ASPECT_RATIO = 200
 
+# Of `qwen_vl_utils.process_vision_info`, made for the patches of Qwen2-VL.
+QWEN_VL_UTILS_MULTIPLE = 28
+
 
 def canonical_size(
-    camera: Camera, canonical_focal_length: float, cell: int, min_pixels: int, max_pixels: int
+    camera: Camera,
+    canonical_focal_length: float,
+    cell: int,
+    min_pixels: int,
+    max_pixels: int,
+    qwen_vl_utils_rounding: bool = False,
 ) -> tuple[int, int, float]:
     """
     The size at which the model sees an image, and what its depth must then be multiplied by.
@@ -39,6 +47,8 @@ def canonical_size(
         cell (`int`): Side of the square that makes one visual token, in pixels: patch size times merge size.
         min_pixels (`int`): Least area of the result, in pixels.
         max_pixels (`int`): Greatest area of the result, in pixels.
+        qwen_vl_utils_rounding (`bool`): Round the sides to whole pixels and to multiples of 28 before cells, as the
+            published implementation does, for whose checkpoints it gives the grid that they were trained on.
 
     Returns:
         `tuple[int, int, float]`: height and width in pixels, multiples of `cell`, and `focal_scale`.
@@ -61,7 +71,11 @@ def canonical_size(
             f"which is {math.ceil(height * width * lower**2)} in all, but `max_pixels` is {max_pixels}. Raise "
             "`max_pixels` or crop the image."
         )
-    rows, columns = _cells(height, width, canonical_focal_length / camera.focal_length, cell)
+    sides = [side * canonical_focal_length / camera.focal_length for side in (height, width)]
+    if qwen_vl_utils_rounding:
+        multiple = QWEN_VL_UTILS_MULTIPLE
+        sides = [max(1, round(round(side) / multiple)) * multiple for side in sides]
+    rows, columns = _cells(*sides, 1.0, cell)
     largest = _bound(height, width, cell, upper, max_pixels, largest=True)
     smallest = _bound(height, width, cell, lower, min_pixels, largest=False)
     # A size that merely rounds to the bound counts as bounded: equal pixels must have proportional depths.
@@ -74,7 +88,7 @@ def canonical_size(
     return rows * cell, columns * cell, scale * camera.focal_length / canonical_focal_length
 
 
-def _cells(height: int, width: int, scale: float, cell: int) -> tuple[int, int]:
+def _cells(height: float, width: float, scale: float, cell: int) -> tuple[int, int]:
     return max(1, round(height * scale / cell)), max(1, round(width * scale / cell))
 
 

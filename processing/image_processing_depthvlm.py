@@ -28,7 +28,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
 )
 from transformers.utils import is_torchvision_available
 
-from .batch_depthvlm import SETTINGS_KEYWORDS, DepthVLMBatchFeature, check_keywords
+from .batch_depthvlm import SETTINGS_KEYWORDS, DepthVLMBatchFeature, check_keywords, hub_keywords, read_json
 from .camera_depthvlm import DEFAULT_ASSUMED_FOV, Camera, resolve_cameras
 from .canonical_size_depthvlm import canonical_size
 from .depth_maps_depthvlm import depth_labels
@@ -44,6 +44,7 @@ VISION_TOWER_SETTINGS = (
     "patch_size",
     "temporal_patch_size",
     "merge_size",
+    "qwen_vl_utils_rounding",
 )
 
 
@@ -67,6 +68,9 @@ class DepthVLMImageProcessorKwargs(Qwen2VLImageProcessorKwargs, total=False):
         `f_c` of equation 6, in pixels.
     assumed_fov (`float`, *optional*, defaults to 60.0):
         Field of view in degrees across the longer side of an image whose camera is not known.
+    qwen_vl_utils_rounding (`bool`, *optional*, defaults to `False`):
+        Round to multiples of 28 pixels before visual tokens, as the published implementation does; on for its
+        checkpoints.
     """
 
     focal_length: Any
@@ -76,6 +80,7 @@ class DepthVLMImageProcessorKwargs(Qwen2VLImageProcessorKwargs, total=False):
     depth_scale: Any
     canonical_focal_length: float | None
     assumed_fov: float | None
+    qwen_vl_utils_rounding: bool | None
 
 
 class DepthVLMBaseImageProcessor(BaseImageProcessor):
@@ -100,6 +105,7 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
     merge_size = 2
     canonical_focal_length = 1000.0
     assumed_fov = DEFAULT_ASSUMED_FOV
+    qwen_vl_utils_rounding = False
     valid_kwargs: Any = DepthVLMImageProcessorKwargs
     model_input_names: list[str] = ["pixel_values", "image_grid_thw", "focal_scale", "cameras"]  # noqa: RUF012
     _auto_class: Any = "AutoImageProcessor"
@@ -163,6 +169,19 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
         camera = self._cameras([(height, width)], [None], options)[0]
         rows, columns, _ = self._target(camera, options)
         return (rows // options["patch_size"]) * (columns // options["patch_size"])
+
+    @classmethod
+    def get_image_processor_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """The saved settings; those of a published checkpoint are Qwen3-VL's, and get its own code's rounding."""
+        hub = hub_keywords(kwargs)
+        settings, kwargs = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
+        is_own = settings.get("image_processor_type", "").startswith("DepthVLM")
+        if (
+            not is_own
+            and read_json(pretrained_model_name_or_path, "config.json", hub).get("depth_head_type") is not None
+        ):
+            settings = {**settings, "qwen_vl_utils_rounding": True}
+        return settings, kwargs
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -273,8 +292,8 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
                     f"{camera.width}x{camera.height} (width x height)."
                 )
             return camera.height, camera.width, camera.focal_length / canonical
-        size = options["size"]
-        return canonical_size(camera, canonical, cell, size["shortest_edge"], size["longest_edge"])
+        budget = options["size"]["shortest_edge"], options["size"]["longest_edge"]
+        return canonical_size(camera, canonical, cell, *budget, bool(options["qwen_vl_utils_rounding"]))
 
     def _resize_once(self, picture: Image.Image, height: int, width: int, options: dict[str, Any]) -> Any:
         """The picture as `(3, height, width)` uint8 values of the backend's kind."""

@@ -14,16 +14,14 @@
 """The processor: Qwen3-VL's text and chat template, DepthVLM's images, cameras and depth maps."""
 
 import inspect
-import json
 import re
 from typing import Any
 
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 from transformers.utils import is_torchvision_available
-from transformers.utils.hub import cached_file
 
-from .batch_depthvlm import SETTINGS_KEYWORDS, DepthVLMBatchFeature, check_keywords
+from .batch_depthvlm import SETTINGS_KEYWORDS, DepthVLMBatchFeature, check_keywords, hub_keywords, read_json
 from .image_processing_depthvlm import DepthVLMImageProcessor
 from .images_depthvlm import image_list
 
@@ -182,16 +180,11 @@ class DepthVLMProcessor(Qwen3VLProcessor):
         cls, pretrained_model_name_or_path: Any, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """The processor's settings, with those of the video processor, which Qwen3-VL keeps in a file of their own."""
-        names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-        hub = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+        hub = hub_keywords(kwargs)
         settings, kwargs = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
         if "video_processor" not in settings:
-            file = cached_file(
-                pretrained_model_name_or_path, VIDEO_SETTINGS_FILE, _raise_exceptions_for_missing_entries=False, **hub
-            )
-            if file is not None:
-                with open(file, encoding="utf-8") as stream:
-                    settings["video_processor"] = json.load(stream)
+            video = read_json(pretrained_model_name_or_path, VIDEO_SETTINGS_FILE, hub)
+            settings |= {"video_processor": video} if video else {}
         return settings, kwargs
 
     @classmethod
@@ -205,7 +198,9 @@ class DepthVLMProcessor(Qwen3VLProcessor):
         )
         if not hasattr(image_processor, "canonical_focal_length"):
             settings = {name: value for name, value in kwargs.items() if name in IMAGE_KEYWORDS}
-            image_processor = DepthVLMImageProcessor.from_dict(image_processor.to_dict(), **settings)
+            image_processor = DepthVLMImageProcessor.from_pretrained(
+                pretrained_model_name_or_path, **hub_keywords(kwargs), **settings
+            )
         return [image_processor, tokenizer]
 
     @classmethod

@@ -375,3 +375,53 @@ class TestRealCameras:
             (6048, 4032, 3400),
         ]:
             assert canonical_size(camera(focal_length, width, height), 1000.0, 32, 65536, 3 * 1024 * 1024)[2] == 1.0
+
+
+# Width and height in pixels, focal length in pixels, and the published grid by hand: s = 1000 / f, whole pixels, the
+# nearest multiple of 28, then of 32 (a half goes to the even count), for example
+# 1440 x 1000 / 1434.29 = 1004 -> 36 x 28 = 1008 = 31.5 x 32 -> 1024, where 1004 itself would be 31 x 32 = 992.
+PUBLISHED_GRIDS = [
+    (1920, 1440, 1434.29, 1344, 1024),  # ScanNet++: the twelve examples of the published data
+    (1920, 1440, 1432.49, 1344, 1024),
+    (1920, 1440, 1425.24, 1344, 1024),
+    (1920, 1440, 1429.7, 1344, 1024),
+    (1920, 1440, 1429.61, 1344, 1024),
+    (1920, 1440, 1426.68, 1344, 1024),
+    (1920, 1440, 1428.65, 1344, 1024),
+    (1920, 1440, 1428.51, 1344, 1024),
+    (1920, 1440, 1423.36, 1344, 1024),
+    (1920, 1440, 1427.9, 1344, 1024),
+    (1920, 1440, 1429.35, 1344, 1024),
+    (1920, 1440, 1431.33, 1344, 1024),
+    (640, 480, 518.8579, 1216, 928),  # NYUv2: 1233 -> 1232 = 38.5 x 32 -> 38; 925 -> 924 = 28.875 x 32 -> 29
+    (1920, 1280, 2059.0, 928, 608),  # Waymo: 932 -> 924 -> 29; 622 -> 616 = 19.25 x 32 -> 19
+    (1600, 900, 1266.4, 1248, 704),  # nuScenes: 1263 -> 1260 = 39.375 -> 39; 711 -> 700 = 21.875 -> 22
+    (1936, 1216, 2181.0, 896, 576),  # DDAD: 888 -> 896 -> 28; 558 -> 560 = 17.5 x 32 -> 18
+    (1242, 375, 721.5377, 1696, 544),  # KITTI: 1721 -> 1708 = 53.375 -> 53; 520 -> 532 = 16.625 -> 17
+    (2048, 1550, 1776.0, 1152, 864),  # Argoverse 2: 1153 -> 1148 = 35.875 -> 36; 873 -> 868 = 27.125 -> 27
+    (730, 530, 529.5, 1376, 1024),  # SUN RGB-D (Kinect v2): 1379 -> 1372 = 42.875 -> 43; 1001 -> 1008 = 31.5 -> 32
+    (640, 480, 1100.0, 576, 448),  # a telephoto lens: 582 -> 588 = 18.375 -> 18; 436 -> 448 -> 14
+]
+
+
+@pytest.mark.parametrize(("width", "height", "focal_length", "columns", "rows"), PUBLISHED_GRIDS)
+def test_the_published_grid(width, height, focal_length, columns, rows):
+    found = canonical_size(camera(focal_length, width, height), 1000.0, 32, 65536, 3 * 1024 * 1024, True)
+    assert found == (rows, columns, 1.0)
+
+
+def test_the_published_grid_is_not_ours():
+    """Where the two differ: 7 of the 12 of ScanNet++, NYUv2, DDAD, KITTI and SUN RGB-D."""
+    own = [size(focal_length, width, height)[:2] for width, height, focal_length, *_ in PUBLISHED_GRIDS]
+    differs = [found != (rows, columns) for found, (*_, columns, rows) in zip(own, PUBLISHED_GRIDS, strict=True)]
+    assert sum(differs[:12]) == 7
+    assert differs[12:] == [True, False, False, True, True, False, True, False]
+
+
+def test_the_published_grid_within_the_budget():
+    """A size that the budget does not allow is bounded as without it, so metres stay exact."""
+    for_both = [
+        canonical_size(camera(4000.0, 4000, 3000), 1000.0, 32, 65536, 500_000, rounding) for rounding in (True, False)
+    ]
+    assert for_both[0] == for_both[1]
+    assert for_both[0][2] < 1

@@ -1,5 +1,8 @@
 """A misspelt keyword of any public function is a TypeError that names the near one; those that exist pass."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 from transformers import AutoImageProcessor, AutoProcessor
@@ -88,3 +91,18 @@ def test_a_prompt_beyond_the_context(nano, monkeypatch):
         nano.predict(PIXELS, fov=60.0, prompt=words)
     with pytest.raises(ValueError, match=r"has \d\d\d,\d\d\d tokens with its image.* holds 4,096"):
         talk.ask(words)
+
+
+def test_model_and_processor_of_different_canonical_focal_lengths(tmp_path):
+    folder = shutil.copytree(PATH, tmp_path / "copy")
+    file = next(name for name in ("processor_config.json", "preprocessor_config.json") if (folder / name).is_file())
+    text = (folder / file).read_text()
+    settings = json.loads(text)
+    trained = json.loads((folder / "config.json").read_text())["canonical_focal_length"]
+    settings.get("image_processor", settings)["canonical_focal_length"] = 5 * trained
+    (folder / file).write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"config.json has `canonical_focal_length` .* by a factor of 5\."):
+        load(folder)
+    loaded = load(folder, canonical_focal_length=trained)
+    expected = load(PATH).predict(PIXELS, fov=60.0)[0].depth
+    np.testing.assert_array_equal(loaded.predict(PIXELS, fov=60.0)[0].depth, expected)

@@ -24,12 +24,14 @@ from depthvlm.processing import (
     register_auto_classes,
 )
 from PIL import ExifTags, Image
+from toy_checkpoint import save_foreign_checkpoint, save_toy_checkpoint
 from toy_tokenizer import build_toy_tokenizer
 from transformers import AutoImageProcessor, AutoProcessor, Qwen3VLConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils import is_torchvision_available
 
 from depthvlm import load
+from depthvlm.convert import convert_checkpoint
 
 MATRIX = [[200.0, 0.0, 60.0], [0.0, 200.0, 50.0], [0.0, 0.0, 1.0]]
 REMOTE_FILES = sorted(path.name for path in Path(__file__).parents[1].glob("processing/*_depthvlm.py"))
@@ -371,6 +373,29 @@ print("loaded and saved again")
         assert done.returncode == 0, done.stderr
         assert "loaded and saved again" in done.stdout
         assert sorted(path.name for path in (tmp_path / "second").glob("*.py")) == REMOTE_FILES
+
+
+class TestPublishedGrid:
+    """The published implementation's rounding, for its checkpoints and what is made of them alone."""
+
+    def test_on_for_published_checkpoints(self, tmp_path):
+        nyu = torch.zeros(3, 480, 640)
+        kinds = {"own": False, "plain": False, "published": True}
+        save_toy_checkpoint(tmp_path / "own")
+        save_foreign_checkpoint(tmp_path / "plain", published=False)
+        save_foreign_checkpoint(tmp_path / "published", published=True)
+        for kind, expected in kinds.items():
+            processor = DepthVLMProcessor.from_pretrained(tmp_path / kind)
+            assert processor.image_processor.qwen_vl_utils_rounding is expected, kind
+            alone = DepthVLMImageProcessor.from_pretrained(tmp_path / kind)
+            assert alone.qwen_vl_utils_rounding is expected, kind
+            features = alone(nyu, focal_length=518.8579, max_pixels=4_000_000)
+            assert features["image_grid_thw"][0].tolist() == [1, 58, 76 if expected else 78], kind
+            assert features["focal_scale"].tolist() == [1.0]
+        off = DepthVLMProcessor.from_pretrained(tmp_path / "published", qwen_vl_utils_rounding=False)
+        assert off.image_processor.qwen_vl_utils_rounding is False
+        converted = convert_checkpoint(str(tmp_path / "published"), tmp_path / "converted")
+        assert DepthVLMProcessor.from_pretrained(converted).image_processor.qwen_vl_utils_rounding is True
 
 
 class TestPaddingSide:
