@@ -37,11 +37,29 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         version, builds = content["format"], content["builds"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise BuildError(f"{path} is damaged ({error}). Delete it and run its builds again to have it anew.") from None
+        if version == FORMAT:
+            for entry in builds.values():
+                _check_entry(entry)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise BuildError(f"{path} is damaged ({reason}). Delete it and run its builds again to have it anew.") from None
     if version != FORMAT:
         raise BuildError(f"{path} has the format {version}, this version reads {FORMAT}: use the one that built it.")
     return builds
+
+
+def _check_entry(entry: Any) -> None:
+    """Raises KeyError, TypeError or ValueError where an entry lacks what a reader of a build needs."""
+    texts = [entry[key] for key in ("source", "split", "title", "licence")]
+    parameters, counts, shards = entry["parameters"], entry["counts"], entry["shards"]
+    texts += [shard[key] for shard in shards for key in ("file", "sha256")]
+    numbers = [counts["rows"], *(shard[key] for shard in shards for key in ("bytes", "rows"))]
+    if not isinstance(parameters, dict) or "seed" not in parameters:
+        raise ValueError("the parameters of a build are missing")
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(number, int) for number in numbers):
+        raise ValueError("something is of the wrong type")
+    if not shards:
+        raise ValueError("a build without shards")
 
 
 def add_to_manifest(folder: Path, name: str, entry: Mapping[str, Any]) -> None:

@@ -8,7 +8,8 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 FORMAT = 1
 
@@ -48,8 +49,17 @@ class ImageResult:
 
     @classmethod
     def from_json(cls, line: str) -> ImageResult:
-        """The result of a line."""
-        return cls(**json.loads(line))
+        """
+        The result of a line.
+
+        Raises:
+            ValueError: it is no JSON object with these fields.
+        """
+        values = json.loads(line)
+        problem = _problem(cls, values) if isinstance(values, dict) else "is no JSON object"
+        if problem:
+            raise ValueError(f"it {problem}")
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -124,13 +134,60 @@ class Result:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise ValueError(f"{path} is no result of `depthvlm bench eval` of format {FORMAT}.")
-        try:
-            values["confidence"] = {name: tuple(ends) for name, ends in values["confidence"].items()}
-            return cls(**values)
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path} lacks a field of a result, or has one of another kind ({error}). Run its `bench eval` again."
-            ) from None
+        problem = _problem(cls, values) or _problem_of_protocol(values)
+        if problem:
+            raise ValueError(f"{path} {problem}. Run its `bench eval` again.")
+        values["confidence"] = {name: tuple(ends) for name, ends in values["confidence"].items()}
+        return cls(**values)
+
+
+def _problem(kind: type, values: dict[str, Any]) -> str:
+    """Which field is missing, unknown or of another type than in a dataclass; "" if none is."""
+    hints = get_type_hints(kind)
+    required = {
+        each.name
+        for each in dataclasses.fields(kind)
+        if each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
+    }
+    unknown = sorted(set(values).difference(hints))
+    wrong = [name for name, value in values.items() if name in hints and not _fits(value, hints[name])]
+    for words, names in (
+        ("lacks", sorted(required.difference(values))),
+        ("has unknown fields:", unknown),
+        ("has something of the wrong type in", wrong),
+    ):
+        if names:
+            return f"{words} {', '.join(names)}"
+    return ""
+
+
+def _problem_of_protocol(values: dict[str, Any]) -> str:
+    lacking = sorted({"name", "hash", "aggregation"}.difference(values["protocol"]))
+    if lacking:
+        return f"lacks {', '.join(lacking)} of its protocol"
+    numbers = (values["speed"].get(name) for name in ("seconds", "images_per_second"))
+    if not all(_fits(one, float | None) for one in numbers):
+        return "has something of the wrong type in speed"
+    aggregation = values["protocol"]["aggregation"]
+    return "" if aggregation in values["metrics"] else f"lacks the metrics of {aggregation}"
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value of JSON is of the type of a field."""
+    if hint is Any:
+        return True
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(one, inner[1]) for one in value.values())
+    if origin is list:
+        return isinstance(value, list) and all(_fits(one, inner[0]) for one in value)
+    if origin is tuple:
+        return isinstance(value, (list, tuple)) and len(value) == len(inner) and all(map(_fits, value, inner))
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
 
 
 def write_whole(path: str | Path, text: str) -> None:
@@ -149,9 +206,10 @@ def read_lines(path: str | Path) -> Iterator[ImageResult]:
             if line.endswith("\n"):
                 try:
                     yield ImageResult.from_json(line)
-                except (TypeError, ValueError) as error:
+                except ValueError as error:
                     raise ValueError(
-                        f"{path}, line {number}, is no result of an image ({error}). Run its `bench eval` again."
+                        f"{path}, line {number}, is no result of an image ({error}). Delete that file: its `bench "
+                        "eval` then scores those images again."
                     ) from None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from .results import ImageResult, lines_path, read_lines, write_whole
@@ -13,12 +14,28 @@ class EvaluationError(RuntimeError):
     """An evaluation that cannot go on; what was scored so far is kept."""
 
 
+def check_writable(out: str | Path) -> None:
+    """Make the folder of results and try to write there, before a model is loaded. Raises OSError that names it."""
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out) as file:
+            file.write(b"x")
+            file.flush()
+    except OSError as error:
+        raise OSError(f"{out}: no results can be written there ({error.strerror}). Choose another --out.") from None
+
+
 def claim(summary: Path, settings: dict[str, Any]) -> None:
     """Notes the settings of a run that begins; raises EvaluationError if one that goes on has others."""
     path = summary.with_suffix(".run")
     wanted = json.loads(json.dumps(settings, sort_keys=True, default=str))
     if path.is_file():
-        begun = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            begun = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise EvaluationError(
+                f"{path}, the settings of this run, cannot be read ({error}). Delete it, or choose another --out."
+            ) from None
         differing = [name for name in wanted if begun.get(name) != wanted[name]]
         if differing:
             lines = [f"  {name}: {begun.get(name)!r} there, {wanted[name]!r} now" for name in differing]

@@ -58,6 +58,7 @@ def evaluate(
         from .benchmark.eval_sets import open_sets
         from .benchmark.predictors import find_row, make_predictor
         from .benchmark.protocol import get_protocol
+        from .benchmark.run_files import check_writable
         from .benchmark.runner import evaluate as run
         from .benchmark.summary import System
     except ImportError as error:
@@ -68,6 +69,7 @@ def evaluate(
         chosen = get_protocol(protocol, **named_values(change, "--change"))
         row = find_row(predictor)
         sets = open_sets(data, split, tuple(source or ()))
+        check_writable(out)
         loaded: Any = make_predictor(predictor, **options)
     answering = {name: value for name, value in (dict(row.kwargs) | options).items() if name not in _INCIDENTAL}
     system = System(predictor, loaded.name, loaded, answering)

@@ -140,6 +140,27 @@ def test_distances_along_the_ray(toy):
     assert result.metrics["rmse"] == pytest.approx(np.sqrt(np.mean(error**2)), rel=1e-5)
 
 
+def test_a_place_that_takes_no_results_is_said_before_the_model_is_loaded(build, tmp_path, monkeypatch):
+    monkeypatch.setattr("depthvlm.benchmark.predictors.make_predictor", lambda *_, **__: pytest.fail("it was loaded"))
+    (tmp_path / "file").write_text("mine")
+    for out in ("file", "file/below", "/proc/results"):
+        place = tmp_path / out
+        arguments = ["bench", "eval", "-p", "always-2m", "--data", str(build), "--out", str(place)]
+        result = CliRunner().invoke(cli.app, arguments)
+        assert result.exit_code == 2
+        assert f"{place}: no results can be written there" in result.stderr
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("line", ["{}", "[]", "cut off", '{"id": 1}'])
+def test_a_damaged_line_is_named(toy, tmp_path, line):
+    evaluate(system(Map()), toy, get_protocol("depthvlm"), tmp_path)
+    [path] = tmp_path.rglob("*.images.jsonl")
+    path.write_text(line + "\n" + path.read_text())
+    with pytest.raises(ValueError, match=r"images\.jsonl, line 1, is no result of an image .*Delete that file"):
+        evaluate(system(Map()), toy, get_protocol("depthvlm"), tmp_path)
+
+
 def test_extra_metrics_where_they_are_asked_for(toy, tmp_path):
     both = ["boundary_f1", "boundary_f1_released", "point_cloud_f_score"]
     result = evaluate(system(Map(lambda d: d * np.float32(0.65))), toy, get_protocol("dense"), tmp_path, extra=both)

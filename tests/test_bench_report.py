@@ -124,6 +124,29 @@ class TestRows:
             build_report(read_inputs([]), [4])
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d.pop("images"), "lacks images"),
+        (lambda d: d.update(more=1), "has unknown fields: more"),
+        (lambda d: d.update(metrics=[]), "wrong type in metrics"),
+        (lambda d: d["metrics"]["images"].update(delta1="0.5"), "wrong type in metrics"),
+        (lambda d: d.update(pixels="200"), "wrong type in pixels"),
+        (lambda d: d.update(confidence={"delta1": [0.5]}), "wrong type in confidence"),
+        (lambda d: d.update(speed={"seconds": "1"}), "wrong type in speed"),
+        (lambda d: d.update(protocol={"name": "depthvlm"}), "lacks aggregation, hash of its protocol"),
+        (lambda d: d["protocol"].update(aggregation="points"), "lacks the metrics of points"),
+    ],
+)
+def test_results_that_lack_something(tmp_path, change, words):
+    path = make(tmp_path, "waymo", 0.5)
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=rf"0\.json .*{words}\. Run its `bench eval` again"):
+        read_inputs([path])
+
+
 class TestAverages:
     def test_of_all_sets(self, tmp_path):
         for place, dataset in enumerate(NINE):

@@ -188,6 +188,18 @@ class TestReading:
         shard.unlink()
         with pytest.raises(BuildError, match=r"00001-of-00003\.parquet is missing"):
             load_build(out, "train")
+        manifest = (out / "manifest.json").read_text()
+        for change, reason in (
+            (lambda build: build.pop("split"), "it lacks 'split'"),
+            (lambda build: build["shards"][0].pop("sha256"), "it lacks 'sha256'"),
+            (lambda build: build.update(shards=[]), "a build without shards"),
+            (lambda build: build["shards"][0].update(bytes="1"), "something is of the wrong type"),
+        ):
+            content = json.loads(manifest)
+            change(content["builds"]["toy-train"])
+            (out / "manifest.json").write_text(json.dumps(content))
+            with pytest.raises(BuildError, match=f"manifest.json is damaged .{reason}"):
+                load_build(out, "train")
         (out / "manifest.json").write_text("{")
         with pytest.raises(BuildError, match="is damaged"):
             load_build(out, "train")

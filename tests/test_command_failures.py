@@ -62,7 +62,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (("predict", "photo.png", "--intrinsics", "nowhere.json"), ("nowhere.json: no camera can be read from it",)),
         (("export", "onnx", "depthvlm-nano", "--out", "empty"), ("empty is a folder", "give --out the file")),
         (("export", "onnx", "depthvlm-nano", "--out", "file"), ("file is there already", "--overwrite")),
-        (("bench", "report", "lacks.json"), ("lacks.json", "lacks a field", "Run its `bench eval` again")),
+        (("bench", "report", "lacks.json"), ("lacks.json", "lacks data_hash, ", "Run its `bench eval` again")),
         (("bench", "report", "lmms.json"), ("lmms.json", "a field is of another kind")),
         (("bench", "report", "file"), ("file is no JSON file",)),
         (("bench", "report", "--out", "file"), ("file: nothing can be written there", "Choose another folder")),
