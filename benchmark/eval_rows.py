@@ -104,10 +104,8 @@ class EvalRows(EvalSet):
         except (OSError, ValueError, SyntaxError, KeyError) as error:
             raise ValueError(f"The row {self.ids[index]!r} of {self.file} cannot be used: {error}") from error
         points, metres = self._points(row, depth, self.ids[index])
-        # A build counts from the centre of the first pixel, as the benchmark does; other rows from its corner.
-        half = 0.0 if "points" in row else 0.5
         low, high = row.get("depth_range") or _RANGE
-        intrinsics = (camera.fx, camera.fy, camera.cx - half, camera.cy - half)
+        intrinsics = (camera.fx, camera.fy, camera.cx, camera.cy)
         return EvalItem(self.ids[index], image, intrinsics, depth, (low, high), points, metres)
 
     def _points(
@@ -167,10 +165,10 @@ def _depth(value: Any, scale: Any) -> NDArray[np.float32]:
 
 
 def _z_of_rays(depth: NDArray[np.float32], camera: Camera) -> NDArray[np.float32]:
-    """z-depth of distances along the rays; the camera counts from the corner of the first pixel."""
+    """z-depth of distances along the rays."""
     height, width = depth.shape
     scaled = camera.scaled_to(width, height)
     rows, columns = np.indices(depth.shape)
     places = np.stack([columns.ravel(), rows.ravel()], axis=1)
-    factors = ray_factors(places, (scaled.fx, scaled.fy, scaled.cx - 0.5, scaled.cy - 0.5))
+    factors = ray_factors(places, (scaled.fx, scaled.fy, scaled.cx, scaled.cy))
     return (depth / factors.reshape(depth.shape)).astype(np.float32)

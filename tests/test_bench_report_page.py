@@ -318,7 +318,8 @@ class TestFromBuildToReport:
             options = ["--out", str(tmp_path / name), "--data", str(run / "build"), "--worst", "2"]
             result = CliRunner().invoke(cli.app, ["bench", "report", str(run / "results"), *options])
             assert result.exit_code == 0, result.output
-            outputs.append({path.name: path.read_bytes() for path in sorted((tmp_path / name).iterdir())})
+            files = sorted(path for path in (tmp_path / name).iterdir() if path.is_file())
+            outputs.append({path.name: path.read_bytes() for path in files})
         assert outputs[0] == outputs[1]
         assert list(outputs[0]) == ["report.csv", "report.html", "report.json", "report.md"]
         assert "0.022" in result.stdout

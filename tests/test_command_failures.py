@@ -51,8 +51,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         (("info", "broken_config"), ("broken_config/config.json", "is no JSON file that can be read")),
         (("info", "list_config"), ("list_config/config.json", "a JSON object is expected")),
-        (("info", "broken_weights"), ("broken_weights/model.safetensors", "copy it again")),
-        (("info", "cut_weights"), ("cut_weights/model.safetensors", "copy it again")),
+        (("info", "broken_weights"), ("broken_weights/model.safetensors", "Copy or download it again")),
+        (("info", "cut_weights"), ("cut_weights/model.safetensors", "Copy or download it again")),
         (("info", "file"), ("file is a file", "give the folder of a checkpoint")),
         (("info", "./nowhere"), ("There is no model folder ./nowhere",)),
         (("convert", "file", "new"), ("file is a file",)),

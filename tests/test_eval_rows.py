@@ -43,8 +43,7 @@ def test_rows_that_train_are_scored(tmp_path):
     [rooms] = open_sets(file)
     assert (rooms.source, rooms.split, len(rooms), rooms.sizes[0]) == ("rooms", "test", 3, (8, 6))
     item = rooms.read(1)
-    # No principal point is given: the middle of the picture, (4, 3) from its corner, (3.5, 2.5) from the first centre.
-    assert item.intrinsics == (10, 10, 3.5, 2.5)
+    assert item.intrinsics == (10, 10, 4, 3)  # no principal point is given: the middle of the picture
     assert item.depth.dtype == np.float32
     np.testing.assert_allclose(item.point_depths, [2.4] * 10, rtol=1e-6)
     result = evaluate(System("a", "A", Constant(2.0), {}), rooms, get_protocol("depthvlm"), tmp_path / "out")
