@@ -170,7 +170,7 @@ class TestRays:
 
 def line(**changes) -> dict:
     size = {
-        "original_rgb_size": [128, 96],
+        "original_rgb_size": [96, 64],
         "original_depth_size": [3, 2],
         "canonical_size": [1, 1],
         "canonical_fx": 1000,
@@ -206,6 +206,13 @@ class TestAnnotationLines:
             "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_st"
         )
         assert f"<|vision_end|>{DEPTH_PROMPT}<|im_end|>\n" in text
+
+    def test_its_camera_belongs_to_the_size_that_it_says(self, processor, root):
+        # 200 pixels at 192x128 are 100 in the copy of half the size; fy, cx and cy follow from these.
+        cameras = self.collate(processor, root, original_rgb_size=[192, 128], original_fx=200.0)["cameras"]
+        assert cameras[0, :4].tolist() == [100, 100, 48, 32]
+        with pytest.raises(BadSampleError, match="of a picture of 100x100 pixels, and it has 96x64"):
+            self.collate(processor, root, original_rgb_size=[100, 100])
 
     def test_paths_that_begin_with_a_slash(self, processor, root):
         np.testing.assert_allclose(self.label(processor, root, image="/rgb/a.png", depth_path="/depth/a.png"), METRES)

@@ -8,7 +8,15 @@ from .row_files import locate
 
 # Columns of these lines that a row is made of; `prompt`, `image`, `depth`, `depth_scale`, `depth_type` and `intrinsics`
 # are common to all rows.
-ANNOTATION_COLUMNS = (*DEPTH_COLUMNS, "original_fx", "original_fy", "original_cx", "original_cy", "solution")
+ANNOTATION_COLUMNS = (
+    *DEPTH_COLUMNS,
+    "original_rgb_size",
+    "original_fx",
+    "original_fy",
+    "original_cx",
+    "original_cy",
+    "solution",
+)
 
 
 def is_annotation(row: dict[str, Any]) -> bool:
@@ -43,11 +51,15 @@ def annotation_row(row: dict[str, Any], null_columns: set[str], image_root: str 
     if row.get("solution"):
         result["messages"].append({"role": "assistant", "content": row["solution"]})
 
-    names = ("original_fx", "original_fy", "original_cx", "original_cy")
-    if all(name in row for name in names):
-        result["intrinsics"] = [row[name] for name in names]
-    elif "original_fx" in row:
-        result["focal_length"] = row["original_fx"]
+    if "original_fx" in row:
+        fx, size = row["original_fx"], list(row.get("original_rgb_size") or [])
+        names = ("original_fy", "original_cx", "original_cy")
+        if size and not all(name in row for name in names):  # as the released lines, which have the size alone
+            row = {"original_fy": fx, "original_cx": size[0] / 2, "original_cy": size[1] / 2, **row}
+        if all(name in row for name in names):
+            result["intrinsics"] = [fx, *(row[name] for name in names), *size]
+        else:
+            result["focal_length"] = fx
     elif "original_fx" in null_columns:
         null_columns.add("focal_length")
     if "depth_path" in row:
