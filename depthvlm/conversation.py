@@ -15,6 +15,7 @@ from ._keywords import check_generation
 from .inference import DepthVLM, ImageInput, check_context, load
 from .prediction import Prediction
 from .processing import DEPTH_PROMPT, DEPTH_SYSTEM_PROMPT
+from .processing.batch_depthvlm import names_keywords
 from .processing.images_depthvlm import open_image, upright_image
 
 _GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
@@ -59,6 +60,7 @@ class Conversation:
         OSError: there is no such image or model.
     """
 
+    @names_keywords
     def __init__(
         self,
         image: ImageInput,

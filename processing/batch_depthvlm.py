@@ -14,15 +14,20 @@
 """What the processor takes by name, and its result: metres and cameras in it are never cast below float32."""
 
 import difflib
+import functools
+import inspect
 import json
 import os
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import TextKwargs, VideosKwargs
 from transformers.utils.hub import cached_file
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # What `from_pretrained` takes for the Hub and for a model, which pipelines hand to every part, and for a tokenizer.
 _LOADING = """
@@ -72,6 +77,18 @@ def check_keywords(given: Iterable[str], known: Iterable[str], where: str) -> No
             near = difflib.get_close_matches(name, known, 1)
             hint = f" Did you mean `{near[0]}`?" if near else ""
             raise TypeError(f"{where} got an unexpected keyword argument `{name}`.{hint}")
+
+
+def names_keywords(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function without `**kwargs` name the nearest keyword too when it gets one that it does not know."""
+    known = inspect.signature(function).parameters
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        check_keywords(kwargs, known, function.__qualname__.removesuffix(".__init__"))
+        return function(*args, **kwargs)
+
+    return checked
 
 
 class DepthVLMBatchFeature(BatchFeature):

@@ -28,7 +28,14 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
 )
 from transformers.utils import is_torchvision_available
 
-from .batch_depthvlm import SETTINGS_KEYWORDS, DepthVLMBatchFeature, check_keywords, hub_keywords, read_json
+from .batch_depthvlm import (
+    SETTINGS_KEYWORDS,
+    DepthVLMBatchFeature,
+    check_keywords,
+    hub_keywords,
+    names_keywords,
+    read_json,
+)
 from .camera_depthvlm import DEFAULT_ASSUMED_FOV, Camera, resolve_cameras
 from .canonical_size_depthvlm import canonical_size
 from .depth_maps_depthvlm import depth_labels
@@ -158,6 +165,7 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
         input_sizes = [(int(grid[1]) * self.patch_size, int(grid[2]) * self.patch_size) for grid in image_grid_thw]
         return depth_labels(depth_maps, depth_scale, image_sizes, input_sizes)
 
+    @names_keywords
     def post_process_depth_estimation(self, outputs: Any, target_sizes: Any = None) -> list[dict[str, Any]]:
         """Depth in metres at the size of each image, with its camera: see [`post_process_depth`]."""
         return post_process_depth(outputs, target_sizes)

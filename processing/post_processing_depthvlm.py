@@ -19,9 +19,11 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from .batch_depthvlm import names_keywords
 from .camera_depthvlm import Camera
 
 
+@names_keywords
 def post_process_depth(outputs: Any, target_sizes: Any = None) -> list[dict[str, Any]]:
     """
     Depth in metres at the size of each image, with the camera that was used.

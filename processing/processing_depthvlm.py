@@ -21,7 +21,14 @@ from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 from transformers.utils import is_torchvision_available
 
-from .batch_depthvlm import SETTINGS_KEYWORDS, DepthVLMBatchFeature, check_keywords, hub_keywords, read_json
+from .batch_depthvlm import (
+    SETTINGS_KEYWORDS,
+    DepthVLMBatchFeature,
+    check_keywords,
+    hub_keywords,
+    names_keywords,
+    read_json,
+)
 from .image_processing_depthvlm import DepthVLMImageProcessor
 from .images_depthvlm import image_list
 
@@ -159,6 +166,7 @@ class DepthVLMProcessor(Qwen3VLProcessor):
         check_keywords(kwargs.get("processor_kwargs") or (), CALL_KEYWORDS, "The processor")
         return super().apply_chat_template(conversation, chat_template, **kwargs)
 
+    @names_keywords
     def post_process_depth_estimation(self, outputs: Any, target_sizes: Any = None) -> list[dict[str, Any]]:
         """Depth in metres at the size of each image, with its camera: see [`post_process_depth`]."""
         return self.image_processor.post_process_depth_estimation(outputs, target_sizes)

@@ -1,13 +1,14 @@
 """A misspelt keyword of any public function is a TypeError that names the near one; those that exist pass."""
 
 import json
+import os
 import shutil
 
 import numpy as np
 import pytest
 from transformers import AutoImageProcessor, AutoProcessor
 
-from depthvlm import DepthVLMImageProcessor, DepthVLMProcessor, load, predict
+from depthvlm import DepthVLMImageProcessor, DepthVLMProcessor, load, predict, predict_video
 from depthvlm._bundled import bundled_model_path
 from depthvlm.conversation import Conversation
 
@@ -45,6 +46,21 @@ def test_conversation(nano):
         talk.ask("a", do_samples=True)
     with pytest.raises(TypeError, match="Did you mean `do_sample`"):
         list(talk.stream("a", do_samples=True))
+
+
+def test_functions_without_keywords_of_others(nano):
+    with pytest.raises(TypeError, match=r"Conversation got .*`focal_lenght`.*Did you mean `focal_length`"):
+        Conversation(PIXELS, nano, focal_lenght=100.0)
+    with pytest.raises(TypeError, match=r"predict_video got .*`max_frame`.*Did you mean `max_frames`"):
+        predict_video("clip.mp4", "out", max_frame=3)
+    with pytest.raises(TypeError, match=r"`target_size`.*Did you mean `target_sizes`"):
+        nano.processor.post_process_depth_estimation(None, target_size=[(3, 4)])
+
+
+def test_a_pipe_in_the_place_of_a_config(tmp_path):
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(ValueError, match=r"config\.json is not a file but a pipe"):
+        load(tmp_path)
 
 
 def test_load():
