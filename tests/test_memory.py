@@ -8,8 +8,8 @@ import pytest
 import torch
 import yaml
 from conftest import REPOSITORY
-from depthvlm.modeling_depthvlm import DepthVLMConfig, silog_loss
-from depthvlm.modeling_depthvlm.depth_heads import build_depth_head
+from depthvlm.modeling_depthvlm import DepthHeadConfig, DepthVLMConfig, silog_loss
+from depthvlm.modeling_depthvlm.depth_heads import DepthHead, build_depth_head
 from depthvlm.training.memory import (
     count_parameters,
     estimate_flops,
@@ -17,6 +17,7 @@ from depthvlm.training.memory import (
     head_activations,
     head_flops,
     lora_parameters,
+    measure_head,
     trained_parameters,
 )
 from torch import nn
@@ -29,7 +30,7 @@ HEADS = [("dpt_light", "vit+llm"), ("dpt", "vit+llm"), ("mlp", "vit+llm"), ("mlp
 
 
 def middle_sized(head: tuple[str, str] = ("dpt_light", "vit+llm")) -> DepthVLMConfig:
-    """h 256, I 768, Q 512, K 128; the ViT 128 and 512; 2 layers each."""
+    """h 256, I 768, Q 512, K 128, 2 layers; the ViT 128 and 512, 3 layers."""
     config = DepthVLMConfig(
         text_config={
             "vocab_size": 1000,
@@ -41,12 +42,12 @@ def middle_sized(head: tuple[str, str] = ("dpt_light", "vit+llm")) -> DepthVLMCo
             "head_dim": 64,
         },
         vision_config={
-            "depth": 2,
+            "depth": 3,
             "hidden_size": 128,
             "intermediate_size": 512,
             "num_heads": 4,
             "out_hidden_size": 256,
-            "deepstack_visual_indexes": [0, 0, 1],
+            "deepstack_visual_indexes": [0, 1, 2],
         },
         depth_config={"head_type": head[0], "feature_source": head[1]},
         tie_word_embeddings=True,
@@ -110,7 +111,7 @@ def test_activations_of_a_vit_block(autocast):
     angles = torch.randn(TOKENS, 32), torch.randn(TOKENS, 32)
     ends = torch.tensor([0, TOKENS], dtype=torch.int32)
     measured = kept_for_backward(block, lambda: block(x, cu_seqlens=ends, position_embeddings=angles), autocast)
-    estimated = layers_alone(config, "vit", autocast, tokens=TOKENS, pixels=TOKENS // 4 * 32 * 32) / 2
+    estimated = layers_alone(config, "vit", autocast, tokens=TOKENS, pixels=TOKENS // 4 * 32 * 32) / 3
     assert estimated == pytest.approx(measured, rel=0.06)
 
 
@@ -128,14 +129,46 @@ def test_activations_of_the_head_with_its_loss(head, autocast):
     assert head_activations(config, 2 if autocast else 4) == pytest.approx(measured, rel=0.06)
 
 
-@pytest.mark.parametrize("head", HEADS, ids="-".join)
-def test_operations_of_the_head(head):
-    config = middle_sized(head)
-    depth_head = build_depth_head(config.head, 256, 32)
-    features = [torch.randn(1, 24, 256) for _ in range(1 if head[1] == "llm_final" else 4)]
-    with FlopCounterMode(display=False) as counter:
-        depth_head(features, (4, 6))
-    assert head_flops(config) == counter.get_total_flops() / 24
+@pytest.mark.parametrize(
+    ("head", "operations", "half", "full"),
+    [
+        (("dpt_light", "vit+llm"), 812_843_008, 519_168, 985_088),
+        (("dpt", "vit+llm"), 273_317_888, 238_464, 423_680),
+        (("mlp", "llm_final"), 7_340_032, 33_792, 40_960),
+    ],
+    ids=["dpt_light", "dpt", "mlp"],
+)
+def test_the_heads_at_4b_by_hand(head, operations, half, full):
+    """
+    Per token, from the layers' widths: two operations for each weight a token's cells meet; for the backward pass the
+    inputs of every convolution (two or four bytes) and, in float32, those of norm, Softplus and loss.
+    """
+    config = DepthVLMConfig(
+        text_config={"hidden_size": 2560}, depth_config={"head_type": head[0], "feature_source": head[1]}
+    )
+    assert head_flops(config) == operations
+    assert head_activations(config, 2) == pytest.approx(half, rel=0.04)
+    assert head_activations(config, 4) == pytest.approx(full, rel=0.04)
+
+
+def test_a_head_that_nobody_told_of():
+    """One linear layer from 8 channels to 4x4 pixels: 2 x 8 x 16 operations a token, and its input of 8 floats kept."""
+
+    class LinearHead(DepthHead):
+        def __init__(self) -> None:
+            super().__init__(DepthHeadConfig(), 8, 4)
+            self.norm = nn.Identity()
+            self.linear = nn.Linear(8, 16)
+
+        def forward(self, features: list[torch.Tensor], grid: tuple[int, int]) -> torch.Tensor:
+            pixels = self.linear(features[0]).exp().unflatten(-1, (4, 4)).unflatten(1, grid)
+            return pixels.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+    kept, operations = measure_head(LinearHead(), 1, 8)
+    assert operations == 2 * 8 * 16
+    depth = torch.rand(16, 24, requires_grad=True)
+    loss = kept_for_backward(nn.Identity(), lambda: silog_loss(depth, torch.rand(16, 24)), False)
+    assert kept == pytest.approx(4 * 8 + 4 * 16 + loss / 24, rel=0.05)
 
 
 def test_operations_of_a_decoder_layer():
@@ -173,7 +206,7 @@ def test_weights_gradients_and_optimizer_by_hand():
     assert mixed["optimizer"] == 8 * learnt
     assert mixed["working_weights"] == 2 * learnt
     assert mixed["vit_activations"] == 0
-    assert mixed["head_activations"] == 2 * 64 * head_activations(config, 2)
+    assert mixed["head_activations"] == round(2 * 64 * head_activations(config, 2))
     # 236 text tokens a sample: their states, a tile of 472 x 32768, and the float32 gradient of the embedding.
     assert mixed["text_loss"] == 4 * 472 * 256 + 2 * 472 * 32768 + 4 * 1000 * 256
     assert mixed["total"] == sum(size for name, size in mixed.items() if name != "total")

@@ -15,13 +15,19 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from ..modeling_depthvlm import DepthVLMConfig, DepthVLMForConditionalGeneration
+from ..modeling_depthvlm import DepthHeadConfig, DepthVLMConfig, DepthVLMForConditionalGeneration
+from ..modeling_depthvlm.depth_heads import DepthHead, build_depth_head
+from ..modeling_depthvlm.silog import silog_per_image
 from .parameter_parts import CHOICES, PARTS, part_of
 
 # The fused LM head of TRL works on tiles of at most this many tokens by this many words.
 TILE_TOKENS, TILE_WORDS = 4096, 32768
 FLOAT32 = 4
+HEAD_GRID = (4, 6)  # tokens on which a head is measured; what it keeps and does grows with their number
 
 
 def count_parameters(config: DepthVLMConfig) -> dict[str, int]:
@@ -135,28 +141,64 @@ def estimate_memory(
 
 
 def head_activations(config: DepthVLMConfig, compute_bytes: int) -> float:
-    """
-    Bytes that the depth head keeps for its backward pass, per visual token.
+    """Bytes that the depth head and its loss keep for the backward pass, per visual token: see [`measure_head`]."""
+    return _measured(config, compute_bytes < FLOAT32)[0]
 
-    With p the input's pixels per token and axis, four levels of s = 64, 16, 4, 1 cells a token (`dpt_light`; a quarter
-    of that for `dpt`), c_i channels before and f in the fusion: c bytes for the inputs of the projections 4 h, of the
-    resizing sum(c_i), of the 3x3 convolutions after it sum(c_i s_i); two maps per residual unit, 2 f (2 s_1 + 2 s_2 +
-    2 s_3 + s_4); the inputs of the fusion's 1x1 convolutions f sum(s_i), of the output's two upsamplings f s_1 and
-    2 f s_1, and of the last convolution 32 p^2. Four bytes for the norm's inputs 4 h, Softplus and the loss 3 p^2. The
-    upsampled maps are made again on the way back. The MLP head over m maps: c (m h + its width) and 4 (m h + its width
-    + 3 p^2).
+
+def head_flops(config: DepthVLMConfig) -> float:
+    """Operations of the depth head's forward, per visual token: see [`measure_head`]."""
+    return _measured(config, False)[1]
+
+
+def measure_head(head: DepthHead, maps: int, hidden_size: int, autocast: bool = False) -> tuple[float, float]:
     """
-    head, h, c = config.head, config.text.hidden_size, compute_bytes
-    area = config.input_stride**2
-    if head.head_type == "mlp":
-        maps = 1 if head.feature_source == "llm_final" else 4
-        return (c + FLOAT32) * (maps * h + head.hidden_size) + FLOAT32 * 3 * area
-    s, f, channels = _levels(head.head_type), head.features, head.out_channels
-    into_fusion = sum(a * b for a, b in zip(channels, s, strict=True))
-    residual_units = 2 * f * (2 * (s[0] + s[1] + s[2]) + s[3])
-    outputs = 3 * f * s[0] + 32 * area
-    in_compute = 4 * h + sum(channels) + into_fusion + residual_units + f * sum(s) + outputs
-    return c * in_compute + FLOAT32 * (4 * h + 3 * area)
+    Run a head on tensors without data, and count: what autograd keeps, and the operations.
+
+    Args:
+        head: any [`DepthHead`], made under the same `FakeTensorMode` or on a CPU.
+        maps: feature maps that it takes.
+        hidden_size: their width.
+        autocast: whether its arithmetic is in bfloat16.
+
+    Returns:
+        `tuple[float, float]`: bytes that stay for the backward pass, the loss included, and floating point operations
+        of the forward, a multiplication with an addition as two; both per visual token.
+    """
+    height, width = HEAD_GRID
+    weights = {parameter.untyped_storage()._cdata for parameter in head.parameters()}
+    shapes = {parameter.shape for parameter in head.parameters()}
+    shapes |= {shape[1::-1] for shape in shapes if shape[:2].numel() == shape.numel()}  # as a product takes them
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        key, is_cast = tensor.untyped_storage()._cdata, tensor.dtype == torch.bfloat16 and tensor.shape in shapes
+        if key not in weights and not is_cast:  # autocast's copies of weights are counted with these
+            kept[key] = tensor
+        return tensor
+
+    features = [torch.empty(1, height * width, hidden_size) for _ in range(maps)]
+    truth = torch.empty(1, height * head.stride, width * head.stride)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+        FlopCounterMode(display=False) as counter,
+    ):
+        depth = head(features, HEAD_GRID)
+        silog_per_image(depth, truth)
+    size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return size / (height * width), counter.get_total_flops() / (height * width)
+
+
+def _measured(config: DepthVLMConfig, autocast: bool) -> tuple[float, float]:
+    return _measure(config.head.to_json_string(use_diff=False), config.text.hidden_size, config.input_stride, autocast)
+
+
+@lru_cache(maxsize=8)
+def _measure(head_json: str, hidden_size: int, stride: int, autocast: bool) -> tuple[float, float]:
+    config = DepthHeadConfig(**json.loads(head_json))
+    with FakeTensorMode():
+        head = build_depth_head(config, hidden_size, stride)
+        return measure_head(head, 1 if config.feature_source == "llm_final" else 4, hidden_size, autocast)
 
 
 def estimate_flops(
@@ -206,27 +248,6 @@ def estimate_flops(
     }
     flops = {name: float(batch_size * value) for name, value in flops.items()}
     return {**flops, "total": sum(flops.values())}
-
-
-def head_flops(config: DepthVLMConfig) -> float:
-    """Operations of the depth head's forward per visual token: twice the multiplications of its convolutions."""
-    head, h = config.head, config.text.hidden_size
-    area = config.input_stride**2
-    if head.head_type == "mlp":
-        maps = 1 if head.feature_source == "llm_final" else 4
-        return 2.0 * head.hidden_size * (maps * h + area)
-    s, f, (c1, c2, c3, c4) = _levels(head.head_type), head.features, head.out_channels
-    kernel_areas = (64, 16, 4, 0) if head.head_type == "dpt_light" else (16, 4, 0, 9 / 4)
-    resizing = sum(a * c * c for a, c in zip(kernel_areas, (c1, c2, c3, c4), strict=True))
-    into_fusion = 9 * f * sum(a * b for a, b in zip((c1, c2, c3, c4), s, strict=True))
-    fusion = 18 * f * f * (2 * (s[0] + s[1] + s[2]) + s[3]) + f * f * sum(s)
-    outputs = 9 * f * (f // 2) * 4 * s[0] + (9 * (f // 2) * 32 + 32) * area
-    return 2.0 * (h * (c1 + c2 + c3 + c4) + resizing + into_fusion + fusion + outputs)
-
-
-def _levels(head_type: str) -> tuple[float, ...]:
-    """Cells per visual token of the four levels."""
-    return (64, 16, 4, 1) if head_type == "dpt_light" else (16, 4, 1, 0.25)
 
 
 def _llm_widths(config: DepthVLMConfig) -> tuple[int, int, int, int]:
