@@ -56,7 +56,6 @@ DATA = {
     r"/data/bench/\w+": "bench",
     r"/data/scannetpp\b": ".",
     r"\bFOLDER\b": "rooms",
-    r"\bOUT\.parquet\b": "rooms.parquet",
 }
 # Sizes that only cost time.
 SIZES = {
@@ -300,7 +299,7 @@ def check_build(arguments: list[str]) -> bool:
     split = arguments[arguments.index("--split") + 1] if "--split" in arguments else source.splits[0]
     if split not in source.splits:
         raise DocsError(f"{source.name} has no split {split}.")
-    return source.name == "synthetic"
+    return source.name in ("synthetic", "folder")
 
 
 def with_small_predictor(arguments: list[str], workspace: Workspace) -> tuple[list[str], bool]:

@@ -1,12 +1,9 @@
-"""Data sets of every kind on their way to the collator: undecoded, numbered, not copied; the code of docs/data.md."""
+"""Data sets of every kind on their way to the collator: undecoded, numbered, not copied; folders of RGB-D files."""
 
 import io
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +14,15 @@ from depthvlm.training.bad_samples import BadSampleError
 from depthvlm.training.depth_data_collator import DepthDataCollator
 from depthvlm.training.depth_dataset import prepare_depth_dataset
 from depthvlm.training.depth_sft_config import DepthSFTConfig
+from depthvlm.training.sft import ArgumentError, DepthScriptArguments, load_data
 from PIL import Image as PILImage
 from torch.utils.data import DataLoader
 from toy_rows import toy_processor
+from trl import DatasetMixtureConfig
+from typer.testing import CliRunner
 
-DOCS = Path(__file__).parents[1] / "docs" / "data.md"
+from depthvlm.cli import app
+
 FEATURES = Features(
     {"image": Image(), "depth": Image(), "depth_scale": Value("float32"), "focal_length": Value("float32")}
 )
@@ -38,7 +39,8 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("rgbd")
     (folder / "rgb").mkdir()
     (folder / "depth").mkdir()
-    (folder / "focal_length.txt").write_text("110.5\n")
+    (folder / "intrinsics.json").write_text("[110.5, 110.5, 64, 48]")
+    (folder / "depth.json").write_text('{"depth_scale": 1000}')
     for i in range(4):
         pixels = np.random.default_rng(i).integers(0, 256, (96, 128, 3), dtype=np.uint8)
         PILImage.fromarray(pixels).save(folder / "rgb" / f"{i}.jpg")
@@ -226,23 +228,24 @@ class TestSources:
         assert processor.tokenizer.decode(reply[reply >= 0]) == lines[0]["solution"] + "<|im_end|>\n"
 
 
-def test_the_example_of_the_documentation(folder, tmp_path, processor):
-    source = tmp_path / "source"
-    shutil.copytree(folder, source)
-    (code,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
-    assert len(code.splitlines()) <= 25
-    (tmp_path / "make_rgbd.py").write_text(code)
-    command = [sys.executable, "make_rgbd.py", str(source), "rooms.parquet"]
-    environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")}
-    subprocess.run(command, check=True, cwd=tmp_path, env=environment, capture_output=True, timeout=120)
-    shutil.rmtree(source)  # the file holds all
-    data = load_dataset(
-        "parquet", data_files=str(tmp_path / "rooms.parquet"), split="train", cache_dir=str(tmp_path / "cache")
-    )
+def test_a_folder_is_built_and_trained(folder, tmp_path, processor):
+    source = shutil.copytree(folder, tmp_path / "source")
+    options = ["--root", str(source), "--split", "train", "--out", str(tmp_path / "rooms"), "--workers", "1"]
+    result = CliRunner().invoke(app, ["bench", "build", "folder", *options])
+    assert result.exit_code == 0, result.output
+    shutil.rmtree(source)  # the build holds all
+    data = load_dataset(str(tmp_path / "rooms"), split="train", cache_dir=str(tmp_path / "cache"))
     prepared = prepare_depth_dataset(data, config(tmp_path))
     batch = DepthDataCollator(processor)([prepared[i] for i in range(4)])
-    assert metres(batch) == [1, 2, 3, 4]
+    assert sorted(metres(batch)) == [1, 2, 3, 4]
     assert batch["cameras"][:, 0].tolist() == [110.5] * 4
-    first = PILImage.open(io.BytesIO((folder / "rgb" / "0.jpg").read_bytes()))
+    order = [int(depth.max()) - 1 for depth in batch["depth_labels"]]
+    first = PILImage.open(io.BytesIO((folder / "rgb" / f"{order[0]}.jpg").read_bytes()))
     expected = processor.image_processor(first, focal_length=110.5, return_tensors="pt")
     assert torch.equal(batch["pixel_values"][: len(expected["pixel_values"])], expected["pixel_values"])
+
+
+def test_sft_on_an_unbuilt_folder_says_how_to_build_it(folder):
+    arguments = DepthScriptArguments(dataset_name=str(folder)), DatasetMixtureConfig()
+    with pytest.raises(ArgumentError, match=re.escape(f"depthvlm bench build folder --root {folder}")):
+        load_data(*arguments, ["train"])

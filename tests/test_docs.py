@@ -85,7 +85,8 @@ def write_rgbd(folder: Path) -> None:
     (folder / "files").mkdir()
     (folder / "rooms" / "rgb").mkdir(parents=True)
     (folder / "rooms" / "depth").mkdir()
-    (folder / "rooms" / "focal_length.txt").write_text("1000")
+    (folder / "rooms" / "intrinsics.json").write_text("[1000, 1000, 48, 32]")
+    (folder / "rooms" / "depth.json").write_text('{"depth_scale": 1000}')
     lines = []
     for index, row in enumerate(toy_rows(8)):
         names: dict[str, Any] = {"images": [], "depth": []}

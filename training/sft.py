@@ -199,6 +199,11 @@ def _load_named(script_args: DepthScriptArguments) -> Mapping[str, Any]:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         saved = load_from_disk(path)
         return {script_args.dataset_train_split: saved} if isinstance(saved, Dataset) else saved
+    if any((path / name).is_dir() for name in ("depth", "depths")):  # `datasets` would take depth maps for pictures
+        raise ArgumentError(
+            f"{path} is a folder of RGB-D files. Make rows of it first, and name these: depthvlm bench build folder "
+            f"--root {path} --split {script_args.dataset_train_split} --out ROWS"
+        )
     if path.is_file() and path.suffix in BUILDERS:
         return load_dataset(BUILDERS[path.suffix], data_files=str(path), streaming=script_args.dataset_streaming)
     name = str(path) if path.is_dir() else name
