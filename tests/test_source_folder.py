@@ -279,6 +279,15 @@ class TestCameras:
         assert [source.read(ref).intrinsics for ref in refs[:2]] == [(7, 7, 1, 1), (50, 51, 19.5, 9.5)]
         fails(source, refs[2], "intrinsics.json: has no intrinsics for 'hall/b'")
 
+    def test_a_camera_of_another_size_is_scaled_or_refused(self, root):
+        """The images have 40x20 pixels."""
+        camera = {"fx": 100, "fy": 102, "cx": 39, "cy": 19, "width": 80, "height": 40}
+        write_text(root / "intrinsics.json", json.dumps(camera))
+        assert first(RGBDFolder(root)).intrinsics == (50, 51, 19.5, 9.5)
+        write_text(root / "intrinsics.json", json.dumps({"c": camera | {"height": 60}}))
+        source = RGBDFolder(root)
+        fails(source, source.index("test")[0], "of a picture of 80x60 pixels, and it has 40x20")
+
     def test_depth_without_intrinsics(self, root):
         (root / "intrinsics.txt").unlink()
         with pytest.raises(

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...processing import resolve_camera
 from ...processing.depth_maps_depthvlm import PNG_SCALE_KEY, load_array, read_depth
 from ..frames import Frame, FrameError, FrameRef, Source, SourceError
 from .files import (
@@ -46,7 +47,8 @@ class RGBDFolder(Source):
         <stem>_rgb.jpg and <stem>_depth.png      or color, colour, image; "_", "." or "-" between; or rgb_<stem>.jpg and
                                                  depth_<stem>.png (or sync_depth_<stem>.png)
         intrinsics.json                          of the image in pixels: [fx, fy, cx, cy], a 3x3 or 4x4 matrix or
-                                                 {"fx": ..., "fy": ..., "cx": ..., "cy": ...}; one for all, or
+                                                 {"fx": ..., "fy": ..., "cx": ..., "cy": ...}, with "width"
+                                                 and "height" where they are of another size; one for all, or
                                                  {"<stem>": one of these, ...}
         intrinsics.txt                           or: fx, fy, cx, cy or a matrix for all; the centre of the first pixel
                                                  is at (0.5, 0.5), so add 0.5 to cx and cy of OpenCV
@@ -122,7 +124,7 @@ class RGBDFolder(Source):
                 f"{self.root / ref.files['depth']}: {columns}x{rows} pixels do not have the aspect ratio of the image, "
                 f"{width}x{height}."
             )
-        return Frame(ref, image, (width, height), depth, scale, self._camera(ref.files["stem"]))
+        return Frame(ref, image, (width, height), depth, scale, self._camera(ref.files["stem"], (width, height)))
 
     def _read_depth(self, path: Path) -> tuple[NDArray[np.uint16] | NDArray[np.float32], float]:
         """The map and its scale: uint16 as it is stored, in a PNG or `.npy`; all else as float32 metres, scale 1."""
@@ -167,13 +169,20 @@ class RGBDFolder(Source):
         except FrameError:
             return  # `read` will say so, of that frame alone
 
-    def _camera(self, stem: str) -> tuple[float, float, float, float]:
-        path = self.root / "intrinsics.json"
-        if self._shared_by_all:
-            return self._intrinsics
-        if stem not in self._intrinsics:
-            raise FrameError(f"{path}: has no intrinsics for {stem!r}.")
-        return pinhole(_four(self._intrinsics[stem]), path)
+    def _camera(self, stem: str, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        path, value = self.root / "intrinsics.json", self._intrinsics
+        if not self._shared_by_all:
+            if stem not in value:
+                raise FrameError(f"{path}: has no intrinsics for {stem!r}.")
+            value = value[stem]
+        camera = pinhole(_four(value), path)
+        if not isinstance(value, dict) or not value.keys() & {"width", "height"}:
+            return camera
+        try:
+            of_image = resolve_camera((size[1], size[0]), intrinsics=[*camera, value["width"], value["height"]])
+        except (KeyError, ValueError) as error:
+            raise FrameError(f"{path}: {stem!r}: {error}") from error
+        return of_image.fx, of_image.fy, of_image.cx, of_image.cy
 
     def _read_intrinsics(self) -> tuple[Any, bool]:
         """The camera of all images and True, or what `intrinsics.json` holds by stem and False."""
@@ -183,7 +192,8 @@ class RGBDFolder(Source):
                 value = json.loads(table.read_text(encoding="utf-8"))
                 if isinstance(value, dict) and "fx" not in value:
                     return value, False
-                return pinhole(_four(value), table), True
+                pinhole(_four(value), table)
+                return value, True
             if text.is_file():
                 return pinhole(read_numbers(text), text), True
         except (FrameError, ValueError) as error:
