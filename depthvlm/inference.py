@@ -295,7 +295,7 @@ class _Run:
         return str(item)[:200] if isinstance(item, (str, PathLike)) else f"Image {index}"
 
 
-def check_context(model: DepthVLMForConditionalGeneration, tokens: int) -> None:
+def check_context(model: Any, tokens: int) -> None:
     """Raises ValueError for a prompt with its image that is longer than the model's context, before it is run."""
     context = model.config.text_config.max_position_embeddings
     if tokens > context:

@@ -75,7 +75,7 @@ def canonical_size(
     if qwen_vl_utils_rounding:
         multiple = QWEN_VL_UTILS_MULTIPLE
         sides = [max(1, round(round(side) / multiple)) * multiple for side in sides]
-    rows, columns = _cells(*sides, 1.0, cell)
+    rows, columns = _cells(sides[0], sides[1], 1.0, cell)
     largest = _bound(height, width, cell, upper, max_pixels, largest=True)
     smallest = _bound(height, width, cell, lower, min_pixels, largest=False)
     # A size that merely rounds to the bound counts as bounded: equal pixels must have proportional depths.

@@ -157,7 +157,9 @@ class DepthVLMProcessor(Qwen3VLProcessor):
             )
         return DepthVLMBatchFeature(features.data, skip_tensor_conversion=features.skip_tensor_conversion)
 
-    def apply_chat_template(self, conversation: Any, chat_template: Any = None, **kwargs: Any) -> Any:
+    def apply_chat_template(  # type: ignore[override]
+        self, conversation: Any, chat_template: Any = None, **kwargs: Any
+    ) -> Any:
         """As its parent does; a keyword that neither it, nor the processor, nor the template knows is a TypeError."""
         template = str(chat_template or self.chat_template)
         known = CALL_KEYWORDS.union(inspect.signature(super().apply_chat_template).parameters)
