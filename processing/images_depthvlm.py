@@ -99,8 +99,8 @@ def open_raster(source: Any, name: str | None = None, max_pixels: int = MAX_IMAG
         image.close()
         raise ValueError(
             f"{name} has {image.width}x{image.height} pixels (width x height), more than the {max_pixels:,} that are "
-            "read, since so large an image may be an attack. "
-            "Make it smaller, or raise the limit (`max_image_pixels`, `--max-image-pixels`)."
+            "read, since so large an image may be an attack. Make it smaller, or raise "
+            "`max_image_pixels` (`--max-image-pixels`)."
         )
     return image
 
@@ -178,7 +178,10 @@ def open_image(source: Any, max_pixels: int = MAX_IMAGE_PIXELS, reduce: bool = T
     if isinstance(source, Mapping):
         data, path = source.get("bytes"), source.get("path")
         if data is None and path is None:
-            raise ValueError(f'An image must have "bytes" or a "path", got the keys {sorted(map(str, source))}.')
+            keys = sorted(map(str, source))
+            raise ValueError(
+                f'An image must have "bytes" or a "path", got {keys}. Of a data set pass its image column.'
+            )
         source = path if data is None else data
     if isinstance(source, (str, os.PathLike)):
         source, label, guessed = _locate(os.fspath(source))

@@ -214,7 +214,7 @@ class TestEveryForm:
             nano.predict([PICTURE, np.zeros((1, 1, 3), np.uint8)], fov=60.0)
         with pytest.raises(ValueError, match=r"s3://bucket/a.png: images are read from http"):
             nano.predict("s3://bucket/a.png")
-        with pytest.raises(ValueError, match=r'must have "bytes" or a "path", got the keys \[\'image\'\]'):
+        with pytest.raises(ValueError, match=r'must have "bytes" or a "path", got \[\'image\'\]. Of a data set'):
             nano.predict({"image": PICTURE})
         with pytest.raises(ValueError, match=r"is not a file but a folder"):
             nano.predict(tmp_path)
