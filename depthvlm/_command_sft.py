@@ -25,8 +25,9 @@ def run(args: Sequence[str]) -> None:
     missing = [name for name in TRAIN_PACKAGES if find_spec(name) is None]
     if missing:
         raise fail(f'Training needs {", ".join(missing)}: pip install "depthvlm[train]"', code=2)
-    from .training.versions import check_versions
+    from .training.versions import check_versions, quiet_libraries
 
+    quiet_libraries()
     try:
         check_versions()
     except ImportError as error:

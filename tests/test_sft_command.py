@@ -1,6 +1,8 @@
 """`depthvlm sft`: every option of `trl sft` and our own, split between launcher and script, down to a real run."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -71,11 +73,24 @@ def test_trains_and_saves(project):
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
     assert "'depth_loss'" in run.stdout
     assert "Model saved to trained." in run.stdout
+    assert not re.search("kernels|deprecated|accelerate launch", run.stderr)  # noise of libraries
     before, after = (load_file(project / name / "model.safetensors") for name in ("toy", "trained"))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert {name.split(".")[0] for name in changed} >= {"depth_head", "model"}
     assert not any(".visual." in name for name in changed)
     assert (project / "trained" / "processor_config.json").is_file()
+
+
+def test_a_bad_row_ends_it_with_one_message(project):
+    rows = [json.loads(line) for line in (project / "rgbd.jsonl").read_text().splitlines()]
+    bad = [{**row, "images": ["nothere.png"] * len(row["images"])} for row in rows]
+    (project / "bad.jsonl").write_text("\n".join(map(json.dumps, bad)))
+    options = ["--dataset_name", "bad.jsonl", "--dataloader_num_workers", "1"]
+    run = depthvlm(project, "sft", "--config", "run.yaml", "--output_dir", "bad", *options)
+    assert run.returncode == 1
+    assert "Traceback" not in run.stderr
+    [line] = [line for line in run.stderr.splitlines() if line.startswith("Error: ")]
+    assert re.match(r"Error: row \d \(nothere.png\) cannot be used: .*no image file", line)
 
 
 def test_two_processes_push_what_they_trained_once(project, tmp_path):

@@ -19,8 +19,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from depthvlm.training.versions import check_versions
+from depthvlm.training.versions import check_versions, quiet_libraries
 
+if __name__ == "__main__":
+    quiet_libraries()  # before they are imported
 os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # read by datasets when it is imported: no call is counted
 check_versions()  # before the first name is taken from TRL
 
@@ -334,7 +336,7 @@ def run(args: Sequence[str] | None = None) -> None:
         check_arguments(script_args, model_args, dataset_args)
         main(script_args, training_args, model_args, dataset_args)
     except (ArgumentError, BadSampleError) as error:
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"\nError: {error}", file=sys.stderr)  # on a line of its own, below a progress bar
         raise SystemExit(2 if isinstance(error, ArgumentError) else 1) from None
 
 

@@ -1,5 +1,6 @@
 """The versions of TRL and transformers that training was tested with, and what is said outside them."""
 
+import logging
 import warnings
 from importlib.metadata import version
 
@@ -43,3 +44,11 @@ def check_versions(installed: dict[str, str] | None = None) -> None:
                 f'If something fails, try `pip install "{package}=={last}.*"`.',
                 stacklevel=2,
             )
+
+
+def quiet_libraries() -> None:
+    """For the command: leave out what libraries say at its start that its user can do nothing about."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a kernel that a CPU does not need
+    logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)  # its defaults are ours
+    # Names that transformers 5.23 has new ones for, and 5.18 has not.
+    warnings.filterwarnings("ignore", r"`\w+` is deprecated and will be removed in v6", FutureWarning)
