@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def read_cameras(path: Path, images: Sequence[Path | str]) -> list[NDArray[np.fl
         return [read_intrinsics(path)] * len(images)
     keys = [next((key for key in (str(image), image.name, image.stem) if key in by_name), None) for image in paths]
     _require_all(path, paths, keys, f'an entry such as "{paths[0].name}"' if paths else "")
-    return [_checked_camera(lambda key=key: by_name[key], f"{path}, {key}") for key in keys if key]
+    return [_checked_camera(partial(by_name.get, key), f"{path}, {key}") for key in keys if key]
 
 
 def _require_all(path: Path, images: Sequence[Path], found: Sequence[object], expected: str) -> None:
@@ -91,6 +92,8 @@ def _camera_values(path: Path) -> object:
     from .processing.images_depthvlm import require_file
 
     require_file(path)
+    if path.stat().st_size == 0:
+        raise ValueError("the file is empty")
     if path.suffix.lower() == ".npy":
         return load_array(path)
     text = path.read_text(encoding="utf-8")

@@ -293,6 +293,11 @@ class TestInputs:
         with pytest.raises(ValueError, match=f"{name}: .*Give a 3x3 matrix or fx, fy, cx, cy in pixels"):
             read_intrinsics(tmp_path / name)
 
+    def test_an_empty_file_is_said_to_be_empty(self, tmp_path):
+        (tmp_path / "k.npy").touch()
+        with pytest.raises(ValueError, match=r"k\.npy: no camera can be read from it \(the file is empty\)"):
+            read_intrinsics(tmp_path / "k.npy")
+
 
 class TestOtherCommands:
     def test_convert(self, checkpoint, tmp_path):
