@@ -206,7 +206,9 @@ class TestLoad:
         assert depthvlm.load(tmp_path, "cpu").model.dtype == torch.float32  # small: faster and exact on a CPU
 
     def test_the_bundled_model_says_what_it_is(self, checkpoint, monkeypatch, caplog):
-        monkeypatch.setattr("depthvlm._loading.resolve_model_path", lambda name: {"depthvlm-nano": checkpoint}[name])
+        monkeypatch.setattr(
+            "depthvlm._loading.resolve_model_path", lambda name: {"depthvlm-nano": str(checkpoint)}[name]
+        )
         assert depthvlm.load(device="cpu").name == "depthvlm-nano"
         assert "bundled depthvlm-nano, trained on synthetic scenes only" in caplog.text
         caplog.clear()
