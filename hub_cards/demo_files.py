@@ -5,10 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,25 +39,15 @@ class Files:
         for path in (self._uploads, self._results, self._samples):
             path.mkdir(parents=True, exist_ok=True)
         self._owners: dict[str, _Owner] = {}
-        self._reserved = 0
-        self._lock = threading.Lock()
+        self.arriving = 0  # bytes of uploads that are not whole yet, as the server counts them
 
     def sample(self, path: str | Path) -> str:
         """Copy a picture that every visitor may measure, and return its new path."""
         return str(shutil.copy2(path, self._samples))
 
-    @contextmanager
-    def room(self, size: int) -> Iterator[bool]:
-        """Reserve `size` bytes while an upload comes in; False where there is no room for them."""
-        used = sum(_size(path) for path in _files(self.folder))
-        with self._lock:
-            free = used + self._reserved + size <= self.limits.disk_bytes
-            self._reserved += size if free else 0
-        try:
-            yield free
-        finally:
-            with self._lock:
-                self._reserved -= size if free else 0
+    def room(self, size: int) -> bool:
+        """Say whether there is room for so many bytes, besides what is here and what is coming in."""
+        return sum(_size(path) for path in _files(self.folder)) + self.arriving + size <= self.limits.disk_bytes
 
     def keep(self, content: Any, name: str, visitor: str | None) -> str:
         """Write an upload under a name of the server's own choice, and return its path.

@@ -160,7 +160,7 @@ class Guard:
         try:
             self._check(scope, headers)
             if scope["path"] == _UPLOAD:
-                response = await self._upload(Request(scope, self._counted(receive, self._upload_bytes)), visitor)
+                response = await self._upload(scope, receive, visitor)
                 await response(scope, receive, send)
             elif scope["method"] == "POST":
                 await self._post(scope, receive, send, visitor)
@@ -203,8 +203,11 @@ class Guard:
             return Refusal(413, f"At most {self.limits.file_bytes / 2**20:g} MB can be uploaded.")
         return Refusal(413, f"A request has at most {self.limits.request_bytes:,} bytes.")
 
-    def _counted(self, receive: Any, most: int) -> Any:
-        """`receive` with a limit on the bytes that have come, whatever the headers say, and on the time they take."""
+    def _counted(self, receive: Any, most: int, note: Callable[[int], None] = lambda size: None) -> Any:
+        """`receive` with a limit on the bytes that have come, whatever the headers say, and on the time they take.
+
+        `note` is called with the number of bytes of each piece.
+        """
         arrived, end = 0, time.monotonic() + self.limits.upload_seconds
 
         async def counted() -> dict[str, Any]:
@@ -213,28 +216,38 @@ class Guard:
                 message = await asyncio.wait_for(receive(), max(0.0, end - time.monotonic()))
             except TimeoutError:
                 raise Refusal(408, f"The request took longer than {self.limits.upload_seconds:g} s.") from None
-            arrived += len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            arrived += size
+            note(size)
             if arrived > most:
                 raise self._too_large(most == self._upload_bytes)
             return message
 
         return counted
 
-    async def _upload(self, request: Request, visitor: str | None) -> JSONResponse:
+    async def _upload(self, scope: dict[str, Any], receive: Any, visitor: str | None) -> JSONResponse:
         """Receive one file. What has come of an upload that is broken off goes at once: it never had a name."""
-        with self.files.room(int(request.headers["content-length"])) as free:
-            if not free:
-                raise Refusal(507, "There is no room for uploads at the moment. Come back later.")
-            try:
-                async with request.form(max_files=1, max_fields=0) as form:
-                    file = form.get("files")
-                    if not isinstance(file, UploadFile):
-                        raise Refusal(400, "An upload is one file in the form field `files`.")
-                    name = file.filename or ""
-                    path = await asyncio.to_thread(self.files.keep, file.file, name, visitor)
-            except (MultiPartException, HTTPException) as error:
-                reason = error.detail if isinstance(error, HTTPException) else error.message
-                raise Refusal(400, f"The upload cannot be read: {reason}") from None
+        if not await asyncio.to_thread(self.files.room, int(Headers(scope=scope)["content-length"])):
+            raise Refusal(507, "There is no room for uploads at the moment. Come back later.")
+        arrived = 0
+
+        def note(size: int) -> None:
+            nonlocal arrived
+            arrived += size
+            self.files.arriving += size
+
+        request = Request(scope, self._counted(receive, self._upload_bytes, note))
+        try:
+            async with request.form(max_files=1, max_fields=0) as form:
+                file = form.get("files")
+                if not isinstance(file, UploadFile):
+                    raise Refusal(400, "An upload is one file in the form field `files`.")
+                path = await asyncio.to_thread(self.files.keep, file.file, file.filename or "", visitor)
+        except (MultiPartException, HTTPException) as error:
+            reason = error.detail if isinstance(error, HTTPException) else error.message
+            raise Refusal(400, f"The upload cannot be read: {reason}") from None
+        finally:
+            self.files.arriving -= arrived
         return JSONResponse([path])
 
     async def _post(self, scope: dict[str, Any], receive: Any, send: Any, visitor: str | None) -> None:
