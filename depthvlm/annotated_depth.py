@@ -74,7 +74,8 @@ class AnnotatedDepth:
         The map that a line with `depth_path` names; nulls are as absent. No file is opened.
 
         Raises:
-            ValueError: `depth_format` is neither `binary_float32` nor the suffix of the file.
+            ValueError: `depth_format` is neither `binary_float32` nor the suffix of the file, or
+                `original_depth_size` is not a width and a height.
         """
         suffix = str(line["depth_path"]).rpartition(".")[2]
         if line.get("depth_format") not in (None, "binary_float32", suffix):
@@ -87,7 +88,7 @@ class AnnotatedDepth:
         return cls(
             line["depth_path"],
             line.get("depth_scale"),
-            None if size is None else (int(size[0]), int(size[1])),
+            None if size is None else _width_and_height(size),
             line.get("depth_format") == "binary_float32",
             tuple(mask for mask in masks if mask),
         )
@@ -217,17 +218,26 @@ def map_size(line: Mapping[str, Any]) -> tuple[int, int]:
     Raises:
         ValueError: neither `original_depth_size` nor the last two of six `intrinsics` say it, or no map is so large.
     """
-    size = line.get("original_depth_size") or (line.get("intrinsics") or [])[4:6]
-    if len(size) != 2:
+    size = line.get("original_depth_size")
+    size = (line.get("intrinsics") or [])[4:6] if size is None else size
+    if len(size) == 0:
         raise ValueError(
             "An annotation line without `depth_path` needs `pixel_coords`, a `depth` in metres for each of them, and "
             "the size of their map: `original_depth_size` or the last two of `intrinsics`."
         )
-    width, height = int(size[0]), int(size[1])
+    width, height = _width_and_height(size)
     if not 0 < width * height <= MAX_IMAGE_PIXELS or width < 0:
         raise ValueError(
             f"The map of the points is {width}x{height} pixels, expected 1 to {MAX_IMAGE_PIXELS:,} in all."
         )
+    return width, height
+
+
+def _width_and_height(size: Any) -> tuple[int, int]:
+    try:
+        width, height = (int(side) for side in size)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"`original_depth_size` is {size!r}, expected width and height in pixels.") from None
     return width, height
 
 

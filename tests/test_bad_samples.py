@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import math
 import pickle
 
 import numpy as np
@@ -137,6 +138,14 @@ class TestBadSamples:
     def test_row_of_the_batch_where_there_is_no_number(self, processor):
         with pytest.raises(BadSampleError, match=r"^row 1 of the batch \(no\.jpg\) cannot be used"):
             DepthDataCollator(processor)([depth_row(), depth_row(image="no.jpg")])
+
+    @pytest.mark.parametrize("size", [[], [8], [math.inf, 8], "wide"], ids=str)
+    def test_an_annotation_without_a_size_is_left_out(self, processor, size):
+        line = {"image": picture(), "original_fx": 100.0, "depth_path": "0.raw", "original_depth_size": size}
+        with pytest.raises(BadSampleError, match=r"`original_depth_size` is .* expected width and height in pixels"):
+            DepthDataCollator(processor)([line])
+        collate = DepthDataCollator(processor, on_bad_sample="skip", return_info=True)
+        assert collate([line, depth_row()])["batch_info"].skipped == 1
 
     def test_unknown_policy(self, processor):
         with pytest.raises(ValueError, match="'ignore', expected 'stop' or 'skip'"):

@@ -9,6 +9,8 @@ import torch
 from depthvlm.benchmark.sources import open_source
 from depthvlm.benchmark.synthetic import render_scene
 from depthvlm.training.depth_checks import find_nonsense
+from depthvlm.training.dry_run import describe
+from rich.console import Console
 from sample_layouts import SOURCES, arrange
 from toy_checkpoint import save_toy_checkpoint
 from toy_training import settings, toy_dataset, toy_row
@@ -90,6 +92,25 @@ def test_a_focal_length_four_times_too_large(scenes):
     """2 atan(tan(30 degrees) / 4) = 16.4 degrees."""
     [sign] = find_nonsense(scenes[:4], cameras(4, 4 * FOCAL))
     assert "is 16 to 16 degrees" in sign
+
+
+def test_a_portrait_through_a_long_lens_is_in_order(scenes):
+    """A phone's three-fold lens, 77 mm on film: 26 degrees across the longer side, 18 across the shorter."""
+    focal = HEIGHT * 77 / 36
+    assert find_nonsense([depth[:, :90] for depth in scenes[:4]], cameras(4, focal, (90, HEIGHT))) == []
+
+
+def test_a_dry_run_looks_beyond_a_small_batch(tmp_path):
+    rows = [{**toy_row(index), "depth_scale": 1.0} for index in range(8)]
+    trainer = DepthSFTTrainer(
+        str(save_toy_checkpoint(tmp_path / "toy")),
+        settings(tmp_path, per_device_train_batch_size=1),
+        train_dataset=toy_dataset(rows),
+    )
+    console = Console(width=400)
+    with console.capture() as said:
+        console.print(describe(trainer))
+    assert said.get().count("Look again: The medians of all 8 depth maps") == 1
 
 
 def test_training_says_it_once(tmp_path, caplog):

@@ -112,14 +112,58 @@ def test_pictures_in_both_places_must_be_the_same(processor, files):
         {"messages": conversation({"type": "image"})},
         {"messages": [{"role": "user", "content": "<|image_pad|>"}]},
         {"conversations": [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "No."}]},
+        {"messages": [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "No."}]},
+        {"messages": conversation({"type": "text", "text": "<image>"})},
+        {"prompt": [{"role": "user", "content": "<image>What?"}]},
         {"prompt": "<|image_pad|> What?", "completion": "No."},
         {"text": "<|image_pad|>"},
     ],
-    ids=["a part", "a token", "LLaVA", "a prompt", "plain text"],
+    ids=["a part", "a token", "LLaVA", "a word", "a word in a part", "a word in a prompt", "a prompt", "plain text"],
 )
 def test_a_place_without_a_picture_is_refused(processor, row):
     with pytest.raises(BadSampleError, match=r"\b0 image\(s\).* 1 placeholder|\(0\) does not match .* \(1\)"):
         DepthDataCollator(processor)([row])
+
+
+@pytest.mark.parametrize("depth", [False, True])
+def test_a_word_marks_the_place_under_every_name(processor, files, depth):
+    """`<image>` in the second question, as LLaVA, LLaMA-Factory and ms-swift write it; in a reply it is a word."""
+    add = with_depth if depth else lambda files, index, **row: row
+    collate = DepthDataCollator(processor)
+    says = [("user", "Hi."), ("assistant", "Write <image>."), ("user", ""), ("assistant", REPLY)]
+    parts = [{"type": "text", "text": "See "}, {"type": "image"}, {"type": "text", "text": QUESTION}]
+    row = add(files, 0, images=[str(files / "0.png")])
+    expected = collate([{**row, "messages": [{"role": who, "content": text or parts} for who, text in says]}])
+    written = [{"role": who, "content": text or f"See <image>\n{QUESTION}"} for who, text in says]
+    llava = [{"from": "gpt" if one["role"] == "assistant" else "human", "value": one["content"]} for one in written]
+    in_parts = [{**one, "content": [{"type": "text", "text": one["content"]}]} for one in written]
+    for form in (
+        {"messages": written},
+        {"messages": in_parts},
+        {"conversations": written},
+        {"conversations": llava},
+        {"prompt": written[:3], "completion": written[3:]},
+    ):
+        batch = collate([{**row, **form}])
+        if "prompt" in form:  # whose labels are the completion's alone
+            batch["labels"] = torch.where(batch["labels"] == -100, expected["labels"], batch["labels"])
+        assert_same(batch, expected)
+
+
+def test_words_that_mark_places_train_without_depth_too(checkpoint, files, tmp_path):
+    """TRL alone would put the picture first and train the word."""
+    rows = [{"images": [str(files / "0.png")], "messages": [{"role": "user", "content": "See <image>"}]}] * 2
+    rows[0]["messages"].append({"role": "assistant", "content": REPLY})
+    trainer = DepthSFTTrainer(checkpoint, settings(tmp_path), train_dataset=Dataset.from_list(rows))
+    batch = next(iter(trainer.get_train_dataloader()))
+    text = trainer.processing_class.tokenizer.decode(batch["input_ids"][0])
+    assert "<image>" not in text
+    assert "See <|vision_start|>" in text
+
+
+def test_a_word_in_a_plain_prompt_is_refused(processor, files):
+    with pytest.raises(BadSampleError, match="its prompt is plain text with <image>"):
+        DepthDataCollator(processor)([{"prompt": "<image>What?", "completion": "No."}])
 
 
 @pytest.mark.parametrize("depth", [False, True])

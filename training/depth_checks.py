@@ -1,5 +1,6 @@
 """Depth that can be read and is still wrong: another unit, disparity, previews, a focal length of another size."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -35,7 +36,9 @@ def find_nonsense(depth_labels: Sequence[Tensor | None], cameras: Tensor) -> lis
     for depth, camera in zip(depth_labels, cameras.tolist(), strict=True):
         if depth is not None and valid_depth(depth).any():
             maps.append(depth.float().cpu())
-            fields.append(2 * torch.rad2deg(torch.atan(torch.tensor(camera[5] / (2 * camera[0])))).item())
+            fx, fy, _, _, height, width, _ = camera
+            # Across the longer side: portraits are narrow across the other.
+            fields.append(2 * math.degrees(math.atan(max(width / fx, height / fy) / 2)))
     if len(maps) < 2:
         return []
     values = [depth[valid_depth(depth)] for depth in maps]

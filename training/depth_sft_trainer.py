@@ -35,6 +35,7 @@ from .trainer_setup import (
     holds_images,
     muon_optimizer,
     names_depth_head,
+    places_images,
     prepare_eval,
     refuse_blind,
     refuse_unsupported,
@@ -121,7 +122,7 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
             optimizer_cls_and_kwargs = muon_optimizer(args, optimizer_cls_and_kwargs)
         self.data_names: list[str] = []  # for the record of this run; `depthvlm sft` knows them
         self.data_counts = count_data(train_dataset)
-        embedded = holds_images(train_dataset)
+        embedded = holds_images(train_dataset) or places_images(train_dataset)
         self.reads_cameras = self.depth_enabled or args.use_depth_collator or embedded
         if embedded:  # TRL would read every picture now, make tokens of it and drop its pixels
             if args.packing:

@@ -1,8 +1,10 @@
 """What `depthvlm sft --dry-run` prints: the parts that are trained, the first batch decoded, an estimate of memory."""
 
-from itertools import groupby
+from collections.abc import Iterable
+from itertools import chain, groupby, islice
 from typing import Any
 
+import torch
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -10,11 +12,12 @@ from torch import Tensor
 
 from ..modeling_depthvlm.silog import valid_depth
 from ..processing import CAMERA_SOURCES
-from .depth_checks import find_nonsense
+from .depth_checks import IMAGES_LOOKED_AT, find_nonsense
 from .memory import count_parameters, estimate_flops, estimate_memory
 from .parameter_parts import PARTS, part_of
 
 ROWS_SHOWN = 4
+BATCHES_LOOKED_AT = 8  # for signs of wrong depth: small batches have too few images to tell
 IGNORED = -100
 MIB, GIB = 2**20, 2**30
 
@@ -30,10 +33,12 @@ def describe(trainer: Any) -> Group:
         Something for `rich.print`: parts, steps, the first batch with its trained text between `>>` and `<<`, images
         with their depth and cameras, memory and operations.
     """
-    batch = next(iter(trainer.get_train_dataloader()))
+    batches = iter(trainer.get_train_dataloader())
+    batch = next(batches)
     parts = _heading("What is trained"), _parts(trainer), _steps(trainer)
     rows = _heading("The first batch, on this process"), *_rows(trainer, batch), _images(trainer, batch)
-    return Group(*parts, *rows, _heading("Estimate for this batch, on one device"), *_estimate(trainer, batch))
+    signs = _signs(chain([batch], islice(batches, BATCHES_LOOKED_AT - 1)))
+    return Group(*parts, *rows, *signs, _heading("Estimate for this batch, on one device"), *_estimate(trainer, batch))
 
 
 def _heading(text: str) -> Text:
@@ -129,10 +134,21 @@ def _images(trainer: Any, batch: dict[str, Any]) -> Text:
             f"image {index}: {width:.0f}x{height:.0f}, focal length {fx:.1f} px ({CAMERA_SOURCES[round(source)]}); "
             f"seen as {columns * patch}x{rows * patch} at {scale * canonical:.1f} px; {_depth(depth)}"
         )
-    text = Text("\n".join(lines))
-    for sign in find_nonsense(maps, batch["cameras"]):
-        text.append(f"\nLook again: {sign}", style="bold red")
-    return text
+    return Text("\n".join(lines))
+
+
+def _signs(batches: Iterable[dict[str, Any]]) -> list[Text]:
+    """Signs of wrong depth and cameras among the first images with depth, of as many batches as these are in."""
+    maps, cameras = [], []
+    for batch in batches:
+        pairs = zip(batch.get("depth_labels") or [], batch.get("cameras", ()), strict=False)  # images without depth
+        found = [(depth, camera) for depth, camera in pairs if depth is not None]
+        maps += [depth for depth, _ in found]
+        cameras += [camera for _, camera in found]
+        if len(maps) >= IMAGES_LOOKED_AT:
+            break
+    signs = find_nonsense(maps, torch.stack(cameras)) if maps else []
+    return [Text(f"Look again: {sign}", style="bold red") for sign in signs]
 
 
 def _depth(depth: Tensor | None) -> str:

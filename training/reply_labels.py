@@ -22,7 +22,7 @@ Segment = tuple[str, bool]
 CONVERSATION_COLUMNS = ("messages", "prompt", "completion", "conversations")
 TEXT_COLUMNS = (*CONVERSATION_COLUMNS, "tools", "chat_template_kwargs")
 
-# The names of LLaVA's conversations, and how they say where an image stands.
+# The names of LLaVA's conversations, and how they and many after them say where an image stands.
 LLAVA_ROLES = {"human": "user", "gpt": "assistant"}
 LLAVA_IMAGE = "<image>"
 
@@ -142,6 +142,11 @@ class ReplyRenderer:
         if completion is not None and isinstance(prompt, str) != isinstance(completion, str):
             raise ValueError("of its `prompt` and `completion` one is a string and one a conversation.")
         if isinstance(prompt, str):
+            if marks_image(prompt):
+                raise ValueError(
+                    f"its prompt is plain text with {LLAVA_IMAGE}, which stands for an image in conversations alone. "
+                    f"Write one {self.processor.image_token} for each image, or the prompt as a conversation."
+                )
             if completion is None:
                 return [(prompt, False)]
             eos = self.processor.tokenizer.eos_token or ""
@@ -178,8 +183,9 @@ def standard_conversations(row: dict[str, Any]) -> tuple[dict[str, Any], list[An
     """
     Brings the conversations of a row into one form, without touching the row that was given.
 
-    `from`/`value` become `role`/`content`, LLaVA's names those of the chat template and its `<image>` a placeholder;
-    keys that a Parquet file filled with nulls are dropped; images inside of messages are taken out.
+    `from`/`value` become `role`/`content`, LLaVA's names those of the chat template, and `<image>` in a message that is
+    not the assistant's a placeholder; keys that a Parquet file filled with nulls are dropped; images inside of messages
+    are taken out.
 
     Args:
         row (`dict`): Without nulls at its top level.
@@ -200,9 +206,15 @@ def standard_conversations(row: dict[str, Any]) -> tuple[dict[str, Any], list[An
         name = "messages" if column == "conversations" else column
         for message in row[name]:
             if column in renamed:
-                _from_llava(message)
+                message["role"] = LLAVA_ROLES.get(message["role"], message["role"])
+            if message.get("role") != "assistant":  # a reply that has the word has it as a word
+                _mark_places(message)
             if isinstance(message.get("content"), list):
                 images += _take_images(message["content"])
+        if any(is_image(part) for message in row[name] for part in _parts(message)):
+            for message in row[name]:  # TRL would put all images into the first text that is not in parts
+                if isinstance(message.get("content"), str):
+                    message["content"] = _parts(message)
     return row, images
 
 
@@ -212,16 +224,30 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
-def _from_llava(message: dict[str, Any]) -> None:
-    message["role"] = LLAVA_ROLES.get(message["role"], message["role"])
-    content = message.get("content")
-    if isinstance(content, str) and LLAVA_IMAGE in content:
-        parts = re.split(f"({LLAVA_IMAGE}\n?)", content)
-        message["content"] = [
-            {"type": "image"} if part.startswith(LLAVA_IMAGE) else {"type": "text", "text": part}
-            for part in parts
-            if part
-        ]
+def _mark_places(message: dict[str, Any]) -> None:
+    """Put a place for an image where a message says `<image>`, and its newline with it."""
+    if not marks_image(message.get("content")):
+        return
+    parts, message["content"] = _parts(message), []
+    for part in parts:
+        pieces = re.split(f"({LLAVA_IMAGE}\n?)", part["text"]) if marks_image([part]) else []
+        message["content"] += [
+            {"type": "image"} if piece.startswith(LLAVA_IMAGE) else {"type": "text", "text": piece}
+            for piece in pieces
+            if piece
+        ] or [part]
+
+
+def _parts(message: dict[str, Any]) -> list[Any]:
+    content = message.get("content") or []
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def marks_image(content: Any) -> bool:
+    """Tell whether the content of a message says `<image>`, as LLaVA's data and those after it do."""
+    parts = content if isinstance(content, list) else [{"text": content}]
+    texts = [part.get("text") for part in parts if isinstance(part, dict)]
+    return any(isinstance(text, str) and LLAVA_IMAGE in text for text in texts)
 
 
 def is_image(part: Any) -> bool:

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from accelerate.utils import is_peft_model
@@ -16,7 +16,7 @@ from .._loading import hub_keywords
 from .depth_dataset import prepare_depth_dataset
 from .depth_sft_config import DepthSFTConfig
 from .model_loading import init_options
-from .reply_labels import CONVERSATION_COLUMNS, is_image, picture_of
+from .reply_labels import CONVERSATION_COLUMNS, is_image, marks_image, picture_of
 from .training_rows import read_columns
 
 logger = logging.getLogger(__name__)
@@ -95,17 +95,28 @@ def _warn_of_unread_text(args: DepthSFTConfig, columns: list[str]) -> None:
 
 def holds_images(dataset: Any) -> bool:
     """Whether messages of the first rows hold pictures themselves (`{"type": "image", "image": ...}`), as Qwen's do."""
+    return any(
+        is_image(part) and picture_of(part) is not None
+        for content in _first_contents(dataset)
+        if isinstance(content, list)
+        for part in content
+    )
+
+
+def places_images(dataset: Any) -> bool:
+    """Whether rows with images say `<image>` in the first messages, which TRL would train as a word."""
+    columns = {*(get_dataset_column_names(dataset) or [])} if isinstance(dataset, Dataset | IterableDataset) else set()
+    return bool(columns & {"image", "images"}) and any(map(marks_image, _first_contents(dataset)))
+
+
+def _first_contents(dataset: Any) -> Iterator[Any]:
+    """The contents of the messages of the first rows, under the names of both forms."""
     if not isinstance(dataset, Dataset | IterableDataset):
-        return False
+        return
     columns = [name for name in CONVERSATION_COLUMNS if name in (get_dataset_column_names(dataset) or [])]
-    if not columns:
-        return False
-    for row in dataset.select_columns(columns).take(ROWS_LOOKED_AT):
-        messages = [message for name in columns if isinstance(row[name], list) for message in row[name]]
-        contents = [message["content"] for message in messages if isinstance(message.get("content"), list)]
-        if any(is_image(part) and picture_of(part) is not None for content in contents for part in content):
-            return True
-    return False
+    for row in dataset.select_columns(columns).take(ROWS_LOOKED_AT) if columns else ():
+        for messages in (row[name] for name in columns if isinstance(row[name], list)):
+            yield from (message.get("content", message.get("value")) for message in messages)
 
 
 def refuse_blind(inputs: dict[str, Any], config: Any) -> None:

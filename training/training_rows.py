@@ -119,7 +119,7 @@ class RowReader:
             maps = [None] * len(images) if repeated else self._maps(row, columns, len(images))
             lists = {key: _per_image(row, columns[key], len(images)) for key in ("depth_scale", "depth_type")}
             cameras = _cameras(row, columns, len(images))
-        except (TypeError, ValueError, KeyError, AttributeError, TemplateError) as error:
+        except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, TemplateError) as error:
             reason = f"it lacks the key {error}." if isinstance(error, KeyError) else str(error)
             raise BadSampleError(reason, name, _first_name(row)) from error
 
