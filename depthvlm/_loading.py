@@ -62,11 +62,14 @@ def load_checkpoint(
 
     Raises:
         TypeError: a keyword is not known.
-        ValueError: the device is not there, or the dtype is not one; weights are missing; the depth head is untrained
-            or holds NaN; model and processor were made for different canonical focal lengths.
+        ValueError: the device is not there, or `device_map` is given too; the dtype is not one; weights are missing;
+            the depth head is untrained or holds NaN; model and processor were made for different canonical focal
+            lengths.
         OSError: there is no such model.
     """
     check_loading(kwargs, "load")
+    if device != "auto" and kwargs.get("device_map") is not None:
+        raise ValueError(f"`device={device!r}` and `device_map` both say where the model goes: give one of them.")
     where, what = pick_device(device), pick_dtype(dtype)
     network, processor, adapter = load_parts(model, what, **kwargs)
     if adapter is not None:

@@ -12,9 +12,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLConfig, Qwen3VLTextConfig, Qwen3VLVisionConfig
 
-from .published_layout import adopt_config_dict, check_backbone
+from .published_layout import HUB_KWARGS, adopt_config_dict, check_backbone
 
-HUB_KWARGS = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
 HEAD_TYPES = ("dpt_light", "dpt", "mlp")
 MLP_FUSIONS = ("concat", "concat_norm", "sum")
 FEATURE_SOURCES = ("vit+llm", "vit", "llm", "llm_final")

@@ -3,21 +3,18 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import Cache, GenerationMixin, PreTrainedConfig
+from transformers import Cache, GenerationMixin
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_outputs import DepthEstimatorOutput
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLForConditionalGeneration
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
-from transformers.utils.hub import resolve_revision
 
-from .configuration_depthvlm import HUB_KWARGS, DepthVLMConfig
+from .configuration_depthvlm import DepthVLMConfig
 from .depth_features import (
     PromptStates,
     check_depth_inputs,
@@ -29,7 +26,7 @@ from .depth_features import (
 from .depth_heads import DepthHead, build_depth_head, init_head_layer
 from .generation_depthvlm import DepthGenerationMixin, positions_of_call
 from .outputs_depthvlm import DepthVLMCausalLMOutputWithPast, PredictedDepth
-from .published_layout import check_missing, check_weights, weights_header
+from .published_layout import CheckpointMixin
 from .silog import resize_depth, silog_loss
 
 AUTO_MAP = {
@@ -41,7 +38,7 @@ AUTO_MAP = {
 
 
 class DepthVLMForConditionalGeneration(  # type: ignore[misc]
-    DepthGenerationMixin, Qwen3VLForConditionalGeneration, GenerationMixin
+    DepthGenerationMixin, CheckpointMixin, Qwen3VLForConditionalGeneration, GenerationMixin
 ):
     """
     Qwen3-VL that answers in text and in metres: a depth head reads the visual tokens of the one vision pass and the one
@@ -59,52 +56,6 @@ class DepthVLMForConditionalGeneration(  # type: ignore[misc]
         super().__init__(config)
         self.depth_head = build_depth_head(config.head, config.text.hidden_size, config.input_stride)
         self.post_init()
-
-    @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any
-    ) -> "DepthVLMForConditionalGeneration":
-        """
-        As in transformers, from a DepthVLM checkpoint, one of the published implementation, or a plain Qwen3-VL (with a
-        new head: `depth_config=` chooses which).
-
-        Raises:
-            ValueError: for `use_safetensors=False` or an index that names other files: pickled weights are never read;
-                for a backbone that is not supported; for weights that the model needs and the checkpoint lacks, or
-                fewer layers than its config says. With `output_loading_info=True` missing weights are returned instead.
-            OSError: when there are no safetensors weights, or a file of them is incomplete.
-        """
-        if kwargs.setdefault("use_safetensors", True) is not True:
-            raise ValueError("DepthVLM reads safetensors alone, never pickle: leave `use_safetensors` out.")
-        # Once for all files, as transformers does; kept, so that a training can record which commit it began with.
-        names = ("revision", "token", "local_files_only", "cache_dir")
-        origin = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
-        revision = resolve_revision(pretrained_model_name_or_path, **origin)
-        if revision is not None:
-            kwargs["revision"] = revision
-        path = str(pretrained_model_name_or_path)
-        wants_info = kwargs.pop("output_loading_info", False)
-        stored: dict[str, Any] = {}
-        if pretrained_model_name_or_path is not None and kwargs.get("state_dict") is None:
-            where = {key: kwargs[key] for key in HUB_KWARGS if kwargs.get(key) is not None}
-            header = weights_header(path, where, kwargs.get("variant"))
-            if header is not None and not wants_info:
-                stored, _ = PreTrainedConfig.get_config_dict(path, **where)
-                check_weights(stored, header, path)
-        try:
-            model, info = super().from_pretrained(
-                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-            )
-        except SafetensorError as error:
-            raise OSError(
-                f"A safetensors file of {pretrained_model_name_or_path} is incomplete or damaged ({error})"
-                f"{_damaged_files(pretrained_model_name_or_path)}. Copy or download it again."
-            ) from error
-        if model.config._name_or_path == path:  # it is another with an adapter's name
-            model.config._commit_hash = getattr(revision, "resolved", None)
-        if stored:
-            check_missing(info["missing_keys"], stored, path)
-        return (model, info) if wants_info else model
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -285,8 +236,8 @@ class DepthVLMForConditionalGeneration(  # type: ignore[misc]
         Args:
             args, inputs: the processor's output, as [`depth_from_frozen_backbone`] takes it.
             cameras (`(images, 7)`): handed through to the output.
-            output_size: `(height, width)` to resize the depth to, one for all images or one each; by default the
-                resolution of the model's input.
+            output_size: `(height, width)` to resize the depth to as post-processing does, one for all images or one
+                each; by default the resolution of the model's input.
 
         Returns:
             One float32 `(H_i, W_i)` per image: z-depth in metres.
@@ -326,17 +277,10 @@ class DepthVLMForConditionalGeneration(  # type: ignore[misc]
             ValueError: as in `forward`.
         """
         check_depth_inputs(pixel_values, image_grid_thw, None, focal_scale)
+        inputs = {"input_ids": input_ids, "pixel_values": pixel_values, "image_grid_thw": image_grid_thw}
+        inputs |= {"attention_mask": attention_mask, "position_ids": position_ids}
         _, depth = self.run_backbone(
-            True,
-            focal_scale,
-            text=False,
-            input_ids=input_ids,
-            pixel_values=pixel_values,
-            image_grid_thw=image_grid_thw,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            mm_token_type_ids=mm_token_type_ids,
-            **kwargs,
+            True, focal_scale, text=False, mm_token_type_ids=mm_token_type_ids, **inputs, **kwargs
         )
         assert depth is not None
         return depth
@@ -378,17 +322,6 @@ def _cut_after_images(inputs: dict[str, Any], image_token_id: int) -> None:
     for name in ("input_ids", "attention_mask", "position_ids", "mm_token_type_ids"):
         if inputs.get(name) is not None:
             inputs[name] = inputs[name][..., :end]
-
-
-def _damaged_files(folder: str | os.PathLike | None) -> str:
-    damaged = []
-    for file in sorted(Path(folder).glob("*.safetensors")) if folder and Path(folder).is_dir() else []:
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except SafetensorError:
-            damaged.append(file.name)
-    return f": {', '.join(damaged)}" if damaged else ""
 
 
 class DepthVLMForDepthEstimation(DepthVLMForConditionalGeneration):

@@ -1,13 +1,18 @@
 # Copyright 2026 The DepthVLM authors. Licensed under the Apache License, Version 2.0.
-"""Checkpoints before they are loaded: foreign configurations read, and the weights' headers checked against them."""
+"""Checkpoints: foreign configurations read, the weights' headers checked against them, and loading."""
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-from transformers.utils.hub import cached_file, cached_files
+from transformers import PreTrainedConfig
+from transformers.utils.hub import cached_file, cached_files, resolve_revision
+
+HUB_KWARGS = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
 
 # The published checkpoints name their heads so; ours say what they are (paper, table 4).
 PUBLISHED_HEADS: dict[str, dict[str, Any]] = {
@@ -203,3 +208,84 @@ def check_missing(missing: Iterable[str], config_dict: dict[str, Any], path: str
             f"{path} lacks {len(lost)} of the model's weights: {', '.join(lost[:5])}{', ...' * (len(lost) > 5)}. Copy "
             "or download it again. (`output_loading_info=True` loads it all the same and returns what is missing.)"
         )
+
+
+def tied_together(device_map: dict[str, Any]) -> dict[str, Any]:
+    """A `device_map` in which the output layer lies where the embedding does: with tied weights the two are one."""
+    embedding = "model.language_model.embed_tokens"
+    named = [name for name in device_map if not name or f"{embedding}.".startswith(f"{name}.")]
+    return device_map | {"lm_head": device_map[max(named, key=len)]} if named else device_map
+
+
+class CheckpointMixin:
+    """`from_pretrained` that refuses what would give a model with weights drawn at random, or read from pickles."""
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """
+        As in transformers, from a DepthVLM checkpoint, one of the published implementation, or a plain Qwen3-VL (with a
+        new head: `depth_config=` chooses which).
+
+        Raises:
+            ValueError: for `use_safetensors=False` or an index that names other files: pickled weights are never read;
+                for a backbone that is not supported; for weights that the model needs and the checkpoint lacks, or
+                fewer layers than its config says. With `output_loading_info=True` missing weights are returned instead.
+            OSError: when there are no safetensors weights, or a file of them is incomplete.
+        """
+        if kwargs.setdefault("use_safetensors", True) is not True:
+            raise ValueError("DepthVLM reads safetensors alone, never pickle: leave `use_safetensors` out.")
+        # Once for all files, as transformers does; kept, so that a training can record which commit it began with.
+        names = ("revision", "token", "local_files_only", "cache_dir")
+        origin = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+        revision = resolve_revision(pretrained_model_name_or_path, **origin)
+        if revision is not None:
+            kwargs["revision"] = revision
+        path = str(pretrained_model_name_or_path)
+        wants_info = kwargs.pop("output_loading_info", False)
+        stored: dict[str, Any] = {}
+        if pretrained_model_name_or_path is not None and kwargs.get("state_dict") is None:
+            where = {key: kwargs[key] for key in HUB_KWARGS if kwargs.get(key) is not None}
+            header = weights_header(path, where, kwargs.get("variant"))
+            if header is not None:
+                stored, _ = PreTrainedConfig.get_config_dict(path, **where)
+                if not wants_info:
+                    check_weights(stored, header, path)
+                if isinstance(kwargs.get("device_map"), dict) and "lm_head.weight" not in header:
+                    kwargs["device_map"] = tied_together(kwargs["device_map"])
+        try:
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+            )
+        except SafetensorError as error:
+            raise OSError(
+                f"A safetensors file of {pretrained_model_name_or_path} is incomplete or damaged ({error})"
+                f"{_damaged_files(pretrained_model_name_or_path)}. Copy or download it again."
+            ) from error
+        if model.config._name_or_path == path:  # it is another with an adapter's name
+            model.config._commit_hash = getattr(revision, "resolved", None)
+        if stored and not wants_info:
+            check_missing(info["missing_keys"], stored, path)
+        return (model, info) if wants_info else model
+
+    @property
+    def device(self: Any) -> torch.device:
+        """Where inputs go. Weights that `device_map` moved out are nowhere (meta): their hooks say where they run."""
+        device = super().device  # type: ignore[misc]
+        if device.type != "meta":
+            return device
+        hooks = (getattr(module, "_hf_hook", None) for module in self.modules())
+        places = (getattr(hook, "execution_device", None) for hook in hooks)
+        return next((torch.device(place) for place in places if place is not None), device)
+
+
+def _damaged_files(folder: str | os.PathLike | None) -> str:
+    damaged = []
+    for file in sorted(Path(folder).glob("*.safetensors")) if folder and Path(folder).is_dir() else []:
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except SafetensorError:
+            damaged.append(file.name)
+    return f": {', '.join(damaged)}" if damaged else ""

@@ -14,11 +14,14 @@ def valid_depth(depth: Tensor) -> Tensor:
     return torch.isfinite(depth) & (depth > 0)
 
 
-def resize_depth(depth: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize dense predicted depth maps `(N, h, w)` to `(N, *size)`, bilinearly, corners on corners as in the head."""
+def resize_depth(depth: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
+    """
+    Resize dense predicted depth maps `(N, h, w)` to `(N, *size)`, bilinearly. Pixel centres lie at 0.5, as in
+    post-processing, Pillow and OpenCV; the loss alone aligns corners, as the published one does.
+    """
     if tuple(depth.shape[-2:]) == tuple(size):
         return depth
-    return F.interpolate(depth[:, None], size=tuple(size), mode="bilinear", align_corners=True)[:, 0]
+    return F.interpolate(depth[:, None], size=tuple(size), mode="bilinear", align_corners=align_corners)[:, 0]
 
 
 def silog_per_image(
@@ -28,14 +31,15 @@ def silog_per_image(
     SILog of every image of a stack, in float32.
 
     Args:
-        prediction (`(N, h, w)`): predicted depth in metres, above zero; resized to the target's resolution.
+        prediction (`(N, h, w)`): predicted depth in metres, above zero; resized to the target's resolution, corners on
+            corners as in the published training.
         target (`(N, H, W)`): true depth in metres; zero, negative, NaN and infinite pixels are left out.
 
     Returns:
         The loss of each image `(N,)`, zero where it has no valid pixel, and whether it has any, `(N,)`.
     """
     with torch.autocast(prediction.device.type, enabled=False):
-        prediction = resize_depth(prediction.float(), (target.shape[-2], target.shape[-1]))
+        prediction = resize_depth(prediction.float(), (target.shape[-2], target.shape[-1]), align_corners=True)
         target = target.to(prediction.device, torch.float32)
         mask = valid_depth(target)
         count = mask.sum((-2, -1))

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 import depthvlm
+from depthvlm.conversation import Conversation
 
 INPUTS = toy_inputs([[2, (2, 3), 4], [(1, 2), 3]])
 
@@ -270,6 +271,48 @@ def test_load_and_predict_refuse_untrained_and_broken_heads(tmp_path):
         depthvlm.predict(image, tmp_path, fov=60, device="cpu")
     [prediction] = depthvlm.load(tmp_path, device="cpu", allow_untrained_head=True).predict(image, fov=60)
     assert prediction.depth.max() / prediction.depth.min() < 1.1
+
+
+PARTS = ("model.visual", "model.language_model", "lm_head", "depth_head")
+HEAD_PARTS = ("norm", "projects", "resize_layers", "scratch")
+
+
+@pytest.fixture(scope="module")
+def seen():
+    """Depth, words, and a conversation's depth and words, of nano as it is. Its embedding and output layer are tied."""
+    pixels = np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8)
+
+    def look(model):
+        [prediction] = model.predict(pixels, focal_length=1000)
+        [answered] = model.predict(pixels, focal_length=1000, prompt="How far?", max_new_tokens=3)
+        conversation = Conversation(pixels, model, focal_length=1000)
+        texts = answered.text, conversation.ask("And behind it?", max_new_tokens=3)
+        return [prediction.depth, answered.depth, conversation.depth], texts
+
+    return look, look(depthvlm.load(device="cpu", dtype="float32"))
+
+
+@pytest.mark.parametrize(
+    "device_map",
+    [
+        *({part: "disk" if part == moved else "cpu" for part in PARTS} for moved in PARTS),
+        {"": "disk"},
+        {"model": "disk", "lm_head": "cpu", **{f"depth_head.{part}": "cpu" for part in HEAD_PARTS[1:]}}
+        | {"depth_head.norm": "disk", "depth_head.scratch": "disk"},
+        "auto",
+        "cpu",
+    ],
+    ids=str,
+)
+def test_every_part_may_lie_elsewhere(device_map, seen, tmp_path):
+    look, (depths, words) = seen
+    model = depthvlm.load(device_map=device_map, offload_folder=tmp_path, dtype="float32")
+    found, found_words = look(model)
+    assert found_words == words
+    for one, other in zip(found, depths, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+    with pytest.raises(ValueError, match="`device_map` both say"):
+        depthvlm.load(device="cpu", device_map=device_map)
 
 
 def by_hand_mlp(weights, tokens):

@@ -1,8 +1,12 @@
 """What a batch may hold, and that every road to depth gives the same metres."""
 
+import numpy as np
 import pytest
 import torch
 from depthvlm.modeling_depthvlm import DepthVLMForConditionalGeneration, DepthVLMForDepthEstimation
+from depthvlm.modeling_depthvlm.silog import resize_depth
+from depthvlm.processing import post_process_depth
+from PIL import Image
 from toy_models import IMAGE, last_layer, toy_config, toy_inputs, toy_model
 from transformers import Qwen3VLForConditionalGeneration, StaticCache
 
@@ -116,6 +120,22 @@ def test_output_size(model):
     assert [tuple(d.shape) for d in model.predict_depth(**inputs, output_size=sizes)] == sizes
     with pytest.raises(ValueError, match="1 sizes for 2 images"):
         model.predict_depth(**inputs, output_size=[(50, 70)])
+
+
+def test_one_resize_for_all_that_is_returned(model):
+    """Pixel centres at 0.5: `output_size`, post-processing and Pillow agree; twice as wide by hand."""
+    inputs = toy_inputs([[(2, 3), 1]])
+    [depth] = model.predict_depth(**inputs)
+    for size in [(50, 70), (128, 192), (32, 48)]:
+        [resized] = model.predict_depth(**inputs, output_size=size)
+        [processed] = post_process_depth(model.predict_depth(**inputs), [size])
+        assert torch.equal(resized, processed["predicted_depth"])
+        if size > tuple(depth.shape):  # going down Pillow averages over more pixels
+            pillow = Image.fromarray(depth.numpy()).resize(size[::-1], Image.Resampling.BILINEAR)
+            torch.testing.assert_close(resized, torch.from_numpy(np.asarray(pillow).copy()), atol=1e-4, rtol=1e-4)
+    ramp = resize_depth(torch.tensor([[[1.0, 2.0]]]), (1, 4))
+    assert ramp.tolist() == [[[1.0, 1.25, 1.75, 2.0]]]
+    assert resize_depth(torch.tensor([[[1.0, 3.0, 5.0, 7.0]]]), (1, 2)).tolist() == [[[2.0, 6.0]]]
 
 
 def test_focal_scale_is_exact(model):

@@ -88,7 +88,8 @@ def score_depth(
             groups.setdefault((prediction[index].shape, target.shape), []).append(index)
     for (_, size), indices in groups.items():
         truth = torch.stack([_on(targets[i], device) for i in indices])
-        stacked = resize_depth(torch.stack([prediction[i] for i in indices]).float(), (size[0], size[1]))
+        stacked = torch.stack([prediction[i] for i in indices]).float()
+        stacked = resize_depth(stacked, (size[0], size[1]), align_corners=True)  # as in the loss itself
         losses, has_depth = silog_per_image(stacked, truth, silog_lambda)
         loss = loss + losses.sum()
         totals = totals + _totals(stacked.detach(), truth, losses.detach(), has_depth)
