@@ -89,7 +89,7 @@ def encode_depth(depth: NDArray[np.uint16] | NDArray[np.float32], scale: float) 
     return _float_tiff(depth), ".tif"
 
 
-def _float_tiff(depth: NDArray[np.float32]) -> bytes:
+def _float_tiff(depth: NDArray[Any]) -> bytes:
     """
     A TIFF of float32 `(h, w)` in one deflated strip.
 

@@ -57,7 +57,7 @@ class UniDepth(DensePredictor):
                     f"UniDepthV1 needs NystromAttention of xformers, which this version lacks. {V1_INSTALL}"
                 )
         with whole_checkpoint(model) as check:
-            network = check((models.UniDepthV1 if version == "v1" else models.UniDepthV2).from_pretrained(model))
+            network: Any = check((models.UniDepthV1 if version == "v1" else models.UniDepthV2).from_pretrained(model))
         if resolution_level is not None:
             if version == "v1":
                 raise PredictorError("UniDepthV1 has one resolution: leave out `resolution_level`.")

@@ -29,7 +29,7 @@ def main() -> None:
     from transformers import AutoModelForCausalLM, AutoProcessor
 
     name, device, dtype, attention = sys.argv[1:]
-    model, info = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         name,
         output_loading_info=True,
         attn_implementation=attention,
@@ -37,6 +37,7 @@ def main() -> None:
         device_map=device,
         trust_remote_code=True,
     )
+    model, info = loaded
     if info["missing_keys"]:
         raise ValueError(f"the checkpoint {name} lacks the weights {', '.join(sorted(info['missing_keys'])[:3])}, ...")
     model.eval()

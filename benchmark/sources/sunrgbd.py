@@ -122,7 +122,7 @@ class NYUv2OfSunRGBD(SunRGBD):
     def read(self, ref: FrameRef) -> Frame:
         """One frame, see [`Source.read`]; float32 metres, because elsewhere a scale of 8000 means rotated bits."""
         image, image_size, depth, camera = self._files(ref)
-        return Frame(ref, image, image_size, depth / np.float32(8000), 1.0, camera)
+        return Frame(ref, image, image_size, (depth / np.float32(8000)).astype(np.float32), 1.0, camera)
 
 
 def _only_file(folder: Path, suffixes: tuple[str, ...]) -> Path:
