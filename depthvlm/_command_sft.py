@@ -1,8 +1,11 @@
 """`depthvlm sft`: options of `accelerate launch` go to the launcher, the others to the training script."""
 
 import json
+import signal
 import subprocess
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from importlib import resources
 from importlib.util import find_spec
@@ -14,6 +17,7 @@ import typer
 from ._fail import fail
 
 TRAIN_PACKAGES = ("trl", "peft", "datasets", "accelerate")
+_SECONDS_TO_END = 30.0
 _FILE_OPTIONS = ("--config", "--accelerate_config")
 
 
@@ -50,24 +54,93 @@ def split_arguments(args: Sequence[str]) -> tuple[list[str], list[str]]:
 
     given = find_recipes(_apart(args))
     parser = make_parser(prog="depthvlm sft")
+    # A typo first: what the values lead to on this machine is said of options that were meant.
+    script_options = [*parser._option_string_actions, *_FILE_OPTIONS]
+    keys = _keys(given[1]) if given[:1] == ["--config"] else {}
+    _refuse_unknown([f"--{key}" for key in keys if key != "env"], script_options)
+    _refuse_unknown([arg for arg in given if arg.startswith("--")], script_options)
     # `of_command_line` is an ordered part of `given`; with --help the parser prints and exits.
     script, _, model, data, of_yaml, of_command_line = _parse(parser, given)
     check_arguments(script, model, data)
     launcher_args = _without_accelerate_config([*_switches(of_yaml), *of_command_line])
-    _refuse_unknown(launcher_args, list(parser._option_string_actions))
     return launcher_args, _remove(given, of_command_line)
 
 
 def launch(launcher_args: list[str], script_args: list[str]) -> None:
-    """`accelerate launch LAUNCHER_ARGS sft.py SCRIPT_ARGS`. Raises `typer.Exit` when the script fails."""
+    """
+    `accelerate launch LAUNCHER_ARGS sft.py SCRIPT_ARGS`. A signal ends all processes of the run.
+
+    Raises:
+        typer.Exit: the script failed, or was ended by a signal.
+    """
     from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
 
     script = str(resources.files("depthvlm.training") / "sft.py")
     try:
-        launch_command(launch_command_parser().parse_args([*launcher_args, script, *script_args]))
+        with _signals_raise():
+            launch_command(launch_command_parser().parse_args([*launcher_args, script, *script_args]))
     except subprocess.CalledProcessError as error:
         # It has said why itself; the launcher's own traceback would only push that off the screen.
         raise typer.Exit(error.returncode if error.returncode > 0 else 1) from None
+    except (_Ended, SignalException) as error:  # the latter of torch's launcher of several processes
+        ending = error.signal if isinstance(error, _Ended) else signal.Signals(error.sigval)
+        _end_descendants()
+        typer.secho(f"Stopped by {ending.name}. {_last_checkpoint(script_args)}", err=True)
+        raise typer.Exit(128 + ending) from None
+
+
+class _Ended(BaseException):
+    """A signal that asks this program to end."""
+
+    def __init__(self, number: int, frame: Any = None) -> None:
+        super().__init__()
+        self.signal = signal.Signals(number)
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Have Ctrl-C, SIGTERM and a terminal that closes raise, but for those that this program was started to ignore."""
+
+    def end(number: int, frame: Any) -> None:
+        raise _Ended(number)
+
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_descendants() -> None:
+    """Ask the processes that this one has started, and theirs, to end; kill those that have not after a while."""
+    import psutil
+
+    def told(send: Callable[[Any], None], processes: list[Any], seconds: float) -> list[Any]:
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                send(process)
+        return psutil.wait_procs(processes, timeout=seconds)[1]
+
+    started = psutil.Process().children(recursive=True)
+    told(psutil.Process.kill, told(psutil.Process.terminate, started, _SECONDS_TO_END), _SECONDS_TO_END)
+
+
+def _last_checkpoint(script_args: list[str]) -> str:
+    from .training.checkpoints import missing_in, numbered_checkpoints
+    from .training.sft import make_parser
+
+    folder = make_parser().parse_args_and_config(script_args, return_remaining_strings=True)[1].output_dir
+    whole = next((str(path) for path in numbered_checkpoints(folder) if missing_in(path) is None), None)
+    if whole is None:
+        return f"No checkpoint is in {folder}."
+    return f"The last checkpoint is {whole}: the same command with --resume_from_checkpoint goes on from it."
 
 
 def _parse(parser: Any, args: list[str]) -> tuple[Any, ...]:
@@ -126,20 +199,37 @@ def _recipe(name: str) -> str:
 
 def _as_options(file: str) -> list[str]:
     """The keys of a YAML file as the command line says them."""
-    import yaml
-
-    try:
-        keys = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{file} is not YAML: {error}") from None
     options: list[str] = []
-    for key, value in (keys or {}).items():
+    for key, value in _keys(file).items():
         listed = isinstance(value, list)
         values = value if listed else [value]
         if key == "env" or None in values or (listed and any(isinstance(item, dict) for item in value)):
             raise ValueError(f"`{key}` in {file} cannot be said on a command line: put it into the first --config.")
         options += [f"--{key}", *(v if isinstance(v, str) else json.dumps(v) for v in values)]
     return options
+
+
+def _keys(file: str) -> dict[str, Any]:
+    """
+    The keys of a YAML file with their values.
+
+    Raises:
+        OSError, ValueError: it cannot be read, is no YAML, or no mapping of options to values.
+    """
+    import yaml
+
+    try:
+        keys = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is not YAML: {error}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not text in UTF-8: {error}") from None
+    if not isinstance(keys or {}, dict):
+        raise ValueError(f"{file} holds a {type(keys).__name__}, expected options with their values (`seed: 3`).")
+    for key in keys or {}:
+        if not isinstance(key, str):
+            raise ValueError(f"The key {key!r} in {file} is no option: options are words, such as `learning_rate`.")
+    return keys or {}
 
 
 def _switches(args: list[str]) -> list[str]:
@@ -202,15 +292,15 @@ def _folder(name: str) -> Path:
     return Path(str(resources.files("depthvlm.training"))) / name
 
 
-def _refuse_unknown(launcher_args: list[str], script_options: list[str]) -> None:
+def _refuse_unknown(args: list[str], script_options: list[str]) -> None:
     """Say which option nobody knows: the launcher would take its value for the script."""
     from accelerate.commands.launch import launch_command_parser
 
-    options = list(launch_command_parser()._option_string_actions)
-    for arg in launcher_args:
+    options = [*script_options, *launch_command_parser()._option_string_actions]
+    for arg in args:
         name = arg.split("=")[0]
-        if name.startswith("--") and not any(option.startswith(name) for option in options):
-            close = get_close_matches(name, [*script_options, *options], n=1)
+        if not any(option.startswith(name) for option in options):
+            close = get_close_matches(name, options, n=1)
             hint = f" Did you mean {close[0]}?" if close else ""
             raise ValueError(f"`{name}` is an option neither of training nor of `accelerate launch`.{hint}")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .._bundled import BUNDLED_MODEL, hub_name_problem
-from .push_files import ADAPTER_CONFIG, STALE_WEIGHTS, PushError, select_checkpoint_files
+from .push_files import ADAPTER_CONFIG, STALE_WEIGHTS, PushError, refuse_links_out, select_checkpoint_files
 from .upload import Upload
 
 CARD = "README.md"
@@ -106,6 +106,7 @@ def pack_build(build: Path, repo_id: str) -> Package:
     except BuildError as error:
         raise PushError(str(error)) from None
     files[MANIFEST] = build / MANIFEST
+    refuse_links_out(build, files)
     everything: dict[str, Path | bytes] = {**files, CARD: card.encode()}
     left_out = {
         path.name + ("/" if path.is_dir() else ""): "not of the shards"

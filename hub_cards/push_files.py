@@ -123,12 +123,31 @@ def _select(folder: Path, weights: Sequence[str]) -> SelectedFiles:
     files = {name: folder / name for name in sorted(names) if (folder / name).is_file()}
     templates = folder.glob("additional_chat_templates/*.jinja")
     files |= {f"{file.parent.name}/{file.name}": file for file in templates}
+    refuse_links_out(folder, files)
     left_out = {
         str(path.relative_to(folder)) + ("/" if path.is_dir() else ""): _why_left_out(path)
         for path in sorted(folder.iterdir())
         if path.name not in files and path.name != "additional_chat_templates"
     }
     return SelectedFiles(files, left_out)
+
+
+def refuse_links_out(folder: Path, files: Mapping[str, Path]) -> None:
+    """
+    See that the files lie in the folder: what a link elsewhere points to is not what someone meant to publish.
+
+    Raises:
+        PushError: they do not; the message names them. A snapshot in the Hub's cache may link to the cache's own blobs.
+    """
+    roots = [folder.resolve()]
+    if folder.resolve().parent.name == "snapshots":
+        roots.append(folder.resolve().parents[1] / "blobs")
+    out = [name for name, file in files.items() if not any(file.resolve().is_relative_to(root) for root in roots)]
+    if out:
+        raise PushError(
+            f"{folder} cannot be pushed: {', '.join(out)} would be read from outside of the folder, through a link or "
+            "its name. Put a copy of what is to be published into the folder."
+        )
 
 
 @cache
@@ -204,7 +223,9 @@ def _weights(folder: Path) -> tuple[list[str], list[str]]:
         by_file.setdefault(file, set()).add(tensor)
     problems = [] if by_file else [f"{INDEX} lists no weights"]
     for file, tensors in sorted(by_file.items()):
-        if not (folder / file).is_file():
+        if not file.endswith(".safetensors"):
+            problems.append(f"{INDEX} names {file}, which is no safetensors file: pickled weights are never pushed")
+        elif not (folder / file).is_file():
             problems.append(f"{file} is missing, which {INDEX} lists")
         elif damage := _damage(folder / file, tensors):
             problems.append(damage)

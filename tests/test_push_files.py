@@ -202,3 +202,33 @@ def test_the_code_that_travels_is_the_packages_and_imports_nothing_else():
             else:
                 continue
             assert {module.split(".")[0] for module in imported} <= allowed, (name, imported)
+
+
+def test_a_link_out_of_the_folder_is_not_followed(checkpoint, tmp_path):
+    secret = tmp_path / "passwd"
+    secret.write_text("root")
+    (checkpoint / "LICENSE").symlink_to(secret)
+    (checkpoint / "NOTICE").symlink_to(checkpoint / "config.json")
+    assert "LICENSE would be read from outside of the folder" in problems_of(checkpoint)
+    (checkpoint / "LICENSE").unlink()
+    assert "NOTICE" in select_checkpoint_files(checkpoint).files
+    (checkpoint / "additional_chat_templates").symlink_to(tmp_path)
+    (tmp_path / "key.jinja").write_text("x")
+    assert "additional_chat_templates/key.jinja would be read from outside" in problems_of(checkpoint)
+
+
+def test_a_snapshot_of_the_cache_links_to_its_blobs(checkpoint, tmp_path):
+    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "0", tmp_path / "models--a--b" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for file in checkpoint.iterdir():
+        (blobs / file.name).write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(blobs / file.name)
+    assert len(select_checkpoint_files(snapshot).files) == len(list(checkpoint.iterdir()))
+
+
+def test_an_index_that_names_a_pickle_is_refused_by_name(checkpoint):
+    (checkpoint / "model.safetensors").rename(checkpoint / "weights.bin")
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": "weights.bin"}}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "model.safetensors.index.json names weights.bin, which is no safetensors file" in problems_of(checkpoint)

@@ -42,6 +42,7 @@ def save_foreign_checkpoint(folder: Path, published: bool) -> Path:
     for name in ("auto_map", "depth_config", "silog_lambda", "canonical_focal_length", "depth_prompt_ids"):
         del config[name]
     weight = config.pop("depth_loss_weight")
+    config["text_config"]["max_position_embeddings"] = 4096  # such a repository says nothing of the toy's pixel budget
     config |= {"model_type": "qwen3_vl", "architectures": ["Qwen3VLForConditionalGeneration"]}
     if published:
         config |= {"depth_head_type": "dpt", "depth_loss_weight": weight}

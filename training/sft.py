@@ -338,6 +338,8 @@ def run(args: Sequence[str] | None = None) -> None:
     except (ArgumentError, BadSampleError) as error:
         print(f"\nError: {error}", file=sys.stderr)  # on a line of its own, below a progress bar
         raise SystemExit(2 if isinstance(error, ArgumentError) else 1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None  # the launcher says what was kept
 
 
 if __name__ == "__main__":
