@@ -67,6 +67,11 @@ def test_relative_depth(scenes):
     assert "relative depth" in signs[0]
 
 
+def test_relative_depth_up_to_one(scenes):
+    [sign] = find_nonsense([depth / depth.max() for depth in scenes[:4]], cameras(4))
+    assert sign.startswith("The farthest pixel of all 4 depth maps is at 1 m.")
+
+
 def test_eight_bits(scenes):
     """Steps of 5 cm up to 10 m are 200."""
     [sign] = find_nonsense([(depth / depth.max() * 200).round() / 20 for depth in scenes[:4]], cameras(4))

@@ -13,6 +13,7 @@ IMAGES_LOOKED_AT = 8
 
 FARTHEST_MEDIAN = 150.0  # metres; outdoor lidar has 10 to 40
 NEAREST_MEDIAN = 0.05  # metres
+FULL_RANGE = 0.99  # the farthest pixel of relative depth, less what a reduced map may lose
 EIGHT_BITS = 256  # steps; a sensor's millimetres have thousands
 DENSE_PIXELS = 5000
 NARROWEST_FOV = 25.0  # degrees: a lens of 81 mm on 35 mm film
@@ -53,6 +54,11 @@ def find_nonsense(depth_labels: Sequence[Tensor | None], cameras: Tensor) -> lis
         found.append(
             f"The medians of {count} are {min(medians):.2g} to {max(medians):.2g} m. `depth_scale` is raw value "
             "divided by metres; relative depth between 0 and 1 is not metric and cannot be trained on."
+        )
+    elif all(FULL_RANGE <= value.max().item() <= 1 for value in values):
+        found.append(
+            f"The farthest pixel of {count} is at 1 m. Relative depth, scaled to 0 to 1 picture by picture, is not "
+            "metric and cannot be trained on: use the raw files."
         )
     levels = [_levels(value) for value in values if value.numel() >= DENSE_PIXELS]
     if len(levels) == len(values) and max(levels) <= EIGHT_BITS:

@@ -172,10 +172,13 @@ def load_data(
 
 
 def _named(load: Callable[[], Any]) -> Any:
+    from datasets.exceptions import DatasetsError
+
     try:
         return load()
-    except (OSError, ValueError) as error:
-        raise ArgumentError(f"The data cannot be loaded: {error}") from error
+    except (OSError, ValueError, DatasetsError) as error:
+        reason = error.__cause__ if isinstance(error, DatasetsError) and error.__cause__ else error
+        raise ArgumentError(f"The data cannot be loaded: {reason}") from error
 
 
 def _held_out(script_args: DepthScriptArguments, dataset_args: Any, splits: Sequence[str], seed: int) -> dict[str, Any]:
