@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -91,20 +92,30 @@ def build_lock(folder: Path, name: str) -> Iterator[None]:
         lock.release()
 
 
-def check_parameters(folder: Path, name: str, parameters: Mapping[str, Any]) -> None:
+def check_parameters(folder: Path, name: str, parameters: Mapping[str, Any], files: Sequence[str] = ()) -> None:
     """
     Makes sure that a build goes on as it was begun, and notes the parameters of one that begins.
 
+    Args:
+        files: names of its shards, of which none may be there when it begins.
+
     Raises:
-        BuildError: it was begun with others; the message says which.
+        BuildError: it was begun with others, or a file is there that no build wrote; the message says which.
     """
     path = folder / STATE_FOLDER / f"{name}.json"
     begun: dict[str, Any] | None = None
     if path.is_file():
-        begun = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            begun = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (TypeError, ValueError) as error:
+            raise BuildError(f"{path} is damaged ({error}). Delete it and run the build again.") from None
     elif name in read_manifest(folder):
         begun = read_manifest(folder)[name]["parameters"]
     if begun is None:
+        if there := [file for file in files if os.path.lexists(folder / file)]:
+            raise BuildError(
+                f"{folder} has {', '.join(there[:5])}, which no build wrote: choose another --out, or move it away."
+            )
         write_atomically(path, json.dumps(dict(parameters), indent=1, sort_keys=True))
         return
     # Through JSON, where a tuple is a list.

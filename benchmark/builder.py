@@ -94,7 +94,7 @@ def run_build(
     folder = Path(out).resolve()
     (folder / STATE_FOLDER).mkdir(parents=True, exist_ok=True)
     with build_lock(folder, plan.name):
-        check_parameters(folder, plan.name, plan.parameters)
+        check_parameters(folder, plan.name, plan.parameters, [task.file for task in plan.tasks])
         _remove_unfinished(folder, plan.name)
         records = _finished(plan, folder, retry_bad, events.say)
         rest = [task for task in plan.tasks if task.file not in records]

@@ -45,6 +45,11 @@ def claim(summary: Path, settings: dict[str, Any]) -> None:
                 )
             )
     else:
+        if there := [file for file in (summary, lines_path(summary)) if file.exists()]:
+            raise EvaluationError(
+                f"{' and '.join(map(str, there))}: there already, and no {path.name} beside says which run wrote it. "
+                "Choose another --out, or move it away."
+            )
         write_whole(path, json.dumps(wanted, indent=1, sort_keys=True) + "\n")
 
 

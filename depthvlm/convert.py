@@ -1,11 +1,12 @@
 """Checkpoints in DepthVLM's own layout: from the published layout, from a plain Qwen3-VL, or with an adapter merged."""
 
+import shutil
 from os import PathLike
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from ._loading import hub_keywords, load_parts
+from .export import partial_path, remove_partial_files
 from .hub_cards.recipe_file import convert_recipe
 
 
@@ -35,14 +36,17 @@ def convert_checkpoint(source: str | PathLike[str], destination: str | PathLike[
 
         model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Interrupted, nothing is left; done, the folder has moved and there is nothing to clean up.
-    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-", ignore_cleanup_errors=True) as temporary:
+    remove_partial_files(folder.parent)  # of a run that was killed
+    temporary = partial_path(folder)
+    temporary.mkdir()
+    try:
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
         origin = {} if adapter else hub_keywords(base, kwargs | {"revision": commit})
         convert_recipe(adapter or base, temporary, base, commit, **origin)
         if folder.exists():
             folder.rmdir()
-        Path(temporary).rename(folder)
-    folder.chmod(0o755)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return folder

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import time
 import warnings
 from collections.abc import Iterator
@@ -46,7 +47,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: the file cannot be written; the message names `path`.
     """
-    partial = path.with_name(f".{_digest(path.name)}.{_digest(platform.node())}.{os.getpid()}.part")
+    partial = partial_path(path)
     try:
         with open(partial, "wb") as file:
             yield file
@@ -59,12 +60,20 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
 
 
+def partial_path(path: Path) -> Path:
+    """The name under which this process writes what takes its place at `path` in the end."""
+    return path.with_name(f".{_digest(path.name)}.{_digest(platform.node())}.{os.getpid()}.part")
+
+
 def remove_partial_files(folder: Path) -> None:
-    """Remove from a folder what processes that were killed have left of `atomic_write`."""
+    """Remove from a folder what processes that were killed have left under names of `partial_path`."""
     for path in folder.glob(".*.part"):
         parts = _PARTIAL_NAME.fullmatch(path.name)
         if parts and (_is_gone(parts["node"], int(parts["process"])) or _age(path) > _STALE):
-            path.unlink(missing_ok=True)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _is_gone(node: str, process: int) -> bool:

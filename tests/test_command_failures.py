@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 from depthvlm._bundled import bundled_model_path
 from depthvlm._fail import expected_failures, printable
 from depthvlm.cli import app
+from depthvlm.export import partial_path
 
 
 def run(*arguments: object) -> Result:
@@ -44,6 +45,16 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("build/manifest.json").write_text("{")
     Image.fromarray(np.zeros((60, 80, 3), np.uint8)).save("photo.png")
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two rendered images as a build of the benchmark."""
+    folder = tmp_path_factory.mktemp("build")
+    options = ("--num-images", 2, "--split", "test", "--workers", 1)
+    result = run("bench", "build", "synthetic", "--root", ".", "--out", folder, *options)
+    assert result.exit_code == 0, result.output
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -170,3 +181,52 @@ class TestNames:
         result = run("predict", name, "--fov", 60)
         assert result.exit_code == 1
         assert "would be a name of more than 255 bytes: rename the input" in result.stderr
+
+
+def test_a_killed_convert_leaves_nothing_once_it_is_run_again(here):
+    left = partial_path(Path("new"))
+    gone = left.with_name(left.name.replace(f".{os.getpid()}.", f".{2**22 - 1}."))
+    gone.mkdir()
+    (gone / "model.safetensors").write_bytes(b"half")
+    assert run("convert", "depthvlm-nano", "new").exit_code == 0
+    assert not gone.exists()
+    assert not list(here.glob(".*.part"))
+
+
+@pytest.mark.parametrize("command", ["inspect", "report"])
+def test_a_page_is_replaced_only_if_the_command_wrote_it(tmp_path, build, command):
+    """`bench inspect` and `bench report`: their own files are renewed, the user's are named and stay."""
+    out = tmp_path / "out"
+    page = out / ("inspect.html" if command == "inspect" else "report.html")
+    arguments = ("bench", command, build, "--out", page) if command == "inspect" else ("bench", command, "--out", out)
+    for _ in range(2):
+        assert run(*arguments).exit_code == 0
+        assert "<html" in page.read_text()
+    page.write_text("my notes")
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert f"{page}: there already, and not written by this command, or changed since" in result.stderr
+    assert page.read_text() == "my notes"
+    assert run(*arguments, "--overwrite").exit_code == 0
+    assert "<html" in page.read_text()
+
+
+def test_a_build_and_an_evaluation_replace_nothing_that_they_did_not_write(tmp_path, build):
+    name = next(build.glob("*.parquet")).name
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / name).write_text("mine")
+    arguments = ("bench", "build", "synthetic", "--root", ".", "--num-images", 2, "--split", "test", "--workers", 1)
+    result = run(*arguments, "--out", tmp_path / "new")
+    assert result.exit_code == 1
+    assert f"{name}, which no build wrote" in result.stderr
+    assert (tmp_path / "new" / name).read_text() == "mine"
+
+    scores = ("bench", "eval", "-p", "constant", "-d", build, "--out", tmp_path / "results")
+    assert run(*scores).exit_code == 0
+    [summary] = (tmp_path / "results").rglob("depthvlm.json")
+    summary.with_suffix(".run").unlink()
+    summary.write_text("mine")
+    result = run(*scores)
+    assert result.exit_code == 1
+    assert f"{summary}" in result.stderr
+    assert summary.read_text() == "mine"
