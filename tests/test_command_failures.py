@@ -221,7 +221,7 @@ def test_a_build_and_an_evaluation_replace_nothing_that_they_did_not_write(tmp_p
     assert f"{name}, which no build wrote" in result.stderr
     assert (tmp_path / "new" / name).read_text() == "mine"
 
-    scores = ("bench", "eval", "-p", "constant", "-d", build, "--out", tmp_path / "results")
+    scores = ("bench", "eval", "-p", "always-2m", "-d", build, "--out", tmp_path / "results")
     assert run(*scores).exit_code == 0
     [summary] = (tmp_path / "results").rglob("depthvlm.json")
     summary.with_suffix(".run").unlink()
