@@ -137,6 +137,14 @@ def load_parts(
     return network, processor, None if adapter is None else str(adapter)
 
 
+def processor_of(network: DepthVLMForConditionalGeneration) -> DepthVLMProcessor:
+    """Return the processor from where a model was loaded, with the model's canonical camera."""
+    name, commit = network.config._name_or_path, getattr(network.config, "_commit_hash", None)
+    processor = DepthVLMProcessor.from_pretrained(name, **hub_keywords(name, {"revision": commit}))
+    processor.image_processor.canonical_focal_length = network.config.canonical_focal_length
+    return processor
+
+
 def find_adapter(path: str, origin: dict[str, Any]) -> Path | None:
     """Return the folder of a PEFT adapter, downloaded if need be; None where `path` is a whole model.
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ._bundled import BUNDLED_MODEL, BUNDLED_MODEL_NOTE
 from ._keywords import check_generation
-from ._loading import load_checkpoint
+from ._loading import load_checkpoint, processor_of
 from .modeling_depthvlm import DepthVLMForConditionalGeneration
 from .prediction import Prediction
 from .processing import DEPTH_PROMPT, DEPTH_SYSTEM_PROMPT, DepthVLMProcessor
@@ -66,7 +66,7 @@ def load(
 
 def predict(
     images: ImageInput | Iterable[ImageInput],
-    model: "str | PathLike[str] | DepthVLM | None" = None,
+    model: "str | PathLike[str] | DepthVLM | torch.nn.Module | None" = None,
     *,
     device: str = "auto",
     dtype: str | torch.dtype = "auto",
@@ -100,6 +100,13 @@ def predict(
     """
     if not isinstance(model, DepthVLM):  # before a model is loaded
         check_generation(kwargs, "predict", inspect.signature(DepthVLM.predict_iter).parameters)
+    if isinstance(model, torch.nn.Module):
+        network: Any = getattr(model, "get_base_model", lambda: model)()  # out of PEFT's wrapper
+        training = network.training
+        try:
+            return DepthVLM(network.eval(), processor_of(network), type(network).__name__).predict(images, **kwargs)
+        finally:
+            network.train(training)
     loaded = model if isinstance(model, DepthVLM) else load(model, device, dtype)
     return loaded.predict(images, **kwargs)
 

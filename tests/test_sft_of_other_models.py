@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from peft import LoraConfig
 from toy_tokenizer import build_toy_tokenizer
+from toy_training import settings, toy_dataset, toy_row
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from trl import SFTConfig, SFTTrainer
 
@@ -130,3 +131,17 @@ def test_remote_code_is_trusted_where_the_model_is_told_so(tmp_path: Path) -> No
         DepthSFTTrainer(str(folder), SFTConfig(str(tmp_path), **options), **given)
     args = SFTConfig(str(tmp_path), model_init_kwargs={"trust_remote_code": True}, **options)
     assert type(DepthSFTTrainer(str(folder), args, **given).model).__name__ == "FarForCausalLM"
+
+
+def test_the_bundled_model_is_trained_by_its_name_and_predicts_as_it_stands(tmp_path):
+    """Not moved by a learning rate of 0, it gives the bundled model's metres, and is in training mode as before."""
+    import depthvlm
+
+    rows = toy_dataset([toy_row(index) for index in range(4)])
+    trainer = DepthSFTTrainer("depthvlm-nano", settings(tmp_path, learning_rate=0.0), train_dataset=rows)
+    trainer.train()
+    photo = rows[0]["images"][0]
+    [there] = depthvlm.predict(photo, "depthvlm-nano", fov=60.0)
+    [here] = depthvlm.predict(photo, trainer.model, fov=60.0)
+    assert (here.depth == there.depth).all()
+    assert trainer.model.training
