@@ -86,7 +86,7 @@ def encode_depth(depth: NDArray[np.uint16] | NDArray[np.float32], scale: float) 
         text.add_text(PNG_SCALE_KEY, repr(float(scale)))
         Image.fromarray(depth).save(stream, "PNG", pnginfo=text, **PNG_COMPRESSION)
         return stream.getvalue(), ".png"
-    return _float_tiff(depth), ".tif"
+    return _float_tiff(depth.astype(np.float32, copy=False)), ".tif"
 
 
 def _float_tiff(depth: NDArray[Any]) -> bytes:

@@ -212,7 +212,7 @@ class ImageSequence:
         if not fps > 0:
             raise ValueError(f"Frames a second must be above 0, got {fps}.")
         self.path = path
-        self.files = natural_sorted(find_images([str(path)]))
+        self.files = natural_sorted([Path(file) for file in find_images([str(path)])])
         self.expected: int | None = len(self.files)
         self.rate = Fraction(fps).limit_denominator(1001)
         self.time_base = 1 / self.rate

@@ -18,7 +18,7 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request, cookie_parser
-from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from .demo_files import Files
 from .demo_limits import Limits
@@ -46,7 +46,13 @@ _WRITE = re.compile(rf"{_STEPS.pattern}|{_UPLOAD}|{_API}/(cancel|reset)")
 _SESSION = re.compile(r"[\w-]{1,64}")
 _COOKIE = "depthvlm_visitor"
 _FORM_BYTES = 2**14  # what surrounds a file in an upload
-_KINDS = {gr.Image: "picture", gr.Number: "number", gr.Textbox: "text", gr.Dataset: "index", gr.State: "nothing"}
+_KINDS: dict[type, str] = {
+    gr.Image: "picture",
+    gr.Number: "number",
+    gr.Textbox: "text",
+    gr.Dataset: "index",
+    gr.State: "nothing",
+}
 
 
 @dataclass(frozen=True)
@@ -168,12 +174,12 @@ class Guard:
                 await self.app(scope, receive, send)
         except Refusal as refusal:
             about_step = _STEPS.fullmatch(scope["path"])
-            response = (
+            answer: Response = (
                 JSONResponse({"detail": refusal.reason, "error": refusal.reason}, refusal.status)
                 if about_step
                 else PlainTextResponse(refusal.reason, refusal.status)
             )
-            await response(scope, receive, send)
+            await answer(scope, receive, send)
         except ClientDisconnect:
             pass  # nobody is there to be answered
 

@@ -100,7 +100,12 @@ class DepthGenerationMixin:
         """As in Qwen3-VL, but a cache goes on from its own offsets: the model's are those of its last call."""
         cache, types = model_kwargs.get("past_key_values"), model_kwargs.get("mm_token_type_ids")
         past = 0 if cache is None else int(cache.get_seq_length())
-        if past and hasattr(cache, "rope_deltas") and (types is None or not types[:, past:].any()):
+        if (
+            cache is not None
+            and past
+            and hasattr(cache, "rope_deltas")
+            and (types is None or not types[:, past:].any())
+        ):
             words = GenerationMixin._prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs)
             deltas = cache.rope_deltas
             return words[None] if deltas is None else words[None] + deltas.to(words.device)

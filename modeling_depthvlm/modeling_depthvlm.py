@@ -277,11 +277,10 @@ class DepthVLMForConditionalGeneration(  # type: ignore[misc]
             ValueError: as in `forward`.
         """
         check_depth_inputs(pixel_values, image_grid_thw, None, focal_scale)
-        inputs = {"input_ids": input_ids, "pixel_values": pixel_values, "image_grid_thw": image_grid_thw}
+        inputs: dict[str, Any] = {"input_ids": input_ids, "mm_token_type_ids": mm_token_type_ids}
+        inputs |= {"pixel_values": pixel_values, "image_grid_thw": image_grid_thw}
         inputs |= {"attention_mask": attention_mask, "position_ids": position_ids}
-        _, depth = self.run_backbone(
-            True, focal_scale, text=False, mm_token_type_ids=mm_token_type_ids, **inputs, **kwargs
-        )
+        _, depth = self.run_backbone(True, focal_scale, text=False, **inputs, **kwargs)
         assert depth is not None
         return depth
 

@@ -255,7 +255,7 @@ class CheckpointMixin:
                 if isinstance(kwargs.get("device_map"), dict) and "lm_head.weight" not in header:
                     kwargs["device_map"] = tied_together(kwargs["device_map"])
         try:
-            model, info = super().from_pretrained(
+            model, info = super().from_pretrained(  # type: ignore[misc]
                 pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
             )
         except SafetensorError as error:

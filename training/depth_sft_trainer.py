@@ -127,7 +127,8 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         if embedded:  # TRL would read every picture now, make tokens of it and drop its pixels
             if args.packing:
                 raise ValueError("Messages that hold images cannot be packed: set `packing=False`.")
-            args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
+            given: Any = args.dataset_kwargs or {}
+            args.dataset_kwargs = {**given, "skip_prepare_dataset": True}
         if self.reads_cameras and train_dataset is not None:
             train_dataset = prepare_depth_dataset(train_dataset, args)
             eval_dataset = prepare_eval(eval_dataset, args)
