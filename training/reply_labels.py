@@ -262,7 +262,7 @@ def picture_of(part: dict[str, Any]) -> Any:
     """Return the picture of an image part (`{"type": "image", "image": ...}`, OpenAI's `image_url`), or None."""
     picture: Any = next((part[key] for key in PAYLOADS if part.get(key) is not None), None)
     if picture is not None and picture is part.get("base64"):
-        return {"bytes": base64.b64decode(picture), "path": None}
+        return {"bytes": base64.b64decode(part["base64"]), "path": None}
     return picture["url"] if isinstance(picture, dict) and "url" in picture else picture
 
 
