@@ -80,8 +80,8 @@ def select_checkpoint_files(folder: Path) -> SelectedFiles:
     if not (folder / "config.json").is_file():
         if (folder / ADAPTER_CONFIG).is_file():
             raise PushError(
-                f"{folder} is an adapter, not a model. Merge it into its base model (PEFT's `merge_and_unload`), save "
-                "that with its processor, and push the folder."
+                f"{folder} is an adapter, not a model. `depthvlm convert {folder} NEW_FOLDER` merges it into its "
+                "base model: push that folder."
             )
         raise FileNotFoundError(f"{folder} is no checkpoint: it has no config.json.")
     config = _read_json(folder / "config.json")
