@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -184,7 +185,7 @@ inputs = processor.apply_chat_template(messages, add_generation_prompt=True, tok
 depth = AutoModel.from_pretrained(name, **here).eval().predict_depth(**inputs)[0]
 one = pipeline("depth-estimation", model=name, **here)(image, fov=60.0)["predicted_depth"]
 words = pipeline("image-text-to-text", model=name, **here)(text=messages, max_new_tokens=2, return_full_text=False)
-print(f"{depth.mean():.5f}", one.shape, len(words))
+print(f"found {depth.mean():.5f}", one.shape, len(words))
 """
 
 
@@ -197,8 +198,9 @@ def test_what_was_pushed_serves_every_use(world, trained, monkeypatch, tmp_path)
 
     online, offline = world.twice("auto", "-c", USE, trained, PHOTO)
     with_package = world.run("auto", "-c", USE, trained, PHOTO, "with", offline=True, token=None)
-    assert online.splitlines()[-1] == offline.splitlines()[-1] or online.split()[-5:] == offline.split()[-5:]
-    assert with_package.strip()
+    found = [re.findall("(?m)^found .*", told) for told in (online, offline, with_package)]
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) == 1
 
     make_toy(world.folder / "root")
     build_toy(world.folder / "root", world.folder / "build", split="test")

@@ -147,7 +147,7 @@ def test_what_is_no_checkpoint(checkpoint, tmp_path):
 def test_an_adapter_is_no_model_but_can_be_pushed_by_the_trainer(checkpoint):
     (checkpoint / "config.json").unlink()
     (checkpoint / "adapter_config.json").write_text("{}")
-    with pytest.raises(PushError, match="depthvlm convert .* merges it"):
+    with pytest.raises(PushError, match=r"depthvlm convert .* merges it"):
         select_checkpoint_files(checkpoint)
     with pytest.raises(PushError, match=r"adapter_model\.safetensors is missing"):
         select_adapter_files(checkpoint)
