@@ -54,7 +54,7 @@ BAD = {
     "nothing": ({"image": None, "depth": None}, None, "neither text"),
     "header that claims 20 GB": ({"depth": "lie.npy"}, "lie.npy", "claims 20,000,000,000 bytes"),
     "PostScript": ({"image": {"bytes": POSTSCRIPT, "path": "a.jpg"}}, "a.jpg", "not an image that can be read"),
-    "name of no text": ({"image": "a\udcff.jpg"}, "a\udcff.jpg", "no image file"),
+    "name of no text": ({"image": "a\udcff.jpg"}, ".jpg", "no image file"),
     "too many points": (
         {**POINTS, "pixel_coords": [[1, 1]] * 1_000_001, "depth": [2.0] * 1_000_001},
         None,
@@ -115,7 +115,8 @@ class TestBadSamples:
         assert line["row"] == 41
         assert reason in line["reason"]
         assert file is None or file in line["file"]
-        assert sum("row 41" in record.message for record in caplog.records) == 1
+        [said] = [record.message for record in caplog.records if "row 41" in record.message]
+        said.encode()  # for handlers that write UTF-8
 
     def test_a_batch_without_a_usable_row(self, processor):
         collator = DepthDataCollator(processor, on_bad_sample="skip", return_info=True, pad_to_multiple_of=8)

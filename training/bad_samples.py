@@ -34,7 +34,8 @@ REMEDY = (
 def describe_row(row: int | str, file: str | None = None) -> str:
     """Words for a row: `row 12 (room/3.jpg)`."""
     name = f"row {row}" if isinstance(row, int) else row
-    return f"{name} ({file})" if file else name
+    # What no encoding can write is escaped, or a log's handler would fail on it.
+    return f"{name} ({file})".encode(errors="backslashreplace").decode() if file else name
 
 
 @dataclass

@@ -79,8 +79,8 @@ def resolve_checkpoint(output_dir: str | os.PathLike, resume: str | bool | None)
 
     Args:
         output_dir: of the run.
-        resume: a folder, or True ("latest", "true") for the newest in `output_dir`. A checkpoint that is not whole is
-            passed over, with a warning, for the one before it.
+        resume: a folder, or True ("latest", "true") for the newest in `output_dir`. An incomplete checkpoint is
+            skipped, with a warning, for the one before it.
 
     Returns:
         The folder, or None to begin at the beginning.

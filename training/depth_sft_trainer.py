@@ -310,7 +310,7 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         super().log(logs, start_time)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; a checkpoint that was cut off while it was written is passed over."""
+        """As in transformers; incomplete checkpoints are skipped."""
         checkpoint = resolve_checkpoint(str(self.args.output_dir), resume_from_checkpoint)
         if self.text_probe is not None:
             if self.is_world_process_zero():  # the checkpoint is loaded later: this is the base model
