@@ -147,13 +147,14 @@ def test_a_conversion_keeps_where_it_comes_from(toy: Path, tmp_path: Path) -> No
     from depthvlm.hub_cards.recipe_file import convert_recipe
 
     shutil.copytree(toy, tmp_path / "toy")
-    convert_recipe("Qwen/Qwen3-VL-4B-Instruct", tmp_path / "toy")
+    base = "Qwen/Qwen3-VL-4B-Instruct"
+    convert_recipe(base, tmp_path / "toy", base, "a1b2c3")
     card = make_model_card(tmp_path / "toy", "a/b")
     assert card.data.base_model == "Qwen/Qwen3-VL-4B-Instruct"
     assert card.data.license == "apache-2.0"  # of Qwen3-VL: nothing else is in it
     assert "**The depth head is untrained**" in card.text
     assert "### Conversion" in card.text
-    convert_recipe(str(tmp_path / "toy"), tmp_path)  # and on to the next one
+    convert_recipe(str(tmp_path / "toy"), tmp_path, str(tmp_path / "toy"), None)  # and on to the next one
     assert (tmp_path / RECIPE_FILE).read_text() == (tmp_path / "toy" / RECIPE_FILE).read_text()
 
 

@@ -83,7 +83,8 @@ class TestRegistry:
 
     def test_no_reader_is_imported_before_it_is_asked_for(self):
         code = (
-            "import sys, json; from depthvlm.benchmark.sources import source_names; source_names(); "
+            "import sys, json; sys.argv = ['depthvlm']\n"
+            "from depthvlm.benchmark.sources import source_names; source_names()\n"
             "print(json.dumps([m for m in sys.modules if m.startswith('depthvlm.benchmark.sources.')"
             " or m in ('scipy', 'h5py', 'pyarrow', 'torch', 'transformers')]))"
         )
