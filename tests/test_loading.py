@@ -292,6 +292,7 @@ def seen():
     return look, look(depthvlm.load(device="cpu", dtype="float32"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "device_map",
     [
