@@ -195,7 +195,11 @@ def test_a_signal_ends_every_process_and_names_the_last_checkpoint(project, tmp_
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     log = (tmp_path / "log").open("w")
-    run = subprocess.Popen(command, cwd=project, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+    def heed() -> None:
+        signal.signal(ending, signal.SIG_DFL)  # a shell's background jobs, such as a test run, inherit a deaf SIGINT
+
+    run = subprocess.Popen(command, cwd=project, env=environment, stdout=log, stderr=subprocess.STDOUT, preexec_fn=heed)
     try:
         end = time.monotonic() + 240
         while not list(out.glob("checkpoint-*/checkpoint_files.json")) and run.poll() is None:
