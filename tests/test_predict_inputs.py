@@ -53,7 +53,8 @@ class TestFolders:
         assert "2 done, 0 failed" in output
 
     def test_heic_is_read_and_without_its_package_the_error_names_it(self, monkeypatch):
-        heif = pytest.importorskip("pillow_heif")
+        import pillow_heif as heif
+
         heif.from_pillow(Image.open("photos/a.jpg")).save("photos/c.HEIC")
         result = predict("photos/c.HEIC", "--fov", 60, "--save", "npy")
         assert result.exit_code == 0, result.output
