@@ -135,7 +135,7 @@ def weights_header(
     if not cached_file(path, weights, **hub_kwargs, **optional) and (
         index := cached_file(path, index_name, **hub_kwargs, **optional)
     ):
-        weight_map = _weight_map(Path(index))
+        weight_map = read_weight_map(Path(index))
         names |= dict.fromkeys(weight_map)
         files = sorted({file for name, file in weight_map.items() if name.startswith(HEAD)})
     else:
@@ -153,8 +153,12 @@ def weights_header(
     return names or None
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    """Which file holds which weight."""
+def read_weight_map(index: Path) -> dict[str, str]:
+    """Which file holds which weight.
+
+    Raises:
+        ValueError: it is no index, or it names files that are no safetensors.
+    """
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         others = sorted({str(file) for file in weight_map.values() if not str(file).endswith(".safetensors")})

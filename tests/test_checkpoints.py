@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from depthvlm.training.checkpoints import explain_full_disk, missing_in, resolve_checkpoint, seal_checkpoint
 from toy_checkpoint import save_toy_checkpoint
 from toy_training import settings, toy_dataset, toy_rows
@@ -67,6 +68,66 @@ def test_nothing_to_resume_from(tmp_path: Path, caplog: pytest.LogCaptureFixture
     (torn / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="no checkpoint before it"):
         resolve_checkpoint(tmp_path, str(torn))
+
+
+SAFE = "model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"pytorch_model.bin": "x"}, "pytorch_model.bin and no model.safetensors"),
+        # transformers looks for the one file before it looks for an index.
+        ({"pytorch_model.bin": "x", f"{SAFE}.index.json": '{"weight_map": {}}'}, "pytorch_model.bin and no"),
+        ({"pytorch_model.bin.index.json": "{}"}, r"pytorch_model.bin.index.json and no model.safetensors.index.json"),
+        ({f"{SAFE}.index.json": '{"weight_map": {"a": "a.bin"}}'}, "names a.bin: DepthVLM reads safetensors alone"),
+        ({"adapter_model.bin": "x"}, "adapter_model.bin and no adapter_model.safetensors"),
+        ({"adapter_model.safetensors": "x", "second/adapter_model.bin": "x"}, "second holds adapter_model.bin"),
+    ],
+)
+def test_pickled_weights_are_not_gone_on_from(tmp_path: Path, files: dict[str, str], words: str) -> None:
+    make(tmp_path, 1)
+    checkpoint = make(tmp_path, 2, sealed=False)
+    (checkpoint / SAFE).unlink()
+    for name, text in files.items():
+        (checkpoint / name).parent.mkdir(exist_ok=True)
+        (checkpoint / name).write_text(text)
+    for resume in (True, str(checkpoint)):
+        with pytest.raises(ValueError, match=words):
+            resolve_checkpoint(tmp_path, resume)
+
+
+def test_pickled_weights_beside_safetensors_are_left_alone(tmp_path: Path) -> None:
+    checkpoint = make(tmp_path, 1, sealed=False)
+    for name in ("pytorch_model.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        (checkpoint / name).write_bytes(b"x")
+    assert resolve_checkpoint(tmp_path, True) == str(checkpoint)
+
+
+class Canary:
+    """Leaves a file where it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple:
+        return self.file.touch, ()
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "adapter_model.bin"])
+def test_a_trainer_never_opens_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    trainer = DepthSFTTrainer(
+        str(save_toy_checkpoint(tmp_path / "toy")),
+        settings(tmp_path / "run", max_steps=2),
+        train_dataset=toy_dataset(toy_rows(4)),
+    )
+    checkpoint = make(tmp_path / "run", 1, sealed=False)
+    (checkpoint / SAFE).unlink()
+    torch.save({"weight": Canary(tmp_path / "opened")}, checkpoint / name)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch.load was called"))
+    with pytest.raises(ValueError, match=f"{name} and no .*never pickle"):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+    assert not (tmp_path / "opened").exists()
 
 
 def test_the_manifest_lists_every_file(tmp_path: Path) -> None:

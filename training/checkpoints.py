@@ -10,8 +10,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from peft.utils import SAFETENSORS_WEIGHTS_NAME as SAFE_ADAPTER
+from peft.utils import WEIGHTS_NAME as ADAPTER
 from transformers import Trainer
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
+from ..modeling_depthvlm.published_layout import read_weight_map
 from .recipe_record import save_record, write_card
 
 logger = logging.getLogger(__name__)
@@ -19,6 +23,8 @@ logger = logging.getLogger(__name__)
 # Written last, under a temporary name first: it lists every file of the checkpoint with its size.
 MANIFEST = "checkpoint_files.json"
 TRAINER_STATE = "trainer_state.json"
+# What transformers reads a pickled file for, and the file that it reads in place of it where there is one.
+PICKLED = {WEIGHTS_NAME: SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME: SAFE_WEIGHTS_INDEX_NAME, ADAPTER: SAFE_ADAPTER}
 
 
 def seal_checkpoint(folder: str | os.PathLike) -> None:
@@ -87,7 +93,7 @@ def resolve_checkpoint(output_dir: str | os.PathLike, resume: str | bool | None)
 
     Raises:
         FileNotFoundError: when a folder is named that does not exist.
-        ValueError: when a folder is named that is not whole, and none before it is.
+        ValueError: when a folder is named that is not whole, and none before it is; when its weights are pickled.
     """
     if resume is None or resume is False or str(resume).lower() in ("", "false", "none"):
         return None
@@ -105,12 +111,32 @@ def resolve_checkpoint(output_dir: str | os.PathLike, resume: str | bool | None)
     for folder in candidates:
         missing = missing_in(folder)
         if missing is None:
+            refuse_pickled_weights(folder)
             return str(folder)
         logger.warning("%s is not whole (%s): it was cut off. The one before it is used.", folder, missing)
     if not latest:
         raise ValueError(f"{resume} is not whole ({missing_in(candidates[0])}), and no checkpoint before it is.")
     logger.warning("There is no whole checkpoint in %s: the run begins at the beginning.", output_dir)
     return None
+
+
+def refuse_pickled_weights(checkpoint: Path) -> None:
+    """See that the weights of a checkpoint, of a model or of adapters, are safetensors.
+
+    FSDP's own files are not looked at: they are read as tensors alone, and so are the optimizer's.
+
+    Raises:
+        ValueError: there are pickled ones that would be read, or an index that names some.
+    """
+    for folder in (checkpoint, *(path for path in checkpoint.iterdir() if path.is_dir())):
+        for pickled, safe in PICKLED.items():
+            if (folder / pickled).is_file() and not (folder / safe).is_file():
+                raise ValueError(
+                    f"{folder} holds {pickled} and no {safe}: DepthVLM reads safetensors alone, never pickle. Go on "
+                    "from another checkpoint, or convert the weights to safetensors first."
+                )
+        if (index := folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
+            read_weight_map(index)
 
 
 def without_tokens(args: Any) -> Any:
