@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..processing import Camera, read_depth, resolve_camera
+from ..geometry import ray_to_z
+from ..processing import read_depth, resolve_camera
 from ..processing.depth_maps_depthvlm import load_array
 from ..processing.images_depthvlm import open_image, open_raster, upright_image
 from .eval_sets import EvalItem, EvalSet
-from .point_clouds import ray_factors
 from .sampling import POINTS_PER_IMAGE, sample_points
 from .shards import file_hash
 from .sources.files import same_shape
@@ -95,7 +95,7 @@ class EvalRows(EvalSet):
                 focal_length=_one(row.get("focal_length")),
             )
             if _one(row.get("depth_type")) == "ray_distance":
-                depth = _z_of_rays(depth, camera)
+                depth = ray_to_z(depth, camera)
             if not same_shape(depth.shape, image.size):
                 raise ValueError(
                     f"its depth map has {depth.shape[1]}x{depth.shape[0]} pixels (width x height), its image "
@@ -162,13 +162,3 @@ def _depth(value: Any, scale: Any) -> NDArray[np.float32]:
     elif isinstance(value, list):
         value = np.asarray(value)
     return read_depth(value, scale)
-
-
-def _z_of_rays(depth: NDArray[np.float32], camera: Camera) -> NDArray[np.float32]:
-    """z-depth of distances along the rays."""
-    height, width = depth.shape
-    scaled = camera.scaled_to(width, height)
-    rows, columns = np.indices(depth.shape)
-    places = np.stack([columns.ravel(), rows.ravel()], axis=1)
-    factors = ray_factors(places, (scaled.fx, scaled.fy, scaled.cx, scaled.cy))
-    return (depth / factors.reshape(depth.shape)).astype(np.float32)

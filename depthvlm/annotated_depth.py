@@ -159,6 +159,15 @@ class AnnotatedDepth:
         return raw, self.scale
 
 
+def is_ray_distance(line: Mapping[str, Any]) -> bool:
+    """
+    Whether a line is a released one of Argoverse 2 or Waymo, whose depth is the distance along the ray although it says
+    `z_depth`. The lines that this package writes of them have `intrinsics`, and z-depth.
+    """
+    words = " ".join(value for value in line.values() if isinstance(value, str)).lower()
+    return ("argoverse" in words or "waymo" in words) and line.get("intrinsics") is None
+
+
 def listed_points(line: Mapping[str, Any]) -> np.ndarray:
     """
     The points that a line lists.

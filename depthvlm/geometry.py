@@ -52,6 +52,18 @@ def back_project(
     return DepthGrid(points, valid, stride * GRAZING / camera.fx if max_jump is None else max_jump, stride)
 
 
+def ray_to_z(distance: NDArray[np.floating], camera: "Camera") -> NDArray[np.float32]:
+    """z-depth `(H, W)` of distances in metres along the rays: `d / sqrt(((u - cx) / fx)^2 + ((v - cy) / fy)^2 + 1)`.
+
+    `camera`: of the image; scaled here to the map. Pixel centres are at half integers.
+    """
+    height, width = distance.shape
+    camera = camera.scaled_to(width, height)
+    across = (np.arange(width) + 0.5 - camera.cx) / camera.fx
+    down = (np.arange(height) + 0.5 - camera.cy) / camera.fy
+    return (distance / np.sqrt(across[None, :] ** 2 + down[:, None] ** 2 + 1)).astype(np.float32)
+
+
 def flying_pixels(grid: DepthGrid) -> NDArray[np.bool_]:
     """Samples that hang between two surfaces, `(h, w)`.
 

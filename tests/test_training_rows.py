@@ -9,11 +9,13 @@ import pytest
 from depthvlm.processing import DEPTH_PROMPT, DEPTH_REPLY, Camera, DepthVLMImageProcessor, DepthVLMProcessor
 from depthvlm.training.bad_samples import BadSampleError
 from depthvlm.training.depth_data_collator import DepthDataCollator
-from depthvlm.training.row_files import ray_to_z, read_depth_map, read_image
+from depthvlm.training.row_files import read_depth_map, read_image
 from depthvlm.training.training_rows import read_columns
 from PIL import ExifTags, Image
 from toy_rows import toy_processor
 from toy_tokenizer import build_toy_tokenizer
+
+from depthvlm.geometry import ray_to_z
 
 RAW = np.array([[0, 1000, 2500], [500, 4000, 60000]], dtype=np.uint16)
 METRES = np.array([[0, 1, 2.5], [0.5, 4, 60]], dtype=np.float32)
@@ -236,6 +238,21 @@ class TestAnnotationLines:
         true = np.array([[1000, 8191, 9000], [640, 0, 8192]], dtype=np.uint16)
         Image.fromarray((true << 3) | (true >> 13)).save(root / "depth" / "a.png")
         np.testing.assert_allclose(self.label(processor, root, depth_scale=8000.0), true / 1000)
+
+    def test_distances_of_waymo_become_z(self, processor, root):
+        # 100 pixels at 96x64 are 3.125 at 3x2. A corner's centre is 1/3.125 = 0.32 across and 0.5/3.125 = 0.16 down
+        # on the plane z = 1, so its ray is sqrt(1 + 0.1024 + 0.0256) long there; that of the middle sqrt(1.0256).
+        (root / "waymo").mkdir()
+        Image.fromarray(np.full((2, 3), 2000, np.uint16)).save(root / "waymo" / "a.png")
+        label = self.label(processor, root, depth_path="waymo/a.png")
+        corner, middle = 2 / 1.128**0.5, 2 / 1.0256**0.5
+        np.testing.assert_allclose(label, [[corner, middle, corner]] * 2, rtol=1e-6)
+        ours = {"intrinsics": [100.0, 100.0, 48.0, 32.0, 96, 64]}  # as this package writes lines, in z
+        assert (self.label(processor, root, depth_path="waymo/a.png", **ours) == 2).all()
+        points = {"depth_path": None, "pixel_coords": [[0, 1], [1, 0]], "depth": [2.0, 2.0], "image": "waymo/b.png"}
+        Image.fromarray(pixels(64, 96)).save(root / "waymo" / "b.png")
+        label = self.label(processor, root, **points)
+        np.testing.assert_allclose(label, [[0, middle, 0], [corner, 0, 0]], rtol=1e-6)
 
     def test_raster_and_masks(self, processor, root):
         metres = np.array([[1, np.inf, 3], [4, 5, 6]], dtype="<f4")

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..annotated_depth import DEPTH_COLUMNS, AnnotatedDepth, listed_points, map_size, points_to_map
+from ..annotated_depth import DEPTH_COLUMNS, AnnotatedDepth, is_ray_distance, listed_points, map_size, points_to_map
 from ..processing import DEPTH_PROMPT, DEPTH_SYSTEM_PROMPT
 from .row_files import locate
 
@@ -41,6 +41,8 @@ def annotation_row(row: dict[str, Any], null_columns: set[str], image_root: str 
         ValueError: for points without the size of their map.
     """
     result: dict[str, Any] = {name: row[name] for name in ("image", "images", "depth_type", "__row__") if name in row}
+    if is_ray_distance(row):
+        result["depth_type"] = "ray_distance"
     if isinstance(row.get("image"), str):
         # In these lines a path that begins with a slash is relative too.
         result["image"] = row["image"] if image_root is None else locate(row["image"].lstrip("/"), image_root)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..processing import Camera, read_depth
+from ..processing import read_depth
 from ..processing.images_depthvlm import load_pixels, open_image, upright_image
 
 LONGEST_PATH = 1000  # characters: a longer text is an image in base64
@@ -81,26 +81,6 @@ def read_depth_map(value: Any, scale: Any = None, root: str | None = None) -> np
     """
     value = _payload(value, root)
     return read_depth(np.asarray(value) if isinstance(value, list) else value, scale)
-
-
-def ray_to_z(distance: np.ndarray, camera: Camera) -> np.ndarray:
-    """
-    z-depth of distances along the viewing rays of a pinhole camera: `z = d / |K^-1 (u, v, 1)|`, that is
-    `d / sqrt(((u - cx) / fx)^2 + ((v - cy) / fy)^2 + 1)` (Hartley and Zisserman, Multiple View Geometry, section 6.1:
-    the point at z = 1 on the ray of pixel (u, v) is `K^-1 (u, v, 1)`).
-
-    Args:
-        distance (`np.ndarray` of shape `(H, W)`): Metres along the ray.
-        camera ([`Camera`]): Of the image; scaled here to the map. Pixel centres are at half pixels.
-
-    Returns:
-        `np.ndarray` of shape `(H, W)`, float32: metres along the optical axis.
-    """
-    height, width = distance.shape
-    camera = camera.scaled_to(width, height)
-    across = (np.arange(width) + 0.5 - camera.cx) / camera.fx
-    down = (np.arange(height) + 0.5 - camera.cy) / camera.fy
-    return (distance / np.sqrt(across[None, :] ** 2 + down[:, None] ** 2 + 1)).astype(np.float32)
 
 
 def _payload(value: Any, root: str | None) -> Any:

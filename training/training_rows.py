@@ -10,13 +10,14 @@ from jinja2 import TemplateError
 from PIL import Image
 
 from ..annotated_depth import AnnotatedDepth
+from ..geometry import ray_to_z
 from ..processing import Camera, resolve_camera
 from ..processing.exif_depthvlm import exif_orientation, read_exif
 from ..processing.images_depthvlm import FULL_SIZE_KEY
 from .annotation_lines import ANNOTATION_COLUMNS, annotation_row, is_annotation
 from .bad_samples import BadSampleError, describe_row
 from .reply_labels import TEXT_COLUMNS, ReplyRenderer, Segment, standard_conversations
-from .row_files import file_name, ray_to_z, read_depth_map, read_image
+from .row_files import file_name, read_depth_map, read_image
 
 # The column of row numbers that `prepare_depth_dataset` adds.
 ROW_COLUMN = "__row__"

@@ -12,7 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...annotated_depth import AnnotatedDepth, below, check_inside, listed_points, map_size, points_to_map
+from ...annotated_depth import (
+    AnnotatedDepth,
+    below,
+    check_inside,
+    is_ray_distance,
+    listed_points,
+    map_size,
+    points_to_map,
+)
+from ...geometry import ray_to_z
+from ...processing import Camera
 from ..frames import Frame, FrameError, FrameRef, Source, SourceError
 from ..point_clouds import intrinsics_of_map, ray_factors
 from .files import expect_folders, expect_split, pinhole, read_image, sorted_refs
@@ -125,9 +135,7 @@ class AnnotationLines(Source):
         camera = _camera(line, size)
         if self.ray_to_z:
             of_map = intrinsics_of_map(camera, size, depth.shape)
-            rows, columns = np.indices(depth.shape)
-            factors = ray_factors(np.stack([columns.ravel(), rows.ravel()], axis=1), of_map).reshape(depth.shape)
-            depth, scale = (depth / np.float64(scale) / factors).astype(np.float32), 1.0
+            depth, scale = ray_to_z(depth / np.float64(scale), Camera(*camera, *size, "intrinsics")), 1.0
             points = np.column_stack([points[:, :2], points[:, 2] / ray_factors(points[:, :2], of_map)])
         return Frame(ref, image, size, depth, scale, camera, points=points)
 
@@ -136,8 +144,12 @@ class AnnotationLines(Source):
         with self.file.open("rb") as file:
             for number, text in enumerate(file, start=1):
                 if text.strip():
-                    self._rays += _is_released_ray(text)
-                    yield _ref(text, offset, number)
+                    try:
+                        line = _parse(text)
+                    except ValueError:
+                        line = None
+                    self._rays += line is not None and is_ray_distance(line)
+                    yield _ref(line, offset, number)
                 offset += len(text)
 
     def _only_file(self) -> Path:
@@ -151,16 +163,8 @@ class AnnotationLines(Source):
         )
 
 
-def _is_released_ray(text: bytes) -> bool:
-    """Whether a line is a released one of Argoverse 2 or Waymo; those that this package writes have `intrinsics`."""
-    words = text.lower()
-    return (b"argoverse" in words or b"waymo" in words) and b'"intrinsics"' not in words
-
-
-def _ref(text: bytes, offset: int, number: int) -> FrameRef:
-    try:
-        line = _parse(text)
-    except ValueError:
+def _ref(line: Mapping[str, Any] | None, offset: int, number: int) -> FrameRef:
+    if line is None:
         return FrameRef(f"{number:07d}", "", "", number, (offset, number))
     path = PurePosixPath(str(line.get("image")))
     scene = str(line.get("scene_id") or path.parent)
