@@ -6,9 +6,12 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import pytest
@@ -83,6 +86,54 @@ def test_trains_and_saves(project):
     assert {name.split(".")[0] for name in changed} >= {"depth_head", "model"}
     assert not any(".visual." in name for name in changed)
     assert (project / "trained" / "processor_config.json").is_file()
+
+
+class Proxy(BaseHTTPRequestHandler):
+    """Notes to which hosts connections are asked for, and opens none."""
+
+    hosts: ClassVar[list[str]] = []
+
+    def do_CONNECT(self) -> None:
+        self.hosts.append(self.path)
+        self.send_error(403)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def outside(monkeypatch) -> Iterator[list[str]]:
+    """The hosts that new processes ask for. None of the variables that switch telemetry off is set in them."""
+    for name in ("CI", "HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in (
+        "HF_UPDATE_DOWNLOAD_COUNTS",
+        "HF_ENDPOINT",
+        "NO_PROXY",
+        "no_proxy",
+        "https_proxy",
+        "TRANSFORMERS_OFFLINE",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    Proxy.hosts.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.server_port}")
+        yield Proxy.hosts
+        server.shutdown()
+
+
+def test_a_run_on_local_files_tells_nobody(project, outside):
+    sends = (
+        "from datasets.load import increase_load_count; from huggingface_hub.utils import _telemetry, send_telemetry\n"
+        "increase_load_count('json'); send_telemetry('ping'); _telemetry._TELEMETRY_QUEUE.join()"
+    )
+    subprocess.run([sys.executable, "-c", sends], check=True)
+    assert {"s3.amazonaws.com:443", "huggingface.co:443"} <= set(outside)  # so they would be seen
+    outside.clear()
+    run = depthvlm(project, "sft", "--config", "run.yaml", "--output_dir", "untold")
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+    assert outside == []
 
 
 def test_a_bad_row_ends_it_with_one_message(project):
