@@ -3,12 +3,14 @@
 import logging
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import SFTConfig, SFTTrainer
@@ -32,12 +34,12 @@ from .recipe_record import count_data, earlier_stages
 from .text_probe import TextProbe, probe_rows
 from .trainer_setup import (
     as_depth_config,
+    collate_seeing,
     holds_images,
     muon_optimizer,
     names_depth_head,
     places_images,
     prepare_eval,
-    refuse_blind,
     refuse_unsupported,
     wants_depth,
     with_head,
@@ -214,6 +216,16 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
             # What the collator reads must not be dropped for not being a model input.
             self._signature_columns: Any = read_columns(self.args.columns(), self.args.dataset_text_field)
 
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        collator = self.data_collator
+        if not isinstance(collator, DepthDataCollator):
+            token = getattr(self.depth_model.config, "image_token_id", None)
+            self.data_collator = partial(collate_seeing, collator, token)
+        try:
+            return super()._get_dataloader(*args, **kwargs)
+        finally:
+            self.data_collator = collator
+
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """As in transformers, with one group, and one learning rate, for each part of the model."""
         fresh = self.optimizer is None
@@ -245,7 +257,6 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
     ) -> Any:
         """`text_loss + alpha * depth_loss`, each normalised over the whole accumulated, global batch."""
         if not self.depth_enabled:
-            refuse_blind(inputs, self.depth_model.config)
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs = dict(inputs)
         info = _info(inputs)

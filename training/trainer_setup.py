@@ -119,23 +119,23 @@ def _first_contents(dataset: Any) -> Iterator[Any]:
             yield from (message.get("content", message.get("value")) for message in messages)
 
 
-def refuse_blind(inputs: dict[str, Any], config: Any) -> None:
+def collate_seeing(collator: Callable[[Any], dict[str, Any]], image_token: int | None, rows: Any) -> dict[str, Any]:
     """
-    See that a batch has pixels where its text has image tokens.
+    Have a collator make a batch, and see that it has pixels where its text has image tokens.
 
     Raises:
         ValueError: it has none.
     """
-    token = getattr(config, "image_token_id", None)
-    if token is None or "input_ids" not in inputs or inputs.get("pixel_values") is not None:
-        return
-    count = int((inputs["input_ids"] == token).sum())
-    if count:
+    inputs = collator(rows)
+    if image_token is None or "input_ids" not in inputs or inputs.get("pixel_values") is not None:
+        return inputs
+    if count := int((inputs["input_ids"] == image_token).sum()):
         raise ValueError(
             f"A batch has {count} image tokens in its text and no image: the model would learn to answer without "
             "seeing. Give the images in a column 'images', or set `use_depth_collator=True`, which also reads those "
             "inside of messages."
         )
+    return inputs
 
 
 def names_depth_head(model: Any, args: DepthSFTConfig) -> bool:
