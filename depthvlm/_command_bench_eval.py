@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ._fail import expected_failures, fail, printable
+from ._hub_options import UntrainedHead
 from ._named_values import named_values
 
 # Options on which no answer depends: a run may go on with others.
@@ -37,6 +38,7 @@ def evaluate(
     option: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE for the predictor, such as dtype=bfloat16; repeat it.")
     ] = None,
+    allow_untrained_head: UntrainedHead = False,
     change: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE for the protocol, such as alignment=median; repeat it.")
     ] = None,
@@ -64,7 +66,7 @@ def evaluate(
     except ImportError as error:
         raise fail(f'{error}. The benchmark needs its extra: pip install "depthvlm[bench]"', code=2) from None
 
-    options = named_values(option, "--option")
+    options = named_values(option, "--option") | ({"allow_untrained_head": True} if allow_untrained_head else {})
     with expected_failures(code=2):
         chosen = get_protocol(protocol, **named_values(change, "--change"))
         row = find_row(predictor)

@@ -17,6 +17,7 @@ def run(
     allowed_hosts: list[str],
     device: str,
     dtype: str,
+    allow_untrained_head: bool,
 ) -> None:
     """Serve the demo until it is interrupted. Raises `typer.Exit` with 1 where it cannot be served."""
     if find_spec("gradio") is None:
@@ -31,6 +32,7 @@ def run(
         model or BUNDLED_MODEL,
         device=device,
         dtype=dtype,
+        allow_untrained_head=allow_untrained_head,
         host=host,
         port=port,
         share=share,

@@ -76,6 +76,7 @@ def run(
     save: str | None,
     device: str,
     dtype: str,
+    allow_untrained_head: bool,
     batch_size: int,
     max_new_tokens: int,
     max_image_pixels: int,
@@ -144,7 +145,7 @@ def run(
     def load() -> Any:
         from . import inference
 
-        return _load(inference, model, device, dtype, console)
+        return _load(inference, model, device, dtype, allow_untrained_head, console)
 
     if clips:
         check_clips(named_clips, out, overwrite)
@@ -262,7 +263,9 @@ def _tell_what_is_there(jobs: list[Job], overwrite: bool, console: Console) -> N
         console.print(f"Adding replies to {added} whose depth is complete.")
 
 
-def _load(inference: Any, model: str | None, device: str, dtype: str, console: Console) -> Any:
+def _load(
+    inference: Any, model: str | None, device: str, dtype: str, allow_untrained_head: bool, console: Console
+) -> Any:
     from transformers.utils import logging as transformers_logging
 
     started = time.perf_counter()
@@ -270,7 +273,7 @@ def _load(inference: Any, model: str | None, device: str, dtype: str, console: C
         transformers_logging.disable_progress_bar()  # it loads in an instant
         console.print(f"Model: {BUNDLED_MODEL_NOTE} (choose another with --model).", style="yellow")
         console.print(f"For photographs: {PUBLISHED_MODEL_NOTE}", style="yellow")
-    depthvlm = inference.load(model or BUNDLED_MODEL, device, dtype)
+    depthvlm = inference.load(model or BUNDLED_MODEL, device, dtype, allow_untrained_head=allow_untrained_head)
     parameters = depthvlm.model.num_parameters() / 1e6
     console.print(
         f"Loaded {depthvlm.name}: {parameters:,.1f} M parameters, {depthvlm.model.dtype} on {depthvlm.model.device}, "

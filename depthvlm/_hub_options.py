@@ -1,4 +1,4 @@
-"""Options of every command that takes a model from the Hub."""
+"""Options of the commands that load a model."""
 
 import os
 from typing import Annotated
@@ -23,6 +23,10 @@ Token = Annotated[
         help="For a private or gated model; by default HF_TOKEN, or the one of `hf auth login`.",
         callback=_use_token,
     ),
+]
+UntrainedHead = Annotated[
+    bool,
+    typer.Option("--allow-untrained-head", help="Also load a depth head that was never trained: one metre everywhere."),
 ]
 
 

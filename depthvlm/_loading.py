@@ -94,7 +94,8 @@ def _check_head(network: DepthVLMForConditionalGeneration, path: str, allow_untr
     if network.depth_head.is_untrained() and not allow_untrained:
         raise ValueError(
             f"{path}: its depth head was never trained, and says one metre everywhere. Train it (`depthvlm sft`) or "
-            "name a trained checkpoint; `allow_untrained_head=True` loads it all the same."
+            "name a trained checkpoint; `--allow-untrained-head`, in Python `allow_untrained_head=True`, loads it all "
+            "the same."
         )
 
 

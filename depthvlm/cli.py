@@ -11,7 +11,7 @@ from ._command_bench_report import report
 from ._command_export import onnx
 from ._command_push import push
 from ._fail import Commands, print_any_name
-from ._hub_options import Revision, Token, at_revision
+from ._hub_options import Revision, Token, UntrainedHead, at_revision
 
 app = typer.Typer(
     name="depthvlm",
@@ -96,6 +96,7 @@ def predict(
     ] = None,
     device: Annotated[str, typer.Option(help="cuda, mps or cpu; auto: the first that is there.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; auto: the model's own.")] = "auto",
+    allow_untrained_head: UntrainedHead = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 4,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Greatest length of the reply to --prompt.")] = 256,
     max_image_pixels: Annotated[
@@ -152,6 +153,7 @@ def predict(
         save=save,
         device=device,
         dtype=dtype,
+        allow_untrained_head=allow_untrained_head,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         max_image_pixels=max_image_pixels,
@@ -218,6 +220,7 @@ def demo(
     ] = None,
     device: Annotated[str, typer.Option(help="cuda, mps or cpu; auto: the first that is there.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; auto: the model's own.")] = "auto",
+    allow_untrained_head: UntrainedHead = False,
 ) -> None:
     """A page in the browser: depth, distances, the scene in 3D, and a chat about the picture."""
     from ._command_demo import run
@@ -230,6 +233,7 @@ def demo(
         allowed_hosts=allowed_host or [],
         device=device,
         dtype=dtype,
+        allow_untrained_head=allow_untrained_head,
     )
 
 

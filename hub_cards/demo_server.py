@@ -54,6 +54,7 @@ def launch(
     *,
     device: str = "auto",
     dtype: str = "auto",
+    allow_untrained_head: bool = False,
     host: str | None = None,
     port: int | None = None,
     share: bool = False,
@@ -64,7 +65,7 @@ def launch(
 
     Args:
         model: a checkpoint's folder or Hub name. None: the bundled `depthvlm-nano`.
-        device, dtype: see `depthvlm.load`.
+        device, dtype, allow_untrained_head: see `depthvlm.load`.
         host: the address to listen on. None: Gradio's own choice, 127.0.0.1, or all addresses on a Space.
         port: the port to listen on. None: the first free one from 7860 on.
         share: also open a public link through Gradio's servers.
@@ -74,7 +75,7 @@ def launch(
 
     Raises:
         OSError: there is no such model, or the port is taken.
-        ValueError: the device or the dtype is not there.
+        ValueError: the device or the dtype is not there; see `depthvlm.load` for others.
     """
     os.environ.update(_NO_STATISTICS)
     limits = limits or Limits()
@@ -85,7 +86,8 @@ def launch(
         from .demo import Demo
         from .demo_files import Files
 
-        demo = Demo(load(model, device, dtype), Files(folder, limits), limits)
+        loaded = load(model, device, dtype, allow_untrained_head=allow_untrained_head)
+        demo = Demo(loaded, Files(folder, limits), limits)
         serve(demo, host=host, port=port, share=share, allowed_hosts=allowed_hosts)
 
 

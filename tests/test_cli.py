@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from depthvlm.hub_cards import demo_server
 from PIL import Image
 from toy_checkpoint import save_toy_checkpoint
 from typer.testing import CliRunner, Result
 
+from depthvlm import DepthVLMConfig, DepthVLMForConditionalGeneration
 from depthvlm.camera_files import read_intrinsics
 from depthvlm.cli import app
 from depthvlm.inputs import find_images, result_stems
@@ -19,6 +21,14 @@ from depthvlm.inputs import find_images, result_stems
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_toy_checkpoint(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with a head that was never trained."""
+    folder = save_toy_checkpoint(tmp_path_factory.mktemp("untrained"))
+    DepthVLMForConditionalGeneration(DepthVLMConfig.from_pretrained(folder)).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture
@@ -368,3 +378,42 @@ def test_help_imports_nothing_heavy(arguments):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "depthvlm" in done.stdout
+
+
+class TestUntrainedHead:
+    """A head that was never trained is refused by the name of the option that loads it."""
+
+    def test_predict(self, untrained, folder):
+        command = ("predict", "photos/a.png", "--model", untrained, "--device", "cpu", "--fov", 60)
+        refused = run(*command)
+        assert refused.exit_code == 1
+        assert "never trained" in refused.output
+        assert "--allow-untrained-head" in refused.output
+        assert run(*command, "--allow-untrained-head").exit_code == 0
+        depth = np.load(folder / "depthvlm_results" / "a_depth.npy")
+        assert depth.shape == (60, 80)
+        assert depth.max() / depth.min() < 1.1  # the camera's focal length apart, one metre everywhere
+
+    def test_demo(self, untrained, monkeypatch):
+        served = []
+        monkeypatch.setattr(demo_server, "serve", lambda demo, **_: served.append(demo))
+        command = ("demo", "--model", untrained, "--device", "cpu")
+        refused = run(*command)
+        assert refused.exit_code == 1
+        assert "--allow-untrained-head" in refused.output
+        assert not served
+        assert run(*command, "--allow-untrained-head").exit_code == 0
+        assert len(served) == 1
+
+    def test_bench_eval(self, untrained, folder):
+        source = ("--split", "test", "--num-images", 2, "--workers", 1)
+        built = run("bench", "build", "synthetic", "--root", folder / "rooms", "--out", folder / "bench", *source)
+        assert built.exit_code == 0, built.output
+        command = ("bench", "eval", "-p", f"depthvlm:{untrained}", "-d", folder / "bench", "--option", "device=cpu")
+        refused = run(*command)
+        assert refused.exit_code == 2
+        assert "--allow-untrained-head" in refused.output
+        assert not list((folder / "results").rglob("*.json"))
+        scored = run(*command, "--allow-untrained-head")
+        assert scored.exit_code == 0, scored.output
+        assert list((folder / "results").rglob("*.json"))
