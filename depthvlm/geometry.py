@@ -80,14 +80,14 @@ def flying_pixels(grid: DepthGrid) -> NDArray[np.bool_]:
     return flying
 
 
-def surface_triangles(grid: DepthGrid) -> NDArray[np.int64]:
+def surface_triangles(grid: DepthGrid) -> NDArray[np.int32]:
     """Triangles `(n, 3)` between neighbouring samples of one surface, as indices into the flattened grid.
 
     Two for every square of four neighbours, front side to the camera. A triangle is left out when a corner has no
     depth or its corners' depths differ by more than `max_jump`: nothing is stretched across a depth discontinuity.
     """
     height, width = grid.valid.shape
-    index = np.arange(height * width).reshape(height, width)
+    index = np.arange(height * width, dtype=np.int32).reshape(height, width)
     top_left, top_right = index[:-1, :-1].ravel(), index[:-1, 1:].ravel()
     bottom_left, bottom_right = index[1:, :-1].ravel(), index[1:, 1:].ravel()
     z = grid.points[..., 2].ravel()

@@ -152,19 +152,21 @@ class Prediction:
         """
         import trimesh
 
+        points, triangles, colors = self._surface(max_jump, max_vertices)
+        return trimesh.Trimesh(points, triangles, vertex_colors=colors, process=False)  # keeps the vertices as they are
+
+    def _surface(
+        self, max_jump: float | None = None, max_vertices: int | None = MAX_VERTICES
+    ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.uint8]]:
+        """The mesh's points, triangles and the points' colours."""
         from .geometry import back_project, surface_triangles
 
         grid = back_project(self.depth, self.camera, max_vertices, max_jump)
         triangles = surface_triangles(grid)
-        points = grid.points.reshape(-1, 3)
-        used = np.zeros(len(points), dtype=bool)
+        used = np.zeros(grid.valid.size, dtype=bool)
         used[triangles] = True
-        return trimesh.Trimesh(
-            points[used],
-            (np.cumsum(used) - 1)[triangles],
-            vertex_colors=self._colors(grid.stride).reshape(-1, 3)[used],
-            process=False,  # keeps the vertices as they are
-        )
+        number = np.cumsum(used, dtype=np.int32) - 1
+        return grid.points.reshape(-1, 3)[used], number[triangles], self._colors(grid.stride).reshape(-1, 3)[used]
 
     def save(
         self,
@@ -211,7 +213,7 @@ class Prediction:
             "png16": lambda path: record.update(export.write_png16(path, self.depth)._asdict()),
             "color": lambda path: export.write_png(path, color_picture(self.depth)),
             "ply": lambda path: export.write_ply(path, self.to_point_cloud()),
-            "glb": lambda path: export.write_glb(path, self.to_mesh(), self.image, self.camera),
+            "glb": lambda path: export.write_glb(path, *self._surface()[:2], self.image, self.camera),
             "json": lambda path: export.write_json(path, record),
         }
         for name, write in writers.items():  # the record last: it tells of the other files
