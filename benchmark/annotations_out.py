@@ -11,8 +11,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from ..result_records import ResultRecord, recorded
 from .build_manifest import build_name
-from .shard_writer import STATE_FOLDER
+from .shard_writer import STATE_FOLDER, BuildError
 from .shards import finished_builds, shard_paths
 
 # `datasets` passes over folders with such names; among the files of another it would take the build for a folder of
@@ -38,12 +39,13 @@ def write_annotations(
         The path of the JSON lines.
 
     Raises:
-        BuildError: the build is not finished, or a shard is not what the manifest says.
+        BuildError: the build is not finished, or a shard is not what the manifest says; a file is there that no build
+            wrote.
     """
     folder = Path(folder)
     name = build_name(source, split)
     entry = finished_builds(folder, split, source)[name]
-    path = folder / f"{name}.jsonl"
+    path = check_replaceable(folder, name)
     temporary = folder / STATE_FOLDER / f"{path.name}.{uuid.uuid4().hex}.tmp"
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -53,9 +55,25 @@ def write_annotations(
                 _write(folder / line["depth_path"], row["depth"]["bytes"])
                 file.write(json.dumps(line) + "\n")
                 advance(1)
-        os.replace(temporary, path)
+        with recorded(folder, path.name, [path], name, overwrite=False):
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    return path
+
+
+def check_replaceable(folder: str | Path, name: str) -> Path:
+    """
+    Return the path of a build's JSON lines, and see that nothing is there, or what an earlier build wrote.
+
+    Raises:
+        BuildError: something else is there.
+    """
+    path = Path(folder) / f"{name}.jsonl"
+    if ResultRecord(path.parent, path.name).in_the_way([path]):
+        raise BuildError(
+            f"{path} is there, and no build wrote it, or it was changed since: choose another --out, or move it away."
+        )
     return path
 
 

@@ -71,7 +71,8 @@ def build(
     from rich.console import Console
 
     from ._named_values import named_values
-    from .benchmark.annotations_out import write_annotations
+    from .benchmark.annotations_out import check_replaceable, write_annotations
+    from .benchmark.build_manifest import build_name
     from .benchmark.build_plan import plan_build
     from .benchmark.builder import BuildEvents, run_build
     from .benchmark.sources import open_source
@@ -86,6 +87,8 @@ def build(
         if split is None and len(opened.splits) > 1:
             raise fail(f"{source} has the splits {' and '.join(opened.splits)}: choose one with --split.", code=2)
         split = split or opened.splits[0]
+        if jsonl:
+            check_replaceable(out, build_name(source, split))  # before what may take hours
         plan = plan_build(opened, split, num_images, points, seed, rows_per_shard, options)
         console.print(f"{plan.name}: {plan.images} of {plan.available} frames, {len(plan.tasks)} shards.")
         started = time.perf_counter()

@@ -117,6 +117,7 @@ def make_toy(root: Path, **settings: Any) -> Path:
 
 
 def build_files(folder: Path) -> dict[str, bytes]:
-    """Every file of a build by its path, but for locks."""
-    paths = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    """Every file of a build by its path, but for locks and for records of when something was written."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    paths = [path for path in files if path.parent.name != ".depthvlm"]
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(paths)}

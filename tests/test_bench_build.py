@@ -298,6 +298,31 @@ class TestCommand:
         again = run(*arguments, "--rows-per-shard", 6)
         assert "3 of 3 shards are there." in again.output
 
+    def test_lines_that_no_build_wrote_stay(self, run, root, out):
+        mine = out / "toy-train.jsonl"
+        mine.parent.mkdir()
+        mine.write_text("mine\n")
+        arguments = ("build", "toy", "--root", root, "--out", out, "--split", "train", "--workers", 1)
+        refused = run(*arguments, "--jsonl")
+        assert refused.exit_code == 1
+        assert "toy-train.jsonl is there, and no build wrote it" in " ".join(refused.output.split())
+        assert list(out.iterdir()) == [mine]  # before anything is built
+        assert run(*arguments).exit_code == 0
+        with pytest.raises(BuildError, match="no build wrote it"):
+            write_annotations(out, "toy", "train")
+        assert mine.read_text() == "mine\n"
+        assert not (out / "__files__").exists()
+
+        mine.unlink()
+        assert run(*arguments, "--jsonl").exit_code == 0
+        written = mine.read_bytes()
+        mine.write_bytes(written[:100])  # cut off, as by a full disk
+        assert run(*arguments, "--jsonl").exit_code == 0
+        assert mine.read_bytes() == written
+        mine.write_bytes(written + b"{}\n")
+        assert "or it was changed since" in " ".join(run(*arguments, "--jsonl").output.split())
+        assert mine.read_bytes() == written + b"{}\n"
+
     def test_errors(self, run, root, out):
         arguments = ("build", "toy", "--root", root, "--out", out, "--workers", 1)
         result = run(*arguments)
