@@ -90,8 +90,9 @@ def predict(
         str | None,
         typer.Option(
             metavar="LIST",
-            help="What to write, of npy, png16, color, json, ply (point cloud) and glb (mesh).",
-            show_default="npy,png16,color,json",
+            help="What to write, of png16 (to 1 mm, or 4 mm beyond 65 m; up to 256 m), npy (float32 metres, 4 bytes a "
+            "pixel), color, json, ply (point cloud) and glb (mesh).",
+            show_default="png16,color,json",
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="cuda, mps or cpu; auto: the first that is there.")] = "auto",

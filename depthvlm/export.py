@@ -124,17 +124,19 @@ def write_png16(path: Path, depth: NDArray[np.floating]) -> PngDepth:
     Depths beyond 255.996 m do not fit: they are clipped to it, with a warning, and counted in the result.
     """
     valid = valid_mask(depth)
-    values = np.where(valid, depth, 0).astype(np.float64)
-    scale = 1000 if np.round(values.max(initial=0) * 1000) <= _UINT16_MAX else 256
-    units = np.round(values * scale)
+    units = np.where(valid, depth, np.float64(0))
+    scale = 1000 if np.round(units.max(initial=0) * 1000) <= _UINT16_MAX else 256
+    units *= scale
+    np.round(units, out=units)
     clipped = int((units > _UINT16_MAX).sum())
     if clipped:
         warnings.warn(
             f"{path.name}: {clipped} of {depth.size} pixels are beyond {_UINT16_MAX / scale:.1f} m, the most that a "
-            "16-bit PNG holds, and are clipped to it. Use the .npy file where these matter.",
+            "16-bit PNG holds, and are clipped to it. Save `npy` too where these matter.",
             stacklevel=2,
         )
-    write_png16_values(path, np.where(valid, np.clip(units, 1, _UINT16_MAX), 0).astype(np.uint16), scale)
+    np.clip(units, valid.astype(np.uint8), _UINT16_MAX, out=units)
+    write_png16_values(path, units.astype(np.uint16), scale)
     return PngDepth(scale, clipped)
 
 

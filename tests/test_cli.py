@@ -64,7 +64,7 @@ class TestPredict:
     def test_a_folder_gives_files_for_each_image_clouds_and_meshes_on_request(self, predict, folder):
         result = predict("photos", "--focal-length", 70)
         assert result.exit_code == 0, result.output
-        suffixes = {"_depth.npy", "_depth.png", "_color.png", ".json"}
+        suffixes = {"_depth.png", "_color.png", ".json"}
         assert names_in(folder / "depthvlm_results") == {f"{stem}{suffix}" for stem in "ab" for suffix in suffixes}
         predict("photos/a.png", "--save", "ply,glb", "--out", "solid")
         assert names_in(folder / "solid") == {"a.ply", "a.glb"}

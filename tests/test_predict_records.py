@@ -137,9 +137,9 @@ class TestFilesOfTheUser:
             assert (here / "out/photo.json").read_text() == text
 
     def test_a_link_to_the_users_file_is_not_replaced(self, predict, here):
-        (here / "a/photo_depth.npy").symlink_to("measured.npy")
+        (here / "a/photo_color.png").symlink_to("measured.png")
         assert predict("a/photo.jpg", "--fov", 60, "--out", "a").exit_code == 1
-        assert (here / "a/photo_depth.npy").is_symlink()
+        assert (here / "a/photo_color.png").is_symlink()
 
     def test_an_image_to_predict_is_never_a_result(self, predict, here):
         """Measured depth beside the photo, under the name that the photo's result would have."""
@@ -187,7 +187,7 @@ class TestInterrupted:
         ]
         for moment in range(4):
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            while process.poll() is None and len(list((here / "out").glob("*.npy"))) < 2 * moment + 1:
+            while process.poll() is None and len(list((here / "out").glob("*.json"))) < 2 * moment + 1:
                 time.sleep(0.001)
             time.sleep(0.003 * moment)
             os.kill(process.pid, signal.SIGKILL)
@@ -195,7 +195,7 @@ class TestInterrupted:
         end = subprocess.run(command, capture_output=True, text=True, check=False)
         assert end.returncode == 0, end.stdout + end.stderr
         assert "Skipped" in end.stdout
-        assert len(list((here / "out").iterdir())) == 12 * 4 + 1
+        assert len(list((here / "out").iterdir())) == 12 * 3 + 1
         assert not list((here / "out").rglob("*.part"))
         assert "Skipped 12 complete" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
