@@ -74,23 +74,24 @@ class AnnotatedDepth:
         The map that a line with `depth_path` names; nulls are as absent. No file is opened.
 
         Raises:
-            ValueError: `depth_format` is neither `binary_float32` nor the suffix of the file, or
+            ValueError: a path is no text; `depth_format` is neither `binary_float32` nor the suffix of the file, or
                 `original_depth_size` is not a width and a height.
         """
-        suffix = str(line["depth_path"]).rpartition(".")[2]
+        names = ("depth_path", "mask_valid_path", "mask_invalid_path", "mask_transp_path")
+        path, valid, invalid, transparent = (_path(line, name) for name in names)
+        suffix = path.rpartition(".")[2]
         if line.get("depth_format") not in (None, "binary_float32", suffix):
             raise ValueError(
                 f"`depth_format` is {line['depth_format']!r}, expected 'binary_float32' for a raster of metres, "
                 "or null for a picture or an .npy file."
             )
         size = line.get("original_depth_size")
-        masks = (line.get("mask_valid_path") or line.get("mask_invalid_path"), line.get("mask_transp_path"))
         return cls(
-            line["depth_path"],
+            path,
             line.get("depth_scale"),
             None if size is None else _width_and_height(size),
             line.get("depth_format") == "binary_float32",
-            tuple(mask for mask in masks if mask),
+            tuple(mask for mask in (valid or invalid, transparent) if mask),
         )
 
     def read(self, root: str | None = None) -> np.ndarray:
@@ -240,6 +241,13 @@ def map_size(line: Mapping[str, Any]) -> tuple[int, int]:
             f"The map of the points is {width}x{height} pixels, expected 1 to {MAX_IMAGE_PIXELS:,} in all."
         )
     return width, height
+
+
+def _path(line: Mapping[str, Any], name: str) -> str:
+    value = line.get(name)
+    if not isinstance(value, (str, type(None))):
+        raise ValueError(f"`{name}` is {value!r}, expected the path of a file.")
+    return value or ""
 
 
 def _width_and_height(size: Any) -> tuple[int, int]:

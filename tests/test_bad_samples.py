@@ -23,6 +23,7 @@ def processor():
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 128 96\n{} loop\n"
 POINTS = {"pixel_coords": [[1, 1]], "depth": [2.0], "original_depth_size": [128, 96]}
+LINE = {"depth_path": "none.png", "original_fx": 100.0, "messages": None, "prompt": "How far?"}
 
 # By name: what changes in a good row, a part of the file's name, a part of the reason.
 BAD = {
@@ -61,6 +62,10 @@ BAD = {
         "1,000,001",
     ),
     "map of points beyond memory": ({**POINTS, "original_depth_size": [10**6, 10**6]}, None, "1000000x1000000"),
+    "empty array as path": ({**LINE, "depth_path": np.array([])}, None, "`depth_path` is array([]"),
+    "list as path": ({**LINE, "depth_path": ["a.png"]}, None, "`depth_path` is ['a.png'], expected the path"),
+    "array as mask": ({**LINE, "mask_valid_path": np.ones(2)}, None, "`mask_valid_path` is array("),
+    "tensor as text": ({"text": torch.ones(2), "messages": None}, None, "more than one value"),
     "video": ({"text": "<|video_pad|>", "image": None, "depth": None}, None, "video"),
 }
 
@@ -147,6 +152,13 @@ class TestBadSamples:
             DepthDataCollator(processor)([line])
         collate = DepthDataCollator(processor, on_bad_sample="skip", return_info=True)
         assert collate([line, depth_row()])["batch_info"].skipped == 1
+
+    @pytest.mark.parametrize("value", [np.array([]), torch.empty(0), torch.ones(2), [], "", math.nan], ids=repr)
+    def test_columns_called_like_ours_say_nothing(self, processor, value):
+        collate = DepthDataCollator(processor, return_info=True)
+        batch = collate([depth_row(__row__=value), depth_row(__row__=np.int64(7), __repeated__=value)])
+        expected = BatchInfo(rows=("row 0 of the batch", "row 7"), skipped=0, images=2, depth_images=2)
+        assert batch["batch_info"] == expected
 
     def test_unknown_policy(self, processor):
         with pytest.raises(ValueError, match="'ignore', expected 'stop' or 'skip'"):

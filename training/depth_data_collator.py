@@ -10,7 +10,7 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from .bad_samples import BadSampleError, BadSampleLog
 from .reply_labels import ReplyRenderer
-from .training_rows import DEFAULT_COLUMNS, REPEATED_COLUMN, RowReader, TrainingRow
+from .training_rows import DEFAULT_COLUMNS, RowReader, TrainingRow, is_repeated
 
 __all__ = ["BatchInfo", "DepthDataCollator"]
 
@@ -117,8 +117,7 @@ class DepthDataCollator(DataCollatorForVisionLanguageModeling):
             depth = [one for row in rows for one in row.depth]
             output["batch_info"] = BatchInfo(
                 rows=tuple(row.name for row in rows),
-                skipped=sum(not example.get(REPEATED_COLUMN) for example in examples)
-                - sum(not row.repeated for row in rows),
+                skipped=sum(not is_repeated(example) for example in examples) - sum(not row.repeated for row in rows),
                 images=len(depth),
                 depth_images=sum(one is not None for one in depth),
             )

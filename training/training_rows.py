@@ -1,5 +1,6 @@
 """One row of a data set, decoded: its images, their cameras and true depth, its text; or the reason why not."""
 
+import operator
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -42,6 +43,8 @@ NO_VALID_PIXEL = (
     "its depth map has no valid pixel, so it teaches nothing. 0, negative, NaN and infinite values are not valid; "
     "check the file and its `depth_scale`."
 )
+# What comes of a value of a kind that nobody foresaw; RuntimeError of a tensor that is asked whether it is true.
+_UNUSUAL_VALUES = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError, TemplateError)
 
 
 @dataclass
@@ -101,8 +104,7 @@ class RowReader:
         Raises:
             BadSampleError: for a row that cannot be used, with its number, file and reason.
         """
-        number, repeated = row.get(ROW_COLUMN), bool(row.get(REPEATED_COLUMN))
-        name: int | str = f"row {index} of the batch" if number is None else int(number)
+        name, repeated = _row_name(row, index), is_repeated(row)
         nulls = {key for key, value in row.items() if value is None}
         row = {key: value for key, value in row.items() if value is not None}
         try:
@@ -120,7 +122,7 @@ class RowReader:
             maps = [None] * len(images) if repeated else self._maps(row, columns, len(images))
             lists = {key: _per_image(row, columns[key], len(images)) for key in ("depth_scale", "depth_type")}
             cameras = _cameras(row, columns, len(images))
-        except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, TemplateError) as error:
+        except _UNUSUAL_VALUES as error:
             reason = f"it lacks the key {error}." if isinstance(error, KeyError) else str(error)
             raise BadSampleError(reason, name, _first_name(row)) from error
 
@@ -174,10 +176,22 @@ class RowReader:
         return ray_to_z(depth, camera)
 
 
+def is_repeated(row: dict[str, Any]) -> bool:
+    """Whether a row only fills up a batch; what else a data set may have in a column of that name says nothing."""
+    return row.get(REPEATED_COLUMN) is True
+
+
 def read_columns(columns: dict[str, str | None] | None = None, text_field: str = "text") -> list[str]:
     """Every column of a data set that the collator looks at."""
     named = [name for name in {**DEFAULT_COLUMNS, **(columns or {})}.values() if name is not None]
     return [*dict.fromkeys(["images", "image", *TEXT_COLUMNS, text_field, *named, *ANNOTATION_COLUMNS, *OWN_COLUMNS])]
+
+
+def _row_name(row: dict[str, Any], index: int) -> int | str:
+    try:
+        return operator.index(row[ROW_COLUMN])
+    except (LookupError, TypeError):  # there is none, or it is not ours
+        return f"row {index} of the batch"
 
 
 def _attempt(row: int | str, file: str | None, problem: str, read: Callable[..., Any], *args: Any) -> Any:
