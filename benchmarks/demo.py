@@ -1,8 +1,8 @@
 """Many visitors of one demo on loopback: what they wait for, and the server's memory.
 
-Each visitor opens the page, uploads a picture of their own, measures it, gets the files, loads the mesh as the page
-does and one file, asks a question, and thinks before beginning anew. The server is a process of its own; the visitors
-share the machine with it.
+Each visitor opens the page, uploads a picture of their own, measures it and loads the view as the page does, gets the
+files, loads the mesh as the page does and one file, asks a question, and thinks before beginning anew. The server is a
+process of its own; the visitors share the machine with it.
 """
 
 import argparse
@@ -94,6 +94,8 @@ async def one_picture(client: httpx.AsyncClient, load: Load, number: int) -> Non
     with Timer(load, "measure") as timer:
         measured = await run("measure", photo, 571.8)
         timer.counts = measured is not None
+        for name in ("depth", "colors", "scale") if measured else ():
+            (await client.get(measured["data"][1][name]["url"])).raise_for_status()
     if measured is None:
         load.busy += 1
         return

@@ -125,7 +125,7 @@ class Demo:
         prediction, results = conversation.prediction, self.files.results()
         new = Visit(photo, typed, prediction.camera, results, result_stem(photo), conversation=conversation)
         prediction.save(results, new.stem, ["npy"])  # the other files are made from it
-        return new, view_of(prediction)
+        return new, view_of(prediction, results / "view")
 
     def write(self, visit: Visit | None) -> list[Any]:
         """Write the mesh to turn, and all files, in a folder whose name nobody can guess."""

@@ -102,12 +102,16 @@ def serve(
 ) -> Any:
     """Serve a demo. See `launch`; `options` go to `gradio.Blocks.launch`. Returns the page."""
     import gradio as gr
+    import matplotlib
     from starlette.middleware import Middleware
+    from starlette.responses import FileResponse
 
     from .demo import MODEL_QUEUE
     from .demo_guard import Guard, steps_of
 
     page, limits = demo.page(), demo.limits
+    matplotlib.use("agg")  # or Gradio looks for a screen at the first visitor's step
+    FileResponse.chunk_size = 2**20  # every piece waits for a thread: a mesh would in 200
 
     def waiting() -> int:
         queue = page._queue.event_queue_per_concurrency_id.get(

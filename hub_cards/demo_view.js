@@ -1,20 +1,29 @@
 // The pointer's distance and that between two clicked points. `element`, `props` and `watch` are Gradio's.
 let view = null; // { ...value, depth: Float32Array }
 let points = [];
+let last = 0; // number of the newest picture
 
 const find = (selector) => element.querySelector(selector);
 const metres = (value) => (value > 0 && Number.isFinite(value) ? `${value.toFixed(2)} m` : "no depth");
 
-function load() {
+async function load() {
   const value = props.value;
+  const ticket = ++last;
   points = [];
   view = null;
-  find(".view").hidden = !value;
+  find(".view").hidden = true;
   find(".empty").hidden = !!value;
+  find(".empty").textContent = "The depth map comes here.";
   if (!value) return;
-  const bytes = Uint8Array.from(atob(value.depth), (letter) => letter.charCodeAt(0));
-  view = { ...value, depth: new Float32Array(bytes.buffer) };
-  find(".scale").src = value.scale;
+  const answer = await fetch(value.depth.url);
+  const bytes = answer.ok ? await answer.arrayBuffer() : null;
+  if (ticket !== last) return; // another picture has come meanwhile
+  find(".view").hidden = !bytes;
+  find(".empty").hidden = !!bytes;
+  find(".empty").textContent = "This depth map is kept no longer. Measure the picture again.";
+  if (!bytes) return;
+  view = { ...value, depth: new Float32Array(bytes) };
+  find(".scale").src = value.scale.url;
   find(".scale").style.flex = `${value.scale_width} 1 0`; // both shrink alike, so that their heights stay equal
   find(".frame").style.flex = `${value.columns.length} 1 0`;
   find(".pointer").textContent = "Point at the picture.";
@@ -23,7 +32,7 @@ function load() {
 }
 
 function show(which) {
-  find(".picture").src = view[which];
+  find(".picture").src = view[which].url;
   for (const button of element.querySelectorAll(".show"))
     button.setAttribute("aria-pressed", String(button.dataset.show === which));
 }

@@ -5,8 +5,6 @@ Everything is computed in the visitor's browser from the depth map itself (float
 
 from __future__ import annotations
 
-import base64
-import io
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from ..visualize import colorize, depth_range, scale_bar
 
 MAX_SIDE = 768  # of what the browser gets: at most 2.4 MB of depth; a larger map is sampled, not averaged
 
+_FILES = {"depth": ".f32", "colors": ".png", "photo": ".jpg", "scale": ".png"}
 _SCALE_HEIGHT = 600
 _FOLDER = Path(__file__).parent
 
@@ -34,35 +33,42 @@ def depth_view(**kwargs: Any) -> gr.HTML:
     )
 
 
-def view_of(prediction: Prediction) -> dict[str, Any]:
-    """What the browser shows of a prediction.
+def view_of(prediction: Prediction, folder: Path) -> dict[str, Any]:
+    """Write what the browser fetches of a prediction, and say what it shows.
+
+    Args:
+        prediction: what is shown.
+        folder: where the files go; made if it is not there.
 
     Returns:
         `width`, `height`: of the picture in pixels; `columns`, `rows`: their numbers in the picture that were sampled;
-        `depth`: float32 little-endian metres, row by row, base64; `camera`: fx, fy, cx, cy in pixels; `colors`,
-        `photo`, `scale`: data URLs of the coloured depth, the photograph, and the scale in metres; `scale_width`: how
-        wide the scale is beside a picture of that many columns.
+        `camera`: fx, fy, cx, cy in pixels; `scale_width`: how wide the scale is beside a picture of that many columns.
+        Files, as Gradio serves them: `depth`: float32 little-endian metres, row by row; `colors`, `photo`, `scale`: the
+        coloured depth, the photograph, and the scale in metres.
     """
     height, width = prediction.depth.shape
     rows, columns = sampled(height, width)
     depth = prediction.depth[np.ix_(rows, columns)].astype("<f4")
-    limits = depth_range(prediction.depth)
-    colors = Image.fromarray(colorize(depth, limits))
+    limits = depth_range(depth)
     photo = prediction.image.resize((len(columns), len(rows)), Image.Resampling.BILINEAR)
     enlarged = -(-_SCALE_HEIGHT // len(rows))  # so that its letters are sharp beside a small picture
     scale = scale_bar(len(rows) * enlarged, limits)
     camera = prediction.camera
+    folder.mkdir(exist_ok=True)
+    paths = {name: folder / f"{name}{suffix}" for name, suffix in _FILES.items()}
+    paths["depth"].write_bytes(depth.tobytes())
+    Image.fromarray(colorize(depth, limits)).save(paths["colors"], compress_level=1)
+    photo.save(paths["photo"], quality=90)
+    scale.save(paths["scale"])
     return {
         "width": width,
         "height": height,
         "columns": columns.tolist(),
         "rows": rows.tolist(),
-        "depth": base64.b64encode(depth.tobytes()).decode(),
         "camera": [camera.fx, camera.fy, camera.cx, camera.cy],
-        "colors": _data_url(colors, "PNG", compress_level=4),
-        "photo": _data_url(photo, "JPEG", quality=90),
-        "scale": _data_url(scale, "PNG"),
         "scale_width": scale.width / enlarged,
+        # An address in place of its content: Gradio keeps a session's values, and copies them at each step.
+        **{name: {"path": str(path), "meta": {"_type": "gradio.FileData"}} for name, path in paths.items()},
     }
 
 
@@ -72,9 +78,3 @@ def sampled(height: int, width: int) -> tuple[NDArray[np.intp], NDArray[np.intp]
     count = max(1, round(height / shrink)), max(1, round(width / shrink))
     rows, columns = ((np.arange(n) + 0.5) * (size / n) for n, size in zip(count, (height, width), strict=True))
     return rows.astype(np.intp), columns.astype(np.intp)
-
-
-def _data_url(image: Image.Image, kind: str, **options: Any) -> str:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -1,6 +1,5 @@
 """The demo's steps without a browser: what it takes, what it refuses, what it shows and writes."""
 
-import base64
 import io
 import json
 import struct
@@ -148,27 +147,28 @@ class TestCamera:
 
 
 class TestView:
-    def test_a_small_map_is_shown_as_it_is(self):
+    def test_a_small_map_is_shown_as_it_is(self, tmp_path):
         depth = np.random.default_rng(0).uniform(1, 9, (40, 60)).astype(np.float32)
         prediction = Prediction(depth, Camera(50, 51, 30, 20, 60, 40, "fov"), Image.new("RGB", (60, 40)))
-        view = view_of(prediction)
+        view = view_of(prediction, tmp_path / "view")
         json.dumps(view, allow_nan=False)
-        shown = np.frombuffer(base64.b64decode(view["depth"]), "<f4").reshape(40, 60)
+        shown = np.fromfile(view["depth"]["path"], "<f4").reshape(40, 60)
         np.testing.assert_array_equal(shown, depth)
         assert view["columns"] == list(range(60))
         assert view["rows"] == list(range(40))
         assert view["camera"] == [50, 51, 30, 20]
-        colors = Image.open(io.BytesIO(base64.b64decode(view["colors"].split(",")[1])))
-        assert colors.size == (60, 40)
+        for name in ("colors", "photo"):
+            with Image.open(view[name]["path"]) as image:
+                assert image.size == (60, 40)
 
-    def test_a_large_map_is_sampled(self):
+    def test_a_large_map_is_sampled(self, tmp_path):
         depth = np.arange(1000 * 3000, dtype=np.float32).reshape(1000, 3000) + 1
         prediction = Prediction(depth, Camera(900, 900, 1500, 500, 3000, 1000, "fov"), Image.new("RGB", (3000, 1000)))
-        view = view_of(prediction)
+        view = view_of(prediction, tmp_path / "view")
         rows, columns = view["rows"], view["columns"]
         assert (len(rows), len(columns)) == (256, 768)
         assert (rows[0], columns[0], rows[-1], columns[-1]) == (1, 1, 998, 2998)
-        shown = np.frombuffer(base64.b64decode(view["depth"]), "<f4").reshape(256, 768)
+        shown = np.fromfile(view["depth"]["path"], "<f4").reshape(256, 768)
         assert shown[100, 500] == depth[rows[100], columns[500]]
 
     @pytest.mark.parametrize("size", [(2, 2), (2, 400), (5000, 25), (768, 768), (769, 1)])
@@ -194,7 +194,7 @@ class TestSteps:
         assert len(tower) == 1  # depth, and two questions
 
         [prediction] = nano.predict(ROOM)
-        shown = np.frombuffer(base64.b64decode(view["depth"]), "<f4").reshape(480, 640)
+        shown = np.fromfile(view["depth"]["path"], "<f4").reshape(480, 640)
         np.testing.assert_allclose(shown, prediction.depth, rtol=1e-6)
         assert "EXIF" in source
         assert chat == []

@@ -1,6 +1,5 @@
 """The demo's queue with several visitors at once: who waits, who is sent away and told so, and that replies stream."""
 
-import base64
 import io
 import threading
 from collections.abc import Iterator
@@ -103,7 +102,8 @@ def test_visitors_at_once_get_their_own_metres_and_words(nano, tmp_path):
         view = visitor.run("measure", visitor.photo(path), 100.0 + number)["output"]["data"][1]
         chat = visitor.run("ask", None, questions[number % 4])["output"]["data"][1]
         shape = (len(view["rows"]), len(view["columns"]))
-        return np.frombuffer(base64.b64decode(view["depth"]), "<f4").reshape(shape), chat[-1]["content"][0]["text"]
+        depth = visitor.client.get(view["depth"]["url"]).raise_for_status().content
+        return np.frombuffer(depth, "<f4").reshape(shape), chat[-1]["content"][0]["text"]
 
     with serving(nano, tmp_path / "served", new_tokens=16) as (_, url), ThreadPoolExecutor(8) as pool:
         found = list(pool.map(visit, range(8)))
