@@ -13,11 +13,11 @@ from ._keywords import check_loading
 from ._registration import register
 from .modeling_depthvlm import DepthVLMConfig, DepthVLMForConditionalGeneration
 from .modeling_depthvlm.configuration_depthvlm import HUB_KWARGS
+from .modeling_depthvlm.published_layout import ADAPTER_CONFIG, CONFIG, adapter_folder
 from .processing import DepthVLMProcessor
 
 register()  # for the `depthvlm` command; otherwise done when the package was imported
 
-CONFIG, ADAPTER_CONFIG, ADAPTER_WEIGHTS = "config.json", "adapter_config.json", "adapter_model.safetensors"
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 _SMALL_MODEL = 500_000_000  # parameters: up to here float32 on a CPU is faster than bfloat16, and takes at most 2 GB
 
@@ -158,13 +158,11 @@ def find_adapter(path: str, origin: dict[str, Any]) -> Path | None:
     """
     optional: Any = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     where = {name: value for name, value in origin.items() if name != "trust_remote_code"}
-    if cached_file(path, CONFIG, **where, **optional) or not cached_file(path, ADAPTER_CONFIG, **where, **optional):
+    if cached_file(path, CONFIG, **where, **optional) or (adapter := adapter_folder(path, where)) is None:
         return None
-    if not cached_file(path, ADAPTER_WEIGHTS, **where, **optional):
-        raise FileNotFoundError(f"The adapter {path} has no {ADAPTER_WEIGHTS}: pickled weights are never read.")
     for name in (*PROCESSOR_FILES, "training_recipe.yaml"):
         cached_file(path, name, **where, **optional)
-    return Path(str(cached_file(path, ADAPTER_CONFIG, **where))).parent
+    return adapter
 
 
 def base_of_adapter(adapter: Path) -> tuple[str, str | None]:

@@ -21,6 +21,8 @@ PUBLISHED_HEADS: dict[str, dict[str, Any]] = {
 }
 HEAD = "depth_head."
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+CONFIG, ADAPTER_CONFIG, ADAPTER_WEIGHTS = "config.json", "adapter_config.json", "adapter_model.safetensors"
+NO_ADAPTER = {"subfolder": "no-adapter"}  # where transformers looks for one beside a model, and finds none
 LAYERS = {
     "text_config": ("num_hidden_layers", ".language_model.layers."),
     "vision_config": ("depth", ".visual.blocks."),
@@ -172,6 +174,22 @@ def read_weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
+def adapter_folder(path: str, hub_kwargs: dict[str, Any]) -> Path | None:
+    """
+    Return the folder of the PEFT adapter that `path` holds, downloaded if need be; None where it holds none.
+
+    Raises:
+        FileNotFoundError: its weights are no safetensors.
+    """
+    optional: Any = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    config = cached_file(path, ADAPTER_CONFIG, **hub_kwargs, **optional)
+    if config is None:
+        return None
+    if not cached_file(path, ADAPTER_WEIGHTS, **hub_kwargs, **optional):
+        raise FileNotFoundError(f"The adapter {path} has no {ADAPTER_WEIGHTS}: pickled weights are never read.")
+    return Path(config).parent
+
+
 def check_weights(config_dict: dict[str, Any], header: dict[str, list[int] | None], path: str) -> None:
     """
     See that the weights hold what the configuration promises, before anything of it is built.
@@ -237,6 +255,8 @@ class CheckpointMixin:
                 for a backbone that is not supported; for weights that the model needs and the checkpoint lacks, or
                 fewer layers than its config says. With `output_loading_info=True` missing weights are returned instead.
             OSError: when there are no safetensors weights, or a file of them is incomplete.
+
+        An adapter is put on the model that it is for, which is held to the same.
         """
         if kwargs.setdefault("use_safetensors", True) is not True:
             raise ValueError("DepthVLM reads safetensors alone, never pickle: leave `use_safetensors` out.")
@@ -247,10 +267,20 @@ class CheckpointMixin:
         if revision is not None:
             kwargs["revision"] = revision
         path = str(pretrained_model_name_or_path)
+        where = {key: kwargs[key] for key in HUB_KWARGS if kwargs.get(key) is not None}
+        of_adapter = kwargs.get("adapter_kwargs") or {}
+        if pretrained_model_name_or_path is not None and of_adapter is not NO_ADAPTER:
+            named = of_adapter.get("_adapter_model_path")  # by an Auto class, beside the model that it is for
+            place = (
+                where if named is None else {key: where[key] for key in where if key not in ("revision", "subfolder")}
+            )
+            place |= {key: of_adapter[key] for key in HUB_KWARGS if of_adapter.get(key) is not None}
+            adapter = adapter_folder(str(named or path), place)
+            if adapter is not None:
+                return cls._with_adapter(adapter, path, named is None, *args, **kwargs)
         wants_info = kwargs.pop("output_loading_info", False)
         stored: dict[str, Any] = {}
         if pretrained_model_name_or_path is not None and kwargs.get("state_dict") is None:
-            where = {key: kwargs[key] for key in HUB_KWARGS if kwargs.get(key) is not None}
             header = weights_header(path, where, kwargs.get("variant"))
             if header is not None:
                 stored, _ = PreTrainedConfig.get_config_dict(path, **where)
@@ -272,6 +302,27 @@ class CheckpointMixin:
         if stored and not wants_info:
             check_missing(info["missing_keys"], stored, path)
         return (model, info) if wants_info else model
+
+    @classmethod
+    def _with_adapter(cls, adapter: Path, model: str, is_adapter: bool, *args: Any, **kwargs: Any) -> Any:
+        """
+        Load a model alone, of whose weights transformers would not say what is missing, then its adapter.
+
+        Args:
+            adapter: its folder.
+            model: folder or name of the model.
+            is_adapter: whether `model` is the adapter's own, which names another where no model lies beside it.
+        """
+        name = kwargs.pop("adapter_name", "default")
+        if is_adapter and not (Path(model) / CONFIG).is_file():
+            settings = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+            model = settings["base_model_name_or_path"]
+            kwargs = {key: kwargs[key] for key in kwargs if key != "subfolder"} | {"revision": settings.get("revision")}
+        loaded = cls.from_pretrained(model, *args, **kwargs | {"adapter_kwargs": NO_ADAPTER})
+        network = loaded[0] if kwargs.get("output_loading_info") else loaded
+        if not network._hf_peft_config_loaded:
+            network.load_adapter(str(adapter), adapter_name=name)
+        return loaded
 
     @property
     def device(self: Any) -> torch.device:
