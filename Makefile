@@ -46,8 +46,8 @@ types: $(VENV)/.dev
 # The bundled model again, from nothing, on two cores. Interrupted, it goes on where it was when called again.
 nano: $(NANO)/stage3/model.safetensors
 
-$(NANO)/init/model.safetensors: scripts/init_nano.py | $(VENV)/.dev
-	$(NANO_ENV) $(BIN)/python scripts/init_nano.py $(NANO)/init
+$(NANO)/init/model.safetensors: scripts/nano/init_nano.py | $(VENV)/.dev
+	$(NANO_ENV) $(BIN)/python scripts/nano/init_nano.py $(NANO)/init
 
 $(NANO)/stage0/model.safetensors: $(NANO)/init/model.safetensors
 $(NANO)/stage1/model.safetensors: $(NANO)/stage0/model.safetensors
@@ -75,7 +75,7 @@ wheel: $(VENV)/.dev
 # sdist and wheel in dist/, checked, and the README's commands where the wheel alone is installed.
 release: $(VENV)/.dev
 	rm -rf dist
-	$(BIN)/python scripts/check_release.py --dist dist
+	$(BIN)/python scripts/release/check_release.py --dist dist
 
 # torch is installed first, alone: what depends on it then keeps this build.
 $(VENV)/.torch: constraints.txt
@@ -98,8 +98,8 @@ test-torchvision:
 	grep -v '^torch==' constraints.txt > build-constraints.txt
 	.venv-torchvision/bin/python -m pip install -q -c build-constraints.txt -e ".[dev,video]"
 	rm build-constraints.txt
-	.venv-torchvision/bin/python -m pytest tests/test_image_processing.py tests/test_image_inputs.py tests/test_processor.py \
-		tests/test_camera.py tests/test_depth_maps.py tests/test_post_processing.py tests/test_predictors_transformers.py
+	.venv-torchvision/bin/python -m pytest tests/processing/test_image_processing.py tests/processing/test_image_inputs.py tests/processing/test_processor.py \
+		tests/processing/test_camera.py tests/processing/test_depth_maps.py tests/processing/test_post_processing.py tests/benchmark/test_predictors_transformers.py
 
 # The oldest transformers that is supported: what loads a checkpoint and its code. Left out: what 5.18 itself cannot do
 # (README, versions), what needs bitsandbytes, and a test that uses a method's newer name.
@@ -109,8 +109,8 @@ test-oldest:
 	grep -v '^torch==\|^transformers==' constraints.txt > oldest-constraints.txt
 	.venv-oldest/bin/python -m pip install -q -c oldest-constraints.txt transformers==5.18.0 -e ".[train,bench,demo]" pytest
 	rm oldest-constraints.txt
-	.venv-oldest/bin/python -m pytest tests/test_remote_code.py tests/test_loading.py tests/test_modeling.py \
-		tests/test_processor.py tests/test_hub_loading.py tests/test_push_files.py tests/test_push_upload.py \
+	.venv-oldest/bin/python -m pytest tests/hub/test_remote_code.py tests/hub/test_loading.py tests/modeling/test_modeling.py \
+		tests/processing/test_processor.py tests/hub/test_hub_loading.py tests/hub/test_push_files.py tests/hub/test_push_upload.py \
 		-k "not quantisation and not num_return_sequences and not prefill_chunk and not checkpointing and not compile"
 
 # lmms-eval brings torchvision, and with it a CUDA build of torch (5 GB); it runs on a CPU. It reaches into filelock's inside.
@@ -119,19 +119,19 @@ test-lmms:
 	.venv-lmms/bin/python -m pip install -q torch==2.15.0 torchvision==0.29.2
 	.venv-lmms/bin/python -m pip install -q lmms-eval==0.7.3 "filelock<3.30"
 	.venv-lmms/bin/python -m pip install -q -e ".[bench,video]" pytest
-	.venv-lmms/bin/python -m pytest tests_lmms
+	.venv-lmms/bin/python -m pytest tests/lmms
 
 # The demo in a headless Chromium: `apt-get install chromium`, or set CHROMIUM to its path.
 test-browser: $(VENV)/.dev
-	$(BIN)/python -m pytest tests_browser
+	$(BIN)/python -m pytest tests/browser
 
 # On a machine with a CUDA GPU.
 test-gpu: $(VENV)/.dev
-	$(BIN)/python -m pytest tests_gpu
+	$(BIN)/python -m pytest tests/gpu
 
 # The pictures of the demo, from that run.
 screenshots: $(VENV)/.dev
-	$(BIN)/python -m pytest tests_browser -k metres_words_and_files --screenshots docs/images
+	$(BIN)/python -m pytest tests/browser -k metres_words_and_files --screenshots docs/images
 
 clean:
 	rm -rf $(VENV) .venv-torchvision .venv-oldest .venv-lmms build dist *.egg-info outputs

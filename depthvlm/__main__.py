@@ -1,6 +1,6 @@
 """`python -m depthvlm`: the same as the `depthvlm` command."""
 
-from .cli import main
+from .cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -12,8 +12,8 @@ from ._bundled import resolve_model_path, split_revision
 from ._keywords import check_loading
 from ._registration import register
 from .modeling_depthvlm import DepthVLMConfig, DepthVLMForConditionalGeneration
+from .modeling_depthvlm.checkpoints_depthvlm import ADAPTER_CONFIG, CONFIG, adapter_folder
 from .modeling_depthvlm.configuration_depthvlm import HUB_KWARGS
-from .modeling_depthvlm.published_layout import ADAPTER_CONFIG, CONFIG, adapter_folder
 from .processing import DepthVLMProcessor
 
 register()  # for the `depthvlm` command; otherwise done when the package was imported

@@ -7,7 +7,7 @@ from typing import Any
 
 from ._loading import hub_keywords, load_parts
 from .export import partial_path, remove_partial_files
-from .hub_cards.recipe_file import convert_recipe
+from .recipe_file import convert_recipe
 
 
 def convert_checkpoint(source: str | PathLike[str], destination: str | PathLike[str], **kwargs: Any) -> Path:

@@ -22,7 +22,7 @@ from transformers.utils.hub import cached_file, cached_files
 from ._bundled import BUNDLED_MODEL, resolve_model_path, split_revision
 from .export import atomic_write
 from .modeling_depthvlm import DepthVLMConfig
-from .modeling_depthvlm.depth_heads import DepthHead, build_depth_head
+from .modeling_depthvlm.depth_heads_depthvlm import DepthHead, build_depth_head
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,12 +1,12 @@
 """The model: configuration, depth heads, SILog loss, model classes."""
 
 from .configuration_depthvlm import DepthHeadConfig, DepthVLMConfig
+from .losses_depthvlm import silog_loss
 from .modeling_depthvlm import (
     DepthVLMForConditionalGeneration,
     DepthVLMForDepthEstimation,
 )
 from .outputs_depthvlm import DepthVLMCausalLMOutputWithPast, PredictedDepth
-from .silog import silog_loss
 
 __all__ = [
     "DepthHeadConfig",

@@ -12,7 +12,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLConfig, Qwen3VLTextConfig, Qwen3VLVisionConfig
 
-from .published_layout import HUB_KWARGS, adopt_config_dict, check_backbone
+from .checkpoints_depthvlm import HUB_KWARGS, adopt_config_dict, check_backbone
 
 HEAD_TYPES = ("dpt_light", "dpt", "mlp")
 MLP_FUSIONS = ("concat", "concat_norm", "sum")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .configuration_depthvlm import DepthVLMConfig
-from .depth_heads import DepthHead
+from .depth_heads_depthvlm import DepthHead
 
 
 def recorded_states(config: DepthVLMConfig) -> list[int]:

@@ -14,6 +14,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLForConditional
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
+from .checkpoints_depthvlm import CheckpointMixin
 from .configuration_depthvlm import DepthVLMConfig
 from .depth_features import (
     PromptStates,
@@ -23,11 +24,10 @@ from .depth_features import (
     run_depth_head,
     token_grids,
 )
-from .depth_heads import DepthHead, build_depth_head, init_head_layer
+from .depth_heads_depthvlm import DepthHead, build_depth_head, init_head_layer
 from .generation_depthvlm import DepthGenerationMixin, positions_of_call
+from .losses_depthvlm import resize_depth, silog_loss
 from .outputs_depthvlm import DepthVLMCausalLMOutputWithPast, PredictedDepth
-from .published_layout import CheckpointMixin
-from .silog import resize_depth, silog_loss
 
 AUTO_MAP = {
     "AutoConfig": "configuration_depthvlm.DepthVLMConfig",

@@ -5,14 +5,14 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .depth_data_collator import DepthDataCollator
-    from .depth_sft_config import DepthSFTConfig
-    from .depth_sft_trainer import DepthSFTTrainer
+    from .collator import DepthDataCollator
+    from .config import DepthSFTConfig
+    from .trainer import DepthSFTTrainer
 
 _MODULES = {
-    "DepthDataCollator": "depth_data_collator",
-    "DepthSFTConfig": "depth_sft_config",
-    "DepthSFTTrainer": "depth_sft_trainer",
+    "DepthDataCollator": "collator",
+    "DepthSFTConfig": "config",
+    "DepthSFTTrainer": "trainer",
 }
 __all__ = ["DepthDataCollator", "DepthSFTConfig", "DepthSFTTrainer"]
 

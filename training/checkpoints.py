@@ -15,7 +15,7 @@ from peft.utils import WEIGHTS_NAME as ADAPTER
 from transformers import Trainer
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
-from ..modeling_depthvlm.published_layout import read_weight_map
+from ..modeling_depthvlm.checkpoints_depthvlm import read_weight_map
 from .recipe_record import save_record, write_card
 
 logger = logging.getLogger(__name__)

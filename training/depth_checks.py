@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..modeling_depthvlm.silog import valid_depth
+from ..modeling_depthvlm.losses_depthvlm import valid_depth
 
 # Images that are looked at before anything is said. What holds for all of them is no matter of one picture.
 IMAGES_LOOKED_AT = 8

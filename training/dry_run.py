@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from ..modeling_depthvlm.silog import valid_depth
+from ..modeling_depthvlm.losses_depthvlm import valid_depth
 from ..processing import CAMERA_SOURCES
 from .depth_checks import IMAGES_LOOKED_AT, find_nonsense
 from .memory import count_parameters, estimate_flops, estimate_memory

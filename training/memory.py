@@ -20,8 +20,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..modeling_depthvlm import DepthHeadConfig, DepthVLMConfig, DepthVLMForConditionalGeneration
-from ..modeling_depthvlm.depth_heads import DepthHead, build_depth_head
-from ..modeling_depthvlm.silog import silog_per_image
+from ..modeling_depthvlm.depth_heads_depthvlm import DepthHead, build_depth_head
+from ..modeling_depthvlm.losses_depthvlm import silog_per_image
 from .parameter_parts import CHOICES, PARTS, part_of
 
 # The fused LM head of TRL works on tiles of at most this many tokens by this many words.

@@ -9,7 +9,7 @@ from trl.trainer.utils import create_model_from_path
 from .._loading import hub_keywords
 from ..modeling_depthvlm import DepthVLMForConditionalGeneration
 from ..processing import DepthVLMProcessor
-from .depth_sft_config import DepthSFTConfig
+from .config import DepthSFTConfig
 
 
 def load_model(

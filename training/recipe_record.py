@@ -39,7 +39,7 @@ _PACKAGES = ("depthvlm", "torch", "transformers", "trl", "accelerate", "datasets
 
 def stage_record(trainer: Any) -> dict[str, Any]:
     """
-    This run as it stands, for [`~depthvlm.hub_cards.recipe_file.write_recipe`].
+    This run as it stands, for [`~depthvlm.recipe_file.write_recipe`].
 
     Args:
         trainer: a [`DepthSFTTrainer`] of a model with a depth head. Nothing is gathered: any rank may call it.
@@ -76,7 +76,7 @@ def stage_record(trainer: Any) -> dict[str, Any]:
 
 def count_data(dataset: Any) -> dict[str, Any]:
     """Rows of a data set, and how many come from which source of DepthVLM-Bench where it has that column."""
-    from ..hub_cards.source_terms import TERMS
+    from ..hub_cards.cards.source_terms import TERMS
 
     if not isinstance(dataset, Dataset):
         return {}
@@ -99,7 +99,7 @@ def name_data(script_args: Any, dataset_args: Any) -> list[str]:
 
 def base_model(config: Any) -> tuple[str | None, str | None]:
     """Name on the Hub, and revision, of what the weights were loaded from; None for a local folder."""
-    from ..hub_cards.recipe_file import hub_name
+    from ..recipe_file import hub_name
 
     name = str(config._name_or_path or "")
     found, revision = hub_name(name)
@@ -108,14 +108,14 @@ def base_model(config: Any) -> tuple[str | None, str | None]:
 
 def earlier_stages(config: Any) -> list[Any]:
     """The record beside the weights that a run begins with. Read at once: the run may write to the same folder."""
-    from ..hub_cards.recipe_file import read_recipe
+    from ..recipe_file import read_recipe
 
     name = str(config._name_or_path or "")
     return list(read_recipe(name)) if name and Path(name).is_dir() else []
 
 
 def _public_name(name: str) -> str:
-    from ..hub_cards.recipe_file import is_hub_name
+    from ..recipe_file import is_hub_name
 
     local = Path(name).expanduser().exists() or Path(name).suffix in (".json", ".jsonl")
     on_hub = not local and ("/" not in name or is_hub_name(name))  # the oldest data sets have no owner
@@ -171,7 +171,7 @@ def record_stages(trainer: Any) -> list[Any]:
 
 def save_record(trainer: Any, folder: str, card: bool) -> None:
     """Write the recipe beside weights that were just saved, and the model card where it is asked for."""
-    from ..hub_cards.recipe_file import write_recipe
+    from ..recipe_file import write_recipe
 
     write_recipe(folder, record_stages(trainer))
     if card or (Path(folder) / "README.md").is_file():  # PEFT has written one, with the base model's local path
@@ -195,9 +195,9 @@ def write_card(
         dataset_name: of the training data, where the trainer was not told.
         tags: besides those of TRL and ours.
     """
-    from ..hub_cards.model_card import render_model_card
-    from ..hub_cards.model_facts import read_facts
-    from ..hub_cards.recipe_file import read_recipe, write_recipe
+    from ..hub_cards.cards.model_card import render_model_card
+    from ..hub_cards.cards.model_facts import read_facts
+    from ..recipe_file import read_recipe, write_recipe
 
     stages = record_stages(trainer)
     saved = read_recipe(folder) == stages
@@ -216,7 +216,7 @@ def write_card(
 
 
 def _live_facts(trainer: Any, stages: Sequence[Any]) -> Any:
-    from ..hub_cards.model_facts import ModelFacts
+    from ..hub_cards.cards.model_facts import ModelFacts
     from ..processing import DepthVLMProcessor
 
     adapter = None

@@ -27,7 +27,7 @@ os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # read by datasets when
 check_versions()  # before the first name is taken from TRL
 
 from depthvlm.training.bad_samples import BadSampleError  # noqa: E402
-from depthvlm.training.depth_sft_config import DepthSFTConfig  # noqa: E402
+from depthvlm.training.config import DepthSFTConfig  # noqa: E402
 from rich.console import Console  # noqa: E402
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser  # noqa: E402
 
@@ -287,8 +287,8 @@ def build_trainer(
 ) -> Any:
     """The trainer with its model and data, as the arguments name them."""
     from depthvlm.modeling_depthvlm import DepthVLMConfig
-    from depthvlm.training.depth_sft_trainer import DepthSFTTrainer
     from depthvlm.training.recipe_record import name_data
+    from depthvlm.training.trainer import DepthSFTTrainer
     from trl import get_peft_config, get_quantization_config
 
     from depthvlm._loading import hub_keywords

@@ -13,11 +13,11 @@ from trl import SFTConfig
 from trl.data_utils import get_dataset_column_names
 
 from .._loading import hub_keywords
-from .depth_dataset import prepare_depth_dataset
-from .depth_sft_config import DepthSFTConfig
+from .config import DepthSFTConfig
+from .dataset import prepare_depth_dataset
 from .model_loading import init_options
-from .reply_labels import CONVERSATION_COLUMNS, is_image, marks_image, picture_of
-from .training_rows import read_columns
+from .replies import CONVERSATION_COLUMNS, is_image, marks_image, picture_of
+from .rows import read_columns
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ def muon_optimizer(args: DepthSFTConfig, given: Any) -> tuple[Any, dict[str, Any
             f"Both `muon_learning_rate` ({args.muon_learning_rate}) and `optimizer_cls_and_kwargs` were given: leave "
             "one of them out."
         )
-    from .muon import MuonFactory  # a package of many optimisers, imported where one of them is used
+    from .optimizer import MuonFactory  # a package of many optimisers, imported where one of them is used
 
     return MuonFactory, {
         "muon_learning_rate": args.muon_learning_rate,

@@ -6,8 +6,8 @@ from typing import Any
 import datasets
 import evaluate
 import numpy as np
-from depthvlm.benchmark.metrics import MetricAccumulator
-from depthvlm.benchmark.protocol import get_protocol
+from depthvlm.benchmark.scoring.metrics import MetricAccumulator
+from depthvlm.benchmark.scoring.protocols import get_protocol
 
 _DESCRIPTION = """\
 Depth in metres against measured depth: delta1, delta2, delta3, abs_rel, sq_rel, rmse, rmse_log, log10 and silog, under
@@ -27,7 +27,7 @@ _INPUTS = """
 Args:
     predictions: for each image a map (H, W) or points (n,), z-depth in metres.
     references: the same of the truth; 0 or NaN where there is none.
-    protocol: name of a preset of `depthvlm.benchmark.protocol.PROTOCOLS`; "dense" by default.
+    protocol: name of a preset of `depthvlm.benchmark.scoring.protocols.PROTOCOLS`; "dense" by default.
     source_range: least and greatest depth in metres that the source counts as measured, where the protocol has no
         range of its own.
     changes: fields of the protocol to change, such as {"alignment": "median"}.

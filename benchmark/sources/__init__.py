@@ -7,7 +7,7 @@ from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
-from ..frames import Source
+from .frames import Source
 
 SOURCES: dict[str, str] = {
     "argoverse2": "argoverse2:Argoverse2",

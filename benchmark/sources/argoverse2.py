@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..frames import Frame, FrameError, FrameRef, Source, SourceError
-from ..projection import DEPTH_SCALE, EgoPoses, PinholeCamera, RigidTransform, lidar_depth_map
 from .files import expect_split, sorted_refs
+from .frames import Frame, FrameError, FrameRef, Source, SourceError
 from .lidar_files import Recent, expect_any_folder, frame_errors, read_image_of
+from .projection import DEPTH_SCALE, EgoPoses, PinholeCamera, RigidTransform, lidar_depth_map
 
 OFFICIAL_SPLITS = {"train": "train", "test": "val"}
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..frames import Frame, FrameError, FrameRef, Source, SourceError
-from ..projection import DEPTH_SCALE, PinholeCamera, RigidTransform, lidar_depth_map
 from .files import expect_folders, expect_split, read_image, read_json, sorted_refs
+from .frames import Frame, FrameError, FrameRef, Source, SourceError
 from .lidar_files import Recent, frame_errors, read_table
+from .projection import DEPTH_SCALE, PinholeCamera, RigidTransform, lidar_depth_map
 
 # Keys of `scene_splits` in DGP's dataset file.
 OFFICIAL_SPLITS = {"train": "0", "test": "1"}

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..frames import Frame, FrameError, FrameRef, Source, SourceError
 from .files import downloaded_scenes, expect_folders, expect_split, read_image, sorted_refs
+from .frames import Frame, FrameError, FrameRef, Source, SourceError
 
 TRAINING_SCENES = (
     "courtyard",

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ...processing.depth_maps_depthvlm import ASPECT_TOLERANCE
-from ..frames import FrameError, FrameRef, Source, SourceError
+from .frames import FrameError, FrameRef, Source, SourceError
 
 NO_RENDERING = 65535
 """The uint16 value of Taskonomy's and HM3D's renderings where the mesh has a hole."""

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from ...processing import resolve_camera
 from ...processing.depth_maps_depthvlm import PNG_SCALE_KEY, load_array, read_depth
-from ..frames import Frame, FrameError, FrameRef, Source, SourceError
 from .files import (
     expect_folders,
     expect_split,
@@ -30,6 +29,7 @@ from .files import (
     sorted_refs,
 )
 from .folder_layout import find_pairs
+from .frames import Frame, FrameError, FrameRef, Source, SourceError
 
 _OTHERS = re.compile(r"[^A-Za-z0-9/_.\-]")
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ..frames import Frame, FrameRef, Source
-from ..projection import from_opencv
 from .files import (
     expect_folders,
     expect_split,
@@ -19,6 +17,8 @@ from .files import (
     read_split_list,
     sorted_refs,
 )
+from .frames import Frame, FrameRef, Source
+from .projection import from_opencv
 
 _NAME = re.compile(r"(.+)_(\d+)")
 

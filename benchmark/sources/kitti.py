@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..frames import Frame, FrameError, FrameRef, Source, SourceError
-from ..projection import DEPTH_SCALE, PinholeCamera, RigidTransform, from_opencv, lidar_depth_map
 from .files import expect_split, read_depth_png, read_image, read_split_list, read_text, sorted_refs
+from .frames import Frame, FrameError, FrameRef, Source, SourceError
 from .lidar_files import expect_any_folder, frame_errors, read_points
+from .projection import DEPTH_SCALE, PinholeCamera, RigidTransform, from_opencv, lidar_depth_map
 
 OFFICIAL_SPLITS = {"train": "train", "test": "val"}
 

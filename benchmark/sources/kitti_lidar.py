@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..frames import Frame, FrameRef, Source, SourceError
-from ..projection import DEPTH_SCALE, PinholeCamera, RigidTransform, depth_map
 from .files import expect_folders, expect_split, read_image, read_split_list, sorted_refs
+from .frames import Frame, FrameRef, Source, SourceError
 from .kitti import calibration_of, checked_split_files, listed_images, split_projection
 from .lidar_files import frame_errors, read_points
+from .projection import DEPTH_SCALE, PinholeCamera, RigidTransform, depth_map
 
 _LIDAR_CALIBRATION = "calib_velo_to_cam.txt"
 

@@ -14,8 +14,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..frames import FrameError, Source, SourceError
 from .files import expect_folders, read_bytes, read_image, read_json
+from .frames import FrameError, Source, SourceError
 
 T = TypeVar("T")
 

@@ -23,9 +23,9 @@ from ...annotated_depth import (
 )
 from ...geometry import ray_to_z
 from ...processing import Camera
-from ..frames import Frame, FrameError, FrameRef, Source, SourceError
-from ..point_clouds import intrinsics_of_map, ray_factors
+from ..scoring.point_clouds import intrinsics_of_map, ray_factors
 from .files import expect_folders, expect_split, pinhole, read_image, sorted_refs
+from .frames import Frame, FrameError, FrameRef, Source, SourceError
 
 # Listed metres may be rounded, the prompt says to two decimals; a wrong scale is farther from the map than this.
 _ROUNDING_METRES, _ROUNDING_SHARE = 0.0051, 1e-4

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..frames import Frame, FrameError, FrameRef, Source, SourceError
-from ..projection import from_opencv
 from .files import (
     downloaded_scenes,
     expect_folders,
@@ -17,6 +15,8 @@ from .files import (
     read_split_list,
     sorted_refs,
 )
+from .frames import Frame, FrameError, FrameRef, Source, SourceError
+from .projection import from_opencv
 
 _PARAMETERS = "undistorted_camera_parameters"
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..frames import Frame, FrameError, FrameRef, Source, SourceError
-from ..projection import DEPTH_SCALE, PinholeCamera, RigidTransform, depth_map
 from .files import expect_split, sorted_refs
+from .frames import Frame, FrameError, FrameRef, Source, SourceError
 from .lidar_files import Recent, expect_any_folder, frame_errors, read_image_of, read_points, read_table
+from .projection import DEPTH_SCALE, PinholeCamera, RigidTransform, depth_map
 
 VERSIONS = ("v1.0-trainval", "v1.0-mini")
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..frames import Frame, FrameError, FrameRef, Source, SourceError
-from ..projection import from_opencv
 from .files import expect_folders, expect_split, read_bytes, sorted_refs
+from .frames import Frame, FrameError, FrameRef, Source, SourceError
+from .projection import from_opencv
 
 _LABELED = "nyu_depth_v2_labeled.mat"
 _SPLITS = "splits.mat"

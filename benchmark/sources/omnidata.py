@@ -10,7 +10,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from ..frames import Frame, FrameError, FrameRef, Source, SourceError
 from .files import (
     NO_RENDERING,
     downloaded_scenes,
@@ -22,6 +21,7 @@ from .files import (
     read_json,
     sorted_refs,
 )
+from .frames import Frame, FrameError, FrameRef, Source, SourceError
 
 _VIEW = re.compile(r"(point_(\d+)_view_(\d+))_domain_rgb\.png")
 

@@ -7,8 +7,6 @@ import mmap
 import re
 from pathlib import Path
 
-from ..frames import Frame, FrameError, FrameRef, Source
-from ..projection import from_opencv
 from .files import (
     downloaded_scenes,
     expect_folders,
@@ -19,6 +17,8 @@ from .files import (
     read_split_list,
     sorted_refs,
 )
+from .frames import Frame, FrameError, FrameRef, Source
+from .projection import from_opencv
 
 _FRAME = re.compile(r"frame_(\d+)\.jpg")
 _TOOLKIT = "The dataset's toolkit extracts the images and the depth: python -m iphone.prepare_iphone_data."

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..frames import Frame, FrameError, FrameRef, Source, SourceError
-from ..projection import from_opencv
 from .files import expect_folders, expect_split, pinhole, read_depth_png, read_image, read_numbers, sorted_refs
+from .frames import Frame, FrameError, FrameRef, Source, SourceError
+from .projection import from_opencv
 
 _SPLIT_FILE = "SUNRGBDtoolbox/traintestSUNRGBD/allsplit.mat"
 

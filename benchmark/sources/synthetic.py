@@ -9,14 +9,14 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from ..frames import Frame, FrameRef, Source, SourceError
-from ..scene_rows import HELD_OUT
-from ..synthetic import MAX_DEPTH, render_scene
+from ..synthetic.samples import HELD_OUT
+from ..synthetic.scenes import MAX_DEPTH, render_scene
+from .frames import Frame, FrameRef, Source, SourceError
 
 
 class Synthetic(Source):
     """
-    Scenes of [`~depthvlm.benchmark.synthetic.render_scene`], 256x192 pixels, half rooms and half streets.
+    Scenes of [`~depthvlm.benchmark.synthetic.scenes.render_scene`], 256x192 pixels, half rooms and half streets.
 
     There is no download, so any `root` will do. The test split has seeds that the training of depthvlm-nano never sees
     (`HELD_OUT` on), the train split those from 900,000,000 on, which it does not see either.

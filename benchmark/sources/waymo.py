@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..frames import Frame, FrameError, FrameRef, Source, SourceError
-from ..projection import DEPTH_SCALE, depth_map
 from . import waymo_parquet, waymo_records
 from .files import expect_split, sorted_refs
+from .frames import Frame, FrameError, FrameRef, Source, SourceError
 from .lidar_files import Recent, expect_any_folder, frame_errors
+from .projection import DEPTH_SCALE, depth_map
 from .protobuf import read_message
 from .tfrecord import read_record, record_places
 from .waymo_geometry import CAMERA_NAMES, WaymoCamera, WaymoShot, project_shot

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..projection import RigidTransform
+from .projection import RigidTransform
 from .waymo_geometry import WaymoCamera, WaymoShot, WaymoSweep, even_beams
 
 COMPONENTS = ("camera_image", "camera_calibration", "lidar", "lidar_calibration", "lidar_pose", "vehicle_pose")

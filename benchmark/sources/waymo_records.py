@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 
-from ..projection import RigidTransform
+from .projection import RigidTransform
 from .protobuf import Message, floats, integer, integers, raw, read_message, submessage, submessages
 from .waymo_geometry import WaymoCamera, WaymoShot, WaymoSweep, even_beams
 

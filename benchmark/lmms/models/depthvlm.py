@@ -13,8 +13,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from ....processing import DEPTH_SYSTEM_PROMPT
-from ...predictors.ours import DepthVLM as Checkpoint
-from ...predictors.ours import bundled_nano
+from ...systems.ours import DepthVLM as Checkpoint
+from ...systems.ours import bundled_nano
 from ..videos import read_frames
 
 BUNDLED = "depthvlm-nano"

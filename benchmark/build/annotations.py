@@ -1,0 +1,124 @@
+"""A finished build in the released form: JSON lines, and the images and depth maps that they name, as files."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from ...result_records import ResultRecord, recorded
+from .manifest import build_name
+from .shard_writer import STATE_FOLDER, BuildError
+from .shards import finished_builds, shard_paths
+
+# `datasets` passes over folders with such names; among the files of another it would take the build for a folder of
+# images.
+FILES_FOLDER = "__files__"
+
+CANONICAL_FX = 1000.0
+
+
+def write_annotations(
+    folder: str | Path, source: str, split: str, advance: Callable[[int], None] = lambda count: None
+) -> Path:
+    """
+    Writes `SOURCE-SPLIT.jsonl` of a finished build, whose `image` and `depth_path` are relative to the folder. The
+    lines have the released keys, and `id`, `original_fy`, `original_cx` and `original_cy` besides.
+
+    Args:
+        folder: of the build.
+        source, split: of the build.
+        advance: called with 1 for each image.
+
+    Returns:
+        The path of the JSON lines.
+
+    Raises:
+        BuildError: the build is not finished, or a shard is not what the manifest says; a file is there that no build
+            wrote.
+    """
+    folder = Path(folder)
+    name = build_name(source, split)
+    entry = finished_builds(folder, split, source)[name]
+    path = check_replaceable(folder, name)
+    temporary = folder / STATE_FOLDER / f"{path.name}.{uuid.uuid4().hex}.tmp"
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            for row in _rows(shard_paths(folder, entry)):
+                line = annotation_line(row, f"{FILES_FOLDER}/{name}/")
+                _write(folder / line["image"], row["image"]["bytes"])
+                _write(folder / line["depth_path"], row["depth"]["bytes"])
+                file.write(json.dumps(line) + "\n")
+                advance(1)
+        with recorded(folder, path.name, [path], name, overwrite=False):
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def check_replaceable(folder: str | Path, name: str) -> Path:
+    """
+    Return the path of a build's JSON lines, and see that nothing is there, or what an earlier build wrote.
+
+    Raises:
+        BuildError: something else is there.
+    """
+    path = Path(folder) / f"{name}.jsonl"
+    if ResultRecord(path.parent, path.name).in_the_way([path]):
+        raise BuildError(
+            f"{path} is there, and no build wrote it, or it was changed since: choose another --out, or move it away."
+        )
+    return path
+
+
+def annotation_line(row: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """
+    The released line of a row; points stay in the frame of the depth map, as they were released.
+
+    Args:
+        row: of a build, with its files undecoded.
+        prefix: of the paths of its files.
+    """
+    fx, fy, cx, cy = row["intrinsics"]
+    scale = CANONICAL_FX / fx
+    texts = {message["role"]: message["content"] for message in row["messages"]}
+    return {
+        "id": row["id"],
+        "scene_id": row["scene"],
+        "image": f"{prefix}image/{row['image']['path']}",
+        "depth_path": f"{prefix}depth/{row['depth']['path']}",
+        "depth_scale": row["depth_scale"],
+        "original_rgb_size": [row["width"], row["height"]],
+        "original_depth_size": [row["depth_width"], row["depth_height"]],
+        "original_fx": fx,
+        "original_fy": fy,
+        "original_cx": cx,
+        "original_cy": cy,
+        "canonical_fx": CANONICAL_FX,
+        "canonical_size": [round(row["width"] * scale), round(row["height"] * scale)],
+        "prompt": texts["user"],
+        "solution": texts["assistant"],
+        "pixel_coords": [[point["column"], point["row"]] for point in row["points"]],
+        "depth": [point["depth"] for point in row["points"]],
+        "depth_type": row["depth_type"],
+    }
+
+
+def _rows(paths: list[Path]) -> Iterator[dict[str, Any]]:
+    for path in paths:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=16):
+                yield from batch.to_pylist()
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)

@@ -1,0 +1,1 @@
+"""Reports: the paper's tables with measured rows, plots and pictures. May import scoring and build."""

@@ -1,0 +1,233 @@
+"""Scores a predictor on a set: batches of one size, results as they come, resumable, shared over processes."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..systems.interface import DensePredictor, PointAnswer, PointPredictor
+from .eval_sets import EvalSet
+from .protocols import Protocol
+from .results import ImageResult, Result, lines_path, write_whole
+from .run_files import EvaluationError, claim, mend, parts_of, read_parts
+from .summary import System, summarise
+from .tasks import EXTRA_METRICS, Task, make_task, score_answers, score_map
+
+_DECODERS = 2  # threads; decoding leaves the interpreter's lock
+_AHEAD = 3  # batches that are decoded before the predictor wants them
+
+
+def evaluate(
+    system: System,
+    eval_set: EvalSet,
+    protocol: Protocol,
+    out: str | Path,
+    batch_size: int = 8,
+    limit: int | None = None,
+    extra: Sequence[str] = (),
+) -> Result | None:
+    """
+    Scores one system on one set under one protocol.
+
+    Writes `OUT/ROW/SOURCE-SPLIT/PROTOCOL.json`, and beside it one line per image. Called again after an interruption it
+    scores what is missing. Under `accelerate launch` every process scores its part, each image once; `out` must then be
+    a folder that all of them see.
+
+    Args:
+        batch_size: images of one size that the predictor gets at once, at most.
+        limit: score only so many images, evenly spaced; the result then says so.
+        extra: of `EXTRA_METRICS`, under a dense protocol.
+
+    Returns:
+        The result, on the main process; None on the others.
+
+    Raises:
+        EvaluationError: the files in `out` are of another run, or a process's part is not to be seen.
+        PredictorError: the predictor answered with something else than one map, or one list of answers, an image.
+        ValueError: the protocol does not fit the set, an unknown extra metric, or a picture that cannot be read.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    _check(system, protocol, limit, batch_size, extra)
+    state = PartialState()
+    summary = result_path(out, system, eval_set, protocol, limit)
+    wanted = list(range(len(eval_set)))
+    if limit is not None and limit < len(wanted):
+        wanted = [i * len(wanted) // limit for i in range(limit)]
+    shared: list[Any] = [None]
+    if state.is_main_process:
+        try:
+            claim(summary, _settings(system, eval_set, protocol, limit, extra))
+            shared = [set(read_parts(summary))]
+        except EvaluationError as error:  # all processes must stop, not this one alone
+            shared = [error]
+    shared = broadcast_object_list(shared)
+    if isinstance(shared[0], EvaluationError):
+        raise shared[0]
+    done: set[str] = shared[0]
+
+    missing = [index for index in wanted if eval_set.ids[index] not in done]
+    batches = _batches(missing, eval_set.sizes, batch_size)[state.process_index :: state.num_processes]
+    part = summary.with_suffix(f".part{state.process_index}.jsonl")
+    mend(part)
+    with part.open("a", encoding="utf-8") as file, _bar(not state.is_main_process) as bar:
+        count = sum(map(len, batches))
+        task = bar.add_task(f"{system.row} on {eval_set.source}", total=count)
+        for results in _score(system.predictor, eval_set, protocol, batches, extra):
+            file.write("".join(result.to_json() + "\n" for result in results))
+            file.flush()
+            bar.advance(task, len(results))
+    state.wait_for_everyone()
+    result = None
+    if state.is_main_process:
+        result = _finish(system, eval_set, protocol, summary, wanted, limit)
+    state.wait_for_everyone()
+    return result
+
+
+def result_path(
+    out: str | Path, system: System, eval_set: EvalSet, protocol: Protocol, limit: int | None = None
+) -> Path:
+    """Where [`evaluate`] writes its summary."""
+    row = "".join(c if c.isalnum() or c in "-_." else "_" for c in system.row)
+    name = "".join(c if c.isalnum() or c in "-_.=" else "_" for c in protocol.name)
+    ending = "" if limit is None or limit >= len(eval_set) else f"-first{limit}"
+    return Path(out) / row / f"{eval_set.source}-{eval_set.split}" / f"{name}{ending}.json"
+
+
+def _check(system: System, protocol: Protocol, limit: int | None, batch_size: int, extra: Sequence[str]) -> None:
+    if batch_size < 1 or (limit is not None and limit < 1):
+        raise ValueError(f"batch_size and limit must be at least 1, got {batch_size} and {limit}.")
+    unknown = set(extra) - set(EXTRA_METRICS)
+    if unknown:
+        raise ValueError(f"Unknown metric {', '.join(sorted(unknown))}: choose of {', '.join(EXTRA_METRICS)}.")
+    if extra and protocol.points is not None:
+        raise ValueError(
+            f"{', '.join(extra)} are metrics of dense maps: choose a dense protocol, not {protocol.name!r}."
+        )
+    if protocol.points is None and isinstance(system.predictor, PointPredictor):
+        raise ValueError(
+            f"{system.row!r} answers about points; the protocol {protocol.name!r} scores whole maps. Choose `depthvlm`."
+        )
+
+
+def _settings(
+    system: System, eval_set: EvalSet, protocol: Protocol, limit: int | None, extra: Sequence[str]
+) -> dict[str, Any]:
+    return {
+        "row": system.row,
+        "options": dict(system.options),
+        "checkpoint": system.predictor.checkpoint(),  # a folder may hold another model when the run goes on
+        "data_hash": eval_set.hash,
+        "protocol": protocol.to_dict() | {"description": ""},
+        "limit": limit,
+        "extra": sorted(extra),
+    }
+
+
+def _batches(indices: Sequence[int], sizes: Sequence[tuple[int, int]], batch_size: int) -> list[list[int]]:
+    """Indices of images of one size, in their order."""
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for index in indices:
+        by_size.setdefault(sizes[index], []).append(index)
+    return [group[i : i + batch_size] for group in by_size.values() for i in range(0, len(group), batch_size)]
+
+
+def _score(
+    predictor: DensePredictor | PointPredictor,
+    eval_set: EvalSet,
+    protocol: Protocol,
+    batches: Sequence[Sequence[int]],
+    extra: Sequence[str],
+) -> Iterator[list[ImageResult]]:
+    with ThreadPoolExecutor(_DECODERS) as decoders, ThreadPoolExecutor(1) as scorer:
+        pending: deque[Future[list[ImageResult]]] = deque()
+        for tasks in _decoded(decoders, eval_set, protocol, batches):
+            examples = [task.example for task in tasks]
+            started = time.perf_counter()
+            answers: Any = predictor.predict(examples)
+            seconds = (time.perf_counter() - started) / len(tasks)
+            _check_answers(predictor, answers, tasks)
+            # In another thread: maps are scored while the predictor is at the next ones.
+            pending.append(scorer.submit(_score_batch, tasks, answers, protocol, extra, seconds))
+            while len(pending) > 1:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _score_batch(
+    tasks: Sequence[Task], answers: Sequence[Any], protocol: Protocol, extra: Sequence[str], seconds: float
+) -> list[ImageResult]:
+    results = []
+    for task, answer in zip(tasks, answers, strict=True):
+        dense = isinstance(answer, np.ndarray)
+        result = score_map(task, answer, protocol, extra) if dense else score_answers(task, answer, protocol)
+        results.append(replace(result, seconds=seconds))
+    return results
+
+
+def _decoded(
+    pool: ThreadPoolExecutor, eval_set: EvalSet, protocol: Protocol, batches: Sequence[Sequence[int]]
+) -> Iterator[list[Task]]:
+    def load(index: int) -> Task:
+        return make_task(eval_set.read(index), eval_set, protocol)
+
+    rest = iter(batches)
+    ahead = deque([pool.submit(load, i) for i in batch] for batch in islice(rest, _AHEAD))
+    while ahead:
+        yield [future.result() for future in ahead.popleft()]
+        ahead.extend([pool.submit(load, i) for i in batch] for batch in islice(rest, 1))
+
+
+def _check_answers(predictor: DensePredictor | PointPredictor, answers: Any, tasks: Sequence[Task]) -> None:
+    from ..systems.dense import PredictorError, check_maps
+
+    name = predictor.name or type(predictor).__name__
+    if isinstance(predictor, DensePredictor):
+        answers[:] = check_maps(answers, [task.example for task in tasks], name)
+        return
+    counts = None if answers is None else [len(one) for one in answers]
+    expected = [len(task.example.points) for task in tasks]
+    if counts != expected or not all(isinstance(a, PointAnswer) for one in answers for a in one):
+        raise PredictorError(f"The predictor {name!r} gave {counts} answers for {expected} points.")
+
+
+def _finish(
+    system: System,
+    eval_set: EvalSet,
+    protocol: Protocol,
+    summary: Path,
+    wanted: Sequence[int],
+    limit: int | None,
+) -> Result:
+    found = read_parts(summary)
+    ids = [eval_set.ids[index] for index in wanted]
+    unseen = [image for image in ids if image not in found]
+    if unseen:
+        raise EvaluationError(
+            f"{len(unseen)} of {len(ids)} images have no result in {summary.parent}, {unseen[0]!r} first: --out must "
+            "be a folder that all processes see. Start again to score them."
+        )
+    results = [found[image] for image in ids]
+    result = summarise(system, eval_set, protocol, results, limit)
+    write_whole(lines_path(summary), "".join(one.to_json() + "\n" for one in results))
+    result.save(summary)
+    for part in parts_of(summary):
+        part.unlink()
+    return result
+
+
+def _bar(disable: bool) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, disable=disable)

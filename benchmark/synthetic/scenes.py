@@ -1,0 +1,286 @@
+"""Synthetic RGB-D scenes: rooms and streets of true sizes, drawn by a seed, with exact metric z-depth.
+
+Monocular metric depth can only be learned where some sizes are known. Here they are: the camera is 1.6 m (within 3 %)
+above the ground, floor tiles are 0.5 m, bricks 0.25 x 0.075 m, doors 0.9 x 2.0 m, storeys 3.0 m, lane marks 3.0 m, and
+every kind of object has one size (`scene_world.SIZES`). Rooms, distances, positions, colours, light and focal length
+are free.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import textures
+from .raycast import Camera, Quad, Sphere, group_pixels, shade, trace
+from .textures import Texture
+from .world import SIZES, World
+
+Kind = Literal["room", "street"]
+
+MAX_DEPTH = 80.0  # metres; what is farther counts as sky
+MIN_VISIBLE = 0.002  # share of the image that an object needs to be listed
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """An object that can be seen.
+
+    `name` and `color` are keys of `SIZES` and `COLORS` (scene_world.py); `size` is width, height, depth in metres;
+    `pixel` is (column, row) of one of its visible pixels, near their centre; `depth` the z-depth there in metres;
+    `visible` its number of visible pixels.
+    """
+
+    name: str
+    color: str
+    size: tuple[float, float, float]
+    pixel: tuple[int, int]
+    depth: float
+    visible: int
+
+
+@dataclass(frozen=True, eq=False)
+class SyntheticScene:
+    """A rendered scene.
+
+    `image` (H, W, 3) uint8; `depth` (H, W) float32, z-depth in metres, 0 where there is no surface; `intrinsics`
+    (3, 3) and `camera_to_world` (4, 4) float64. World: x right, y down, z forward, metres, with the ground at y = 0.
+    The centre of pixel (column, row) lies at (column + 0.5, row + 0.5) and the principal point at (W/2, H/2).
+    `segments` (H, W) int16: the index in `objects` of what each pixel shows, -1 for everything else.
+    """
+
+    image: NDArray[np.uint8]
+    depth: NDArray[np.float32]
+    intrinsics: NDArray[np.float64]
+    camera_to_world: NDArray[np.float64]
+    objects: tuple[SceneObject, ...]
+    kind: Kind
+    seed: int
+    segments: NDArray[np.int16]
+
+    @property
+    def focal_length(self) -> float:
+        """The focal length in pixels."""
+        return float(self.intrinsics[0, 0])
+
+
+def render_scene(
+    seed: int, *, kind: Kind | None = None, width: int = 256, height: int = 192, fov: float | None = None
+) -> SyntheticScene:
+    """Renders the scene of a seed; the same arguments give the same bytes.
+
+    Args:
+        seed: any integer >= 0. The scene does not depend on the resolution; its objects are placed in view.
+        kind: "room" or "street"; by default the seed chooses.
+        width, height: of the image in pixels, at least 16.
+        fov: horizontal field of view in degrees, in [20, 120]; by default the seed chooses in [45, 80].
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"seed must be an integer >= 0, got {seed!r}")
+    if kind is not None and kind not in get_args(Kind):
+        raise ValueError(f"kind must be one of {get_args(Kind)} or None, got {kind!r}")
+    for name, value in (("width", width), ("height", height)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 16:
+            raise ValueError(f"{name} must be an integer of at least 16 pixels, got {value!r}")
+    if fov is not None and not 20 <= fov <= 120:
+        raise ValueError(f"fov must be a horizontal field of view in degrees in [20, 120], got {fov!r}")
+
+    rng = np.random.default_rng(seed)
+    chosen: Kind = "room" if rng.random() < 0.5 else "street"
+    drawn_fov = rng.uniform(45, 80)
+    chosen, fov = kind or chosen, drawn_fov if fov is None else float(fov)
+    world = World(rng, fov)
+    (_build_room if chosen == "room" else _build_street)(world)
+
+    focal_length = width / 2 / np.tan(np.radians(fov) / 2)
+    camera = Camera(width, height, focal_length, world.camera_to_world)
+    hits = trace(world.quads, world.spheres, camera, MAX_DEPTH)
+    groups = group_pixels(hits.surface, len(world.quads) + len(world.spheres))
+    color = shade(hits, groups, world.quads, world.spheres, camera, world.light, world.sky)
+    depth = np.where(hits.surface < 0, np.float32(0), 1 / hits.inverse_depth)
+    objects, segments = _visible_objects(world, groups, depth)
+    return SyntheticScene(
+        image=_expose(color, world.exposure, world.noise, np.random.default_rng([seed, 1])),
+        depth=depth,
+        intrinsics=np.array([[focal_length, 0, width / 2], [0, focal_length, height / 2], [0, 0, 1]]),
+        camera_to_world=world.camera_to_world,
+        objects=objects,
+        kind=chosen,
+        seed=int(seed),
+        segments=segments,
+    )
+
+
+def _expose(color: textures.Array, exposure: float, noise: float, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Sensor: (3, H, W) float -> (H, W, 3) uint8, with gain and noise."""
+    grain = rng.standard_normal(color.shape, np.float32)
+    grain *= np.float32(255 * noise)
+    color *= np.float32(255 * exposure)
+    color += grain
+    np.clip(color, 0, 255, out=color)
+    return np.ascontiguousarray((color + np.float32(0.5)).astype(np.uint8).transpose(1, 2, 0))
+
+
+def _visible_objects(
+    world: World, groups: list[NDArray[np.intp]], depth: NDArray[np.float32]
+) -> tuple[tuple[SceneObject, ...], NDArray[np.int16]]:
+    surfaces: list[Quad | Sphere] = [*world.quads, *world.spheres]
+    pixels: dict[int, list[NDArray[np.intp]]] = {}
+    for surface, group in zip(surfaces, groups[1:], strict=True):
+        if surface.item >= 0 and group.size:
+            pixels.setdefault(surface.item, []).append(group)
+    objects: list[SceneObject] = []
+    segments = np.full(depth.shape, -1, np.int16)
+    for item in sorted(pixels):
+        seen = np.concatenate(pixels[item])
+        if seen.size < MIN_VISIBLE * depth.size:
+            continue
+        rows, columns = np.divmod(seen, depth.shape[1])
+        best = int(np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2))
+        row, column = int(rows[best]), int(columns[best])
+        name, color = world.items[item]
+        segments.ravel()[seen] = len(objects)
+        objects.append(SceneObject(name, color, SIZES[name], (column, row), float(depth[row, column]), seen.size))
+    return tuple(objects), segments
+
+
+def _build_room(world: World) -> None:
+    rng = world.rng
+    world.yaw, world.pitch = np.radians(rng.uniform(-40, 40)), np.radians(rng.uniform(7, 13))
+    x0, x1 = -np.exp(rng.uniform(0, np.log(4.5))), np.exp(rng.uniform(0, np.log(4.5)))
+    z0, z1 = -rng.uniform(1, 3), np.exp(rng.uniform(np.log(2.4), np.log(10)))
+    height = rng.uniform(2.4, 3.4)
+    base, ex, ez = world.tint(0.2, 0.9, 0.1), np.array([1.0, 0, 0]), np.array([0, 0, 1.0])
+    world.exposure *= 1.15
+
+    floor_color = world.tint(0.35, 0.8, 0.15)
+    floors = (
+        textures.tiles(floor_color, floor_color * 0.6),
+        textures.tiles(floor_color, floor_color * 0.6, world.tint(0.2, 0.9, 0.15)),
+        textures.planks(world.tint(0.5, 0.8, 0.03) * (1, 0.72, 0.46)),
+    )
+    ceiling = textures.tiles(world.tint(0.8, 0.95, 0.03), (0.6, 0.6, 0.6), size=0.6)
+    world.add_floor((x0, z0), (x1 - x0, z1 - z0), floors[rng.integers(3)], enclosed=True)
+    world.quads.append(Quad(np.array([x0, -height, z0]), ez, ex, z1 - z0, x1 - x0, ceiling, enclosed=True))
+    style, paint = rng.integers(4), world.tint(0.5, 0.9, 0.15)
+    walls: list[Quad] = []
+    for start, along, length in (
+        ((x0, z1), ex, x1 - x0),
+        ((x0, z0), ez, z1 - z0),
+        ((x1, z1), -ez, z1 - z0),
+        ((x1, z0), -ex, x1 - x0),
+    ):
+        shade_of = paint * rng.uniform(0.85, 1.0)
+        texture = textures.painted_wall(shade_of, base, None)
+        if style == 1:
+            texture = textures.painted_wall(shade_of, base, shade_of * 0.8)
+        elif style == 2 or (style == 3 and not walls):
+            texture = textures.bricks(world.tint(0.5, 0.8, 0.05) * (1, 0.6, 0.5), (0.75, 0.73, 0.7), base)
+        walls.append(world.add_wall(start, along, length, height, texture, enclosed=True))
+    for wall in walls[:3]:
+        _hang(world, wall)
+
+    names = ("crate", "crate", "box", "table", "cabinet", "ball", "ball", "gym ball")
+    for _ in range(rng.integers(2, 6)):
+        name = names[rng.integers(len(names))]
+        radius = float(np.hypot(SIZES[name][0], SIZES[name][2])) / 2
+        place = world.find_place(radius, (x0, x1, z0, z1), 1.0, 9.0)
+        if place is not None:
+            world.add_object(name, place)
+
+
+def _hang(world: World, wall: Quad) -> None:
+    """Up to three doors, pictures and windows on a wall, side by side."""
+    rng = world.rng
+    s = rng.uniform(0.2, 1.0)
+    for _ in range(rng.integers(0, 4)):
+        name = ("door", "door", "picture", "window")[rng.integers(4)]
+        width, height, _ = SIZES[name]
+        if s + width > wall.width - 0.1:
+            return
+        item, color = world.new_item(name)
+        if name == "door":
+            q, texture = 0.0, textures.door(color)
+        elif name == "picture":
+            first, joint, second = (world.tint(0.3, 0.8, 0.6) for _ in range(3))
+            q, texture = 1.3, textures.framed(color, textures.tiles(first, joint, second, 0.2), width, height)
+        else:
+            q, texture = 0.9, textures.framed(color, textures.plain((0.75, 0.88, 0.97)), width, height)
+        world.add_decal(wall, s, q, name, texture, item)
+        s += width + rng.uniform(0.3, 2.0)
+
+
+def _build_street(world: World) -> None:
+    rng = world.rng
+    world.yaw, world.pitch = np.radians(rng.uniform(-40, 40)), np.radians(rng.uniform(0, 4))
+    zenith = np.array([0.35, 0.55, 0.9]) * rng.uniform(0.7, 1.1)
+    world.sky = (np.array([0.85, 0.9, 0.95]), zenith + (0.8 - zenith) * rng.uniform(0, 0.8))
+    lanes = int(rng.integers(2, 4))
+    left = rng.uniform(-3.0 * lanes - 0.5, 0.5)  # where the road begins, seen from the camera
+    right = left + 3.0 * lanes
+    margin = rng.uniform(2.0, 5.0)
+    x0, x1 = left - margin, right + margin
+    grey = world.tint(0.55, 0.75, 0.06)
+    pavement, asphalt = textures.tiles(grey, grey * 0.65), world.tint(0.2, 0.35, 0.03)
+    world.add_floor(
+        (-100, -100), (200, 200), textures.street_ground((left + 100, right + 100), lanes, asphalt, pavement)
+    )
+
+    end = float(np.exp(rng.uniform(np.log(12), np.log(50))))
+    for side in (-1, 1):
+        z = -rng.uniform(4, 12)
+        while z < end:
+            length = textures.WINDOW_STEP * int(rng.integers(3, 8))
+            setback = (0.0, 0.0, 0.0, 0.0, 1.5)[rng.integers(5)]
+            _add_building(world, side, (x0 if side < 0 else x1) + side * setback, z, length)
+            z += length + (rng.uniform(3, 8) if rng.random() < 0.1 else 0)
+    storeys, wall = int(rng.integers(2, 5)), _facade(world)
+    span = textures.WINDOW_STEP * 16
+    world.add_wall(((x0 + x1 - span) / 2, end), (1, 0, 0), span, storeys * textures.STOREY, wall)
+
+    bounds = (x0, x1, -5.0, end)
+    for _ in range(rng.integers(0, 4)):
+        z = float(np.exp(rng.uniform(np.log(4), np.log(45))))
+        x = (left + 1.1, right - 1.1)[rng.integers(2)]
+        if z + 2.3 < end and world.claim(x, z, 2.3):
+            world.add_car((x, z), float(rng.integers(2) * np.pi + np.radians(rng.uniform(-3, 3))))
+    names = ("crate", "crate", "box", "ball", "gym ball", "gym ball", "pole")
+    for _ in range(rng.integers(2, 6)):
+        name = names[rng.integers(len(names))]
+        radius = float(np.hypot(SIZES[name][0], SIZES[name][2])) / 2
+        place = world.find_place(radius, bounds, 1.5, 12.0 if name != "pole" else 25.0)
+        if place is not None:
+            world.add_object(name, place)
+
+
+def _facade(world: World) -> Texture:
+    if world.rng.random() < 0.5:
+        wall = textures.bricks(world.tint(0.5, 0.8, 0.05) * (1, 0.62, 0.5), (0.75, 0.73, 0.7))
+    else:
+        wall = textures.plain(world.tint(0.55, 0.9, 0.15))
+    return textures.facade(wall, world.tint(0.2, 0.4, 0.1) * (0.8, 1, 1.2), world.tint(0.5, 0.95, 0.05))
+
+
+def _add_building(world: World, side: int, x: float, z: float, length: float) -> None:
+    """A building whose front stands at `x` and spans [z, z + length]; `side` is -1 on the left, 1 on the right."""
+    rng, depth = world.rng, textures.WINDOW_STEP * 4
+    height = int(rng.integers(2, 6)) * textures.STOREY + 0.3
+    wall = _facade(world)
+    if side < 0:
+        front = world.add_wall((x, z), (0, 0, 1), length, height, wall)
+    else:
+        front = world.add_wall((x, z + length), (0, 0, -1), length, height, wall)
+    x0 = min(x, x + side * depth)
+    world.add_wall((x0, z), (1, 0, 0), depth, height, wall)
+    world.add_wall((x0 + depth, z + length), (-1, 0, 0), depth, height, wall)
+    for slot in range(1, round(length / textures.WINDOW_STEP)):
+        if rng.random() < 0.35 and z < 30:
+            item, color = world.new_item("door")
+            s = slot * textures.WINDOW_STEP - SIZES["door"][0] / 2  # between two windows
+            world.add_decal(front, s, 0, "door", textures.door(color), item)

@@ -1,0 +1,113 @@
+"""DepthVLM itself, as a row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import snapshot_download
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..._bundled import split_revision
+from ..._loading import load_checkpoint
+from ...checkpoint_hash import checkpoint_hash, weight_files
+from ...processing import DEPTH_PROMPT, DEPTH_SYSTEM_PROMPT
+from .dense import PredictorError, checkpoint_path, rgb_pixels
+from .interface import DensePredictor, Example
+
+
+def bundled_nano() -> Path:
+    """The folder of the small checkpoint that comes with the package.
+
+    Raises:
+        PredictorError: this installation does not hold it.
+    """
+    folder = Path(str(files(__name__.split(".")[0]) / "nano"))
+    if not (folder / "config.json").is_file():
+        raise PredictorError(f"This installation does not hold the small model (looked in {folder}): name another.")
+    return folder
+
+
+class DepthVLM(DensePredictor):
+    """
+    A DepthVLM checkpoint: its own, or in the published layout. One prefill a batch, no text; the focal length comes
+    from the intrinsics (section 3.3 of the paper), and the map is brought to the image's size as `depthvlm predict`
+    does it, bilinearly.
+
+    Args:
+        model: a folder or a name on the Hub; None: the bundled small model.
+        device: `auto`, `cuda`, `cuda:1`, `mps` or `cpu`.
+        dtype: `auto`: the checkpoint's own, but float32 for a small model on a CPU; else its name.
+        focal_length: in pixels, for every image in place of its own; the canonical one (1000) leaves images at their
+            own size, as in the row of the paper's table 7 that was trained without normalisation.
+        **kwargs: see [`depthvlm.load`], such as `attn_implementation`, `revision` or `token`.
+
+    Raises:
+        OSError: there is no such model.
+    """
+
+    name = "DepthVLM"
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        focal_length: float | None = None,
+        **kwargs: Any,
+    ):
+        if focal_length is not None and not focal_length > 0:
+            raise ValueError(f"`focal_length` is in pixels and positive, got {focal_length}.")
+        self.focal_length = focal_length
+        path = checkpoint_path(bundled_nano() if model is None else model)
+        self.model, self.processor = load_checkpoint(path, device, dtype, **kwargs)
+        self._files = _local_folder(path, getattr(self.model.config, "_commit_hash", None), **kwargs)
+        conversation: list[Any] = [
+            {"role": "system", "content": [{"type": "text", "text": DEPTH_SYSTEM_PROMPT}]},
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": DEPTH_PROMPT}]},
+        ]
+        self._text = self.processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+
+    def checkpoint(self) -> str | None:
+        """See [`~depthvlm.checkpoint_hash.checkpoint_hash`]; None where the weights are no safetensors."""
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> str | None:
+        return checkpoint_hash(self._files) if weight_files(self._files) else None
+
+    def predict(self, examples: Sequence[Example]) -> list[NDArray[np.float32]]:
+        """Images of several sizes may share a batch too."""
+        inputs = self.processor(
+            images=[Image.fromarray(rgb_pixels(example)) for example in examples],
+            text=[self._text] * len(examples),
+            intrinsics=[self._camera(example) for example in examples],
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+        ).to(self.model.device)
+        with torch.inference_mode():
+            depths = self.processor.post_process_depth_estimation(self.model.predict_depth(**inputs))
+        return [depth["predicted_depth"].cpu().numpy() for depth in depths]
+
+    def _camera(self, example: Example) -> list[float]:
+        if self.focal_length is None:
+            return list(example.intrinsics)
+        return [self.focal_length, self.focal_length, *example.intrinsics[2:]]
+
+
+def _local_folder(path: str, commit: str | None, subfolder: str = "", cache_dir: Any = None, **_: Any) -> Path:
+    """Return the folder that `from_pretrained` has just read: the checkpoint's own, or that of the Hub's cache."""
+    if Path(path).is_dir():
+        return Path(path, subfolder)
+    path, revision = split_revision(path)
+    return Path(
+        snapshot_download(path, revision=commit or revision, cache_dir=cache_dir, local_files_only=True), subfolder
+    )

@@ -1,0 +1,113 @@
+"""`depthvlm bench eval`: one predictor on the sets of a build, under one protocol."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .failures import expected_failures, fail, printable
+from .hub_options import UntrainedHead
+from .named_values import named_values
+
+# Options on which no answer depends: a run may go on with others.
+_INCIDENTAL = {
+    *("device", "batch_size", "cache", "concurrency", "requests_per_minute", "timeout", "max_retries"),
+    *("input_price", "output_price", "max_cost", "api_key_env"),
+    *("token", "cache_dir", "local_files_only", "force_download", "proxies"),
+}
+
+
+@expected_failures()
+def evaluate(
+    predictor: Annotated[str, typer.Option("--predictor", "-p", help="A row of `depthvlm bench list`, or nano.")],
+    data: Annotated[
+        Path,
+        typer.Option("--data", "-d", help="Folder of `depthvlm bench build`, or a .parquet file of rows that train."),
+    ],
+    protocol: Annotated[str, typer.Option(help="depthvlm, depthvlm-published, depthlm, dense, nyu-eigen, ...")] = (
+        "depthvlm"
+    ),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of results.")] = Path("results"),
+    source: Annotated[list[str] | None, typer.Option(help="Score these sets only; repeat it for more.")] = None,
+    split: Annotated[str, typer.Option(help="test or train.")] = "test",
+    batch_size: Annotated[int, typer.Option(help="Images of one size at once, at most.")] = 8,
+    limit: Annotated[int | None, typer.Option(help="Score so many images of each set; the result says so.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE for the predictor, such as dtype=bfloat16; repeat it.")
+    ] = None,
+    allow_untrained_head: UntrainedHead = False,
+    change: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE for the protocol, such as alignment=median; repeat it.")
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="boundary_f1, boundary_f1_released or point_cloud_f_score, under a dense protocol; repeat it."
+        ),
+    ] = None,
+) -> None:
+    """Score a depth model or VLM on DepthVLM-Bench.
+
+    Interrupted, it goes on when called again. Under `accelerate launch -m depthvlm bench eval ...` every process scores
+    its part. Results are kept as JSON, with one line per image; `depthvlm bench report` shows them.
+    """
+    try:
+        from accelerate import PartialState
+
+        from ..benchmark.scoring.eval_sets import open_sets
+        from ..benchmark.scoring.protocols import get_protocol
+        from ..benchmark.scoring.run_files import check_writable
+        from ..benchmark.scoring.runner import evaluate as run
+        from ..benchmark.scoring.summary import System
+        from ..benchmark.systems import find_row, make_predictor
+    except ImportError as error:
+        raise fail(f'{error}. The benchmark needs its extra: pip install "depthvlm[bench]"', code=2) from None
+
+    options = named_values(option, "--option") | ({"allow_untrained_head": True} if allow_untrained_head else {})
+    with expected_failures(code=2):
+        chosen = get_protocol(protocol, **named_values(change, "--change"))
+        row = find_row(predictor)
+        sets = open_sets(data, split, tuple(source or ()))
+        check_writable(out)
+        loaded: Any = make_predictor(predictor, **options)
+    answering = {name: value for name, value in (dict(row.kwargs) | options).items() if name not in _INCIDENTAL}
+    system = System(predictor, loaded.name, loaded, answering)
+    results = []
+    kept = "What was scored is kept: the same command goes on."
+    try:
+        with expected_failures(note=kept, interrupted=f"Interrupted. {kept}"):
+            for one in sets:
+                result = run(system, one, chosen, out, batch_size, limit, tuple(metric or ()))
+                if result is not None:
+                    results.append(result)
+    finally:
+        loaded.close()
+        PartialState().destroy_process_group()  # a process that ends with its group alive may abort on the way out
+    if results:
+        _print(results)
+        where = printable(out)
+        Console(soft_wrap=True, highlight=False, markup=False).print(
+            f"Results in {where}. See them beside the paper's: depthvlm bench report {where}"
+        )
+
+
+def _print(results: Sequence[Any]) -> None:
+    table = Table("set", "images", "delta1", "95 %", "abs_rel", "failures", title=f"{results[0].name}")
+    table.caption = f"protocol {results[0].protocol['name']} ({results[0].protocol['hash']})"
+    for result in results:
+        low, high = result.confidence["delta1"]
+        scores = result.metrics[result.protocol["aggregation"]]
+        abs_rel = f"{scores['abs_rel']:.4f}" if "abs_rel" in scores else "-"
+        images = f"{result.done}" if result.complete else f"{result.done} of {result.images}, partial"
+        table.add_row(
+            f"{result.dataset} {result.split}",
+            images,
+            f"{scores['delta1']:.4f}",
+            f"{low:.4f} to {high:.4f}",
+            abs_rel,
+            str(result.failures),
+        )
+    Console().print(table)

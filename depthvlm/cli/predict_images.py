@@ -1,0 +1,236 @@
+"""`depthvlm predict` of images: what is to be done, what is in its way, and doing it."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..export import read_json, write_json
+from ..prediction import FORMATS, Prediction, output_paths
+from ..result_records import ResultRecord, check_names, file_hash, fingerprint, own_names
+
+_MOST_NAMED = 10  # in a message
+_CAMERA_OPTIONS = ("focal_length", "fov", "intrinsics")
+
+
+@dataclass
+class Job:
+    """An image, where its results go, and what of them is missing.
+
+    Attributes:
+        image: a path, or the text of a URL.
+        stem: what the results' names begin with.
+        files: path of each format asked for.
+        record: what is known of earlier results.
+        origin: what the results are made from.
+        depth_due: whether there are files to write.
+        prompts_due: the prompts without a reply.
+    """
+
+    image: Path | str
+    stem: str
+    files: dict[str, Path]
+    record: ResultRecord
+    origin: dict[str, Any]
+    depth_due: bool = True
+    prompts_due: list[str] = field(default_factory=list)
+
+    @property
+    def source(self) -> str:
+        """The image as the record names it."""
+        return str(self.image.resolve()) if isinstance(self.image, Path) else self.image
+
+    @property
+    def fingerprint(self) -> str:
+        """What the results are made from, in short."""
+        return fingerprint(self.origin)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether there is anything to do."""
+        return self.depth_due or bool(self.prompts_due)
+
+    def due_files(self) -> dict[str, Path]:
+        """The files that are going to be written: all that belong together, or the JSON alone for another reply."""
+        if not self.depth_due:
+            return {name: path for name, path in self.files.items() if name == "json"}
+        earlier = output_paths(self.record.folder, self.stem, FORMATS)
+        kept = {name: path for name, path in earlier.items() if self.record.is_complete(path, self.fingerprint)}
+        return self.files | kept
+
+    def differences(self) -> list[str]:
+        """In what the earlier results' origin differs; empty without earlier results."""
+        before = self.record.origin
+        return [name for name, value in self.origin.items() if before and before.get(name) != value]
+
+    def is_of_another_image(self) -> bool:
+        """Whether the earlier results are those of another image, by its path and by its content."""
+        return self.record.source not in (None, self.source) and "input" in self.differences()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all images of a run are predicted with.
+
+    Attributes:
+        model, weights: the model's name, and what tells its weights from others.
+        cameras: `focal_length`, `fov` and `intrinsics` for each image, None where they are not given.
+        prompts: asked about each image.
+        max_image_pixels: an image of more is an error.
+        formats: files to write.
+        overwrite: replace whatever is there.
+    """
+
+    model: str
+    weights: str
+    dtype: str
+    cameras: dict[str, Sequence[Any]]
+    prompts: Sequence[str]
+    max_new_tokens: int
+    max_image_pixels: int
+    formats: Sequence[str]
+    overwrite: bool
+
+
+def without_own_results(images: Iterable[Path | str], out: Path) -> list[Path | str]:
+    """Leave out the pictures that an earlier run has written, where results lie among the images."""
+    own = {(out / name).resolve() for name in own_names(out)}
+    return [image for image in images if not isinstance(image, Path) or image.resolve() not in own]
+
+
+def plan(images: Sequence[Path | str], stems: Sequence[str], out: Path, settings: Settings) -> list[Job]:
+    """
+    Compare what is asked for with the records of earlier runs.
+
+    Raises:
+        FileExistsError: something is in the way; the message names it.
+        ValueError: a name is too long.
+    """
+    jobs = []
+    for index, (image, stem) in enumerate(zip(images, stems, strict=True)):
+        cameras = {name: settings.cameras[name][index] for name in _CAMERA_OPTIONS}
+        if cameras["intrinsics"] is not None:
+            cameras["intrinsics"] = np.asarray(cameras["intrinsics"]).tolist()
+        origin = {
+            "input": file_hash(image) if isinstance(image, Path) else fingerprint({"url": image}),
+            "model": settings.model,
+            "weights": settings.weights,
+            "dtype": settings.dtype,
+            **cameras,
+        }
+        files = output_paths(out, stem, settings.formats)
+        check_names(files.values())
+        job = Job(image, stem, files, ResultRecord(out, stem), origin, prompts_due=list(settings.prompts))
+        if settings.overwrite:
+            job.record.forget_replies()
+        else:
+            _see_what_is_due(job, settings)
+        jobs.append(job)
+    _require_a_free_way(jobs, settings.overwrite)
+    return jobs
+
+
+def _see_what_is_due(job: Job, settings: Settings) -> None:
+    job.depth_due = not all(job.record.is_complete(path, job.fingerprint) for path in job.files.values())
+    there = {(reply["prompt"], reply["max_new_tokens"]) for reply in job.record.replies(job.fingerprint)}
+    job.prompts_due = [prompt for prompt in settings.prompts if (prompt, settings.max_new_tokens) not in there]
+
+
+def _require_a_free_way(jobs: Sequence[Job], overwrite: bool) -> None:
+    inputs = {job.image.resolve() for job in jobs if isinstance(job.image, Path)}
+    problems = []
+    for job in (job for job in jobs if job.is_due):
+        paths = list(job.due_files().values())
+        problems += [f"{path} is one of the images to predict" for path in paths if path.resolve() in inputs]
+        problems += [f"{path} is a folder" for path in paths if path.is_dir()]
+        if overwrite:
+            continue
+        if job.is_of_another_image():
+            place = job.record.folder / job.stem
+            problems.append(f"{place}.* holds the results of {job.record.source}, not of {job.source}")
+        else:
+            foreign = [
+                path for path in job.record.in_the_way(paths) if not path.is_dir() and path.resolve() not in inputs
+            ]
+            problems += [f"{path} was not written by depthvlm, or was changed since" for path in foreign]
+    if problems:
+        more = [f"... and {len(problems) - _MOST_NAMED} more"] if len(problems) > _MOST_NAMED else []
+        raise FileExistsError(
+            "These are in the way of the results:\n  "
+            + "\n  ".join([*problems[:_MOST_NAMED], *more])
+            + "\nChoose another --out or move them away"
+            + ("." if overwrite else ", or replace them with --overwrite.")
+            + " Nothing was predicted."
+        )
+
+
+def predict_images(
+    depthvlm: Any,
+    jobs: Sequence[Job],
+    settings: Settings,
+    batch_size: int,
+    on_done: Callable[[Job, Prediction], None],
+    on_error: Callable[[Job, Exception], None],
+) -> None:
+    """
+    Predict and write what is due, in one pass for each prompt.
+
+    Args:
+        on_done: called when a job's results of a pass are written.
+        on_error: called with what was wrong with an image or its files; the others go on.
+    """
+    failed: set[int] = set()
+    for position, prompt in enumerate(settings.prompts or [None]):
+        due = [
+            job
+            for job in jobs
+            if id(job) not in failed and ((position == 0 and job.depth_due) or prompt in job.prompts_due)
+        ]
+
+        def fail(index: int, error: Exception, due: Sequence[Job] = due) -> None:
+            failed.add(id(due[index]))
+            on_error(due[index], error)
+
+        cameras = {name: [job.origin[name] for job in due] for name in _CAMERA_OPTIONS}
+        given = {name: values for name, values in cameras.items() if any(value is not None for value in values)}
+        found = depthvlm.predict_iter(
+            [job.image for job in due],
+            prompt=prompt,
+            batch_size=batch_size,
+            max_new_tokens=settings.max_new_tokens,
+            max_image_pixels=settings.max_image_pixels,
+            on_error=fail,
+            **given,
+        )
+        for index, prediction in found:
+            try:
+                _write(due[index], prediction, settings)
+            except (OSError, ValueError) as error:
+                fail(index, error)
+                continue
+            on_done(due[index], prediction)
+
+
+def _write(job: Job, prediction: Prediction, settings: Settings) -> None:
+    """Write what is due of a job, and note it in its record."""
+    files, record = job.due_files(), job.record
+    if not settings.overwrite and (there := record.in_the_way(files.values())):
+        names = ", ".join(str(path) for path in there)
+        raise FileExistsError(f"{names}: appeared while the image was predicted, and is not replaced.")
+    record.begin(job.source, list(files.values()))
+    if job.depth_due:
+        prediction.save(record.folder, job.stem, list(files), overwrite=True)
+    reply = None
+    if prediction.prompt is not None:
+        reply = {"prompt": prediction.prompt, "text": prediction.text, "max_new_tokens": settings.max_new_tokens}
+    replies = [one for one in record.replies(job.fingerprint) if one["prompt"] != prediction.prompt]
+    replies += [reply] if reply else []
+    if replies and "json" in files:
+        latest = {name: replies[-1][name] for name in ("prompt", "text")}
+        pairs = [{"prompt": one["prompt"], "text": one["text"]} for one in replies]
+        write_json(files["json"], read_json(files["json"]) | latest | {"replies": pairs})
+    record.finish(list(files.values()), job.origin, reply)
+    job.depth_due = False
+    job.prompts_due = [prompt for prompt in job.prompts_due if prompt != prediction.prompt]

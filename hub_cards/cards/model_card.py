@@ -1,0 +1,249 @@
+"""The model card of a checkpoint: what its files say, the results that are its own, and what is not known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...recipe_file import RECIPE_FILE, Stage, data_of, is_hub_name, sources_of
+from .card_text import CITATION, CODE_LICENCE, PAPER, TAGS, check_repo_id, table, template
+from .measured import TASK, conditions_of, eval_results, protocols_of, read_results, results_table
+from .model_facts import ModelFacts, read_facts
+from .source_terms import licence_table, terms_of
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
+
+    from ...benchmark.scoring.results import Result
+
+# Its checkpoints are under Apache-2.0, as their cards say.
+_APACHE_BASE = "Qwen/Qwen3-VL-"
+
+_LABELS = {
+    "converted_by": "converted by",
+    "trained": "trained parts",
+    "adapter": "adapter",
+    "loss": "loss",
+    "data": "data",
+    "steps": "steps",
+    "epochs": "epochs",
+    "global_batch_size": "batch",
+    "device": "device",
+    "settings": "settings",
+}
+_PART_NAMES = {"head": "depth head", "llm": "language model", "merger": "ViT's mergers", "vit": "ViT"}
+
+
+def make_model_card(
+    checkpoint: str | Path,
+    repo_id: str | None,
+    results: Sequence[str | Path] = (),
+    **given: Any,
+) -> ModelCard:
+    """
+    The card of a checkpoint. It shows no score but those in `results`.
+
+    Args:
+        checkpoint: folder that `save_pretrained` or `depthvlm sft` wrote: whole weights, or a PEFT adapter.
+        repo_id: owner/name on the Hub; None where it is not known yet.
+        results: files of `depthvlm bench eval`, all of this very checkpoint. Those of a part of a set are marked and
+            stay out of the metadata.
+        **given: what no file says: the keywords of [`render_model_card`].
+
+    Raises:
+        FileNotFoundError: the folder, its configuration, its weights or a result file is missing.
+        ValueError: a file is damaged, the checkpoint is not DepthVLM's, a result is of another model or twice there, or
+            `repo_id` is no name on the Hub.
+    """
+    checkpoint, files = Path(checkpoint), [Path(file) for file in results]
+    facts = read_facts(checkpoint)
+    measured = read_results(files, checkpoint)
+    title = (repo_id or checkpoint.resolve().name).split("/")[-1]
+    return render_model_card(facts, repo_id, title, measured, **given)
+
+
+def render_model_card(
+    facts: ModelFacts,
+    repo_id: str | None,
+    title: str,
+    results: Sequence[Result] = (),
+    *,
+    language: Sequence[str] = ("en",),
+    license: str | None = None,
+    datasets: Sequence[str] = (),
+    tags: Sequence[str] = (),
+    note: str = "",
+) -> ModelCard:
+    """
+    The card of these facts and results, which were checked before.
+
+    Args:
+        facts: of the checkpoint.
+        repo_id: owner/name on the Hub; None where it is not known yet.
+        title: of the card.
+        results: all of this very checkpoint.
+        language: codes of the languages.
+        license: of the weights, a key of the Hub such as "apache-2.0". By default it is told only where it is known.
+        datasets: names on the Hub, besides those in the recipe.
+        tags: besides the usual ones.
+        note: a paragraph of the owner's, Markdown, under the title.
+
+    Raises:
+        ValueError: `repo_id` is no name on the Hub.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    from ... import __version__
+
+    check_repo_id(repo_id)
+    sources = sources_of(facts.stages)
+    license = license or _known_licence(facts)
+    hub_data = [name for name in data_of(facts.stages) if is_hub_name(name)]
+    data = ModelCardData(
+        language=list(language),
+        license=license or "other",
+        license_name=None if license else "base-model-and-training-data",
+        license_link=f"https://huggingface.co/{repo_id}#licences" if not license and repo_id else None,
+        library_name="peft" if facts.adapter else "transformers",
+        pipeline_tag=TASK,
+        base_model=facts.base_model,
+        datasets=list(dict.fromkeys([*hub_data, *datasets])) or None,
+        metrics=["depth_metrics"] if results else None,
+        tags=[*TAGS, "image-text-to-text", *(["lora"] if facts.adapter else []), *tags],
+        eval_results=eval_results(results) or None,
+        model_name=title if any(result.complete for result in results) else None,
+    )
+    if facts.base_model:
+        data["base_model_relation"] = "adapter" if facts.adapter else "finetune"
+    base = facts.base_model
+    return ModelCard.from_template(
+        data,
+        template_path=template("model_card"),
+        title=title,
+        name=repo_id or title,
+        paper=PAPER,
+        note=note.strip(),
+        adapter=facts.adapter,
+        base_link=f"[{base}](https://huggingface.co/{base})" if base else "",
+        head_note=facts.seen,
+        canonical=_number(facts.canonical_focal_length),
+        assumed_fov=_number(facts.image_processor.get("assumed_fov")),
+        max_pixels=_number((facts.image_processor.get("size") or {}).get("longest_edge")),
+        results_table=results_table(results) if results else "",
+        checkpoint_hash=results[0].checkpoint if results else "",
+        partial=any(not result.complete for result in results),
+        protocols=protocols_of(results),
+        conditions=conditions_of(results),
+        recipe_file=RECIPE_FILE,
+        stages=[_stage(stage, index, len(facts.stages)) for index, stage in enumerate(facts.stages)],
+        made_of=_made_of(facts),
+        environment=_versions(facts.stages[-1].get("versions", {})) if facts.stages else "",
+        version=__version__,
+        code_licence=CODE_LICENCE,
+        weights_licence=_weights_licence(facts, license),
+        data_licence=_data_licence(facts, sources),
+        source_table=licence_table(sources) if sources else "",
+        citation=CITATION,
+    )
+
+
+def _known_licence(facts: ModelFacts) -> str | None:
+    """Of the weights, where nothing but the base and data of known licence is in them: else their owner must say."""
+    base = facts.base_model or ""
+    if not base.startswith(_APACHE_BASE):
+        return None
+    if not facts.stages:
+        return "apache-2.0" if facts.head == "untrained" else None
+    for stage in _runs(facts):
+        sources = stage.get("data", {}).get("sources", {})
+        rows = stage.get("data", {}).get("rows")
+        if not sources or sum(sources.values()) != rows or any(terms_of(s).spdx != "apache-2.0" for s in sources):
+            return None
+    return "apache-2.0"
+
+
+def _weights_licence(facts: ModelFacts, license: str | None) -> str:
+    if license:
+        return f"{license}."
+    base = f"{facts.base_model}, whose licence goes on" if facts.base_model else "a base model that is not recorded"
+    return f"no licence is recorded. They derive from {base}, and from the data below, whose terms may bind them too."
+
+
+def _data_licence(facts: ModelFacts, sources: Sequence[str]) -> str:
+    if sources:
+        return "rows of these sources, each under its own terms:"
+    names = data_of(facts.stages)
+    if names:
+        return f"{', '.join(names)}; see the terms of each."
+    return "the names of the training data are not recorded." if _runs(facts) else "no training is recorded."
+
+
+def _runs(facts: ModelFacts) -> list[Stage]:
+    """The stages in which something was trained: a conversion is none."""
+    return [stage for stage in facts.stages if stage.get("trained")]
+
+
+def _stage(stage: Stage, index: int, count: int) -> dict[str, str]:
+    title = "Conversion" if "converted_by" in stage else f"Step {index + 1} of {count}"
+    base = stage.get("base_model")
+    before = "the step before" if index else "a model whose name is not recorded"
+    started = f"{base}, revision {stage['base_revision']}" if stage.get("base_revision") else base or before
+    rows = [["started from", str(started)]]
+    for key, label in _LABELS.items():
+        if stage.get(key) is not None:
+            rows.append([label, _cell(key, stage[key], stage)])
+    return {"title": title, "table": table(["", ""], rows)}
+
+
+def _cell(key: str, value: Any, stage: Stage) -> str:
+    if key == "trained":
+        return ", ".join(_PART_NAMES.get(part, part) for part in value) or "none"
+    if key == "data":
+        return _data(value)
+    if key == "global_batch_size":
+        parts = [
+            ("per_device_batch_size", ""),
+            ("gradient_accumulation_steps", " accumulated"),
+            ("world_size", " ranks"),
+        ]
+        return f"{value} = " + " x ".join(f"{stage.get(name, '?')}{unit}" for name, unit in parts)
+    if key == "device":
+        return f"{stage.get('world_size', '?')} x {value}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_plain(each)}" for name, each in value.items())
+    return _plain(value)
+
+
+def _data(data: Mapping[str, Any]) -> str:
+    parts = [", ".join(data.get("names") or ["name not recorded"])]
+    if data.get("rows") is not None:
+        parts.append(f"{data['rows']} rows")
+    if data.get("sources"):
+        parts.append(", ".join(f"{source} {count}" for source, count in data["sources"].items()))
+    return "; ".join(parts)
+
+
+def _plain(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _made_of(facts: ModelFacts) -> str:
+    head = facts.head_config
+    rows = [[part, f"{count:,} parameters"] for part, count in facts.parameters.items()]
+    if head:
+        rows.append(["head type", f"`{head.get('head_type')}`, features from `{head.get('feature_source')}`"])
+    if facts.canonical_focal_length:
+        rows.append(["canonical focal length", f"{_number(facts.canonical_focal_length)} px"])
+    if facts.dtypes:
+        rows.append(["stored as", ", ".join(facts.dtypes)])
+    return table(["", ""], rows) if rows else "Not counted."
+
+
+def _versions(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in versions.items())
+
+
+def _number(value: Any) -> str:
+    """Without a useless ".0"; "" for None."""
+    return "" if value is None else f"{value:g}" if float(value) != int(value) else str(int(value))

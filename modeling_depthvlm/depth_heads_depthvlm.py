@@ -1,0 +1,267 @@
+# Copyright 2026 The DepthVLM authors. Licensed under the Apache License, Version 2.0.
+"""Depth heads: from visual tokens to depth (paper, section 3.1, equations 2 and 3, table 4)."""
+
+import math
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from .composed_convolution import ComposedConvolution, may_compose
+from .configuration_depthvlm import DepthHeadConfig
+from .cpu_kernels_depthvlm import UpsampledConv2d, is_traced, recomputed
+
+# softplus(x) = 1: a head that has learnt nothing yet says one metre.
+ONE_METRE = math.log(math.e - 1)
+DRAWN_SPREAD = 0.01  # of what its last layer adds to that
+
+
+class TokenProjection(nn.Conv2d):
+    """A 1x1 convolution applied to tokens: `(N, h * w, in)` to `(N, out, h, w)`.
+
+    On tokens it is one matrix product, and what it returns lies channels-last, as the convolutions after it like it; no
+    map of full width is ever permuted.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:  # type: ignore[override]
+        return F.linear(tokens, self.weight.flatten(1), self.bias).unflatten(1, grid).permute(0, 3, 1, 2)
+
+
+class Float32Conv2d(nn.Conv2d):
+    """A 1x1 convolution in float32, whatever the model's or autocast's dtype: metres must not be rounded."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The float32 copy of the input is twice its size: made again on the way back.
+        return self._product(x) if x.dtype == torch.float32 else recomputed(self._product, x)
+
+    def _product(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.float()
+            if is_traced():  # of the product, compiled, no gradient reaches the layers before (inductor of torch 2.13)
+                return F.conv2d(x.float(), self.weight.float(), bias)
+            # As a matrix product over the channels, which lie last in memory.
+            return F.linear(x.permute(0, 2, 3, 1).float(), self.weight.float().flatten(1), bias).permute(0, 3, 1, 2)
+
+
+class HeadLinear(nn.Module):
+    """A linear layer that is no `nn.Linear`, so that quantisation and "all linear layers" adapters leave it alone."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features))
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class Float32Linear(HeadLinear):
+    """The last layer of the MLP head, in float32 as well."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.float(), self.weight.float(), self.bias.float())
+
+
+def init_head_layer(layer: nn.Module) -> None:
+    """Draw a layer of a head so that an untrained head predicts depth near one metre; other layers are left alone."""
+    if isinstance(layer, Float32Conv2d | Float32Linear):
+        init.normal_(layer.weight, std=DRAWN_SPREAD / math.sqrt(layer.weight[0].numel()))
+        init.constant_(cast(Tensor, layer.bias), ONE_METRE)
+    elif isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | HeadLinear):  # the backbone has none of these
+        init.kaiming_uniform_(layer.weight, a=math.sqrt(5))
+        if layer.bias is not None:
+            init.zeros_(layer.bias)
+
+
+class DepthHead(nn.Module):
+    """
+    Turns feature maps of the VLM's visual tokens into depth.
+
+    Args:
+        config: the head's configuration.
+        hidden_size: width of the visual tokens, that of the LLM.
+        stride: input pixels per token and axis (32 in Qwen3-VL).
+    """
+
+    def __init__(self, config: DepthHeadConfig, hidden_size: int, stride: int):
+        super().__init__()
+        self.config = config
+        self.stride = stride
+        self.norm = nn.LayerNorm(hidden_size)
+
+    def forward(self, features: list[Tensor], grid: tuple[int, int]) -> Tensor:
+        """
+        Args:
+            features: four (one for a single-scale MLP) maps `(N, h * w, hidden_size)` of N images of equal size.
+            grid: `(h, w)`, in tokens.
+
+        Returns:
+            `(N, h * stride, w * stride)`, float32, above zero: metres as seen by the canonical camera.
+        """
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def is_untrained(self) -> bool:
+        """Whether the last layer is as [`init_head_layer`] draws it: such a head says one metre everywhere."""
+        last: Any = [layer for layer in self.modules() if isinstance(layer, Float32Conv2d | Float32Linear)][-1]
+        if last.weight.is_meta:
+            return False
+        drawn = [
+            torch.tensor(ONE_METRE, dtype=dtype).item() for dtype in (torch.float32, torch.bfloat16, torch.float16)
+        ]
+        spread = last.weight.float().square().mean().sqrt() * math.sqrt(last.weight[0].numel())
+        return all(bias in drawn for bias in last.bias.tolist()) and bool(spread < 2 * DRAWN_SPREAD)
+
+
+class ResidualConvUnit(nn.Module):
+    """Two 3x3 convolutions around a skip. The published weights were trained with in-place ReLUs, so the skip adds
+    `relu(x)`, not `x`."""
+
+    def __init__(self, features: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(features, features, 3, padding=1)
+        self.conv2 = nn.Conv2d(features, features, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu_(x)
+        return self.conv2(F.relu_(self.conv1(x))).add_(x)
+
+
+class FeatureFusionBlock(nn.Module):
+    """RefineNet block: adds a finer map to a coarser one and refines. What it returns is still to be upsampled."""
+
+    def __init__(self, features: int, has_skip: bool):
+        super().__init__()
+        self.out_conv = nn.Conv2d(features, features, 1)
+        if has_skip:
+            self.resConfUnit1 = ResidualConvUnit(features)
+        self.resConfUnit2 = ResidualConvUnit(features)
+
+    def forward(self, x: Tensor | None, skip: Tensor) -> Tensor:
+        if x is None:
+            x = skip
+        else:
+            coarse = F.interpolate(x, size=skip.shape[-2:], mode="bilinear", align_corners=True)
+            x = self.resConfUnit1(skip).add_(coarse)
+        # A 1x1 convolution and a bilinear upsampling commute exactly; before it, it costs a quarter.
+        return self.out_conv(self.resConfUnit2(x))
+
+
+class DPTScratch(nn.Module):
+    """Fusion and output layers, under the names that DPT checkpoints use."""
+
+    def __init__(self, in_channels: list[int], features: int):
+        super().__init__()
+        self.layer1_rn = nn.Conv2d(in_channels[0], features, 3, padding=1, bias=False)
+        self.layer2_rn = nn.Conv2d(in_channels[1], features, 3, padding=1, bias=False)
+        self.layer3_rn = nn.Conv2d(in_channels[2], features, 3, padding=1, bias=False)
+        self.layer4_rn = nn.Conv2d(in_channels[3], features, 3, padding=1, bias=False)
+        self.refinenet1 = FeatureFusionBlock(features, has_skip=True)
+        self.refinenet2 = FeatureFusionBlock(features, has_skip=True)
+        self.refinenet3 = FeatureFusionBlock(features, has_skip=True)
+        self.refinenet4 = FeatureFusionBlock(features, has_skip=False)
+        self.output_conv1 = UpsampledConv2d(features, features // 2)
+        self.output_conv2 = nn.Sequential(
+            UpsampledConv2d(features // 2, 32), nn.ReLU(inplace=True), Float32Conv2d(32, 1)
+        )
+
+    def forward(self, pyramid: list[Tensor]) -> Tensor:
+        """From the four maps of `features` channels, fine to coarse, to `(N, features // 2, H, W)`."""
+        fine, second, third, coarse = pyramid
+        x = self.refinenet3(self.refinenet4(None, coarse), third)
+        x = self.refinenet1(self.refinenet2(x, second), fine)
+        return self.output_conv1(x, (2 * fine.shape[-2], 2 * fine.shape[-1]))
+
+
+class DPTDepthHead(DepthHead):
+    """
+    DPT-style head. `dpt_light` (the paper's) builds its pyramid by upsampling alone, since the VLM's merger has already
+    downsampled: x8, x4, x2, x1 of the token grid. `dpt` is the original: x4, x2, x1, x1/2.
+    """
+
+    def __init__(self, config: DepthHeadConfig, hidden_size: int, stride: int):
+        super().__init__(config, hidden_size, stride)
+        c1, c2, c3, c4 = config.out_channels
+        self.projects = nn.ModuleList(TokenProjection(hidden_size, c) for c in config.out_channels)
+        if config.head_type == "dpt_light":
+            resize_layers: list[nn.Module] = [
+                nn.ConvTranspose2d(c1, c1, 8, stride=8),
+                nn.ConvTranspose2d(c2, c2, 4, stride=4),
+                nn.ConvTranspose2d(c3, c3, 2, stride=2),
+                nn.Identity(),
+            ]
+        else:
+            resize_layers = [
+                nn.ConvTranspose2d(c1, c1, 4, stride=4),
+                nn.ConvTranspose2d(c2, c2, 2, stride=2),
+                nn.Identity(),
+                nn.Conv2d(c4, c4, 3, stride=2, padding=1),
+            ]
+        self.resize_layers = nn.ModuleList(resize_layers)
+        self.scratch = DPTScratch(list(config.out_channels), config.features)
+
+        s = self.scratch
+        convolutions = (s.layer1_rn, s.layer2_rn, s.layer3_rn, s.layer4_rn)
+        self.composed = {
+            level: ComposedConvolution(resize, conv)
+            for level, (resize, conv) in enumerate(zip(resize_layers, convolutions, strict=True))
+            if isinstance(resize, nn.ConvTranspose2d)
+        }
+
+    def forward(self, features: list[Tensor], grid: tuple[int, int]) -> Tensor:
+        height, width = grid
+        x = self.scratch([self._level(level, tokens, grid) for level, tokens in enumerate(features)])
+        convolution, *rest = self.scratch.output_conv2
+        x = convolution(x, (height * self.stride, width * self.stride))
+        for layer in rest:
+            x = layer(x)
+        return F.softplus(x)[:, 0]
+
+    def _level(self, level: int, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """A feature map at the resolution and width of its place in the pyramid."""
+        x = self.projects[level](self.norm(tokens), grid)
+        composed = self.composed.get(level)
+        if composed is not None and may_compose(composed.up.weight, composed.conv.weight):
+            return composed(x)
+        conv = getattr(self.scratch, f"layer{level + 1}_rn")
+        return conv(self.resize_layers[level](x))
+
+
+class MLPDepthHead(DepthHead):
+    """Two linear layers that turn each token into its own `stride` x `stride` pixels (paper, table 4)."""
+
+    def __init__(self, config: DepthHeadConfig, hidden_size: int, stride: int):
+        super().__init__(config, hidden_size, stride)
+        self.fusion = "sum" if config.feature_source == "llm_final" else config.mlp_fusion
+        width = hidden_size if self.fusion == "sum" else 4 * hidden_size
+        if self.fusion == "concat_norm":
+            self.norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            HeadLinear(width, config.hidden_size), nn.GELU(), Float32Linear(config.hidden_size, stride**2)
+        )
+
+    def forward(self, features: list[Tensor], grid: tuple[int, int]) -> Tensor:
+        if self.fusion == "concat":
+            tokens = torch.cat([self.norm(f) for f in features], dim=-1)
+        else:
+            together = torch.cat(features, dim=-1) if self.fusion == "concat_norm" else cast(Tensor, sum(features))
+            tokens = self.norm(together)
+        pixels = F.softplus(self.mlp(tokens)).unflatten(-1, (self.stride, self.stride)).unflatten(1, grid)
+        return pixels.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def build_depth_head(config: DepthHeadConfig, hidden_size: int, stride: int) -> DepthHead:
+    """The head that `config.head_type` names."""
+    head_class = MLPDepthHead if config.head_type == "mlp" else DPTDepthHead
+    return head_class(config, hidden_size, stride)

@@ -1,0 +1,354 @@
+"""The runner on builds whose truth is known by hand: scores, resuming, processes, and predictors that misbehave."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bench_source import INTRINSICS, ToySource, make_toy, open_toy
+from conftest import REPOSITORY
+from depthvlm.benchmark.build.builder import run_build
+from depthvlm.benchmark.build.plan import plan_build
+from depthvlm.benchmark.build.shard_writer import BuildError
+from depthvlm.benchmark.scoring.eval_sets import EvalSet, open_sets
+from depthvlm.benchmark.scoring.point_clouds import point_cloud_f_score
+from depthvlm.benchmark.scoring.protocols import get_protocol
+from depthvlm.benchmark.scoring.results import Result, lines_path, read_lines
+from depthvlm.benchmark.scoring.run_files import EvaluationError
+from depthvlm.benchmark.scoring.runner import evaluate
+from depthvlm.benchmark.scoring.summary import System
+from depthvlm.benchmark.scoring.tasks import make_task, score_map
+from depthvlm.benchmark.systems import PredictorError, make_predictor
+from depthvlm.benchmark.systems.interface import DensePredictor, PointAnswer, PointPredictor
+from torch.nn import functional
+from typer.testing import CliRunner
+
+from depthvlm.cli import app as cli
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("bench")
+    root = make_toy(folder / "download", scenes=2, frames=4)  # 16 images of 64x48 with depth of 32x24
+    run_build(plan_build(ToySource(root), "test"), open_toy, root, folder / "build", workers=1)
+    return folder / "build"
+
+
+@pytest.fixture(scope="module")
+def toy(build) -> EvalSet:
+    [one] = open_sets(build)
+    return one
+
+
+def system(predictor, row="mine", **options) -> System:
+    return System(row, row, predictor, options)
+
+
+class Map(DensePredictor):
+    """A map of 2 m, and what `change` makes of it; counts its batches."""
+
+    name = "map"
+
+    def __init__(self, change=lambda depth: depth, fail_at: int | None = None):
+        self.change, self.fail_at, self.batches = change, fail_at, []
+
+    def predict(self, examples):
+        if len(self.batches) == self.fail_at:
+            raise KeyboardInterrupt
+        self.batches.append([example.id for example in examples])
+        return [self.change(np.full(example.image.size[::-1], 2.0, np.float32)) for example in examples]
+
+
+# --- Scores
+
+
+def test_the_constant_scores_what_is_counted_by_hand(toy, tmp_path):
+    result = evaluate(system(make_predictor("always-2m")), toy, get_protocol("depthvlm"), tmp_path)
+    truth = [np.array(toy.read(index).point_depths) for index in range(len(toy))]
+    shares = [np.mean(np.maximum(2 / one, one / 2) < 1.25) for one in truth]
+    assert 0 < np.mean(shares) < 1
+    assert result.metrics["images"]["delta1"] == pytest.approx(np.mean(shares), abs=1e-12)
+    assert result.metrics["images"]["abs_rel"] == pytest.approx(np.mean([np.mean(abs(2 - t) / t) for t in truth]))
+    assert (result.images, result.done, result.pixels, result.failures) == (16, 16, 160, 0)
+    assert result.complete
+    assert result == Result.load(tmp_path / "mine" / "toy-test" / "depthvlm.json")
+    low, high = result.confidence["delta1"]
+    assert low < result.score() < high
+
+
+def test_the_oracle_is_right_everywhere(toy, tmp_path):
+    result = evaluate(system(make_predictor("oracle"), "oracle"), toy, get_protocol("depthvlm"), tmp_path)
+    assert result.score() == 1
+    assert result.metrics["pixels"]["rmse"] == 0
+    assert result.parse_rate == 1
+
+
+def test_a_point_is_read_where_it_lies_in_the_larger_image(toy):
+    """Depth pixel c of 32 has its centre at (c + 0.5) * 2 - 0.5 of 64: between 2c and 2c + 1, and nearer to neither."""
+    item, protocol = toy.read(0), get_protocol("depthvlm")
+    task = make_task(item, toy, protocol)
+    expected = (item.points + 0.5) * 2 - 0.5
+    assert np.array_equal(task.example.points, expected)
+    # A map that says at every pixel which depth pixel it belongs to, scaled to be the truth there.
+    upsampled = np.kron(item.depth, np.ones((2, 2), np.float32))
+    assert score_map(task, upsampled, protocol).metrics["abs_rel"] < 1e-6
+
+
+def test_the_published_reading_takes_them_for_pixels_of_the_image(toy):
+    item = toy.read(0)
+    task = make_task(item, toy, get_protocol("depthvlm-published"))
+    assert np.array_equal(task.example.points, item.points)
+    # The canonical size is 1000 / 50 times the image's; there the point reads the depth pixel at half its place.
+    columns, rows = (item.points * 20 * np.array([32, 24]) // (np.array([64, 48]) * 20)).T
+    at_half = item.depth[rows, columns]
+    assert np.allclose(task.example.truth, np.where(at_half > 0, at_half, item.point_depths))
+
+
+def test_another_seed_draws_other_points(toy):
+    item = toy.read(0)
+    same, other = (make_task(item, toy, get_protocol("depthvlm", seed=seed)) for seed in (0, 1))
+    assert np.array_equal(same.points, item.points)
+    assert not np.array_equal(other.points, item.points)
+    columns, rows = other.points.T
+    assert np.allclose(other.example.truth, item.depth[rows, columns])
+
+
+def test_a_dense_map_is_read_at_the_pixels_of_the_truth(toy):
+    item, protocol = toy.read(0), get_protocol("dense")
+    prediction = np.random.default_rng(0).uniform(1, 3, (48, 64)).astype(np.float32)
+    resized = functional.interpolate(torch.from_numpy(prediction)[None, None], size=(24, 32), mode="bilinear")[0, 0]
+    valid = item.depth > 0
+    expected = np.mean(np.abs(resized.numpy()[valid] - item.depth[valid]) / item.depth[valid])
+    result = score_map(make_task(item, toy, protocol), prediction, protocol)
+    assert result.pixels == valid.sum()
+    assert result.metrics["abs_rel"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_distances_along_the_ray(toy):
+    item, protocol = toy.read(0), get_protocol("dense", depth_type="ray")
+    z = np.full((48, 64), 2.0, np.float32)
+    result = score_map(make_task(item, toy, protocol), z, protocol)
+    fx, fy, cx, cy = INTRINSICS
+    rows, columns = np.indices((24, 32))
+    x, y = ((columns + 0.5) * 2 - cx) / fx, ((rows + 0.5) * 2 - cy) / fy
+    factor, valid = np.sqrt(x**2 + y**2 + 1), item.depth > 0
+    error = (factor * (2 - item.depth))[valid]
+    assert result.metrics["rmse"] == pytest.approx(np.sqrt(np.mean(error**2)), rel=1e-5)
+
+
+def test_a_place_that_takes_no_results_is_said_before_the_model_is_loaded(build, tmp_path, monkeypatch):
+    monkeypatch.setattr("depthvlm.benchmark.systems.make_predictor", lambda *_, **__: pytest.fail("it was loaded"))
+    (tmp_path / "file").write_text("mine")
+    for out in ("file", "file/below", "/proc/results"):
+        place = tmp_path / out
+        arguments = ["bench", "eval", "-p", "always-2m", "--data", str(build), "--out", str(place)]
+        result = CliRunner().invoke(cli.app, arguments)
+        assert result.exit_code == 2
+        assert f"{place}: no results can be written there" in result.stderr
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("line", ["{}", "[]", "cut off", '{"id": 1}'])
+def test_a_damaged_line_is_named(toy, tmp_path, line):
+    evaluate(system(Map()), toy, get_protocol("depthvlm"), tmp_path)
+    [path] = tmp_path.rglob("*.images.jsonl")
+    path.write_text(line + "\n" + path.read_text())
+    with pytest.raises(ValueError, match=r"images\.jsonl, line 1, is no result of an image .*Delete that file"):
+        evaluate(system(Map()), toy, get_protocol("depthvlm"), tmp_path)
+
+
+def test_extra_metrics_where_they_are_asked_for(toy, tmp_path):
+    both = ["boundary_f1", "boundary_f1_released", "point_cloud_f_score"]
+    result = evaluate(system(Map(lambda d: d * np.float32(0.65))), toy, get_protocol("dense"), tmp_path, extra=both)
+    fx, fy, cx, cy = INTRINSICS
+    camera = (fx / 2, fy / 2, cx / 2, cy / 2)
+    depths = [toy.read(index).depth for index in range(len(toy))]
+    expected = [point_cloud_f_score(np.full_like(depth, 1.3), depth, camera, depth > 0) for depth in depths]
+    assert 0 < np.mean(expected) < 1
+    assert result.metrics["images"]["point_cloud_f_score"] == pytest.approx(np.mean(expected), abs=1e-9)
+    assert "boundary_f1" not in result.metrics["images"]  # the truth is a slope without any: undefined
+    assert result.metrics["images"]["boundary_f1_released"] == 0  # which the released program counts as 0
+    with pytest.raises(ValueError, match="choose a dense protocol, not 'depthvlm'"):
+        evaluate(system(Map()), toy, get_protocol("depthvlm"), tmp_path, extra=["boundary_f1"])
+
+
+# --- Running
+
+
+def scores(path: Path) -> list[dict]:
+    return [json.loads(one.to_json()) | {"seconds": 0} for one in read_lines(path)]
+
+
+def test_an_interrupted_run_goes_on_where_it_was(toy, tmp_path):
+    protocol = get_protocol("depthvlm")
+    whole = evaluate(system(Map()), toy, protocol, tmp_path / "whole", batch_size=3)
+    broken = Map(fail_at=3)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(system(broken), toy, protocol, tmp_path / "broken", batch_size=3)
+    folder = tmp_path / "broken" / "mine" / "toy-test"
+    assert not (folder / "depthvlm.json").exists()  # no score of a part
+    [part] = folder.glob("*.part0.jsonl")
+    kept = {one.id for one in read_lines(part)}
+    assert 0 < len(kept) < 16
+    with part.open("a") as file:
+        file.write('{"id": "cut of')  # as a kill leaves it
+    again = Map()
+    result = evaluate(system(again), toy, protocol, tmp_path / "broken", batch_size=3)
+    assert sorted(image for batch in again.batches for image in batch) == sorted(set(toy.ids) - kept)
+    assert result.metrics == whole.metrics
+    ours, theirs = (lines_path(tmp_path / run / "mine" / "toy-test" / "depthvlm.json") for run in ("broken", "whole"))
+    assert scores(ours) == scores(theirs)
+    assert not list(folder.glob("*.part*"))
+    done = Map()
+    assert evaluate(system(done), toy, protocol, tmp_path / "broken").metrics == whole.metrics
+    assert done.batches == []
+
+
+def test_other_settings_in_the_same_place_are_refused(toy, tmp_path):
+    protocol = get_protocol("depthvlm")
+    evaluate(system(Map(), dtype="float32"), toy, protocol, tmp_path)
+    with pytest.raises(EvaluationError, match=r"options: .*float32.* there, .*bfloat16.* now"):
+        evaluate(system(Map(), dtype="bfloat16"), toy, protocol, tmp_path)
+
+
+def test_a_part_of_a_set_is_called_one(toy, tmp_path):
+    some = evaluate(system(Map()), toy, get_protocol("depthvlm"), tmp_path, limit=4)
+    assert (some.done, some.images, some.limit, some.complete) == (4, 16, 4, False)
+    assert [one.id for one in read_lines(tmp_path / "mine" / "toy-test" / "depthvlm-first4.images.jsonl")] == [
+        toy.ids[index] for index in (0, 4, 8, 12)
+    ]
+    whole = evaluate(system(Map()), toy, get_protocol("depthvlm"), tmp_path, limit=16)
+    assert whole.complete
+
+
+def test_the_command_calls_a_part_one(build, tmp_path):
+    given = ["bench", "eval", "-p", "always-2m", "-d", str(build), "-o", str(tmp_path)]
+    run = CliRunner().invoke(cli.app, [*given, "--limit", "4"], env={"COLUMNS": "120"})
+    assert run.exit_code == 0, run.output
+    assert "4 of 16, partial" in run.output
+    run = CliRunner().invoke(cli.app, given, env={"COLUMNS": "120"})
+    assert "partial" not in run.output
+
+
+def test_two_processes_score_each_image_once(build, tmp_path):
+    command = ["bench", "eval", "-p", "always-2m", "-d", str(build), "--batch-size", "3"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "depthvlm"]
+    run = subprocess.run(
+        [*launch, *command, "-o", str(tmp_path / "two")], env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    [toy] = open_sets(build)
+    one = evaluate(system(make_predictor("always-2m"), "always-2m"), toy, get_protocol("depthvlm"), tmp_path / "one")
+    two = Result.load(tmp_path / "two" / "always-2m" / "toy-test" / "depthvlm.json")
+    assert two.metrics == one.metrics
+    assert two.confidence == one.confidence
+    found, expected = (scores(lines_path(tmp_path / n / "always-2m/toy-test/depthvlm.json")) for n in ("two", "one"))
+    assert found == expected
+
+
+# --- Predictors that misbehave
+
+
+def test_what_is_no_depth_counts_as_wrong(toy, tmp_path):
+    def spoil(depth):
+        depth[:, ::4], depth[:, 1::4], depth[:, 2::4] = np.nan, -2.0, 0.0
+        return depth
+
+    result = evaluate(system(Map(spoil)), toy, get_protocol("dense"), tmp_path)
+    assert result.failures == result.pixels
+    assert result.score() == 0
+    assert "abs_rel" not in result.metrics["images"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda depth: depth[:-1], r"shape \(47, 64\) for the image"),
+        (lambda depth: depth.astype(str), "not of metres"),
+    ],
+)
+def test_a_map_that_is_none(toy, tmp_path, change, message):
+    with pytest.raises(PredictorError, match=message):
+        evaluate(system(Map(change)), toy, get_protocol("depthvlm"), tmp_path)
+
+
+def test_nothing_and_too_few_answers(toy, tmp_path):
+    class Nothing(DensePredictor):
+        name = "nothing"
+
+        def predict(self, examples):
+            return None
+
+    class Few(PointPredictor):
+        name = "few"
+
+        def predict(self, examples):
+            return [[PointAnswer(1.0, "1 m")] for _ in examples]
+
+    with pytest.raises(PredictorError, match="returned nothing"):
+        evaluate(system(Nothing()), toy, get_protocol("depthvlm"), tmp_path)
+    with pytest.raises(PredictorError, match="'few' gave"):
+        evaluate(system(Few(), "few"), toy, get_protocol("depthvlm"), tmp_path)
+    with pytest.raises(ValueError, match="scores whole maps"):
+        evaluate(system(Few(), "few"), toy, get_protocol("dense"), tmp_path)
+
+
+def test_what_cannot_be_read_in_words_is_wrong_and_counted(toy, tmp_path):
+    class Mumbles(PointPredictor):
+        name = "mumbles"
+
+        def predict(self, examples):
+            return [[PointAnswer(t if i % 2 else float("nan"), "?") for i, t in enumerate(e.truth)] for e in examples]
+
+    result = evaluate(system(Mumbles(), "mumbles"), toy, get_protocol("depthvlm"), tmp_path)
+    assert result.parse_rate == 0.5
+    assert result.failures == 80
+    assert result.score() == 0.5
+    [first, *_] = read_lines(tmp_path / "mumbles" / "toy-test" / "depthvlm.images.jsonl")
+    assert first.answers[0] is None
+    assert first.texts == ["?"] * 10
+
+
+def test_a_build_with_too_few_points(build, toy):
+    with pytest.raises(ValueError, match=r"scores 20 points an image, the build has 10 .*--points 20"):
+        make_task(toy.read(0), toy, get_protocol("depthvlm", points=20))
+
+
+def test_sets_that_are_not_there(build, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        open_sets(tmp_path / "nothing")
+    with pytest.raises(BuildError, match="no finished build of ddad test"):
+        open_sets(build, sources=("ddad",))
+
+
+def command(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "depthvlm", "bench", *args], capture_output=True, text=True, check=False
+    )
+
+
+def test_the_command_says_what_is_wrong_in_a_line(build, tmp_path):
+    run = command("eval", "-p", "always2m", "-d", str(build), "-o", str(tmp_path))
+    assert run.returncode == 2
+    assert "Did you mean always-2m" in run.stderr
+    run = command("eval", "-p", "always-2m", "-d", str(build), "-o", str(tmp_path), "--protocol", "nope")
+    assert run.returncode == 2
+    assert "Unknown protocol 'nope'" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_a_predictor_that_stops_keeps_what_it_had(build, tmp_path):
+    """A server that is not there: one line, exit code 1, no summary."""
+    given = ("--predictor", "api:some-model@http://127.0.0.1:9", "--option", "max_retries=0", "--option", "timeout=2")
+    given += ("--option", f"cache={tmp_path / 'cache'}")
+    run = command("eval", *given, "-d", str(build), "-o", str(tmp_path / "out"))
+    assert run.returncode == 1, run.stderr
+    assert "Traceback" not in run.stderr
+    assert "127.0.0.1:9" in run.stderr
+    assert "the same command goes on" in run.stderr
+    assert not list((tmp_path / "out").rglob("*.json"))

@@ -1,0 +1,396 @@
+"""Depth metrics, alignment, boundaries and point clouds against numbers worked out by hand and by scipy."""
+
+import itertools
+import json
+import math
+import pickle
+
+import numpy as np
+import pytest
+from depthvlm.benchmark.scoring import metrics
+from depthvlm.benchmark.scoring.alignment import ALIGNMENTS, align, fit_alignment
+from depthvlm.benchmark.scoring.boundary import boundary_f1
+from depthvlm.benchmark.scoring.error_sums import ErrorSums
+from depthvlm.benchmark.scoring.metrics import METRICS, ImageRow, MetricAccumulator
+from depthvlm.benchmark.scoring.point_clouds import point_cloud_f_score, ray_factors, viewing_rays
+from scipy import optimize, stats
+
+LN2, LN10 = 0.6931471805599453, 2.302585092994046
+
+# Ratios 1, 2, 2 and 1.5; errors 0, 2, -2 and 1 metres.
+TRUTH = np.array([[1.0, 2.0], [4.0, 2.0]])
+PREDICTION = np.array([[1.0, 4.0], [2.0, 3.0]])
+LN15 = 0.4054651081081644
+BY_HAND = {
+    "delta1": 1 / 4,  # 1 alone is below 1.25
+    "delta2": 2 / 4,  # 1.5 is below 1.5625
+    "delta3": 2 / 4,  # 2 is above 1.953125
+    "abs_rel": (0 + 1 + 0.5 + 0.5) / 4,
+    "sq_rel": (0 + 2 + 1 + 0.5) / 4,
+    "rmse": 1.5,  # sqrt((0 + 4 + 4 + 1) / 4)
+    "rmse_log": math.sqrt((2 * LN2**2 + LN15**2) / 4),
+    "log10": (2 * LN2 + LN15) / 4 / LN10,
+    "silog": math.sqrt((2 * LN2**2 + LN15**2) / 4 - (LN15 / 4) ** 2),
+}
+
+
+def some_maps(shape=(24, 32), seed=0):
+    rng = np.random.default_rng(seed)
+    truth = rng.uniform(0.5, 20, shape)
+    return truth * np.exp(rng.normal(0.1, 0.3, shape)), truth
+
+
+class TestByHand:
+    @pytest.mark.parametrize("name", METRICS)
+    def test_a_small_map(self, name):
+        assert getattr(metrics, name)(PREDICTION, TRUTH) == pytest.approx(BY_HAND[name], rel=1e-12)
+        assert ErrorSums.of(PREDICTION, TRUTH).metrics()[name] == pytest.approx(BY_HAND[name], rel=1e-12)
+
+    def test_thresholds_are_strict(self):
+        for power, name in enumerate(("delta1", "delta2", "delta3"), 1):
+            function, edge = getattr(metrics, name), 1.25**power
+            for prediction, truth in ((edge, 1.0), (1.0, edge)):
+                assert function([prediction], [truth]) == 0
+            assert function([edge - 1e-9], [1.0]) == 1
+            assert function([1.0], [edge - 1e-9]) == 1
+
+    def test_silog_lambdas(self):
+        # d = ln 2, ln 2, 0: mean 2/3 ln 2, mean of squares 2/3 ln^2 2.
+        prediction, truth = [2.0, 4.0, 3.0], [1.0, 2.0, 3.0]
+        for silog_lambda, factor in ((0, 2 / 3), (0.5, 2 / 3 - 2 / 9), (1, 2 / 9)):
+            expected = LN2 * math.sqrt(factor)
+            assert metrics.silog(prediction, truth, silog_lambda=silog_lambda) == pytest.approx(expected, rel=1e-12)
+        assert metrics.silog_kitti(prediction, truth) == pytest.approx(100 * LN2 * math.sqrt(2 / 9), rel=1e-12)
+
+    def test_silog_is_the_training_loss_at_its_lambda(self):
+        import torch
+
+        from depthvlm import silog_loss
+
+        prediction, truth = some_maps()
+        loss = silog_loss(torch.tensor(prediction), torch.tensor(truth), silog_lambda=0.5).item()
+        assert metrics.silog(prediction, truth, silog_lambda=0.5) == pytest.approx(loss, rel=1e-5)
+
+    def test_only_valid_pixels(self):
+        truth = np.array([2.0, 0.0, np.nan, np.inf, -1.0, 2.0, 2.0])
+        prediction = np.array([2.0, 1.0, 1.0, 1.0, 1.0, 8.0, 4.0])
+        assert metrics.delta1(prediction, truth) == pytest.approx(1 / 3)
+        valid = np.array([True] * 5 + [False, True])
+        assert metrics.delta1(prediction, truth, valid) == 1 / 2
+        assert metrics.abs_rel(prediction, truth, valid) == 1 / 2
+
+    def test_against_scipy(self):
+        prediction, truth = some_maps()
+        d = (np.log(prediction) - np.log(truth)).ravel()
+        assert metrics.silog(prediction, truth) == pytest.approx(stats.tstd(d, ddof=0), rel=1e-12)
+        assert metrics.rmse_log(prediction, truth) == pytest.approx(stats.moment(d, 2, center=0) ** 0.5, rel=1e-12)
+        assert metrics.rmse(prediction, truth) == pytest.approx(
+            np.linalg.norm(prediction - truth) / math.sqrt(truth.size), rel=1e-12
+        )
+
+
+class TestFailures:
+    BAD = np.array([np.nan, np.inf, -np.inf, 0.0, -2.0, 1e300])
+
+    def test_count_as_wrong(self):
+        # A negative answer has a ratio below every threshold: here -2 for 2.
+        prediction = np.concatenate([self.BAD, [2.0, 2.2]])
+        truth = np.full(8, 2.0)
+        for name in ("delta1", "delta2", "delta3"):
+            assert getattr(metrics, name)(prediction, truth) == 2 / 8
+        assert metrics.failures(prediction, truth) == 6
+        assert metrics.abs_rel(prediction, truth) == pytest.approx(0.05)
+
+    def test_no_answer_at_all(self):
+        values = ErrorSums.of(self.BAD, np.ones(6)).metrics()
+        assert [values.pop(name) for name in ("delta1", "delta2", "delta3")] == [0, 0, 0]
+        assert all(math.isnan(value) for value in values.values())
+        assert math.isnan(metrics.rmse(self.BAD, np.ones(6)))
+        assert math.isnan(metrics.silog(self.BAD, np.ones(6)))
+
+    def test_errors_name_the_image(self):
+        accumulator = MetricAccumulator()
+        with pytest.raises(ValueError, match=r"'nyu/7' has no valid pixel"):
+            accumulator.add("nyu/7", [1.0, 2.0], [0.0, np.nan])
+        with pytest.raises(ValueError, match=r"'a' has no valid pixel"):
+            accumulator.add("a", [1.0], [1.0], [False])
+        with pytest.raises(ValueError, match=r"'a' has the shape \(2, 3\), its truth \(3, 2\)"):
+            accumulator.add("a", np.ones((2, 3)), np.ones((3, 2)))
+        with pytest.raises(ValueError, match=r"mask of image 'a' has the shape \(1,\)"):
+            accumulator.add("a", [1.0, 1.0], [1.0, 1.0], [True])
+        with pytest.raises(ValueError, match="No image"):
+            accumulator.compute()
+        assert len(accumulator) == 0
+
+
+class TestAccumulator:
+    def test_means_and_pools(self):
+        accumulator = MetricAccumulator()
+        accumulator.add("a", [1.0, 1.0, 1.0, 4.0], [1.0, 1.0, 1.0, 1.0])
+        accumulator.add("b", [2.0], [1.0])
+        accumulator.add("c", [np.nan, -1.0], [1.0, 1.0])
+        result = accumulator.compute()
+        assert result["images"]["delta1"] == pytest.approx((0.75 + 0 + 0) / 3)
+        assert result["pixels"]["delta1"] == pytest.approx(3 / 7)
+        # c has no answer: abs_rel over the other two, 3/4 and 1; over their five pixels (3 + 1) / 5.
+        assert result["images"]["abs_rel"] == pytest.approx(0.875)
+        assert result["pixels"]["abs_rel"] == pytest.approx(0.8)
+        assert result["pixels"]["rmse"] == pytest.approx(math.sqrt((9 + 1) / 5))
+        assert result["counts"] == {"images": 3, "pixels": 7, "failures": 2, "failed_images": 1}
+        assert result["defined"]["delta1"] == 3
+        assert result["defined"]["abs_rel"] == 2
+        assert accumulator.values("delta1") == {"a": 0.75, "b": 0.0, "c": 0.0}
+        assert accumulator.pixels() == {"a": 4, "b": 1, "c": 2}
+
+    def test_pooled_is_of_all_pixels_at_once(self):
+        images = [some_maps((5 + i, 7), i) for i in range(6)]
+        accumulator = MetricAccumulator()
+        for index, (prediction, truth) in enumerate(images):
+            accumulator.add(str(index), prediction, truth)
+        prediction, truth = (np.concatenate([image[i].ravel() for image in images]) for i in (0, 1))
+        pooled = accumulator.compute()["pixels"]
+        for name in METRICS:
+            assert pooled[name] == pytest.approx(getattr(metrics, name)(prediction, truth), rel=1e-12)
+
+    def test_merged_in_any_order_to_the_last_bit(self):
+        images = {str(i): some_maps((3, 4), i) for i in range(7)}
+        images["6"][0][0, 0] = np.nan
+        whole = MetricAccumulator()
+        for name, maps in images.items():
+            whole.add(name, *maps)
+        for order in itertools.islice(itertools.permutations(images), 0, 5040, 331):
+            parts = [MetricAccumulator() for _ in range(3)]
+            for place, name in enumerate(order):
+                parts[place % 3].add(name, *images[name])
+            a, b, c = (pickle.loads(pickle.dumps(part)) for part in parts)
+            merged = MetricAccumulator().merge(c).merge(a.merge(b))
+            assert merged.compute() == whole.compute()
+
+    def test_each_image_once(self):
+        a, b = MetricAccumulator(), MetricAccumulator()
+        a.add("x", [1.0], [1.0])
+        b.add("y", [1.0], [1.0])
+        b.add("x", [1.0], [1.0])
+        with pytest.raises(ValueError, match="'x' was already scored"):
+            a.add("x", [1.0], [1.0])
+        with pytest.raises(ValueError, match=r"1 image\(s\) were scored by both parts, 'x' first"):
+            a.merge(b)
+        assert [row.id for row in a.rows] == ["x"]
+
+    def test_rows_survive_json(self):
+        accumulator = MetricAccumulator()
+        accumulator.add("a", *some_maps(), extra={"boundary_f1": 0.1 + 0.2})
+        accumulator.add("b", [np.nan], [1.0], extra={"boundary_f1": math.nan})
+        lines = [json.dumps(row.to_dict(), allow_nan=False) for row in accumulator.rows]
+        again = MetricAccumulator(ImageRow.from_dict(json.loads(line)) for line in lines)
+        assert again.compute() == accumulator.compute()
+        assert again.rows[0] == accumulator.rows[0]
+        assert again.compute()["defined"]["boundary_f1"] == 1
+        assert again.compute()["images"]["boundary_f1"] == 0.1 + 0.2
+        with pytest.raises(ValueError, match="'a' has no metric 'nonsense'"):
+            again.values("nonsense")
+
+
+class TestAlignment:
+    def test_median_by_hand(self):
+        # Medians 4 and 3, over the answers alone.
+        prediction = np.array([1.0, 4.0, 100.0, -5.0, np.nan])
+        truth = np.array([3.0, 2.0, 50.0, 9.0, 9.0])
+        assert fit_alignment(prediction, truth, method="median") == (0.75, 0.0)
+        np.testing.assert_array_equal(align(prediction, truth), [0.75, 3.0, 75.0, np.nan, np.nan])
+
+    def test_scale_by_hand(self):
+        # (1 * 3 + 2 * 5) / (1 + 4)
+        assert fit_alignment([1.0, 2.0], [3.0, 5.0], method="scale") == (2.6, 0.0)
+
+    def test_affine_against_scipy(self):
+        prediction, truth = some_maps()
+        slope = stats.linregress(prediction.ravel(), truth.ravel())
+        assert fit_alignment(prediction, truth, method="scale_shift") == pytest.approx((slope.slope, slope.intercept))
+        slope = stats.linregress(1 / prediction.ravel(), 1 / truth.ravel())
+        fitted = fit_alignment(prediction, truth, method="scale_shift_disparity")
+        assert fitted == pytest.approx((slope.slope, slope.intercept))
+
+    def test_scale_against_scipy(self):
+        prediction, truth = some_maps()
+        best = optimize.least_squares(lambda s: s * prediction.ravel() - truth.ravel(), [1.0])
+        assert fit_alignment(prediction, truth, method="scale")[0] == pytest.approx(best.x[0], rel=1e-6)
+
+    @pytest.mark.parametrize(
+        ("method", "distort"),
+        [
+            ("median", lambda g: 7 * g),
+            ("scale", lambda g: 0.01 * g),
+            ("scale_shift", lambda g: 0.2 * g + 3),
+            ("scale_shift_disparity", lambda g: 1 / (4 / g + 0.5)),
+        ],
+    )
+    def test_what_it_is_invariant_to(self, method, distort):
+        _, truth = some_maps()
+        aligned = align(distort(truth), truth, method=method)
+        np.testing.assert_allclose(aligned, truth, rtol=1e-9)
+        assert metrics.delta1(distort(truth), truth) < 1
+
+    def test_fitted_where_valid_applied_everywhere(self):
+        truth, valid = np.array([1.0, 2.0, 3.0, 100.0]), np.array([True, True, True, False])
+        aligned = align([2.0, 3.0, 4.0, 5.0], truth, valid, "scale_shift")
+        np.testing.assert_allclose(aligned, [1, 2, 3, 4])
+
+    def test_a_constant_becomes_the_mean(self):
+        truth = np.array([1.0, 2.0, 6.0])
+        for constant in (0.1, 2.0, 1e6):
+            assert fit_alignment(np.full(3, constant), truth, method="scale_shift") == (0.0, 3.0)
+        np.testing.assert_allclose(align(np.full(3, 0.3), truth, method="scale_shift_disparity"), 1 / (10 / 18))
+
+    def test_disparity_beyond_infinity(self):
+        # Fitted disparities 0.5, 0.2 and, for the pixel outside the fit, -0.1.
+        prediction, truth = 1 / np.array([0.8, 0.5, 0.2]), np.array([2.0, 5.0, 9.0])
+        valid = [True, True, False]
+        assert align(prediction, truth, valid, "scale_shift_disparity")[2] == np.inf
+        np.testing.assert_allclose(align(prediction, truth, valid, "scale_shift_disparity", 80.0), [2, 5, 80])
+
+    @pytest.mark.parametrize("method", ALIGNMENTS)
+    def test_no_answer_stays_none(self, method):
+        aligned = align([np.nan, -1.0], [1.0, 2.0], method=method, max_depth=80.0)
+        assert np.isnan(aligned).all()
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match="Unknown alignment 'mean': choose one of none, median, scale"):
+            align([1.0], [1.0], method="mean")
+        with pytest.raises(ValueError, match="`max_depth` must be above 0"):
+            align([1.0], [1.0], max_depth=0.0)
+
+
+def brute_force_boundaries(prediction, truth, thresholds, released):
+    """The definition, pair by pair."""
+    height, width = truth.shape
+    scores, used = [], []
+    for t in thresholds:
+        counts = []
+        for down, right in ((0, 1), (0, -1), (1, 0), (-1, 0)):
+            true = found = both = 0
+            for i, j in itertools.product(range(height), range(width)):
+                k, m = i + down, j + right
+                if 0 <= k < height and 0 <= m < width:
+                    c, d = truth[k, m] / truth[i, j] > t, prediction[k, m] / prediction[i, j] > t
+                    true, found, both = true + c, found + d, both + (c and d)
+            counts.append((true, found, both))
+        if released:
+            recall = sum(both / max(true, 1) for true, _, both in counts) / 4
+            precision = sum(both / max(found, 1) for _, found, both in counts) / 4
+        else:
+            true, found, both = (sum(column) for column in zip(*counts, strict=True))
+            recall, precision = both / max(true, 1), both / max(found, 1)
+        used.append(t)
+        scores.append(2 * recall * precision / (recall + precision) if recall + precision else 0.0)
+    return sum(s * t for s, t in zip(scores, used, strict=True)) / sum(used)
+
+
+class TestBoundaries:
+    # A step of ratio 2 between columns 1 and 2 of four rows.
+    STEP = np.array([[1.0, 1.0, 2.0, 2.0]] * 4)
+
+    def test_a_step(self):
+        assert boundary_f1(self.STEP, self.STEP) == 1
+        assert boundary_f1(5 * self.STEP, self.STEP) == 1
+        assert boundary_f1(np.ones((4, 4)), self.STEP) == 0
+        assert boundary_f1(np.roll(self.STEP, 1, axis=1), self.STEP) == 0
+
+    def test_half_found(self):
+        # Two of the four rows have the step: recall 1/2, precision 1, F1 2/3.
+        prediction = np.where(np.arange(4)[:, None] < 2, self.STEP, 1.0)
+        # The horizontal edge below row 1 is predicted at columns 2 and 3, and is not there: precision 2 / 4.
+        assert boundary_f1(prediction, self.STEP) == pytest.approx(1 / 2)
+        valid = np.ones((4, 4), dtype=bool)
+        valid[:, 3] = False
+        # Without the last column there is one such edge: precision 2 / 3, recall 1 / 2.
+        assert boundary_f1(prediction, self.STEP, valid) == pytest.approx(4 / 7)
+
+    def test_weights_of_thresholds(self):
+        # A step of 1.12 is above 1.05 and 1.10 and below 1.15 ... 1.25; the predicted one, of 1.07, above 1.05 alone.
+        truth, prediction = np.array([[1.0, 1.12]]), np.array([[1.0, 1.07]])
+        options = {"min_threshold": 1.05, "max_threshold": 1.25, "thresholds": 5}
+        assert boundary_f1(prediction, truth, **options) == pytest.approx(1.05 / (1.05 + 1.10))
+        # Released: means over the four directions, of which one has the contour; all five thresholds count.
+        released = boundary_f1(prediction, truth, **options, convention="released")
+        assert released == pytest.approx(0.25 * 1.05 / (1.05 + 1.10 + 1.15 + 1.20 + 1.25))
+
+    @pytest.mark.parametrize("released", [False, True])
+    def test_against_the_definition(self, released):
+        rng = np.random.default_rng(1)
+        truth = np.exp(rng.normal(0, 0.2, (9, 11)))
+        prediction = truth * np.exp(rng.normal(0, 0.1, truth.shape))
+        expected = brute_force_boundaries(prediction, truth, np.linspace(1.05, 1.25, 10), released)
+        assert 0.3 < expected < 0.95
+        convention = "released" if released else "paper"
+        assert boundary_f1(prediction, truth, convention=convention) == pytest.approx(expected, rel=1e-12)
+
+    def test_failures_miss_the_contour(self):
+        prediction = self.STEP.copy()
+        prediction[:2, 1] = np.nan, -1.0
+        # Two of four contours left, none false.
+        assert boundary_f1(prediction, self.STEP) == pytest.approx(2 / 3)
+
+    def test_a_truth_without_contours(self):
+        assert math.isnan(boundary_f1(self.STEP, np.ones((4, 4))))
+        assert boundary_f1(self.STEP, np.ones((4, 4)), convention="released") == 0
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match=r"got a prediction \(4,\) and a truth \(4,\)"):
+            boundary_f1(np.ones(4), np.ones(4))
+        with pytest.raises(ValueError, match="ratios of depths above 1"):
+            boundary_f1(self.STEP, self.STEP, min_threshold=0.05)
+        with pytest.raises(ValueError, match="Unknown convention"):
+            boundary_f1(self.STEP, self.STEP, convention="mine")
+
+
+class TestPointClouds:
+    def test_rays_by_hand(self):
+        rays = viewing_rays([[10, 20], [14, 20], [10, 26]], (4.0, 3.0, 10.5, 20.5))
+        np.testing.assert_allclose(rays, [[0, 0, 1], [1, 0, 1], [0, 2, 1]])
+        np.testing.assert_allclose(
+            ray_factors([[10, 20], [14, 20], [10, 26]], (4.0, 3.0, 10.5, 20.5)), [1, math.sqrt(2), math.sqrt(5)]
+        )
+
+    def test_f_score_by_hand(self):
+        # Points 1 m apart on a wall at 10 m; the first is seen 3 cm too far, the second 1 m, the third not at all.
+        truth, intrinsics = np.full((1, 4), 10.0), (10.0, 10.0, 0.0, 0.0)
+        prediction = np.array([[10.03, 11.0, np.nan, 10.0]])
+        assert point_cloud_f_score(truth, truth, intrinsics) == 1
+        assert point_cloud_f_score(prediction, truth, intrinsics, threshold=0.05) == pytest.approx(1 / 2)
+        assert point_cloud_f_score(prediction, truth, intrinsics, threshold=0.01) == pytest.approx(1 / 4)
+        # Within 1.05 m the second finds its place too; each true point has one near: the third by the fourth.
+        assert point_cloud_f_score(prediction, truth, intrinsics, threshold=1.05) == pytest.approx(6 / 7)
+        assert point_cloud_f_score(np.full((1, 4), -1.0), truth, intrinsics) == 0
+        assert point_cloud_f_score(truth * 2, truth, intrinsics) == 0
+
+    def test_a_point_may_be_found_by_a_neighbour(self):
+        # Two predicted points on one true point: precision 1, recall 1/2.
+        truth, prediction = np.array([[1.0, 1.0]]), np.array([[1.0, 1.0]])
+        valid = np.array([[True, True]])
+        near = point_cloud_f_score(prediction, truth * [1, 3], (1e6, 1e6, 0.0, 0.0), valid, threshold=0.1)
+        assert near == pytest.approx(2 * 1 * 0.5 / 1.5)
+
+    def test_against_all_distances(self):
+        from scipy.spatial.distance import cdist
+
+        prediction, truth = some_maps((6, 8))
+        intrinsics = (8.0, 8.0, 3.5, 2.5)
+        rows, columns = np.mgrid[:6, :8]
+        rays = viewing_rays(np.column_stack([columns.ravel(), rows.ravel()]), intrinsics)
+        distances = cdist(rays * prediction.reshape(-1, 1), rays * truth.reshape(-1, 1))
+        precision, recall = (np.mean(distances.min(axis=axis) < 0.8) for axis in (1, 0))
+        assert 0.1 < precision < 0.9
+        score = point_cloud_f_score(prediction, truth, intrinsics, threshold=0.8)
+        assert score == pytest.approx(2 * precision * recall / (precision + recall), rel=1e-12)
+
+    def test_errors(self):
+        wall = np.ones((2, 2))
+        with pytest.raises(ValueError, match="threshold must be a distance above 0"):
+            point_cloud_f_score(wall, wall, (1, 1, 0, 0), threshold=0)
+        with pytest.raises(ValueError, match="maps"):
+            point_cloud_f_score(wall, np.ones(4), (1, 1, 0, 0))
+        with pytest.raises(ValueError, match="fx, fy, cx, cy"):
+            point_cloud_f_score(wall, wall, (0, 1, 0, 0))
+        with pytest.raises(ValueError, match="column and row"):
+            viewing_rays([1, 2], (1, 1, 0, 0))

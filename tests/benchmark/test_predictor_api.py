@@ -1,0 +1,396 @@
+"""The API row against a server on loopback: what it sends, what it retries, what it pays for."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from email.utils import formatdate
+
+import numpy as np
+import pytest
+from chat_server import ChatServer, Reply, Request, completion, serve
+from depthvlm.benchmark.systems.answers import ARROW_PROMPT, parse_rate
+from depthvlm.benchmark.systems.api import ApiVLM, CostLimitReached
+from depthvlm.benchmark.systems.arrow import draw_arrow
+from depthvlm.benchmark.systems.chat_client import ChatClient, ChatServerError, RateLimiter
+from depthvlm.benchmark.systems.interface import Example
+from PIL import Image
+
+SECRET = "sk-a-secret"
+NARROW = (500.0, 500.0, 40.0, 30.0)
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+
+def example(seed: int, points: int = 1, size: tuple[int, int] = (80, 60)) -> Example:
+    rng = np.random.default_rng(seed)
+    image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    columns, rows = rng.integers(0, size[0], points), rng.integers(0, size[1], points)
+    return Example(f"e{seed}", image, NARROW, np.stack([columns, rows], 1).astype(np.float64))
+
+
+def script(*replies: Reply):
+    """These replies in turn, then an ordinary answer for ever."""
+
+    def answer(_: Request, number: int) -> Reply:
+        return replies[number] if number < len(replies) else completion("<answer>2.5</answer>")
+
+    return answer
+
+
+def vlm(server: ChatServer, folder, waits: list[float] | None = None, **options) -> ApiVLM:
+    """`waits` takes what it would have waited for."""
+    options = {"concurrency": 1, "max_retries": 3, **options}
+    sleep = (lambda seconds: None) if waits is None else waits.append
+    return ApiVLM("gpt-test", base_url=server.url, cache=folder, sleep=sleep, **options)
+
+
+class TestRequest:
+    def test_what_arrives(self, tmp_path):
+        with serve(script()) as server:
+            one = example(0)
+            [[answer]] = vlm(server, tmp_path).predict([one])
+        assert (answer.metres, answer.text) == (2.5, "<answer>2.5</answer>")
+        [request] = server.requests
+        assert request.path == "/v1/chat/completions"
+        assert request.headers["Authorization"] == f"Bearer {SECRET}"
+        picture, words = request.body["messages"][0]["content"]
+        assert words == {"type": "text", "text": ARROW_PROMPT}
+        assert picture["type"] == "image_url"
+        assert request.image_url.startswith("data:image/png;base64,")
+        drawn = draw_arrow(one.image, tuple(int(x) for x in one.points[0]))
+        assert np.array_equal(np.asarray(request.image), np.asarray(drawn))
+        rest = {name: value for name, value in request.body.items() if name != "messages"}
+        assert rest == {"model": "gpt-test", "max_tokens": 1024, "temperature": 0.0}
+
+    def test_options_of_reasoning_models(self, tmp_path):
+        options = {"token_parameter": "max_completion_tokens", "temperature": None, "max_new_tokens": 99}
+        with serve(script()) as server:
+            vlm(server, tmp_path, **options, extra_body={"reasoning_effort": "low"}).predict([example(0)])
+        rest = {name: value for name, value in server.requests[0].body.items() if name != "messages"}
+        assert rest == {"model": "gpt-test", "max_completion_tokens": 99, "reasoning_effort": "low"}
+
+    def test_large_images_and_jpeg(self, tmp_path):
+        one = example(0, size=(2048, 1024))
+        with serve(script()) as server:
+            vlm(server, tmp_path, image_format="jpeg").predict([one])
+        assert server.requests[0].image_url.startswith("data:image/jpeg;base64,")
+        assert server.requests[0].image.size == (1024, 512)
+        assert server.requests[0].image.format == "JPEG"
+
+    def test_no_key_is_sent_where_none_is_wanted(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("HF_TOKEN", "hf_of_the_user")
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        with serve(script()) as server:
+            vlm(server, tmp_path, api_key_env=None).predict([example(0)])
+        assert "Authorization" not in server.requests[0].headers
+        assert "hf_of_the_user" not in str(server.requests[0].headers)
+
+    def test_order_of_answers(self, tmp_path):
+        """With several requests under way, later ones answered first."""
+        first = threading.Event()
+
+        def answer(request: Request, _: int) -> Reply:
+            mean = np.asarray(request.image)[..., 2].mean()
+            if mean < 50:
+                first.wait(10)
+            first.set()
+            return completion(f"<answer>{mean:.3f}</answer>")
+
+        def flat(value: int) -> Example:
+            image = Image.fromarray(np.full((60, 80, 3), value, dtype=np.uint8))
+            return Example(str(value), image, NARROW, np.array([[40.0, 30.0]]))
+
+        with serve(answer) as server:
+            answers = vlm(server, tmp_path, concurrency=2).predict([flat(v) for v in (20, 80, 140, 200)])
+        # 40 pixels of 4800 are red: no blue in them.
+        assert [a.metres for [a] in answers] == [round(v * (1 - 40 / 4800), 3) for v in (20, 80, 140, 200)]
+
+    def test_no_more_at_once_than_asked_for(self, tmp_path):
+        def answer(_: Request, __: int) -> Reply:
+            time.sleep(0.02)
+            return completion("<answer>1</answer>")
+
+        with serve(answer) as server:
+            vlm(server, tmp_path, concurrency=3).predict([example(i, 4) for i in range(4)])
+        assert len(server.requests) == 16
+        assert server.most_at_once == 3
+
+
+class TestRetries:
+    def test_429_then_an_answer(self, tmp_path):
+        waits: list[float] = []
+        later = Reply(429, b'{"error": "slow down"}', {"Retry-After": "17"})
+        with serve(script(later)) as server:
+            [[answer]] = vlm(server, tmp_path, waits).predict([example(0)])
+        assert answer.metres == 2.5
+        assert waits == [17.0]
+        assert len(server.requests) == 2
+
+    def test_retry_after_as_a_date(self, tmp_path):
+        waits: list[float] = []
+        later = Reply(429, b"", {"Retry-After": formatdate(time.time() + 100, usegmt=True)})
+        with serve(script(later, Reply(429, b"", {"Retry-After": "soon"}))) as server:
+            vlm(server, tmp_path, waits).predict([example(0)])
+        assert 60 < waits[0] <= 100
+        assert 1 <= waits[1] <= 2  # not understood: the backoff before the second retry
+
+    def test_500_twice_then_an_answer(self, tmp_path):
+        waits: list[float] = []
+        with serve(script(Reply(500), Reply(503, b"overloaded"))) as server:
+            [[answer]] = vlm(server, tmp_path, waits).predict([example(0)])
+        assert answer.metres == 2.5
+        # 1 s and 2 s, times 0.5 to 1.
+        assert 0.5 <= waits[0] <= 1
+        assert 1 <= waits[1] <= 2
+
+    @pytest.mark.parametrize(
+        "body", [b"<html>502</html>", b"", b"{}", b'{"choices": []}', b"[]", b'{"choices": [{"message": null}]}']
+    )
+    def test_garbage_then_an_answer(self, tmp_path, body):
+        with serve(script(Reply(200, body))) as server:
+            [[answer]] = vlm(server, tmp_path).predict([example(0)])
+        assert answer.metres == 2.5
+        assert len(server.requests) == 2
+
+    def test_garbage_for_ever(self, tmp_path):
+        with (
+            serve(script(*[Reply(200, b"<html>sorry</html>")] * 9)) as server,
+            pytest.raises(ChatServerError, match=r"after 4 tries; the last: .*no chat completion: <html>sorry</html>"),
+        ):
+            vlm(server, tmp_path).predict([example(0)])
+        assert len(server.requests) == 4
+        assert list(tmp_path.rglob("*.json")) == []
+
+    def test_a_server_that_never_answers(self, tmp_path):
+        hold = threading.Event()
+        waits: list[float] = []
+        with serve(script(*[Reply(hold=hold)] * 9)) as server:
+            with pytest.raises(ChatServerError, match=r"after 3 tries; the last: no answer within 0.1 s") as caught:
+                vlm(server, tmp_path, waits, timeout=0.1, max_retries=2).predict([example(0)])
+            hold.set()
+        assert len(server.requests) == 3
+        assert len(waits) == 2
+        assert "The answers so far are kept in" in caught.value.__notes__[0]
+
+    def test_no_server(self, tmp_path):
+        with serve(script()) as server:
+            pass
+        with pytest.raises(ChatServerError, match="after 4 tries; the last: ConnectError"):
+            vlm(server, tmp_path).predict([example(0)])
+
+    @pytest.mark.parametrize("status", [400, 401, 403, 404])
+    def test_refused(self, tmp_path, status):
+        body = json.dumps({"error": {"message": f"Incorrect API key provided: {SECRET}"}}).encode()
+        with (
+            serve(script(*[Reply(status, body)] * 9)) as server,
+            pytest.raises(ChatServerError, match=f"refused with status {status}: .*Incorrect API key") as caught,
+        ):
+            vlm(server, tmp_path).predict([example(0)])
+        assert len(server.requests) == 1
+        assert SECRET not in str(caught.value)
+        assert ("Is the API key right" in str(caught.value)) == (status in (401, 403))
+
+    def test_a_quota_that_is_used_up(self, tmp_path):
+        body = b'{"error": {"code": "insufficient_quota", "message": "You exceeded your quota"}}'
+        with (
+            serve(script(*[Reply(429, body)] * 9)) as server,
+            pytest.raises(ChatServerError, match=r"status 429: .*You exceeded your quota"),
+        ):
+            vlm(server, tmp_path).predict([example(0)])
+        assert len(server.requests) == 1
+
+    def test_a_wait_that_is_too_long(self, tmp_path):
+        later = Reply(429, b"daily limit", {"Retry-After": "86400"})
+        waits: list[float] = []
+        with serve(script(later)) as server, pytest.raises(ChatServerError, match="asks to wait for 86400 s"):
+            vlm(server, tmp_path, waits).predict([example(0)])
+        assert waits == []
+
+
+class TestAnswers:
+    def test_what_cannot_be_read_is_wrong_and_kept(self, tmp_path):
+        texts = ["I see no arrow.", "<answer>-2</answer>", None, "<answer>3</answer>"]
+        replies = [completion(text) for text in texts]
+        replies[2] = completion(None, finish="length")
+        four = [example(i) for i in range(4)]
+        with serve(script(*replies)) as server:
+            answers = vlm(server, tmp_path).predict(four)
+            assert vlm(server, tmp_path).predict(four)[3][0].metres == 3
+        assert [math.isnan(answer.metres) for [answer] in answers] == [True, True, True, False]
+        assert [answer.text for [answer] in answers] == ["I see no arrow.", "<answer>-2</answer>", "", texts[3]]
+        assert parse_rate(answers) == 0.25
+        assert len(server.requests) == 4
+
+    def test_examples_without_points(self, tmp_path):
+        with serve(script()) as server:
+            assert vlm(server, tmp_path).predict([example(0, 0), example(1, 1)])[0] == []
+            assert vlm(server, tmp_path).predict([]) == []
+
+
+class TestCost:
+    def test_usage_is_counted(self, tmp_path):
+        with serve(script(completion("<answer>1</answer>", (900, 20)), completion("?", (1100, 80)))) as server:
+            api = vlm(server, tmp_path, input_price=2.5, output_price=10.0)
+            assert api.cost == 0
+            api.predict([example(0), example(1)])
+            assert (api.requests, api.input_tokens, api.output_tokens) == (2, 2000, 100)
+            assert api.cost == pytest.approx(0.005 + 0.001)
+            again = vlm(server, tmp_path, input_price=2.5, output_price=10.0)
+            again.predict([example(0), example(1)])
+        assert (again.requests, again.cost) == (0, 0)
+        assert vlm(server, tmp_path).cost is None
+
+    def test_a_limit_stops(self, tmp_path):
+        # 1000 * 2 + 50 * 10 in millionths: 0.0025 a request; the limit is reached with the third.
+        options = {"input_price": 2.0, "output_price": 10.0}
+        six = [example(i) for i in range(6)]
+        with serve(script()) as server:
+            with pytest.raises(CostLimitReached, match=r"spent 0.0075 of 0.0075 \(3 requests\)"):
+                vlm(server, tmp_path, max_cost=0.0075, **options).predict(six)
+            assert len(server.requests) == 3
+            assert len(vlm(server, tmp_path, max_cost=0.0076, **options).predict(six)) == 6
+        assert len(server.requests) == 6
+
+    def test_a_server_that_does_not_count(self, tmp_path):
+        options = {"input_price": 2.0, "output_price": 10.0, "max_cost": 1.0}
+        replies = [completion("<answer>1</answer>", None)] * 2
+        with serve(script(*replies)) as server:
+            with pytest.raises(ValueError, match="does not count tokens"):
+                vlm(server, tmp_path, **options).predict([example(0)])
+            [[answer]] = vlm(server, tmp_path).predict([example(0)])
+        assert answer.metres == 1
+        assert len(server.requests) == 1
+
+
+class TestCache:
+    def test_equal_questions_are_asked_once(self, tmp_path):
+        """Small sets are oversampled: the same image and point come again, in one batch too."""
+        with serve(script()) as server:
+            answers = vlm(server, tmp_path, concurrency=4).predict([example(0, 3)] * 5)
+        assert len(server.requests) == 3
+        assert [len(of_image) for of_image in answers] == [3] * 5
+
+    def test_what_makes_another_question(self, tmp_path):
+        with serve(script()) as server, serve(script()) as other:
+            for options in ({}, {"prompt": "How far?"}, {"temperature": 1.0}, {"arrow_length": 5}, {}):
+                vlm(server, tmp_path, **options).predict([example(0)])
+            vlm(other, tmp_path).predict([example(0)])
+        assert len(server.requests) == 4
+        assert len(other.requests) == 1
+
+    def test_the_key_is_not_kept(self, tmp_path):
+        with serve(script()) as server:
+            vlm(server, tmp_path).predict([example(0)])
+        [file] = [path for path in tmp_path.rglob("*") if path.is_file()]
+        assert SECRET not in file.read_text()
+
+    def test_an_error_keeps_what_was_answered(self, tmp_path):
+        four = [example(i) for i in range(4)]
+        with serve(script(completion("<answer>1</answer>"), completion("<answer>2</answer>"), Reply(400))) as server:
+            with pytest.raises(ChatServerError):
+                vlm(server, tmp_path).predict(four)
+            asked = len(server.requests)
+            assert asked == 3  # nothing more is asked after an error
+            answers = vlm(server, tmp_path).predict(four)
+        assert len(server.requests) == asked + 2
+        assert [a.metres for [a] in answers] == [1, 2, 2.5, 2.5]
+
+    def test_killed_half_way(self, tmp_path):
+        """Twelve questions, two at once; the process is killed while two wait. Nothing is paid for twice."""
+        hold, half_way = threading.Event(), threading.Event()
+
+        def answer(_: Request, number: int) -> Reply:
+            if number < 6:
+                return completion("<answer>2.5</answer>")
+            if number == 7:
+                half_way.set()
+            return Reply(hold=hold) if number < 8 else completion("<answer>2.5</answer>")
+
+        run = (
+            "import sys\n"
+            "sys.path.insert(0, sys.argv[1])\n"
+            "from test_predictor_api import ApiVLM, example\n"
+            "api = ApiVLM('gpt-test', base_url=sys.argv[2], cache=sys.argv[3], concurrency=2)\n"
+            "api.predict([example(i, 3) for i in range(4)])\n"
+        )
+        with serve(answer) as server:
+            command = [sys.executable, "-c", run, os.path.dirname(__file__), server.url, str(tmp_path)]
+            process = subprocess.Popen(command)
+            try:
+                assert half_way.wait(60)
+                process.send_signal(signal.SIGKILL)
+            finally:
+                process.kill()
+                process.wait(10)
+            hold.set()
+            assert len(list(tmp_path.rglob("*.json"))) == 6
+            assert list(tmp_path.rglob("*.tmp")) == []
+            answers = vlm(server, tmp_path, concurrency=2).predict([example(i, 3) for i in range(4)])
+        assert [a.metres for of_image in answers for a in of_image] == [2.5] * 12
+        # 6 answered, 2 that nobody waited for any more, and the 6 that were missing.
+        assert len(server.requests) == 14
+        assert len(server.answered) == 12
+        assert set(server.answered.values()) == {1}
+
+
+class TestLimits:
+    def test_requests_per_minute(self):
+        now, waits = [100.0], []
+        limiter = RateLimiter(30, clock=lambda: now[0], sleep=waits.append)
+        for _ in range(3):
+            limiter.wait()  # at 100, 102 and 104
+        now[0] = 105.0
+        limiter.wait()  # at 106
+        now[0] = 200.0
+        limiter.wait()
+        limiter.wait()
+        assert waits == [2.0, 4.0, 1.0, 2.0]
+        with pytest.raises(ValueError, match="must be positive"):
+            RateLimiter(0)
+
+    def test_all_tries_count(self, tmp_path):
+        waits: list[float] = []
+        with serve(script(Reply(500, headers={"Retry-After": "0"}))) as server:
+            vlm(server, tmp_path, waits, requests_per_minute=0.5).predict([example(0)])
+        # A retry at once, as the server allows, and then its turn two minutes after the first try.
+        assert waits[0] == 0
+        assert 100 < waits[1] <= 120
+        assert len(waits) == 2
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"api_key_env": "NOT_THERE"}, "NOT_THERE holds no API key"),
+            ({"max_cost": 1.0}, "needs `input_price`"),
+            ({"input_price": 1.0}, "both `input_price` and `output_price`"),
+            ({"image_format": "webp"}, "png or jpeg, got 'webp'"),
+            ({"concurrency": 0}, "at least 1"),
+            ({"base_url": "localhost:8000"}, "begins with http"),
+        ],
+    )
+    def test_options_that_make_no_sense(self, tmp_path, options, message):
+        with pytest.raises(ValueError, match=message):
+            ApiVLM("m", **{"cache": tmp_path, **options})
+
+    def test_the_default_cache_is_in_the_hugging_face_cache(self, monkeypatch, tmp_path):
+        monkeypatch.setattr("huggingface_hub.utils._cache_assets.HF_ASSETS_CACHE", str(tmp_path))
+        assert ApiVLM("m").cache.folder == tmp_path / "depthvlm" / "answers" / "api"
+
+    def test_a_stop_from_another_thread(self):
+        stop = threading.Event()
+        with serve(script(*[Reply(500)] * 9)) as server:
+            client = ChatClient(server.url, None, sleep=lambda _: stop.set())
+            with pytest.raises(ChatServerError, match="after one try"):
+                client.complete({"messages": [{"content": [{"image_url": {"url": "x"}}]}]}, stop)
+        assert len(server.requests) == 1

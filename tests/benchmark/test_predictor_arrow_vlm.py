@@ -1,0 +1,223 @@
+"""VLMs of transformers by the arrow protocol: tiny random models of each class, and the bundled one."""
+
+import json
+import math
+import warnings
+from itertools import takewhile
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import toy_vlms
+from conftest import REPOSITORY
+from depthvlm.benchmark.synthetic.scenes import render_scene
+from depthvlm.benchmark.systems.answers import ARROW_PROMPT
+from depthvlm.benchmark.systems.arrow import draw_arrow
+from depthvlm.benchmark.systems.arrow_vlm import ArrowVLM
+from depthvlm.benchmark.systems.interface import Example
+from PIL import Image
+
+import depthvlm
+
+CLASSES = {
+    "qwen3_vl": "Qwen3VLForConditionalGeneration",
+    "internvl": "InternVLForConditionalGeneration",
+    "llava": "LlavaForConditionalGeneration",
+}
+
+
+def example(seed: int, points: list[list[float]], size: tuple[int, int] = (64, 64)) -> Example:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Example(f"e{seed}", Image.fromarray(pixels), (60.0, 60.0, 32.0, 32.0), np.array(points).reshape(-1, 2))
+
+
+@pytest.fixture(scope="module", params=list(CLASSES))
+def vlm(request, tmp_path_factory) -> ArrowVLM:
+    folder = getattr(toy_vlms, request.param)(tmp_path_factory.mktemp(request.param))
+    loaded = ArrowVLM(folder, dtype="float32", device="cpu", max_new_tokens=6, batch_size=4)
+    assert type(loaded.network).__name__ == CLASSES[request.param]
+    return loaded
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[dict[str, Any]]:
+    """What `generate` of any model was given."""
+    from transformers import GenerationMixin
+
+    recorded: list[dict[str, Any]] = []
+    original = GenerationMixin.generate
+
+    def record(self, *args, **kwargs):
+        recorded.append(kwargs)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(GenerationMixin, "generate", record)
+    return recorded
+
+
+def seen_pixels(vlm: ArrowVLM, pixel_values: torch.Tensor) -> np.ndarray:
+    """The image that a model sees, `(H, W, 3)` of 0 to 255, from what its processor made: 64x64 in patches of 16 for
+    Qwen3-VL, 56x56 else."""
+    images = vlm.processor.image_processor
+    values = pixel_values.double().numpy()
+    if values.ndim == 2:
+        # Patches in groups of 2x2; each is 3 channels, 2 equal frames, 16x16 pixels.
+        grid = values.reshape(2, 2, 2, 2, 3, 2, 16, 16)
+        assert np.array_equal(grid[..., 0, :, :], grid[..., 1, :, :])
+        values = grid[..., 0, :, :].transpose(4, 0, 2, 5, 1, 3, 6).reshape(3, 64, 64)
+    mean, std = np.array(images.image_mean)[:, None, None], np.array(images.image_std)[:, None, None]
+    return ((values * std + mean) * 255).transpose(1, 2, 0)
+
+
+def greedy(vlm: ArrowVLM, inputs: dict[str, torch.Tensor], count: int) -> list[int]:
+    """The most likely token, again and again, without any cache."""
+    ids = inputs["input_ids"]
+    for _ in range(count):
+        more = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
+        if "mm_token_type_ids" in more:
+            text = torch.zeros(1, ids.shape[1] - inputs["input_ids"].shape[1], dtype=torch.int)
+            more["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], text], 1)
+        with torch.no_grad():
+            logits = vlm.network(input_ids=ids, attention_mask=torch.ones_like(ids), **more).logits
+        ids = torch.cat([ids, logits[:, -1:].argmax(-1)], 1)
+    return ids[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+def test_the_model_sees_the_arrow(vlm, calls):
+    one = example(0, [[40, 30], [12, 50]])
+    vlm.predict([one])
+    [call] = calls
+    edge = 64 if "image_grid_thw" in call else 56
+    per_image = len(call["pixel_values"]) // 2
+    for index, point in enumerate([(40, 30), (12, 50)]):
+        values = call["pixel_values"][index * per_image : (index + 1) * per_image]
+        drawn = draw_arrow(one.image, point).resize((edge, edge), Image.Resampling.BICUBIC)
+        seen = seen_pixels(vlm, values if edge == 64 else values[0])
+        np.testing.assert_allclose(seen, np.asarray(drawn), atol=1e-3)
+        plain = np.asarray(one.image.resize((edge, edge), Image.Resampling.BICUBIC))
+        assert np.abs(seen - plain).max() > 50
+
+
+def test_the_question(vlm, calls):
+    vlm.predict([example(0, [[40, 30]])])
+    text = vlm.processor.tokenizer.decode(calls[0]["input_ids"][0])
+    words = text.replace("<|image_pad|>", "").replace("<|vision_start|>", "").replace("<|vision_end|>", "")
+    assert words == f"<|im_start|>user\n{ARROW_PROMPT}<|im_end|>\n<|im_start|>assistant\n"
+    assert text.index("<|image_pad|>") < text.index("Given this image")
+
+
+def test_greedy_though_the_checkpoint_samples(vlm, calls):
+    assert vlm.network.generation_config.do_sample
+    [[answer]] = vlm.predict([example(1, [[40, 30]])])
+    assert vlm.predict([example(1, [[40, 30]])]) == [[answer]] or math.isnan(answer.metres)
+    inputs = {name: value for name, value in calls[0].items() if isinstance(value, torch.Tensor)}
+    assert (calls[0]["do_sample"], calls[0]["num_beams"], calls[0]["max_new_tokens"]) == (False, 1, 6)
+    expected = greedy(vlm, inputs, 6)
+    if vlm.processor.tokenizer.eos_token_id in expected:
+        expected = expected[: expected.index(vlm.processor.tokenizer.eos_token_id)]
+    assert answer.text == vlm.processor.tokenizer.decode(expected, skip_special_tokens=True)
+
+
+def test_batches_equal_one_by_one(vlm, calls):
+    """Images of different sizes in one batch: for Qwen3-VL the shorter rows are padded on the left."""
+    examples = [
+        example(2, [[40, 30], [3, 60]]),
+        example(3, []),
+        example(4, [[100, 30], [64, 2], [5, 5]], size=(128, 96)),
+    ]
+    together = vlm.predict(examples)
+    assert [len(of_image) for of_image in together] == [2, 0, 3]
+    sizes = [len(call["input_ids"]) for call in calls]
+    assert sizes == [4, 1]
+    mask = calls[0]["attention_mask"]
+    if "image_grid_thw" in calls[0]:
+        assert mask[0, 0] == 0
+    assert mask[:, -1].all()
+    vlm.batch_size = 1
+    try:
+        alone = [vlm.predict([one])[0] for one in examples]
+    finally:
+        vlm.batch_size = 4
+    assert [[a.text for a in of_image] for of_image in alone] == [[a.text for a in of_image] for of_image in together]
+
+
+def test_large_images_are_scaled_before_the_arrow(vlm):
+    one = example(5, [[1000.0, 500.0]], size=(2048, 1024))
+    [question] = vlm.questions(one)
+    assert question.image.size == (1024, 512)
+    # 1000.5 / 2 = 500.25 and 500.5 / 2 = 250.25
+    pixels = np.asarray(question.image)
+    assert (pixels[250, 480:500] == [255, 0, 0]).all()
+    assert not (pixels[250, 500] == [255, 0, 0]).all()
+    # 60 / 2, and the principal point, 32 from the left and the upper edge.
+    assert question.intrinsics == (30.0, 30.0, 16.0, 16.0)
+
+
+def test_a_reply_is_read(tmp_path):
+    """A tiny LLaVA that was taught to say "2.5 m"."""
+    folder = toy_vlms.llava(tmp_path)
+    vlm = ArrowVLM(folder, dtype="float32", device="cpu", max_new_tokens=12, prompt="How far?")
+    one = example(0, [[40, 30], [20, 30]])
+    reply = vlm.processor.tokenizer("2.5 m<|im_end|>", return_tensors="pt").input_ids
+    content = [{"type": "image", "image": one.image}, {"type": "text", "text": vlm.prompt}]
+    inputs = vlm.processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    ids = torch.cat([inputs["input_ids"], reply], 1)
+    labels = ids.clone()
+    labels[:, : -reply.shape[1]] = -100
+    optimizer = torch.optim.Adam(vlm.network.parameters(), lr=1e-2)
+    for _ in range(30):
+        loss = vlm.network(
+            input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=inputs["pixel_values"], labels=labels
+        ).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert [(a.metres, a.text) for a in vlm.predict([one])[0]] == [(2.5, "2.5 m")] * 2
+
+
+def test_the_bundled_model_answers_as_by_itself(calls):
+    """DepthVLM's checkpoints are asked too, with their cameras: nothing is assumed, so nothing warns."""
+    vlm = ArrowVLM(str(REPOSITORY / "depthvlm" / "nano"), device="cpu", dtype="float32", max_new_tokens=8)
+    scene = render_scene(1_000_500_007, width=128, height=96)
+    camera = (scene.focal_length, scene.focal_length, 63.5, 47.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        [answers] = vlm.predict([Example("scene", Image.fromarray(scene.image), camera, np.array([[40, 30]]))])
+    drawn = draw_arrow(Image.fromarray(scene.image), (40, 30))
+    alone = depthvlm.load(REPOSITORY / "depthvlm" / "nano", device="cpu", dtype="float32")
+    own = alone.predict(drawn, focal_length=scene.focal_length, prompt=ARROW_PROMPT, max_new_tokens=8)
+    inputs = {name: value for name, value in calls[0].items() if isinstance(value, torch.Tensor)}
+    [said] = [answer.text for answer in answers]
+    tokenizer = vlm.processor.tokenizer
+    until_end = takewhile(lambda token: token != tokenizer.eos_token_id, greedy(vlm, inputs, 8))
+    assert said == tokenizer.decode(list(until_end), skip_special_tokens=True)
+    assert [said.strip()] == [prediction.text for prediction in own] != [""]  # `predict` strips what was said
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "cambrian_qwen"}, r"'cambrian_qwen'.*Cambrian-S runs in its own code.*trust_remote_code=True"),
+        ({"model_type": "internvl_chat"}, r"ends with -HF, as OpenGVLab/InternVL3_5-8B-HF"),
+        ({"model_type": "llava_llama"}, r"Convert it to the layout of llava-hf/llava-1.5-13b-hf"),
+        ({"model_type": "bert"}, r"is a 'bert' model, and transformers has no image-text-to-text class"),
+    ],
+)
+def test_models_that_are_none(tmp_path, config, message):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        ArrowVLM(str(tmp_path))
+
+
+def test_options(tmp_path):
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        ArrowVLM(str(tmp_path), batch_size=0)
+    with pytest.raises(FileNotFoundError, match=r"There is no model folder .*gone"):
+        ArrowVLM(str(tmp_path / "gone"))

@@ -1,0 +1,235 @@
+"""The registry: every system of the paper, by name, and whether it can run here."""
+
+import inspect
+import io
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from importlib import import_module
+
+import pytest
+import torch
+from depthvlm.benchmark.report.published import published_table
+from depthvlm.benchmark.systems import PREDICTORS, Row, availability, can_run, find_row, make_predictor
+from depthvlm.benchmark.systems.interface import DensePredictor, PointPredictor, Requirement
+from huggingface_hub import constants
+from rich.console import Console
+
+from depthvlm.cli import bench_list as _command_bench_list
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 8])
+def test_every_system_of_the_tables_is_a_row(number):
+    listed = {row.name for row in published_table(number).rows()}
+    assert listed == {row.name for row in PREDICTORS.values() if number in row.tables}
+
+
+def test_tables_name_the_systems_they_hold():
+    for row in PREDICTORS.values():
+        for number in row.tables:
+            assert row.name in {published.name for published in published_table(number).rows()}
+
+
+@pytest.mark.parametrize("key", PREDICTORS)
+def test_a_row_fits_its_class(key):
+    row = PREDICTORS[key]
+    module, _, name = row.target.partition(":")
+    loaded = getattr(import_module(module), name)
+    assert issubclass(loaded, DensePredictor if row.kind == "dense" else PointPredictor)
+    inspect.signature(loaded).bind(**row.kwargs, **dict.fromkeys(row.required_options))
+    assert not row.requirement.packages or row.requirement.install
+
+
+def test_naming_rows_costs_no_model_library():
+    code = (
+        "import sys\n"
+        "sys.argv = ['depthvlm']  # the command registers nothing before it loads a model\n"
+        "from depthvlm.benchmark.systems import PREDICTORS, find_row\n"
+        "[find_row(key) for key in PREDICTORS]\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("spec", ["unidepth-v2-l", "UniDepth V2 L", "unidepth_v2_l", " Unidepth-V2-L "])
+def test_keys_are_read_kindly(spec):
+    assert find_row(spec) is PREDICTORS["unidepth-v2-l"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "near"),
+    [
+        ("unidepht-v2-l", "unidepth-v2-l"),
+        ("DepthPro", "depth-pro"),
+        ("qwen3-vl-9b", "qwen3-vl-8b"),
+        ("Always Output 2m", "always-2m"),
+        ("InternVL3.5-38", "internvl3.5-38b"),
+    ],
+)
+def test_unknown_names_are_answered_with_near_ones(spec, near):
+    with pytest.raises(ValueError, match=rf"no predictor '{spec}'. Did you mean .*{near}"):
+        make_predictor(spec)
+
+
+def test_what_is_near_nothing():
+    with pytest.raises(ValueError, match="bench list") as error:
+        find_row("Qwen/Some-Model")
+    assert "vlm:HUB_ID" in str(error.value)
+    assert "pipeline:HUB_ID" in str(error.value)
+    assert "Did you mean" not in str(find_row_error("xyzzy"))
+
+
+def find_row_error(spec: str) -> ValueError:
+    with pytest.raises(ValueError, match="no predictor") as error:
+        find_row(spec)
+    return error.value
+
+
+class TestPrefixes:
+    @pytest.mark.parametrize(
+        ("spec", "kind", "module", "kwargs"),
+        [
+            ("depthvlm:runs/mine", "dense", "ours", {"model": "runs/mine"}),
+            ("pipeline:some/model", "dense", "transformers_depth", {"model": "some/model"}),
+            ("vlm:some/model", "points", "arrow_vlm", {"model": "some/model"}),
+            ("api:gpt-4o", "points", "api", {"model": "gpt-4o"}),
+            (
+                "api:a/b@http://localhost:8000/v1",
+                "points",
+                "api",
+                {"model": "a/b", "base_url": "http://localhost:8000/v1", "api_key_env": None},
+            ),
+            (
+                "api:b@c@https://d.e/v1",
+                "points",
+                "api",
+                {"model": "b@c", "base_url": "https://d.e/v1", "api_key_env": None},
+            ),
+        ],
+    )
+    def test_rows_of_any_model(self, spec, kind, module, kwargs):
+        row = find_row(spec)
+        assert row.name == spec
+        assert row.kind == kind
+        assert row.kwargs == kwargs
+        assert row.target.split(":")[0] == f"depthvlm.benchmark.systems.{module}"
+
+    def test_a_key_goes_to_its_own_server_only(self):
+        assert find_row("api:gpt-4o").requirement.environment == ("OPENAI_API_KEY",)
+        assert find_row("api:m@http://localhost:1/v1").requirement == Requirement()
+
+    @pytest.mark.parametrize(
+        "spec", ["depthvlm:", "pipeline: ", "vlm:", "api:", "api:m@", "api:m@localhost:8000", "api:@http://a"]
+    )
+    def test_incomplete(self, spec):
+        with pytest.raises(ValueError, match="is not complete: give"):
+            find_row(spec)
+
+
+def test_options_that_a_class_does_not_take():
+    with pytest.raises(ValueError, match=r"'always-2m' does not take device\. It takes metres\."):
+        make_predictor("always-2m", device="cpu")
+    with pytest.raises(ValueError, match=r"'oracle' does not take metres\. It takes nothing\."):
+        make_predictor("oracle", metres=1.0)
+
+
+class TestCanRun:
+    def row(self, **values: object) -> Row:
+        return Row("a system", "nowhere:Nothing", **values)  # type: ignore[arg-type]
+
+    def test_nothing_is_needed(self):
+        assert can_run(self.row()) == (True, "")
+
+    def test_packages(self):
+        needs = Requirement(packages=("numpy", "no_such_thing", "nor_this"), install="pip install both")
+        assert can_run(self.row(requirement=needs)) == (
+            False,
+            "no_such_thing, nor_this are not installed. pip install both",
+        )
+
+    def test_environment(self, monkeypatch):
+        row = self.row(requirement=Requirement(environment=("A_KEY",), install="get one"))
+        monkeypatch.delenv("A_KEY", raising=False)
+        assert can_run(row) == (False, "A_KEY is not set. get one")
+        monkeypatch.setenv("A_KEY", "1")
+        assert can_run(row) == (True, "")
+
+    def test_options(self):
+        row = self.row(required_options=("levels", "depth_range"))
+        assert can_run(row) == (False, "needs to be told: levels, depth_range")
+        assert can_run(row, ("levels",)) == (False, "needs to be told: depth_range")
+        assert can_run(row, ("levels", "depth_range")) == (True, "")
+
+    def test_gpu_memory(self, monkeypatch):
+        row = self.row(requirement=Requirement(gpu_gib=20))
+        for found, answer in [
+            (0.0, (False, "needs about 20 GiB of GPU memory, none here")),
+            (15.8, (False, "needs about 20 GiB of GPU memory, 16 GiB here")),
+            (24.0, (True, "")),
+        ]:
+            monkeypatch.setattr(availability, "gpu_gib", lambda found=found: found)
+            assert can_run(row) == answer
+
+    def test_weights(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        row = self.row(weights="owner/model")
+        assert can_run(row) == (True, "downloads owner/model first")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert can_run(row) == (False, "owner/model is not in the cache, and HF_HUB_OFFLINE is set")
+        repository = tmp_path / "models--owner--model"
+        (repository / "snapshots" / "abc").mkdir(parents=True)
+        (repository / "snapshots" / "abc" / "model.safetensors").touch()
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text("abc")
+        assert can_run(row) == (True, "")
+        assert can_run(self.row(weights=str(tmp_path))) == (True, "")
+
+    def test_a_package_that_lacks_what_is_imported(self, monkeypatch, tmp_path):
+        """A package may be there and its import fail, as UniDepth's V1 and Depth Anything 3 do: the import decides."""
+        (tmp_path / "there_and_broken.py").write_text("import not_there_at_all")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        needs = Requirement(("there_and_broken",), install="Do this", imports=("import there_and_broken",))
+        able, why = can_run(self.row(requirement=needs))
+        assert not able
+        assert why == (
+            "`import there_and_broken` fails: ModuleNotFoundError: No module named 'not_there_at_all'. Do this"
+        )
+        assert can_run(self.row(requirement=replace(needs, imports=("import json",)))) == (True, "")
+
+    def test_weights_of_torch_hub(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+        row = self.row(weights="torch.hub:a.pth")
+        assert can_run(row) == (True, "downloads a.pth first")
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "checkpoints" / "a.pth").touch()
+        assert can_run(row) == (True, "")
+
+
+def test_the_list_shows_every_row_and_asks_nobody(monkeypatch):
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("the list wanted something from outside")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(torch.hub, "load", refuse)
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    monkeypatch.setattr(availability, "gpu_gib", lambda: 16.0)
+    out = io.StringIO()
+    _command_bench_list.run(Console(file=out, width=220))
+    lines = out.getvalue().splitlines()
+    first_words = [line.split()[0] for line in lines if line.strip()]
+    assert set(PREDICTORS) < set(first_words)
+    shown = {key: next(line for line in lines if line.split()[:1] == [key]) for key in PREDICTORS}
+    assert shown["always-2m"].split()[-4:] == ["dense", "1", "-", "yes"]
+    assert shown["oracle"].split()[-4:] == ["points", "-", "-", "yes"]
+    assert shown["depthvlm-4b"].split()[3:7] == ["1,", "2,", "3,", "8"]
+    assert "OPENAI_API_KEY" in shown["gpt-4o"]
+    assert shown["gpt-4o"].split()[-1] == "yes"
+    assert "secret" not in out.getvalue()
+    assert "no: needs about 72 GiB of GPU memory, 16 GiB here" in shown["qwen3-vl-32b"]
+    assert "depth_range=, levels=" in shown["youtu-vl-4b"]
+    assert 'pip install "depthvlm[metric3d]"' in out.getvalue().replace("\n", " ")
+    assert "api:MODEL@BASE_URL" in out.getvalue()

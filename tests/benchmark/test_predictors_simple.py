@@ -1,0 +1,126 @@
+"""Constant and oracle, and the check of what any dense predictor returns."""
+
+import numpy as np
+import pytest
+import torch
+from depthvlm.benchmark.systems import make_predictor
+from depthvlm.benchmark.systems.dense import (
+    PredictorError,
+    camera_matrix,
+    check_maps,
+    pick_device,
+    pick_dtype,
+    resize_maps,
+    rgb_pixels,
+    stacked_pixels,
+)
+from depthvlm.benchmark.systems.simple import Constant, Oracle
+from PIL import Image
+from toy_examples import toy_example
+
+
+def test_always_two_metres():
+    predictor = make_predictor("always-2m")
+    assert predictor.name == "Always Output 2.0m"
+    first, second = predictor.predict([toy_example(5, 3), toy_example(2, 7)])
+    assert first.dtype == np.float32
+    assert first.tolist() == [[2.0] * 5] * 3
+    assert second.shape == (7, 2)
+
+
+def test_other_constants_say_so_in_their_name():
+    predictor = make_predictor("always-2m", metres=3.5)
+    assert predictor.name == "Always Output 2.0m (metres=3.5)"
+    assert predictor.predict([toy_example()])[0].max() == 3.5
+    assert Constant(3.5).name == "Always Output 3.5m"
+
+
+@pytest.mark.parametrize("metres", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_constant_is_a_distance(metres):
+    with pytest.raises(ValueError, match="finite number of metres above 0"):
+        Constant(metres)
+
+
+def test_the_oracle_says_the_truth_of_every_point():
+    answers = Oracle().predict([toy_example(truth=np.array([1.25, 80.0])), toy_example(truth=np.array([0.5]))])
+    assert [[answer.metres for answer in image] for image in answers] == [[1.25, 80.0], [0.5]]
+
+
+def test_the_oracle_needs_the_truth():
+    example = toy_example(truth=np.array([1.0, 2.0]))
+    object.__setattr__(example, "truth", np.zeros(0))
+    with pytest.raises(ValueError, match="truth of all 2 points of 'image-0', got 0"):
+        Oracle().predict([example])
+
+
+class TestCheckMaps:
+    def test_good_maps_pass_as_float32(self):
+        maps = check_maps([np.ones((48, 64)), np.ones((48, 64), np.uint16)], [toy_example(), toy_example()])
+        assert [depth.dtype for depth in maps] == [np.float32, np.float32]
+
+    def test_float32_is_not_copied(self):
+        depth = np.ones((48, 64), np.float32)
+        assert check_maps([depth], [toy_example()])[0] is depth
+
+    def test_failures_pass(self):
+        depth = np.array([[np.nan, -1.0], [0.0, np.inf]])
+        np.testing.assert_array_equal(check_maps([depth], [toy_example(2, 2)])[0], depth)
+
+    def test_nothing(self):
+        with pytest.raises(PredictorError, match=r"'zoedepth' returned nothing for 1 image\(s\), the first 'image-7'"):
+            check_maps(None, [toy_example(seed=7)], "zoedepth")
+
+    @pytest.mark.parametrize("count", [0, 1, 3])
+    def test_another_number(self, count):
+        with pytest.raises(PredictorError, match=rf"'zoedepth' returned {count} map\(s\) for 2 image"):
+            check_maps([np.ones((48, 64))] * count, [toy_example(), toy_example()], "zoedepth")
+
+    @pytest.mark.parametrize("shape", [(64, 48), (24, 32), (1, 48, 64), (48, 64, 1)])
+    def test_another_size(self, shape):
+        with pytest.raises(PredictorError, match=r"'x' returned a map of shape .*'image-0': \(48, 64\)"):
+            check_maps([np.ones(shape)], [toy_example()], "x")
+
+    @pytest.mark.parametrize("dtype", [object, complex, bool, str])
+    def test_no_numbers(self, dtype):
+        with pytest.raises(PredictorError, match="not of metres"):
+            check_maps([np.ones((48, 64)).astype(dtype)], [toy_example()])
+
+
+def test_pixels_stay_as_stored():
+    """The points are in stored pixels, so the turn that EXIF asks for is not made."""
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    example = toy_example(pixels=pixels)
+    example.image.getexif()[0x0112] = 6
+    np.testing.assert_array_equal(rgb_pixels(example), pixels)
+
+
+def test_grey_and_palette_images_become_rgb():
+    grey = np.array([[0, 200], [3, 4]], np.uint8)
+    example = toy_example(2, 2)
+    object.__setattr__(example, "image", Image.fromarray(grey))
+    np.testing.assert_array_equal(rgb_pixels(example), np.stack([grey] * 3, axis=-1))
+    object.__setattr__(example, "image", Image.fromarray(grey).convert("P"))
+    np.testing.assert_array_equal(rgb_pixels(example), np.stack([grey] * 3, axis=-1))
+
+
+def test_a_batch_has_one_size():
+    assert stacked_pixels([toy_example(), toy_example(seed=1)]).shape == (2, 48, 64, 3)
+    with pytest.raises(ValueError, match=r"one size, got \[\(64, 48\), \(65, 48\)\]"):
+        stacked_pixels([toy_example(), toy_example(65)])
+
+
+def test_camera_matrices():
+    assert camera_matrix((50, 60, 32, 24)).tolist() == [[50, 0, 32], [0, 60, 24], [0, 0, 1]]
+
+
+def test_maps_are_resized_edges_on_edges():
+    """Pixel i of 2 covers pixels 2i and 2i + 1 of 4; between their centres it is linear, beyond them constant."""
+    depth = resize_maps(torch.tensor([[[1.0, 3.0]]]), (1, 4))
+    assert depth.tolist() == [[[1.0, 1.5, 2.5, 3.0]]]
+
+
+def test_devices_and_dtypes_by_name():
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_dtype("bfloat16") is torch.bfloat16
+    with pytest.raises(ValueError, match="'int8' is not known"):
+        pick_dtype("int8")

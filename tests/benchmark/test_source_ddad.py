@@ -1,0 +1,190 @@
+"""DDAD in the DGP format: the sample's numbers, and poses worked out by hand."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from depthvlm.benchmark.sources.ddad import Ddad
+from depthvlm.benchmark.sources.frames import FrameError, SourceError
+from lidar_reference import matrix, reference
+from PIL import Image
+
+SIZE = (40, 30)
+SCENE = "000000/scene_ab.json"
+
+
+def jpeg() -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", SIZE, (1, 2, 3)).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+def pose(quaternion, translation) -> dict:
+    return {
+        "rotation": dict(zip(("qw", "qx", "qy", "qz"), map(float, quaternion), strict=True)),
+        "translation": dict(zip("xyz", map(float, translation), strict=True)),
+    }
+
+
+def datum(key, name, **content) -> dict:
+    return {"key": key, "id": {"name": name, "timestamp": "2020-01-01T00:00:00.1Z"}, "datum": content, "next_key": ""}
+
+
+@pytest.fixture
+def root(tmp_path):
+    """One sample: the lidar stands at (100, 0, 0) and looks along the world's x; the camera has moved on to 103."""
+    image = {"filename": "rgb/CAMERA_01/1.jpg", "width": 40, "height": 30, "annotations": {"0": "gone/1.json"}}
+    cloud = {"filename": "point_cloud/LIDAR/1.npz", "annotations": {"1": "gone/2.json"}}
+    scene = {
+        "data": [
+            datum("l", "LIDAR", point_cloud=cloud | {"pose": pose((1, 0, 0, 0), (100, 0, 0))}),
+            datum("c", "CAMERA_01", image=image | {"pose": pose((0.5, -0.5, 0.5, -0.5), (103, 0, 0))}),
+        ],
+        "samples": [{"calibration_key": "cal", "datum_keys": ["l", "c"], "id": {"index": "0"}}],
+    }
+    none, inner = (
+        {"fx": 0.0, "fy": 0.0, "cx": 0.0, "cy": 0.0, "skew": 0.0},
+        {"fx": 50.0, "fy": 50.0, "cx": 20.0, "cy": 15.0},
+    )
+    calibration = {"names": ["LIDAR", "CAMERA_01"], "intrinsics": [none, inner | {"skew": 0.0}], "extrinsics": []}
+    folder = tmp_path / "000000"
+    for name in ("calibration", "rgb/CAMERA_01", "point_cloud/LIDAR"):
+        (folder / name).mkdir(parents=True)
+    (tmp_path / "ddad.json").write_text(
+        json.dumps({"scene_splits": {"0": {"filenames": []}, "1": {"filenames": [SCENE]}}})
+    )
+    (tmp_path / SCENE).write_text(json.dumps(scene))
+    (folder / "calibration" / "cal.json").write_text(json.dumps(calibration))
+    (folder / "rgb" / "CAMERA_01" / "1.jpg").write_bytes(jpeg())
+    np.savez_compressed(folder / "point_cloud" / "LIDAR" / "1.npz", data=np.array([[13.0, 1, 0.4, 7], [2, 0, 0, 7]]))
+    return tmp_path
+
+
+def change(file, edit) -> None:
+    content = json.loads(file.read_text())
+    edit(content)
+    file.write_text(json.dumps(content))
+
+
+class TestFrames:
+    def test_poses_of_both_times(self, root):
+        source = Ddad(root)
+        (ref,) = source.index("test")
+        assert (ref.id, ref.scene, ref.camera, ref.order) == ("000000/00000/CAMERA_01", "000000", "CAMERA_01", 0)
+        frame = source.read(ref)
+        # 13 m before the lidar are 10 m before the camera, 3 m further on: 20 - 50 / 10 and 15 - 20 / 10. The point at
+        # 2 m lies behind the camera by now.
+        assert np.argwhere(frame.depth).tolist() == [[13, 15]]
+        assert frame.depth[13, 15] == 2560
+        assert (frame.intrinsics, frame.image_size, frame.image) == ((50, 50, 20.5, 15.5), SIZE, jpeg())
+
+    def test_annotations_are_not_needed(self, root):
+        assert "gone/1.json" in (root / SCENE).read_text()
+        assert not (root / "000000" / "gone").exists()
+        assert len(Ddad(root).index("test")) == 1
+
+
+class TestBadFiles:
+    def refused(self, root, words) -> None:
+        source = Ddad(root)
+        with pytest.raises(FrameError, match=words):
+            source.read(source.index("test")[0])
+
+    @pytest.mark.parametrize("name", ["rgb/CAMERA_01/1.jpg", "point_cloud/LIDAR/1.npz", "calibration/cal.json"])
+    def test_missing_and_truncated(self, root, name):
+        file = root / "000000" / name
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        self.refused(root, f"{file.name}: .*truncated")
+        file.unlink()
+        self.refused(root, f"{file.name}: no such file")
+
+    def test_no_points_in_the_archive(self, root):
+        np.savez(root / "000000" / "point_cloud" / "LIDAR" / "1.npz", points=np.zeros((3, 4)))
+        self.refused(root, r"1\.npz: truncated, or not what was expected")
+
+    def test_a_camera_without_calibration(self, root):
+        change(root / "000000" / "calibration" / "cal.json", lambda one: one["names"].__setitem__(1, "CAMERA_09"))
+        self.refused(root, r"cal\.json: .*CAMERA_01")
+
+    def test_skew(self, root):
+        change(root / "000000" / "calibration" / "cal.json", lambda one: one["intrinsics"][1].update(skew=1.0))
+        self.refused(root, r"cal\.json: .*CAMERA_01 has a skew of 1\.0")
+
+    def test_a_pose_of_nothing(self, root):
+        change(root / SCENE, lambda one: one["data"][1]["datum"]["image"].update(pose=pose((0, 0, 0, 0), (0, 0, 0))))
+        self.refused(root, r"1\.jpg, its pose: .*zero norm")
+
+    def test_a_sample_without_lidar(self, root):
+        change(root / SCENE, lambda one: one["samples"][0].update(datum_keys=["c"]))
+        self.refused(root, "its sample has no point cloud")
+
+
+class TestIndex:
+    def test_wrong_root(self, root):
+        with pytest.raises(SourceError, match=r"expected ddad\.json in .*000000, the folder ddad_train_val/"):
+            Ddad(root / "000000")
+        with pytest.raises(SourceError, match="there is no folder"):
+            Ddad(root / "nowhere")
+
+    def test_empty_and_absent_splits(self, root):
+        with pytest.raises(SourceError, match="'train' has no frames"):
+            Ddad(root).index("train")
+        change(root / "ddad.json", lambda one: one["scene_splits"].pop("0"))
+        with pytest.raises(SourceError, match=r"ddad\.json lists no scenes of the train split: it has no '0'"):
+            Ddad(root).index("train")
+        with pytest.raises(SourceError, match="not 'val'"):
+            Ddad(root).index("val")
+
+    def test_scenes_that_cannot_be_read(self, root):
+        change(root / SCENE, lambda one: one["data"].pop(0))
+        with pytest.raises(SourceError, match=r"scene_ab\.json is not a scene of the DGP format: it has no 'l'"):
+            Ddad(root).index("test")
+        (root / SCENE).write_text('{"data": [')
+        with pytest.raises(SourceError, match=r"scene_ab\.json: not JSON"):
+            Ddad(root).index("test")
+        (root / SCENE).unlink()
+        with pytest.raises(SourceError, match=r"scene_ab\.json: no such file"):
+            Ddad(root).index("test")
+
+
+@pytest.mark.real_data
+class TestSample:
+    @pytest.fixture
+    def source(self, shared):
+        return Ddad(shared / "data" / "ddad")
+
+    def test_index(self, source, shared):
+        train = source.index("train")
+        assert len(train) == 27
+        assert train == source.index("test")  # the sample lists both scenes in both splits
+        assert not list((shared / "data" / "ddad").rglob("bounding_box_*"))
+
+    @pytest.mark.parametrize(
+        ("scene", "camera", "focal_length", "count", "least", "median", "largest"),
+        [
+            ("scene_01", "CAMERA_01", 2167.7, 4819, 5.06, 11.43, 226.1),
+            ("scene_01", "CAMERA_05", 1062.4, 10872, 2.59, 20.73, 167.6),
+            ("scene_01", "CAMERA_06", 1054.9, 10354, 2.60, 7.15, 159.2),
+            ("scene_02", "CAMERA_01", 2181.5, 5157, 5.13, 26.10, 176.0),
+        ],
+    )
+    def test_numbers(self, source, scene, camera, focal_length, count, least, median, largest):
+        ref = next(ref for ref in source.index("train") if (ref.scene, ref.camera, ref.order) == (scene, camera, 0))
+        frame = source.read(ref)
+        to_world, from_world = (
+            matrix(
+                [one["rotation"][key] for key in ("qw", "qx", "qy", "qz")], [one["translation"][key] for key in "xyz"]
+            )
+            for one in (ref.files["lidar_pose"], ref.files["pose"])
+        )
+        points = np.load(source.root / ref.files["lidar"])["data"][:, :3]
+        assert len(points) == {"scene_01": 40733, "scene_02": 47230}[scene]
+        known = reference(points, np.linalg.inv(from_world) @ to_world, frame.intrinsics, (1936, 1216))
+        assert frame.intrinsics[0] == pytest.approx(focal_length, abs=0.05)
+        assert known.count == count
+        assert (known.least, known.median) == pytest.approx((least, median), abs=0.006)
+        assert known.largest == pytest.approx(largest, abs=0.06)
+        np.testing.assert_array_equal(frame.depth, known.depth)
+        assert frame.image_size == (1936, 1216)
+        assert frame.image == (source.root / ref.files["image"]).read_bytes()

@@ -1,0 +1,198 @@
+"""NYU Depth V2's labelled file and splits, written with h5py and scipy as MATLAB lays them out; raw Kinect files."""
+
+import io
+import json
+import sys
+
+import h5py
+import numpy as np
+import pytest
+from depthvlm.benchmark.sources.frames import FrameError, SourceError
+from depthvlm.benchmark.sources.nyuv2 import NYUv2, read_kinect_pgm
+from PIL import Image
+from scipy.io import savemat
+from toy_source_files import fails, spread, truncate
+
+SCENES = ("kitchen_0004", "kitchen_0004", "office_0001a", "bedroom_0026")
+
+
+def write_labeled(path, images: np.ndarray, depths: np.ndarray, scenes: tuple[str, ...]) -> None:
+    """
+    Images `(n, h, w, 3)` and raw metres `(n, h, w)`; the filled ones are 0.5 m farther everywhere.
+
+    MATLAB's h x w x 3 x n is seen as (n, 3, w, h) from C.
+    """
+    with h5py.File(path, "w") as file:
+        file["images"] = images.transpose(0, 3, 2, 1)
+        file["rawDepths"] = depths.transpose(0, 2, 1).astype(np.float32)
+        file["depths"] = file["rawDepths"][()] + np.float32(0.5)
+        references = []
+        for number, scene in enumerate(scenes):
+            file[f"#refs#/{number}"] = np.array([[ord(letter)] for letter in scene], dtype=np.uint16)
+            references.append(file[f"#refs#/{number}"].ref)
+        file["scenes"] = np.array([references], dtype=h5py.ref_dtype)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Frame i, counted from 0: red is 10 i, green the row, blue the column; depth is i + row / 4 + column / 64."""
+    row, column = np.mgrid[:6, :8]
+    images = np.stack([np.stack([np.full((6, 8), 10 * i), row, column], axis=-1) for i in range(4)]).astype(np.uint8)
+    depths = np.stack([i + row / 4 + column / 64 for i in range(4)])
+    write_labeled(tmp_path / "nyu_depth_v2_labeled.mat", images, depths, SCENES)
+    savemat(tmp_path / "splits.mat", {"trainNdxs": np.array([[4]]), "testNdxs": np.array([[1], [2], [3]])})
+    return tmp_path
+
+
+class TestLayout:
+    def test_splits_count_from_1(self, root):
+        source = NYUv2(root)
+        assert [(ref.id, ref.scene) for ref in source.index("train")] == [("0004", "bedroom_0026")]
+        expected = [("0001", "kitchen_0004", 1), ("0002", "kitchen_0004", 2), ("0003", "office_0001a", 3)]
+        assert [(ref.id, ref.scene, ref.order) for ref in source.index("test")] == expected
+
+    def test_arrays_upright_and_pixels_without_loss(self, root):
+        source = NYUv2(root)
+        frame = source.read(source.index("test")[2])
+        with Image.open(io.BytesIO(frame.image)) as image:
+            pixels = np.asarray(image)
+            assert (image.format, image.size, image.mode) == ("PNG", (8, 6), "RGB")
+        assert frame.image_size == (8, 6)
+        assert pixels[4, 7].tolist() == [20, 4, 7]
+        assert frame.depth.dtype == np.float32
+        assert frame.depth.shape == (6, 8)
+        assert frame.depth_scale == 1
+        assert frame.metres()[4, 7] == 2 + 1 + 7 / 64
+
+    def test_raw_by_the_mask_of_bts_and_filled(self, root):
+        """BTS scores 1e-3 < d < 10; the sensor's values end at 10. The filled maps are read as they are."""
+        with h5py.File(root / "nyu_depth_v2_labeled.mat", "r+") as file:
+            file["rawDepths"][3, :4, 5] = [0, 0.001, 9.9995, 10]
+        metres = {}
+        for depth in ("raw", "filled"):
+            source = NYUv2(root, depth=depth)
+            metres[depth] = source.read(source.index("train")[0]).metres()
+        np.testing.assert_allclose(metres["raw"][5, :4], [0, 0, 9.9995, 0])
+        assert metres["raw"][4, 7] == 3 + 1 + 7 / 64
+        assert metres["filled"][4, 7] == 3 + 1 + 7 / 64 + 0.5
+        with pytest.raises(SourceError, match="depth is raw or filled, got 'rawDepths'"):
+            NYUv2(root, depth="rawDepths")
+
+    def test_the_same_bytes_each_time(self, root):
+        source = NYUv2(root)
+        ref = source.index("train")[0]
+        assert source.read(ref).image == NYUv2(root).read(ref).image
+
+    def test_camera(self, root):
+        source = NYUv2(root)
+        camera = source.read(source.index("train")[0]).intrinsics
+        assert camera == pytest.approx((518.8579, 519.46961, 326.08245, 254.23617), abs=1e-5)
+
+
+class TestBadInput:
+    @pytest.mark.parametrize("module", ["h5py", "scipy.io"])
+    def test_without_its_libraries(self, root, monkeypatch, module):
+        source = NYUv2(root)
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(ImportError, match=r'pip install "depthvlm\[bench\]"'):
+            source.index("test")
+
+    def test_files(self, root):
+        with pytest.raises(SourceError, match=r"expected the file nyu_depth_v2_labeled\.mat in"):
+            NYUv2(root.parent)
+        savemat(root / "splits.mat", {"testNdxs": [[1], [1450]]})
+        with pytest.raises(SourceError, match=r"counts from 1 to 1450, but nyu_depth_v2_labeled\.mat has 4 frames"):
+            NYUv2(root).index("test")
+        with pytest.raises(SourceError, match=r"splits\.mat has no variable 'trainNdxs'"):
+            NYUv2(root).index("train")
+        savemat(root / "splits.mat", {"testNdxs": np.zeros((0, 1))})
+        with pytest.raises(SourceError, match="'test' has no frames"):
+            NYUv2(root).index("test")
+        (root / "splits.mat").write_text("not a mat file")
+        with pytest.raises(SourceError, match=r"splits\.mat cannot be read"):
+            NYUv2(root).index("test")
+        (root / "splits.mat").unlink()
+        with pytest.raises(SourceError, match=r"splits\.mat is missing"):
+            NYUv2(root).index("test")
+
+    def test_a_truncated_download(self, root):
+        source = NYUv2(root)
+        ref = source.index("train")[0]
+        truncate(root / "nyu_depth_v2_labeled.mat")
+        fails(source, ref, "nyu_depth_v2_labeled.mat: frame 4 cannot be read")
+        with pytest.raises(SourceError, match=r"nyu_depth_v2_labeled\.mat cannot be read"):
+            source.index("train")
+
+    def test_arrays_of_another_layout(self, root):
+        source = NYUv2(root)
+        ref = source.index("train")[0]
+        with h5py.File(root / "nyu_depth_v2_labeled.mat", "r+") as file:
+            del file["rawDepths"]
+            file["rawDepths"] = np.ones((4, 6, 8), dtype=np.float32)
+        fails(source, ref, "expected (3, 640, 480) and (640, 480), got (3, 8, 6) and (6, 8)")
+        with h5py.File(root / "nyu_depth_v2_labeled.mat", "r+") as file:
+            del file["rawDepths"]
+        fails(source, ref, "frame 4 cannot be read", "rawDepths")
+
+
+class TestKinect:
+    def test_by_hand(self, tmp_path):
+        """351.3 / (1092.5 - raw): 502 is 0.5949 m, 1057 is 9.896 m, 1058 beyond 10 m; 2047 is no return."""
+        values = np.array([[502, 1057, 1058], [1093, 2047, 0]], dtype="<u2")
+        (tmp_path / "d.pgm").write_bytes(b"P5\n# made by hand\n3 2\n65535\n" + values.tobytes())
+        metres = read_kinect_pgm(tmp_path / "d.pgm")
+        assert metres.dtype == np.float32
+        np.testing.assert_allclose(metres, [[0.594919, 9.895775, 0], [0, 0, 0.321556]], atol=1e-5)
+
+    @pytest.mark.real_data
+    def test_a_real_file(self, shared):
+        """1.386 / 3.268 / 6.691 m, 93 % valid; read as big-endian, as PGM says, only 3 % decode at all."""
+        path = shared / "data/nyuv2/raw_dump/NYU_depth.pgm"
+        metres = read_kinect_pgm(path)
+        assert metres.shape == (480, 640)
+        assert spread(metres) == pytest.approx((1.386, 3.268, 6.691), abs=5e-4)
+        assert (metres > 0).mean() == pytest.approx(0.93, abs=0.005)
+        with Image.open(path) as image:
+            big_endian = np.asarray(image, dtype=np.int64)
+        assert (big_endian <= 1057).mean() == pytest.approx(0.03, abs=0.005)
+
+    def test_bad_files(self, tmp_path):
+        path = tmp_path / "d.pgm"
+        path.write_bytes(b"P5 3 2 65535\n" + bytes(11))
+        with pytest.raises(FrameError, match=r"d\.pgm: 3x2 pixels of 16 bits are 12 bytes, the file has 11"):
+            read_kinect_pgm(path)
+        path.write_bytes(b"P5 3 2 255\n" + bytes(12))
+        with pytest.raises(FrameError, match="largest value of 255"):
+            read_kinect_pgm(path)
+        path.write_bytes(b"P6 3 2 255\n" + bytes(18))
+        with pytest.raises(FrameError, match="not a binary PGM"):
+            read_kinect_pgm(path)
+        with pytest.raises(FrameError, match=r"gone\.pgm: no such file"):
+            read_kinect_pgm(tmp_path / "gone.pgm")
+
+
+@pytest.mark.real_data
+def test_real_frames(shared, tmp_path):
+    """Three frames in the labelled file's layout: 1.390 / 3.258 / 6.625 m and so on, 73, 75 and 67 % valid."""
+    folder = shared / "data/nyuv2/nyu_demo"
+    files = json.loads((folder / "test_annotations.json").read_text())["files"]
+    images, depths = [], []
+    for entry in files:
+        with Image.open(folder / "rgb" / entry["rgb"].split("/")[-1]) as image:
+            images.append(np.asarray(image))
+        with Image.open(folder / "depth" / entry["depth"].split("/")[-1]) as image:
+            depths.append(np.asarray(image) / 1000)
+    write_labeled(tmp_path / "nyu_depth_v2_labeled.mat", np.stack(images), np.stack(depths), ("room_0001",) * 3)
+    savemat(tmp_path / "splits.mat", {"testNdxs": [[1], [2], [3]]})
+
+    source = NYUv2(tmp_path)
+    expected = [((1.390, 3.258, 6.625), 0.73), ((0.887, 3.208, 8.266), 0.75), ((0.713, 2.479, 6.446), 0.67)]
+    for ref, pixels, (numbers, share) in zip(source.index("test"), images, expected, strict=True):
+        frame = source.read(ref)
+        assert frame.image_size == (640, 480)
+        with Image.open(io.BytesIO(frame.image)) as image:
+            np.testing.assert_array_equal(np.asarray(image), pixels)
+        metres = frame.metres(source.depth_range)
+        assert spread(metres) == pytest.approx(numbers, abs=5e-4)
+        assert (metres > 0).mean() == pytest.approx(share, abs=0.005)
+        assert frame.intrinsics[0] == pytest.approx(518.86, abs=5e-3)

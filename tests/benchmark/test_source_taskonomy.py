@@ -1,0 +1,121 @@
+"""Taskonomy in the layout of Omnidata's download."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from depthvlm.benchmark.sources.frames import SourceError
+from depthvlm.benchmark.sources.taskonomy import Taskonomy
+from toy_source_files import check_frame, fails, truncate, write_depth, write_image, write_text
+
+
+def write_view(root, building: str, view: str, fov: float = math.pi / 2) -> None:
+    write_image(root / f"rgb/taskonomy/{building}/{view}_domain_rgb.png", (8, 8))
+    rows = [[0, 1, 512, 1024, 5120, 7680, 65534, 65535]] * 8
+    write_depth(root / f"depth_zbuffer/taskonomy/{building}/{view}_domain_depth_zbuffer.png", rows)
+    info = {"field_of_view_rads": fov, "resolution": 1024, "camera_uuid": "cafe", "point_uuid": 3}
+    write_text(root / f"point_info/taskonomy/{building}/{view}_domain_point_info.json", json.dumps(info))
+
+
+@pytest.fixture
+def root(tmp_path):
+    for building, views in (
+        ("ackermanville", ("point_2_view_0", "point_10_view_3", "point_2_view_1")),
+        ("allensville", ("point_0_view_0",)),
+        ("muleshoe", ("point_7_view_0",)),
+    ):
+        for view in views:
+            write_view(tmp_path, building, view)
+    write_text(
+        tmp_path / "splits/train_val_test_fullplus.csv",
+        "id,train,val,test\nackermanville,1,0,0\nallensville,0,1,0\nmuleshoe,0,0,1\n",
+    )
+    return tmp_path
+
+
+class TestLayout:
+    def test_official_splits(self, root):
+        source = Taskonomy(root)
+        train = source.index("train")
+        assert [ref.id for ref in train] == [
+            f"ackermanville/point_{view}" for view in ("10_view_3", "2_view_0", "2_view_1")
+        ]
+        assert {ref.scene for ref in train} == {"ackermanville"}
+        by_order = sorted(train, key=lambda ref: ref.order)
+        assert [ref.id[14:] for ref in by_order] == ["point_2_view_0", "point_2_view_1", "point_10_view_3"]
+        assert [ref.id for ref in source.index("test")] == ["muleshoe/point_7_view_0"]
+
+    def test_the_largest_table_there_is_used(self, root):
+        write_text(root / "train_val_test_tiny.csv", "id,train,val,test\nallensville,1,0,0\n")
+        assert Taskonomy(root).index("train")[0].scene == "ackermanville"
+        (root / "splits/train_val_test_fullplus.csv").unlink()
+        assert Taskonomy(root).index("train")[0].scene == "allensville"
+
+    def test_depth_and_65535(self, root):
+        source = Taskonomy(root)
+        ref = source.index("test")[0]
+        frame = source.read(ref)
+        image = (root / "rgb/taskonomy/muleshoe/point_7_view_0_domain_rgb.png").read_bytes()
+        check_frame(frame, image, (8, 8), (8, 8))
+        assert frame.depth.dtype == np.uint16
+        assert frame.depth_scale == 512
+        assert frame.depth[0].tolist() == [0, 1, 512, 1024, 5120, 7680, 65534, 0]
+        np.testing.assert_allclose(frame.metres()[0], [0, 1 / 512, 1, 2, 10, 15, 127.99609375, 0], rtol=0)
+        assert frame.metres(source.depth_range)[0].tolist() == [0, 0, 1, 2, 10, 15, 0, 0]
+
+    def test_focal_length_of_the_field_of_view(self, root):
+        """90 degrees over 8 pixels: f = 4; 53.13 degrees (a slope of 1/2): f = 8. The centre is between two pixels."""
+        write_view(root, "muleshoe", "point_8_view_0", 2 * math.atan(0.5))
+        source = Taskonomy(root)
+        first, second = map(source.read, source.index("test"))
+        assert first.intrinsics == pytest.approx((4, 4, 4, 4))
+        assert second.intrinsics == pytest.approx((8, 8, 4, 4))
+
+
+class TestBadInput:
+    def test_ray_distance_alone_is_refused(self, root):
+        (root / "depth_zbuffer").rename(root / "depth_euclidean")
+        with pytest.raises(SourceError, match=r"expected the folder depth_zbuffer/taskonomy/ in .*omnitools\.download"):
+            Taskonomy(root)
+
+    def test_split_files(self, root):
+        table = root / "splits/train_val_test_fullplus.csv"
+        table.write_text("id,train,val,test\nackermanville,1,0,0\n")
+        with pytest.raises(SourceError, match="no building of 'test'"):
+            Taskonomy(root).index("test")
+        table.write_text("building\nackermanville\n")
+        with pytest.raises(SourceError, match="should have the columns id,train,val,test"):
+            Taskonomy(root).index("train")
+        table.unlink()
+        with pytest.raises(SourceError, match=r"train_val_test_fullplus\.csv or .*splits_taskonomy\.zip"):
+            Taskonomy(root).index("train")
+
+    def test_buildings_that_are_not_there(self, root):
+        table = root / "splits/train_val_test_fullplus.csv"
+        table.write_text("id,train,val,test\nackermanville,1,0,0\nzzyzx,1,0,0\nyscloskey,0,0,1\n")
+        with pytest.warns(UserWarning, match="1 of the 2 scenes of the split are not in .*zzyzx"):
+            assert len(Taskonomy(root).index("train")) == 3
+        with pytest.raises(SourceError, match=r"none of the 1 scenes .*yscloskey"):
+            Taskonomy(root).index("test")
+
+    def test_files_of_a_view(self, root):
+        source = Taskonomy(root)
+        ref = source.index("test")[0]
+        info = root / "point_info/taskonomy/muleshoe/point_7_view_0_domain_point_info.json"
+        for text, words in (
+            ('{"field_of_view_rads": 61.2}', "must be between 0 and pi, got 61.2"),
+            ("{}", "got None"),
+            ('{"field_of_view', "not JSON"),
+        ):
+            info.write_text(text)
+            fails(source, ref, "point_7_view_0_domain_point_info.json", words)
+        info.unlink()
+        fails(source, ref, "point_7_view_0_domain_point_info.json: no such file")
+        depth = root / "depth_zbuffer/taskonomy/muleshoe/point_7_view_0_domain_depth_zbuffer.png"
+        truncate(depth)
+        fails(source, ref, "depth_zbuffer.png", "truncated")
+        depth.unlink()
+        fails(source, ref, "depth_zbuffer.png: no such file")
+        write_image(root / "rgb/taskonomy/muleshoe/point_7_view_0_domain_rgb.png", (8, 6))
+        fails(source, ref, "point_7_view_0_domain_rgb.png", "views are square, this one is 8x6")

@@ -1,0 +1,292 @@
+"""Waymo in both native forms: range images and rolling shutters by hand, and what Waymo itself computed."""
+
+import io
+import pickle
+
+import numpy as np
+import pytest
+from depthvlm.benchmark.sources.frames import FrameError, SourceError
+from depthvlm.benchmark.sources.projection import RigidTransform
+from depthvlm.benchmark.sources.protobuf import floats, raw, read_message, submessage, submessages
+from depthvlm.benchmark.sources.tfrecord import read_record, record_places
+from depthvlm.benchmark.sources.waymo import Waymo
+from depthvlm.benchmark.sources.waymo_geometry import project_shot
+from depthvlm.benchmark.sources.waymo_records import cameras_of, shots_of
+from PIL import Image
+from waymo_files import (
+    SIZE,
+    Camera,
+    Lidar,
+    Moment,
+    frame_record,
+    jpeg,
+    shift,
+    write_parquet,
+    write_records,
+)
+
+SEGMENT = "1024_3580_000_3600_000"
+IDENTITY = RigidTransform.from_matrix(np.eye(4))
+
+# Three columns look at 120, 0 and -120 degrees, so the middle one straight ahead.
+AHEAD = [[0, 20.0, 0]]
+
+
+def top(ranges=AHEAD, beams=(0.0,), mount=None, pose=(0, 0, 0, 0, 0, 0)) -> Lidar:
+    poses = np.broadcast_to(np.array(pose, np.float32), (*np.shape(ranges), 6))
+    return Lidar(1, ranges, shift(0, 0, 0) if mount is None else mount, beams, poses=poses)
+
+
+def write(root, *moments, split="validation", name=f"segment-{SEGMENT}_with_camera_labels"):
+    write_records(root / split / f"{name}.tfrecord", [frame_record(moment) for moment in moments])
+    return Waymo(root)
+
+
+def read(source, number=0, camera="FRONT"):
+    refs = source.index("test")
+    return source.read(next(ref for ref in refs if (ref.order, ref.camera) == (number, camera)))
+
+
+class TestBothForms:
+    MOMENTS = (
+        Moment(
+            [
+                Camera(pose=shift(6, 0, 0)),
+                Camera(
+                    3,
+                    mount=shift(0, -1, 0),
+                    pose=shift(6, 0, 0),
+                    readout=2,
+                    velocity=(20, 0, 0),
+                    times=(5.0, 0.0, 4.9, 5.1),
+                ),
+            ],
+            # The top lidar measured when the vehicle was at 5; the front one is given at the frame's pose, at 5.5.
+            [
+                top([[0, 20.0, 0], [0, 0, 0], [0, 30.0, 0]], (-0.05, 0, 0.05), pose=(0, 0, 0, 5, 0, 0)),
+                Lidar(2, AHEAD, limits=(-0.2, 0.2)),
+            ],
+            pose=shift(5.5, 0, 0),
+        ),
+        Moment(
+            [Camera(), Camera(3, mount=shift(0, -1, 0), readout=2)],
+            [top([[0, 0, 0], *AHEAD, [0, 0, 0]], (-0.05, 0, 0.05), pose=(0, 0, 0, 1, 0, 0))],
+            time=1553735853562203,
+        ),
+    )
+
+    @pytest.fixture
+    def records(self, tmp_path):
+        return write(tmp_path / "v1", *self.MOMENTS)
+
+    @pytest.fixture
+    def components(self, tmp_path):
+        # The order of rows is not that of time in the native files either.
+        write_parquet(tmp_path / "v2" / "validation", SEGMENT, list(self.MOMENTS))
+        file = tmp_path / "v2" / "validation" / "camera_image" / f"{SEGMENT}.parquet"
+        from pyarrow import parquet
+
+        parquet.write_table(parquet.read_table(file)[::-1], file)
+        return Waymo(tmp_path / "v2")
+
+    @pytest.mark.parametrize("form", ["records", "components"])
+    def test_by_hand(self, form, request):
+        source = request.getfixturevalue(form)
+        frame = read(source)
+        # The upper beam (0.05 rad): 20 cos, 20 sin, seen from 1 m further on; the lower one: 30 m. The front lidar's
+        # point is at 25.5, 19.5 m before the camera, in the middle.
+        upper, lower = 20 * np.cos(0.05) - 1, 30 * np.cos(0.05) - 1
+        rows = [round(32 - 80 * 20 * np.sin(0.05) / upper), round(32 + 80 * 30 * np.sin(0.05) / lower)]
+        assert sorted(map(tuple, np.argwhere(frame.depth).tolist())) == sorted([(rows[0], 48), (rows[1], 48), (32, 48)])
+        assert frame.depth[rows, 48].tolist() == [round(256 * upper), round(256 * lower)]
+        assert frame.depth[32, 48] == 19.5 * 256
+        assert (frame.intrinsics, frame.image_size, frame.image) == ((80, 80, 48.5, 32.5), SIZE, jpeg())
+        # At the second moment the point is at 1 + 20.
+        assert read(source, 1).depth[32, 48] == 21 * 256
+
+    def test_the_same_frames(self, records, components):
+        ids = [ref.id for ref in components.index("test")]
+        assert ids == [f"{SEGMENT}/{number:03d}/{camera}" for number in (0, 1) for camera in ("FRONT", "FRONT_RIGHT")]
+        # Records do not say which cameras they have until they are read: all five are listed.
+        assert set(ids) < {ref.id for ref in records.index("test")}
+        for name in ids:
+            one, other = (
+                next(ref for ref in source.index("test") if ref.id == name) for source in (records, components)
+            )
+            first, second = records.read(one), components.read(other)
+            np.testing.assert_array_equal(first.depth, second.depth)
+            assert first.depth.any()
+            assert (first.image, first.intrinsics, first.ref) == (second.image, second.intrinsics, second.ref)
+
+    def test_references_travel(self, records, components):
+        for source in (records, components):
+            refs = source.index("test")
+            assert pickle.loads(pickle.dumps(refs)) == refs
+
+    def test_the_lens(self, tmp_path):
+        lens = (80.0, 80.0, 48.5, 32.5, 0.2, 0.0, 0.0, 0.0, 0.0)
+        source = write(tmp_path, Moment([Camera(intrinsics=lens, mount=shift(0, 8, 0))], [top()]))
+        frame = read(source)
+        # 8 m to the right at 20 m: x = 0.4, x (1 + 0.2 * 0.16) = 0.4128: column 48 + 33.02, where a pinhole has 80.
+        assert np.argwhere(frame.depth).tolist() == [[32, 81]]
+        assert frame.intrinsics == (80, 80, 48.5, 32.5)
+
+
+class TestBadFiles:
+    def test_roots_and_splits(self, tmp_path):
+        with pytest.raises(SourceError, match=r"expected the folder training/ or validation/ .*segment-\*\.tfrecord"):
+            Waymo(tmp_path)
+        (tmp_path / "training").mkdir()
+        source = Waymo(tmp_path)
+        with pytest.raises(SourceError, match=r"the test split needs .*validation"):
+            source.index("test")
+        with pytest.raises(SourceError, match="'train' has no frames"):
+            source.index("train")
+
+    def test_truncated_segment(self, tmp_path):
+        source = write(tmp_path, Moment([Camera()], [top()]), Moment([Camera()], [top()]))
+        file = tmp_path / "validation" / f"segment-{SEGMENT}_with_camera_labels.tfrecord"
+        file.write_bytes(file.read_bytes()[:-500])
+        assert read(source, 0).depth.any()
+        with pytest.raises(FrameError, match=r"tfrecord, record 1: truncated"):
+            read(source, 1)
+
+    @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n" * 30, b"\0" * 40, b"123"])
+    def test_no_record_file(self, tmp_path, content):
+        source = write(tmp_path, Moment([Camera()], [top()]))
+        next((tmp_path / "validation").iterdir()).write_bytes(content)
+        with pytest.raises(SourceError, match=r"tfrecord is damaged, or no TFRecord file"):
+            source.index("test")
+
+    @pytest.mark.parametrize(
+        ("moment", "words"),
+        [
+            (Moment([Camera(image=jpeg()[:-30])], [top()]), "the image is truncated"),
+            (Moment([Camera(image=b"no picture")], [top()]), "record 0, FRONT: truncated, or not what was expected"),
+            (Moment([Camera(size=(90, 64))], [top()]), "96x64 pixels, but its calibration says 90x64"),
+            (Moment([Camera()], []), "no lidar returns"),
+            (Moment([Camera(2)], [top()]), "no image or no calibration of the camera FRONT"),
+            (Moment([Camera(intrinsics=(1.0, 2.0))], [top()]), "a camera calibration of 2 numbers, not 9"),
+            (Moment([Camera(mount=2 * np.eye(4))], [top()]), "not a rotation"),
+            (Moment([Camera()], [top(beams=(0.0, 0.1))]), "1 rows with 2 beams"),
+        ],
+    )
+    def test_frames(self, tmp_path, moment, words):
+        source = write(tmp_path, moment)
+        with pytest.raises(FrameError, match=words):
+            read(source)
+
+    def test_damage_inside_a_record(self, tmp_path):
+        record = bytearray(frame_record(Moment([Camera()], [top()])))
+        record[-150:-100] = bytes(50)
+        write_records(tmp_path / "validation" / "a.tfrecord", [bytes(record)])
+        with pytest.raises(FrameError, match=r"a\.tfrecord, record 0: truncated, or not what was expected"):
+            read(Waymo(tmp_path))
+
+    def test_components(self, tmp_path):
+        folder = tmp_path / "validation"
+        write_parquet(folder, SEGMENT, [Moment([Camera()], [top()])])
+        source = Waymo(tmp_path)
+        for name in ("lidar", "vehicle_pose", "lidar_calibration"):
+            file = folder / name / f"{SEGMENT}.parquet"
+            whole_file = file.read_bytes()
+            file.write_bytes(whole_file[: len(whole_file) // 2])
+            with pytest.raises(FrameError, match=f"segment {SEGMENT} at 1553735853462203: truncated"):
+                read(source)
+            file.unlink()
+            with pytest.raises(FrameError, match=f"{name}/{SEGMENT}.parquet"):
+                read(source)
+            file.write_bytes(whole_file)
+        assert read(source).depth.any()
+        (folder / "lidar_pose").rename(folder / "lidar_hkp")
+        with pytest.raises(SourceError, match=r"expected the component lidar_pose/ in .*validation"):
+            source.index("test")
+        (folder / "lidar_hkp").rename(folder / "lidar_pose")
+        (folder / "camera_image" / f"{SEGMENT}.parquet").write_bytes(b"PAR1")
+        with pytest.raises(SourceError, match=r"camera_image.*parquet is damaged"):
+            source.index("test")
+
+
+@pytest.mark.real_data
+class TestSample:
+    """One frame without its lidar; its labels were projected by Waymo's own camera model."""
+
+    @pytest.fixture
+    def file(self, shared):
+        return shared / "data" / "waymo" / "pvps_data_one_frame.tfrecord"
+
+    @pytest.fixture
+    def frame(self, file):
+        (place,) = record_places(file)
+        return read_message(read_record(file, *place))
+
+    def boxes(self, frame) -> dict[str, list[float]]:
+        """Of each laser label: centre x, y, z, width, length, height, heading, in the vehicle's frame."""
+        return {
+            raw(label, 4).decode(): [floats(submessage(label, 1), number, "<f8")[0] for number in range(1, 8)]
+            for label in submessages(frame, 6)
+        }
+
+    def test_images_and_calibration(self, frame):
+        cameras, shots = cameras_of(frame), shots_of(frame)
+        assert sorted(cameras) == sorted(shots) == [1, 2, 3, 4, 5]
+        assert cameras[1].intrinsics[0] == pytest.approx(2044.5, abs=0.05)
+        for number, shot in shots.items():
+            size = (1920, 1280 if number <= 3 else 886)
+            assert (cameras[number].width, cameras[number].height) == size
+            with Image.open(io.BytesIO(shot.image)) as image:
+                image.load()
+                assert image.size == size
+
+    def test_box_centres_in_view(self, frame):
+        # 75 boxes, 12 of whose centres fall in FRONT at 8.0 to 67.4 m. The bare polynomial of the lens would fold five
+        # more into the image, from beyond 50 degrees.
+        boxes = np.array(list(self.boxes(frame).values()))[:, :3]
+        assert len(boxes) == 75
+        pose = RigidTransform.from_matrix(floats(submessage(frame, 3), 1, "<f8"))
+        columns, rows, depth = project_shot(pose.apply(boxes), cameras_of(frame)[1], shots_of(frame)[1])
+        seen = (columns >= -0.5) & (columns < 1919.5) & (rows >= -0.5) & (rows < 1279.5)
+        assert np.count_nonzero(seen) == 12
+        assert (depth[seen].min(), depth[seen].max()) == pytest.approx((8.0, 67.4), abs=0.06)
+
+    def test_labels_that_waymo_projected(self, frame):
+        boxes, cameras, shots = self.boxes(frame), cameras_of(frame), shots_of(frame)
+        pose = RigidTransform.from_matrix(floats(submessage(frame, 3), 1, "<f8"))
+        corners = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)])
+        errors = []
+        for labels in submessages(frame, 9):
+            number = labels[1][0]
+            width, height = cameras[number].width, cameras[number].height
+            for label in submessages(labels, 2):
+                x, y, z, wide, long, high, heading = boxes[
+                    raw(label, 4).decode().rsplit("_FRONT")[0].rsplit("_SIDE")[0]
+                ]
+                turn = np.array(
+                    [[np.cos(heading), -np.sin(heading), 0], [np.sin(heading), np.cos(heading), 0], [0, 0, 1]]
+                )
+                points = pose.apply(corners * [long, wide, high] @ turn.T + [x, y, z])
+                columns, rows, _ = project_shot(points, cameras[number], shots[number])
+                rectangle = [floats(submessage(label, 1), field, "<f8")[0] for field in (1, 2, 5, 4)]
+                left, upper = rectangle[0] - rectangle[2] / 2, rectangle[1] - rectangle[3] / 2
+                right, lower = rectangle[0] + rectangle[2] / 2, rectangle[1] + rectangle[3] / 2
+                # A rectangle at the border was cut off there.
+                if left > 1 and upper > 1 and right < width - 1 and lower < height - 1:
+                    found = [columns.min(), rows.min(), columns.max(), rows.max()]
+                    errors.append(np.array(found) + 0.5 - [left, upper, right, lower])
+        assert len(errors) >= 40
+        # Without the lens they differ by up to 7.8 pixels.
+        assert np.abs(errors).max() < 0.25
+
+    def test_a_copy_without_lidar(self, file, tmp_path):
+        (tmp_path / "validation").mkdir()
+        (tmp_path / "validation" / f"segment-{SEGMENT}_with_camera_labels.tfrecord").symlink_to(file)
+        source = Waymo(tmp_path)
+        assert [ref.camera for ref in source.index("test")] == [
+            "FRONT",
+            "FRONT_LEFT",
+            "FRONT_RIGHT",
+            "SIDE_LEFT",
+            "SIDE_RIGHT",
+        ]
+        with pytest.raises(FrameError, match="no lidar returns: this copy of the data has its lidar left out"):
+            read(source)

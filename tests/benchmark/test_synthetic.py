@@ -1,0 +1,312 @@
+"""Synthetic scenes: depth against hand calculations and a plain ray caster, sizes in metres, determinism, errors."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from depthvlm.benchmark.synthetic import textures
+from depthvlm.benchmark.synthetic.raycast import Camera, Quad, Sphere, trace
+from depthvlm.benchmark.synthetic.scenes import MAX_DEPTH, MIN_VISIBLE, SyntheticScene, render_scene
+from depthvlm.benchmark.synthetic.world import COLORS, SIZES, World
+
+RIGHT, DOWN, FORWARD = np.eye(3)
+GREY = textures.plain((0.5, 0.5, 0.5))
+
+
+def camera(width=64, height=48, focal_length=50.0, pose=None):
+    return Camera(width, height, focal_length, np.eye(4) if pose is None else pose)
+
+
+def tilted_pose(yaw=0.3, pitch=0.2, roll=-0.1):
+    """A pose by composing textbook rotations, 1.6 m above the ground."""
+    c, s = np.cos, np.sin
+    about_y = [[c(yaw), 0, s(yaw)], [0, 1, 0], [-s(yaw), 0, c(yaw)]]
+    about_x = [[1, 0, 0], [0, c(pitch), s(pitch)], [0, -s(pitch), c(pitch)]]
+    about_z = [[c(roll), -s(roll), 0], [s(roll), c(roll), 0], [0, 0, 1]]
+    pose = np.eye(4)
+    pose[:3, :3] = np.linalg.multi_dot([np.array(about_y), np.array(about_x), np.array(about_z)])
+    pose[:3, 3] = (0.2, -1.6, -0.1)
+    return pose
+
+
+def rays(width, height, focal_length):
+    """Rays (H, W, 3) in the camera frame with z = 1, through the pixel centres."""
+    columns, rows = np.meshgrid(np.arange(width), np.arange(height))
+    x, y = (columns + 0.5 - width / 2) / focal_length, (rows + 0.5 - height / 2) / focal_length
+    return np.stack([x, y, np.ones_like(x)], axis=-1)
+
+
+def world_points(scene: SyntheticScene):
+    height, width = scene.depth.shape
+    points = rays(width, height, scene.focal_length) * scene.depth[..., None]
+    return points @ scene.camera_to_world[:3, :3].T + scene.camera_to_world[:3, 3]
+
+
+def depth_of(hits):
+    return np.where(hits.surface < 0, 0, 1 / hits.inverse_depth)
+
+
+@pytest.fixture(scope="module", params=["room", "street"])
+def scenes(request):
+    return [render_scene(seed, kind=request.param, width=64, height=48) for seed in range(40)]
+
+
+# The ray caster
+
+
+def test_depth_of_a_frontal_plane_is_z_and_not_distance():
+    # The wall spans x in [-1, 1], y in [-1, 1] at z = 2: with f = 50 that is columns 32 -+ 25 and all 48 rows.
+    wall = Quad(np.array([-1.0, 1.0, 2.0]), RIGHT, -DOWN, 2, 2, GREY)
+    depth = depth_of(trace([wall], [], camera(), MAX_DEPTH))
+    assert np.unique(depth[:, 7:57]) == pytest.approx(2.0, rel=1e-6)
+    assert not depth[:, :7].any()
+    assert not depth[:, 57:].any()
+
+
+def test_a_plane_is_seen_from_one_side_and_up_to_the_maximum():
+    away = Quad(np.array([1.0, 1.0, 2.0]), -RIGHT, -DOWN, 2, 2, GREY)
+    far = Quad(np.array([-10.0, 10.0, 81.0]), RIGHT, -DOWN, 20, 20, GREY)
+    assert (trace([away, far], [], camera(), MAX_DEPTH).surface == -1).all()
+
+
+def test_depth_of_the_ground_below_a_level_camera():
+    # The row whose centre is y = 12.5 / 50 below the axis sees the ground 1.6 m below at z = 1.6 / 0.25 = 6.4 m.
+    floor = Quad(np.array([-50.0, 1.6, -50.0]), RIGHT, FORWARD, 100, 100, GREY)
+    depth = depth_of(trace([floor], [], camera(), MAX_DEPTH))
+    assert depth[36] == pytest.approx(np.full(64, 6.4), rel=1e-6)
+    assert not depth[:24].any()
+
+
+def test_sphere_against_the_quadratic_formula():
+    pose, center, radius = tilted_pose(), np.array([0.9, -0.12, 2.4]), 0.12
+    hits = trace([Quad(np.zeros(3), RIGHT, FORWARD, 1, 1, GREY)], [Sphere(center, radius, None)],
+                 camera(320, 240, 250.0, pose), MAX_DEPTH)  # fmt: skip
+    direction = rays(320, 240, 250.0) @ pose[:3, :3].T
+    offset = pose[:3, 3] - center
+    a, b, c = (direction**2).sum(-1), 2 * direction @ offset, offset @ offset - radius**2
+    discriminant = b**2 - 4 * a * c
+    seen = hits.surface == 1
+    assert seen.sum() > 200
+    np.testing.assert_array_equal(seen, discriminant > 0)
+    expected = (-b - np.sqrt(np.maximum(discriminant, 0))) / (2 * a)
+    np.testing.assert_allclose(depth_of(hits)[seen], expected[seen], rtol=1e-6)
+    points = pose[:3, 3] + direction * depth_of(hits)[..., None]
+    np.testing.assert_allclose(np.linalg.norm(points - center, axis=-1)[seen], radius, atol=1e-5)
+
+
+def test_every_visible_point_of_a_box_lies_on_its_faces():
+    pose, yaw, size = tilted_pose(), 0.5, np.array([0.6, 0.5, 0.8])
+    world = World(np.random.default_rng(0), 60.0)
+    world.add_box((0.7, 2.5), tuple(size), yaw, GREY)
+    hits = trace(world.quads, [], camera(256, 192, 200.0, pose), MAX_DEPTH)
+    seen = hits.surface >= 0
+    points = (pose[:3, 3] + rays(256, 192, 200.0) @ pose[:3, :3].T * depth_of(hits)[..., None])[seen]
+    local = points - (0.7, -0.25, 2.5)
+    across = np.cos(yaw) * local[:, 0] - np.sin(yaw) * local[:, 2]
+    along = np.sin(yaw) * local[:, 0] + np.cos(yaw) * local[:, 2]
+    relative = np.abs(np.stack([across, local[:, 1], along], axis=1)) / (size / 2)
+    np.testing.assert_allclose(relative.max(1), 1, atol=1e-3)
+    assert len(np.unique(hits.surface[seen])) == 3  # two sides and the top
+
+    # The silhouette is that of the eight corners: all of them project into the seen pixels' bounds.
+    corners = np.array(np.meshgrid([-1, 1], [-1, 1], [-1, 1])).reshape(3, -1).T * size / 2
+    turned = np.stack([np.cos(yaw) * corners[:, 0] + np.sin(yaw) * corners[:, 2], corners[:, 1],
+                       -np.sin(yaw) * corners[:, 0] + np.cos(yaw) * corners[:, 2]], axis=1)  # fmt: skip
+    in_camera = (turned + np.array([0.7, -0.25, 2.5]) - pose[:3, 3]) @ pose[:3, :3]
+    columns = in_camera[:, 0] / in_camera[:, 2] * 200 + 128
+    assert np.flatnonzero(seen.any(0))[[0, -1]] == pytest.approx([columns.min(), columns.max() - 1], abs=1)
+
+
+def test_a_decal_replaces_its_wall_at_the_same_depth_and_hides_behind_what_is_nearer():
+    wall = Quad(np.array([-4.0, 4.0, 3.0]), RIGHT, -DOWN, 8, 8, GREY)
+    decal = Quad(np.array([-1.0, 1.0, 3.0]), RIGHT, -DOWN, 2, 2, GREY, decal=True)
+    post = Quad(np.array([0.0, 4.0, 2.0]), RIGHT, -DOWN, 0.2, 8, GREY)
+    for order in ([wall, decal, post], [post, wall, decal]):
+        hits = trace(order, [], camera(), MAX_DEPTH)
+        shown = [order[index] for index in hits.surface[24, [5, 25, 34]]]
+        assert [id(quad) for quad in shown] == [id(wall), id(decal), id(post)]
+        np.testing.assert_allclose(depth_of(hits)[24, [5, 25, 34]], [3, 3, 2], rtol=1e-6)
+
+
+def test_walls_that_reach_behind_the_camera_are_clipped():
+    # A wall 1 m to the left of the camera: z = 1 / |x|, seen where the wall is up to 4 m high above the ground.
+    wall = Quad(np.array([-1.0, 2.0, -50.0]), FORWARD, -DOWN, 100, 4, GREY)
+    depth = depth_of(trace([wall], [], camera(), MAX_DEPTH))
+    expected = 50 / (32 - np.arange(31) - 0.5)
+    assert depth[24, :31] == pytest.approx(expected, rel=1e-5)
+
+
+# Textures
+
+
+def test_stripes_average_over_the_pixel():
+    x = np.array([0.05, 0.3, 0.1, 7.0], np.float32)
+    extent = np.array([0.02, 0.02, 0.02, 50.0], np.float32)
+    # Inside a stripe, outside, half over its edge, and the mean of many periods.
+    covered = textures.stripe(x, extent, period=0.5, width=0.1)
+    np.testing.assert_allclose(covered, [1, 0, 0.5, 0.2], atol=2e-3)
+
+
+def test_tiles_are_half_a_metre():
+    s = np.arange(0.25, 4, 0.5, dtype=np.float32)
+    tiny, zero = np.full_like(s, 1e-3), np.full_like(s, 0.25)
+    colors = textures.tiles((0.2, 0.2, 0.2), (0, 0, 0), (0.8, 0.8, 0.8))(s, zero, tiny, tiny)
+    assert ((colors[0] > 0.5) == (np.arange(8) % 2 == 0)).all()  # a checker: every tile differs from the next
+    joints = textures.tiles((0.5, 0.5, 0.5), (0, 0, 0))(s + np.float32(0.25), zero, tiny, tiny)
+    assert joints.max() < 1e-3
+
+
+# Scenes
+
+
+def test_types_and_shapes(scenes):
+    for scene in scenes:
+        assert scene.image.shape == (48, 64, 3)
+        assert scene.image.dtype == np.uint8
+        assert scene.depth.shape == (48, 64)
+        assert scene.depth.dtype == np.float32
+        assert scene.intrinsics.dtype == np.float64
+        f = scene.focal_length
+        np.testing.assert_array_equal(scene.intrinsics, [[f, 0, 32], [0, f, 24], [0, 0, 1]])
+        assert 45 <= np.degrees(2 * np.arctan(32 / f)) <= 80
+        assert scene.image.std() > 5
+
+
+def test_fov_sets_the_focal_length():
+    assert render_scene(3, width=100, height=50, fov=90).focal_length == pytest.approx(50)
+
+
+def test_the_ground_is_at_zero_and_the_camera_at_eye_height(scenes):
+    ground = 0
+    for scene in scenes:
+        assert scene.camera_to_world[1, 3] == pytest.approx(-1.6, rel=0.03)
+        rotation = scene.camera_to_world[:3, :3]
+        np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-12)
+        y = world_points(scene)[..., 1]
+        assert y[scene.depth > 0].max() < 1e-3  # y points down: nothing lies below the ground
+        ground += (np.abs(y) < 1e-3).mean() / len(scenes)
+    assert ground > 0.12
+
+
+def test_depth_range_and_sky(scenes):
+    for scene in scenes:
+        seen = scene.depth > 0
+        assert scene.depth[seen].min() > 0.6
+        assert scene.depth.max() <= (MAX_DEPTH if scene.kind == "street" else 15)
+        if scene.kind == "room":
+            assert seen.all()
+            continue
+        # What sees nothing would meet the ground beyond the maximal depth, or never.
+        y = (rays(64, 48, scene.focal_length) @ scene.camera_to_world[1, :3])[~seen]
+        assert (y * MAX_DEPTH < -scene.camera_to_world[1, 3] * 1.001).all()
+    if scenes[0].kind == "street":
+        assert 0.02 < np.mean([(scene.depth == 0).mean() for scene in scenes]) < 0.4
+
+
+def test_rooms_are_no_higher_than_rooms():
+    for seed in range(20):
+        scene = render_scene(seed, kind="room", width=64, height=48)
+        assert -world_points(scene)[..., 1].min() < 3.4 + 1e-3
+
+
+def test_listed_objects(scenes):
+    for scene in scenes:
+        for item in scene.objects:
+            column, row = item.pixel
+            assert item.depth == scene.depth[row, column] > 0
+            assert item.visible >= MIN_VISIBLE * scene.depth.size
+            assert item.size == SIZES[item.name]
+            assert item.color in COLORS
+            # No object reaches higher than its size above the ground, unless it stands or hangs on something.
+            if item.name in ("car", "table", "cabinet", "gym ball", "box", "door", "pole"):
+                assert -1e-3 <= -world_points(scene)[row, column, 1] <= item.size[1] + 1e-3
+    assert 2 < np.mean([len(scene.objects) for scene in scenes]) < 10
+
+
+def test_segments_show_the_listed_objects(scenes):
+    for scene in scenes:
+        assert scene.segments.shape == scene.depth.shape
+        assert scene.segments.max(initial=-1) < len(scene.objects)
+        for index, o in enumerate(scene.objects):
+            seen = scene.segments == index
+            assert seen.sum() == o.visible
+            column, row = o.pixel
+            assert seen[row, column]
+            assert scene.depth[row, column] == np.float32(o.depth)
+
+
+def test_an_object_looks_like_its_color():
+    palette = np.array(list(COLORS.values()))
+    palette /= np.linalg.norm(palette, axis=1, keepdims=True)
+    scored = []
+    for seed in range(120):
+        scene = render_scene(seed, kind="street", width=128, height=96)
+        for item in scene.objects:
+            if item.name == "pole":  # of one colour: the palette's nearest hue is the one named
+                column, row = item.pixel
+                nearest = int(np.argmax(palette @ scene.image[row, column]))
+                scored.append(list(COLORS)[nearest] == item.color)
+    assert len(scored) > 30
+    assert np.mean(scored) > 0.9
+
+
+def test_a_constant_is_no_good_prediction(scenes):
+    depth = np.concatenate([scene.depth[scene.depth > 0] for scene in scenes])
+    log = np.sort(np.log(depth))
+    guesses = np.linspace(log[0], log[-1], 200)
+    within = np.searchsorted(log, guesses + np.log(1.25)) - np.searchsorted(log, guesses - np.log(1.25))
+    assert within.max() / log.size < 0.45
+
+
+def test_same_arguments_same_bytes_and_other_seeds_differ():
+    for seed in (0, 1, 2**40):
+        first, second = render_scene(seed, width=96, height=64), render_scene(seed, width=96, height=64)
+        for name in ("image", "depth", "intrinsics", "camera_to_world"):
+            assert getattr(first, name).tobytes() == getattr(second, name).tobytes()
+        assert first.objects == second.objects
+        other = render_scene(seed + 1, kind=first.kind, width=96, height=64)
+        assert not np.array_equal(first.depth, other.depth)
+        assert not np.array_equal(first.image, other.image)
+
+
+def test_the_seed_chooses_the_kind_and_naming_it_changes_nothing():
+    chosen = [render_scene(seed, width=32, height=24) for seed in range(40)]
+    assert 10 < sum(scene.kind == "room" for scene in chosen) < 30
+    for scene in chosen[:6]:
+        named = render_scene(scene.seed, kind=scene.kind, width=32, height=24)
+        assert named.image.tobytes() == scene.image.tobytes()
+
+
+@pytest.mark.parametrize("kind", ["room", "street"])
+def test_the_scene_does_not_depend_on_the_resolution(kind):
+    # At three times the size, the centre of every third pixel is the centre of a pixel of the small image.
+    for seed in range(6):
+        small = render_scene(seed, kind=kind, width=64, height=48)
+        large = render_scene(seed, kind=kind, width=192, height=144)
+        assert large.focal_length == pytest.approx(3 * small.focal_length)
+        same = np.isclose(small.depth, large.depth[1::3, 1::3], rtol=1e-4)
+        assert same.mean() > 0.999  # a pixel exactly on an edge may fall to either side
+        assert {item.name for item in small.objects} & {item.name for item in large.objects}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"seed": -1}, r"seed must be an integer >= 0, got -1"),
+        ({"seed": 1.5}, r"seed must be an integer >= 0, got 1\.5"),
+        ({"seed": 0, "kind": "garden"}, r"kind must be one of \('room', 'street'\) or None, got 'garden'"),
+        ({"seed": 0, "width": 8}, r"width must be an integer of at least 16 pixels, got 8"),
+        ({"seed": 0, "height": 64.0}, r"height must be an integer of at least 16 pixels, got 64\.0"),
+        ({"seed": 0, "fov": 180}, r"fov must be a horizontal field of view in degrees in \[20, 120\], got 180"),
+        ({"seed": 0, "fov": float("nan")}, r"fov must be .* got nan"),
+    ],
+)
+def test_errors_say_what_was_given(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        render_scene(**arguments)
+
+
+def test_a_scene_is_frozen():
+    scene = render_scene(0, width=32, height=24)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        scene.seed = 1

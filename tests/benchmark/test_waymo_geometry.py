@@ -1,0 +1,134 @@
+"""Waymo's range images and rolling shutters by hand and by its own numbers, and the wire format of its records."""
+
+import numpy as np
+import pytest
+from depthvlm.benchmark.sources.projection import RigidTransform
+from depthvlm.benchmark.sources.protobuf import floats, integers, read_message
+from depthvlm.benchmark.sources.waymo_geometry import WaymoCamera, WaymoShot, WaymoSweep, even_beams, project_shot
+from waymo_files import block, doubles, shift, varint, whole
+
+IDENTITY = RigidTransform.from_matrix(np.eye(4))
+
+
+class TestRangeImages:
+    def points(self, ranges, beams, mount=None, poses=None, pose=None) -> np.ndarray:
+        mount = IDENTITY if mount is None else RigidTransform.from_matrix(mount)
+        sweep = WaymoSweep(np.array(ranges, np.float32), np.array(beams), mount, poses)
+        return sweep.world_points(IDENTITY if pose is None else RigidTransform.from_matrix(pose))
+
+    def test_columns_go_clockwise_from_behind(self):
+        # Four columns: 135, 45, -45, -135 degrees.
+        points = self.points([[1, 2, 3, 0]], [0.0])
+        half = np.sqrt(0.5)
+        np.testing.assert_allclose(
+            points, [[-half, half, 0], [2 * half, 2 * half, 0], [3 * half, -3 * half, 0]], atol=1e-6
+        )
+
+    def test_the_first_row_is_the_highest_beam(self):
+        points = self.points([[0, 2, 0], [0, 2, -1]], [-np.pi / 6, np.pi / 3])
+        np.testing.assert_allclose(points, [[1, 0, np.sqrt(3)], [np.sqrt(3), 0, -1]], atol=1e-6)
+
+    def test_columns_are_counted_in_the_vehicles_frame(self):
+        # A lidar that is mounted turned by 90 degrees, 2 m up: its middle column still looks along the vehicle's x.
+        mount = shift(1, 0, 2)
+        mount[:2, :2] = [[0, -1], [1, 0]]
+        np.testing.assert_allclose(self.points([[0, 5, 0]], [0.0], mount), [[6, 0, 2]], atol=1e-6)
+
+    def test_pixel_poses(self):
+        # Roll, pitch, yaw, x, y, z. Yaw alone; then all three: Rz(90) Ry(90) Rx(90) takes x to -z.
+        poses = np.zeros((1, 3, 6), np.float32)
+        poses[0, 1] = [0, 0, np.pi / 2, 100, 200, 3]
+        np.testing.assert_allclose(
+            self.points([[0, 5, 0]], [0.0], poses=poses, pose=shift(9, 9, 9)), [[100, 205, 3]], atol=1e-5
+        )
+        poses[0, 1, :3] = np.pi / 2
+        points = self.points([[0, 5, 0]], [0.0], shift(0, 2, 0), poses)
+        # (5, 2, 0): Rx -> (5, 0, 2), Ry -> (2, 0, -5), Rz -> (0, 2, -5).
+        np.testing.assert_allclose(points, [[100, 202, -2]], atol=1e-5)
+
+    def test_without_pixel_poses(self):
+        np.testing.assert_allclose(self.points([[0, 5, 0]], [0.0], pose=shift(7, 8, 9)), [[12, 8, 9]], atol=1e-6)
+
+    def test_even_beams(self):
+        np.testing.assert_allclose(even_beams(-1.0, 1.0, 4), [-0.75, -0.25, 0.25, 0.75])
+
+    def test_sizes_that_do_not_fit(self):
+        with pytest.raises(ValueError, match="1 rows with 2 beams"):
+            self.points([[1, 2]], [0.0, 0.1])
+        with pytest.raises(ValueError, match=r"poses \(1, 3, 6\)"):
+            self.points([[1, 2]], [0.0], poses=np.zeros((1, 3, 6), np.float32))
+
+
+class TestCameraModel:
+    """The numbers in the tests of Waymo's own camera model (waymo-open-dataset, wdl_limited/camera)."""
+
+    INTRINSICS = (2055.55614936, 2055.55614936, 939.657469886, 641.072182194, 0.032316008498, -0.321412482553)
+    INTRINSICS += (0.000793258395371, -0.000625749354133, 0.0)
+    MOUNT = (
+        *(0.999892684989, -0.00599320840002, 0.0133678704017, 1.53891424471),
+        *(0.00604223652133, 0.999975156055, -0.0036302411765, -0.0236339408393),
+        *(-0.0133457814992, 0.00371062343188, 0.999904056092, 2.11527057298),
+    )
+    POSE = (
+        *(-0.913574384152, -0.406212760482, -0.0193141875914, -4069.03497872),
+        *(0.406637479491, -0.913082565675, -0.0304333457449, 11526.3118079),
+        *(-0.00527303457417, -0.0356569976572, 0.999350175676, 86.504),
+    )
+
+    def project(self, point, readout):
+        camera = WaymoCamera(self.INTRINSICS, RigidTransform.from_matrix(self.MOUNT), 1920, 1280, readout)
+        shot = WaymoShot(
+            image=b"",
+            world_from_vehicle=RigidTransform.from_matrix(self.POSE),
+            velocity=np.array([-3.3991382122, 1.50920391083, -0.0169006548822]),
+            spin=np.array([0.00158374733292, 0.00212493073195, -0.0270753838122]),
+            pose_time=1553640277.26,
+            shutter=0.000424383993959,
+            trigger_time=1553640277.23,
+            readout_done_time=1553640277.28,
+        )
+        columns, rows, depth = project_shot(np.array([point]), camera, shot)
+        return [(column + 0.5, row + 0.5, metres) for column, row, metres in zip(columns, rows, depth, strict=True)]
+
+    def test_global_shutter(self):
+        (found,) = self.project((-4091.97180, 11527.48092, 84.46586), 5)
+        assert found == pytest.approx((100, 1000, 20), abs=1e-3)
+
+    def test_rolling_shutter(self):
+        (found,) = self.project((-4091.88016, 11527.42299, 84.46667), 2)
+        assert found == pytest.approx((100, 1000, 20), abs=0.01)
+        # Waymo's test gives this one its velocity of (1, 2, 0.1) m/s, and the time -0.0272851 s at which it is seen.
+        moved = np.array([-4091.88016, 11527.42299, 84.46667]) - 0.0272851 * np.array([1, 2, 0.1])
+        (found,) = self.project(moved, 2)
+        assert found[:2] == pytest.approx((94.114, 1000), abs=0.1)
+        assert found[2] == pytest.approx(20.00349, abs=1e-3)
+
+    def test_behind_the_camera(self):
+        assert self.project((-4091.97180 + 200, 11527.48092, 84.46586), 2) == []
+
+    @pytest.mark.parametrize(("readout", "seconds"), [(1, 0.25), (2, 0.75), (3, 0.75), (4, 0.25), (0, 0.5), (5, 0.5)])
+    def test_directions_of_readout(self, readout, seconds):
+        # The vehicle drives 1 m/s ahead and passes its pose at 0.5 s; the image is read from 0 to 1 s. A far point is
+        # seen at three quarters of the width and a quarter of the height, 1000 m away then, at that part of a second.
+        camera = WaymoCamera((100, 100, 50, 50, 0, 0, 0, 0, 0), IDENTITY, 100, 100, readout)
+        shot = WaymoShot(b"", IDENTITY, np.array([1.0, 0, 0]), np.zeros(3), 10.5, 0.0, 10.0, 11.0)
+        _, _, depth = project_shot(np.array([[1000.0, -250, 250]]), camera, shot)
+        assert depth[0] == pytest.approx(1000.5 - seconds, abs=1e-3)
+
+
+class TestWireFormat:
+    def test_packed_or_not(self):
+        # protobuf.dev, Encoding: 150 is 96 01, and packed [3, 270, 86942] is 03 8e 02 9e a7 05.
+        assert read_message(b"\x08\x96\x01") == {1: [150]}
+        assert integers(read_message(b"\x32\x06\x03\x8e\x02\x9e\xa7\x05"), 6) == [3, 270, 86942]
+        assert integers(read_message(whole(6, 3) + whole(6, 270) + whole(6, 86942)), 6) == [3, 270, 86942]
+        packed = block(2, np.array([1.5, -2], "<f8").tobytes())
+        for data in (packed, doubles(2, [1.5, -2])):
+            assert floats(read_message(data), 2, "<f8").tolist() == [1.5, -2]
+
+    @pytest.mark.parametrize(
+        "data", [b"\x12\x07testin", b"\x08", b"\x0b", b"\x80" * 12, b"\x09\x00\x00", varint(2) + b"\x01x"]
+    )
+    def test_no_message(self, data):
+        with pytest.raises(ValueError, match="byte"):
+            read_message(data)

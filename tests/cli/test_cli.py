@@ -1,0 +1,419 @@
+"""The `depthvlm` command, on a tiny model with random weights."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from depthvlm.hub_cards.space import server as demo_server
+from PIL import Image
+from toy_checkpoint import save_toy_checkpoint
+from typer.testing import CliRunner, Result
+
+from depthvlm import DepthVLMConfig, DepthVLMForConditionalGeneration
+from depthvlm.cli.app import app
+from depthvlm.cli.camera_files import read_intrinsics
+from depthvlm.inputs import find_images, result_stems
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_toy_checkpoint(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with a head that was never trained."""
+    folder = save_toy_checkpoint(tmp_path_factory.mktemp("untrained"))
+    DepthVLMForConditionalGeneration(DepthVLMConfig.from_pretrained(folder)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with two images in `photos`."""
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("a.png", "b.jpg")):
+        write_image(tmp_path / "photos" / name, seed)
+    return tmp_path
+
+
+def write_image(path: Path, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def names_in(folder: Path) -> set[str]:
+    """The files in a folder, but for the records of what was written."""
+    return {path.name for path in folder.iterdir() if path.name != ".depthvlm"}
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+class TestPredict:
+    @pytest.fixture
+    def predict(self, checkpoint):
+        return lambda *arguments: run("predict", *arguments, "--model", checkpoint, "--device", "cpu")
+
+    def test_a_folder_gives_files_for_each_image_clouds_and_meshes_on_request(self, predict, folder):
+        result = predict("photos", "--focal-length", 70)
+        assert result.exit_code == 0, result.output
+        suffixes = {"_depth.png", "_color.png", ".json"}
+        assert names_in(folder / "depthvlm_results") == {f"{stem}{suffix}" for stem in "ab" for suffix in suffixes}
+        predict("photos/a.png", "--save", "ply,glb", "--out", "solid")
+        assert names_in(folder / "solid") == {"a.ply", "a.glb"}
+        assert "photos/a.png" in result.output
+        assert "focal length 70.0 px (focal_length)" in result.output
+        assert f"2 done, 0 failed. Results: {folder / 'depthvlm_results'}" in result.output
+        record = json.loads((folder / "depthvlm_results/a.json").read_text())
+        assert record["source"] == str(folder / "photos/a.png")
+        assert record["focal_source"] == "focal_length"
+
+    def test_the_reply_is_printed_and_saved(self, predict, folder):
+        result = predict("photos/a.png", "--fov", 60, "--prompt", "How far?", "--max-new-tokens", 4, "--save", "json")
+        assert result.exit_code == 0, result.output
+        record = json.loads((folder / "depthvlm_results/a.json").read_text())
+        assert record["prompt"] == "How far?"
+        assert isinstance(record["text"], str)
+
+    def test_an_assumed_field_of_view_is_said_once_and_summed_up(self, predict, folder):
+        result = predict("photos", "--save", "npy", "--batch-size", 1)
+        assert result.exit_code == 0
+        assert result.output.count("Warning:") == 1
+        assert "photos/a.png is not known" in result.output
+        assert "Focal lengths: 2 assumed." in result.output
+
+    def test_a_bad_file_is_reported_at_the_end_and_the_others_are_done(self, predict, folder):
+        (folder / "photos/aa.jpg").write_text("no image")
+        result = predict("photos", "missing.png", "--fov", 60, "--save", "npy")
+        assert result.exit_code == 1
+        assert "2 done, 2 failed" in result.output
+        assert result.stderr.splitlines()[-2].startswith("Failed: photos/aa.jpg: photos/aa.jpg is not an image")
+        assert result.stderr.splitlines()[-1].startswith("Failed: missing.png: There is no image file")
+        assert names_in(folder / "depthvlm_results") == {"a_depth.npy", "b_depth.npy"}
+
+    def test_what_is_complete_is_skipped_what_is_not_is_done_again(self, predict, folder):
+        options = ("--fov", 60, "--save", "npy,json", "--out", "out")
+        predict("photos", *options)
+        before = (folder / "out/a_depth.npy").stat().st_mtime_ns
+        (folder / "out/b_depth.npy").unlink()
+        result = predict("photos", *options)
+        assert result.exit_code == 0
+        assert "Skipped 1 complete" in result.output
+        assert "1 done, 0 failed" in result.output
+        assert (folder / "out/a_depth.npy").stat().st_mtime_ns == before
+
+        result = predict("photos", *options, "--overwrite")
+        assert "2 done" in result.output
+        assert (folder / "out/a_depth.npy").stat().st_mtime_ns > before
+
+    def test_nothing_to_do_needs_no_model(self, predict, folder, monkeypatch):
+        predict("photos", "--fov", 60, "--save", "npy")
+        monkeypatch.setattr("depthvlm.inference.load", lambda *_: pytest.fail("loaded"))
+        result = predict("photos", "--fov", 60, "--save", "npy")
+        assert result.exit_code == 0
+        assert "Skipped 2 complete" in result.output
+
+    def test_another_image_of_the_same_name_is_not_skipped_in_silence(self, predict, folder):
+        predict("photos/a.png", "--fov", 60, "--save", "json")
+        other = write_image(folder / "others/a.png", seed=5)
+        result = predict("others/a.png", "--fov", 60, "--save", "json")
+        assert result.exit_code == 1
+        assert "holds the results of" in result.stderr
+        assert "holds the results of" in predict("others/a.png", "--fov", 60, "--save", "json,npy").stderr
+        assert predict(other, "--fov", 60, "--save", "json", "--overwrite").exit_code == 0
+
+    def test_a_failed_write_leaves_nothing_half_written(self, predict, folder, monkeypatch):
+        def full(*_, **__):
+            raise OSError("No space left on device")
+
+        monkeypatch.setattr("trimesh.exchange.ply.export_ply", full)
+        result = predict("photos/a.png", "--fov", 60, "--save", "npy,ply")
+        assert result.exit_code == 1
+        assert "Failed: photos/a.png: No space left on device" in result.stderr
+        assert names_in(folder / "depthvlm_results") == {"a_depth.npy"}
+
+    def test_ctrl_c_ends_cleanly(self, predict, folder, monkeypatch):
+        def interrupt(*_, **__):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("depthvlm.prediction.Prediction.save", interrupt)
+        result = predict("photos", "--fov", 60)
+        assert result.exit_code == 130
+        assert "Interrupted: 0 of 2 files done" in result.output
+
+    def test_results_among_the_images_are_not_images(self, predict, folder):
+        options = ("--fov", 60, "--save", "png16,color", "--out", "photos")
+        assert "2 done" in predict("photos", *options).output
+        assert len(names_in(folder / "photos")) == 6
+        assert "Skipped 2 complete" in predict("photos", *options).output
+        assert len(names_in(folder / "photos")) == 6
+
+    def test_intrinsics_from_a_file(self, predict, folder):
+        (folder / "camera.txt").write_text("70 0 41\n0 71 29\n0 0 1\n")
+        predict("photos/a.png", "--intrinsics", "camera.txt", "--save", "json")
+        record = json.loads((folder / "depthvlm_results/a.json").read_text())
+        assert [record["camera"][name] for name in ("fx", "fy", "cx", "cy")] == [70, 71, 41, 29]
+        assert record["focal_source"] == "intrinsics"
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("photos", "--fov", 60, "--focal-length", 70), "--focal-length and --fov both name the camera"),
+            (("photos", "--save", "npy,exr"), "got exr; choose from npy, png16, color, ply, glb, json"),
+            (("photos", "--save", ","), "got none; choose from"),
+            (("photos/*.tiff",), "photos/*.tiff: no images there"),
+            (("photos", "--intrinsics", "nowhere.json"), "nowhere.json: no camera can be read"),
+        ],
+    )
+    def test_wrong_options(self, predict, folder, arguments, message):
+        result = predict(*arguments)
+        assert result.exit_code == 2
+        assert message in result.stderr
+        assert not (folder / "depthvlm_results").exists()
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("--model", "./nowhere"), "There is no model folder ./nowhere"),
+            (("--device", "abacus"), "The device 'abacus' cannot be used"),
+            (("--dtype", "float8"), "The dtype 'float8' is not known"),
+            (("--focal-length", "0"), "`focal_length` must be a finite number above 0"),
+            (("--fov", "nan"), "`fov` must be a finite number above 0"),
+        ],
+    )
+    def test_errors_are_a_line_not_a_traceback(self, checkpoint, folder, arguments, message):
+        model = () if "--model" in arguments else ("--model", checkpoint)
+        result = run("predict", "photos", *model, *arguments)
+        assert result.exit_code == 1
+        assert message in result.stderr
+        assert isinstance(result.exception, SystemExit)
+
+
+class TestInputs:
+    def test_files_folders_and_patterns(self, folder):
+        write_image(folder / "photos/deep/c.png")
+        (folder / "photos/notes.txt").write_text("not an image")
+        assert find_images(["photos"]) == [Path("photos/a.png"), Path("photos/b.jpg")]
+        assert find_images(["photos/*.jpg", "photos"]) == [Path("photos/b.jpg"), Path("photos/a.png")]
+        assert find_images(["photos/**/*.png"]) == [Path("photos/a.png"), Path("photos/deep/c.png")]
+        assert find_images(["photos/a.png", "photos/../photos/a.png", "no.png"]) == [
+            Path("photos/a.png"),
+            Path("no.png"),
+        ]
+
+    def test_an_existing_file_is_not_a_pattern(self, folder):
+        write_image(folder / "photos/[1].png")
+        assert find_images(["photos/[1].png"]) == [Path("photos/[1].png")]
+
+    def test_a_folder_without_images(self, folder):
+        (folder / "empty").mkdir()
+        with pytest.raises(ValueError, match="empty: no images there"):
+            find_images(["empty"])
+
+    @pytest.mark.parametrize(
+        ("paths", "stems"),
+        [
+            (["a/x.png", "a/y.png"], ["x", "y"]),
+            (["a/x.png", "b/x.png", "b/y.png"], ["a_x", "b_x", "y"]),
+            (["a/x.png", "a/x.jpg"], ["x_png", "x_jpg"]),
+            (["a/x.png", "a/x.jpg", "b/x.png"], ["a_x_png", "a_x_jpg", "b_x_png"]),
+            (["a/X.png", "b/x.png"], ["a_X", "b_x"]),
+            (["c/a/x.png", "d/a/x.png"], ["a_x_png", "a_x_png_2"]),
+            (["a/x.png", "b/x.png", "a_x.png"], ["a_x", "b_x", "a_x_2"]),
+        ],
+    )
+    def test_images_of_one_name_get_results_of_their_own(self, paths, stems):
+        assert result_stems([Path(path) for path in paths]) == stems
+
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("k.json", "[[70, 0, 41], [0, 71, 29], [0, 0, 1]]"),
+            ("k.json", '{"K": [70, 0, 41, 0, 71, 29, 0, 0, 1]}'),
+            ("k.txt", "70 0 41\n0 71 29\n0 0 1"),
+            ("k.txt", "70 0 41 0 71 29 0 0 1"),
+            ("k.csv", "70,0,41\n0,71,29\n0,0,1"),
+        ],
+    )
+    def test_matrices(self, tmp_path, name, text):
+        (tmp_path / name).write_text(text)
+        np.testing.assert_array_equal(read_intrinsics(tmp_path / name), [[70, 0, 41], [0, 71, 29], [0, 0, 1]])
+
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("k.json", "[70, 71, 41, 29]"),
+            ("k.json", '{"camera": {"fx": 70, "fy": 71, "cx": 41, "cy": 29}}'),
+            ("k.txt", "70 71 41 29"),
+        ],
+    )
+    def test_four_numbers(self, tmp_path, name, text):
+        (tmp_path / name).write_text(text)
+        np.testing.assert_array_equal(read_intrinsics(tmp_path / name), [70, 71, 41, 29])
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            '{"camera": {"fx": 70, "fy": 71, "cx": 41, "cy": 29, "width": 80, "height": 60}}',
+            '{"width": 80, "height": 60, "K": [[70, 0, 41], [0, 71, 29], [0, 0, 1]]}',
+            '{"fl_x": 70, "fl_y": 71, "cx": 41, "cy": 29, "w": 80, "h": 60}',  # nerfstudio
+            # Of ROS.
+            '{"image_width": 80, "image_height": 60, "camera_matrix": {"data": [70, 0, 41, 0, 71, 29, 0, 0, 1]}}',
+            '{"width": 80, "height": 60, "intrinsic_matrix": [70, 0, 0, 0, 71, 0, 41, 29, 1]}',  # Open3D
+            "[70, 71, 41, 29, 80, 60]",
+        ],
+    )
+    def test_cameras_with_the_size_they_belong_to(self, tmp_path, text):
+        (tmp_path / "k.json").write_text(text)
+        np.testing.assert_array_equal(read_intrinsics(tmp_path / "k.json"), [70, 71, 41, 29, 80, 60])
+
+    def test_distortion_is_not_dropped_in_silence(self, tmp_path):
+        (tmp_path / "k.json").write_text('{"fx": 70, "fy": 71, "cx": 41, "cy": 29, "k1": -0.2}')
+        with pytest.warns(UserWarning, match="Undistort the pictures first"):
+            read_intrinsics(tmp_path / "k.json")
+
+    def test_npy(self, tmp_path):
+        np.save(tmp_path / "k.npy", np.eye(3))
+        np.testing.assert_array_equal(read_intrinsics(tmp_path / "k.npy"), np.eye(3))
+
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("k.json", '{"fx": 70}'),
+            ("k.json", "{"),
+            ("k.txt", "1 2 3"),
+            ("k.txt", "a b c d"),
+            ("k.npy", "x"),
+            ("k.txt", ""),
+            ("k.npy", ""),
+            ("k.json", ""),
+            ("k.json", '{"camera": null}'),
+            ("k.json", '{"fx": 70, "fy": 71, "cx": 41, "cy": 29, "width": 80}'),
+        ],
+    )
+    def test_files_without_a_camera(self, tmp_path, name, text):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=f"{name}: .*Give a 3x3 matrix or fx, fy, cx, cy in pixels"):
+            read_intrinsics(tmp_path / name)
+
+    def test_an_empty_file_is_said_to_be_empty(self, tmp_path):
+        (tmp_path / "k.npy").touch()
+        with pytest.raises(ValueError, match=r"k\.npy: no camera can be read from it \(the file is empty\)"):
+            read_intrinsics(tmp_path / "k.npy")
+
+
+class TestOtherCommands:
+    def test_convert(self, checkpoint, tmp_path):
+        result = run("convert", checkpoint, tmp_path / "new")
+        assert result.exit_code == 0, result.output
+        assert (tmp_path / "new/model.safetensors").is_file()
+        assert (tmp_path / "new/processor_config.json").is_file()
+        again = run("convert", checkpoint, tmp_path / "new")
+        assert again.exit_code == 1
+        assert "is there already" in again.stderr
+
+    @pytest.mark.real_data
+    def test_convert_the_published_layout(self, shared, checkpoint, tmp_path):
+        source = tmp_path / "published"
+        source.mkdir()
+        for name in ("config.json", "model.safetensors"):
+            (source / name).symlink_to(shared / "golden/dpt" / name)
+        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "processor_config.json"):
+            (source / name).symlink_to(checkpoint / name)
+        assert "published layout" in run("info", source).output
+        assert "dpt_light, features from vit+llm" in run("info", source).output
+        result = run("convert", source, tmp_path / "new")
+        assert result.exit_code == 0, result.output
+        assert json.loads((tmp_path / "new/config.json").read_text())["model_type"] == "depthvlm"
+        assert "DepthVLM" in run("info", tmp_path / "new").output
+
+    def test_info_counts_without_loading(self, checkpoint):
+        result = run("info", checkpoint)
+        assert result.exit_code == 0, result.output
+        assert "dpt_light, features from vit+llm" in result.output
+        for part in ("vision tower", "language model", "depth head", "total"):
+            assert part in result.output
+        assert "transformers" in result.output
+
+    def test_info_on_nothing(self, tmp_path):
+        result = run("info", tmp_path / "nowhere")
+        assert result.exit_code == 1
+        assert "There is no model folder" in result.stderr
+
+    def test_version(self):
+        assert run("--version").output.startswith("depthvlm 0.")
+
+
+@pytest.mark.parametrize(
+    ("command", "default"),
+    [
+        ("predict", "(the bundled depthvlm-nano)"),
+        ("push", "(main)"),
+        ("bench report", "(all, and what is in none)"),
+        ("bench report", "(the best on each set)"),
+    ],
+)
+def test_help_tells_defaults_in_words(command, default):
+    result = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "200"})
+    assert f"[default: {default}]" in result.output
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["predict", "--help"], ["--version"], []])
+def test_help_imports_nothing_heavy(arguments):
+    code = (
+        f"import sys; sys.argv = ['depthvlm', *{arguments}]\n"
+        "from depthvlm.cli.app import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'matplotlib', 'trimesh', 'PIL'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "depthvlm" in done.stdout
+
+
+class TestUntrainedHead:
+    """A head that was never trained is refused by the name of the option that loads it."""
+
+    def test_predict(self, untrained, folder):
+        command = ("predict", "photos/a.png", "--model", untrained, "--device", "cpu", "--fov", 60)
+        refused = run(*command)
+        assert refused.exit_code == 1
+        assert "never trained" in refused.output
+        assert "--allow-untrained-head" in refused.output
+        assert run(*command, "--allow-untrained-head").exit_code == 0
+        depth = np.load(folder / "depthvlm_results" / "a_depth.npy")
+        assert depth.shape == (60, 80)
+        assert depth.max() / depth.min() < 1.1  # the camera's focal length apart, one metre everywhere
+
+    def test_demo(self, untrained, monkeypatch):
+        served = []
+        monkeypatch.setattr(demo_server, "serve", lambda demo, **_: served.append(demo))
+        command = ("demo", "--model", untrained, "--device", "cpu")
+        refused = run(*command)
+        assert refused.exit_code == 1
+        assert "--allow-untrained-head" in refused.output
+        assert not served
+        assert run(*command, "--allow-untrained-head").exit_code == 0
+        assert len(served) == 1
+
+    def test_bench_eval(self, untrained, folder):
+        source = ("--split", "test", "--num-images", 2, "--workers", 1)
+        built = run("bench", "build", "synthetic", "--root", folder / "rooms", "--out", folder / "bench", *source)
+        assert built.exit_code == 0, built.output
+        command = ("bench", "eval", "-p", f"depthvlm:{untrained}", "-d", folder / "bench", "--option", "device=cpu")
+        refused = run(*command)
+        assert refused.exit_code == 2
+        assert "--allow-untrained-head" in refused.output
+        assert not list((folder / "results").rglob("*.json"))
+        scored = run(*command, "--allow-untrained-head")
+        assert scored.exit_code == 0, scored.output
+        assert list((folder / "results").rglob("*.json"))

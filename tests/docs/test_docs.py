@@ -1,0 +1,248 @@
+"""The documentation works: every command and every Python block of the README and of docs/, on nano and tiny data."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import REPOSITORY
+from datasets import Dataset
+from docs_blocks import PAGES, SMALL_RUN, Block, DocsError, Workspace, blocks, check_options, commands
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from toy_training import toy_dataset, toy_rows
+from typer.testing import CliRunner
+
+from depthvlm._bundled import bundled_model_path
+from depthvlm.cli.app import app
+
+NANO = bundled_model_path()
+HEAD_KEYS = (
+    "depth_config",
+    "depth_loss_weight",
+    "silog_lambda",
+    "canonical_focal_length",
+    "depth_prompt_ids",
+    "auto_map",
+)
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory) -> Path:
+    """Nano without its head, as a plain Qwen3-VL checkpoint."""
+    folder = tmp_path_factory.mktemp("qwen")
+    config = json.loads((NANO / "config.json").read_text())
+    config |= {"model_type": "qwen3_vl", "architectures": ["Qwen3VLForConditionalGeneration"]}
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k not in HEAD_KEYS}))
+    weights = load_file(NANO / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if not name.startswith("depth_head.")}
+    assert len(kept) < len(weights)
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(NANO / name, folder)
+    images = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen3VLProcessor"}
+    images |= {
+        "patch_size": 16,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
+    images |= {"size": {"shortest_edge": 32 * 32, "longest_edge": 384 * 384}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(images))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory) -> Path:
+    """What a reader has: photographs, RGB-D files in several forms, a small build of the benchmark."""
+    folder = tmp_path_factory.mktemp("template")
+    for name, source in {
+        "photo.jpg": "room",
+        "photos/a.jpg": "room",
+        "photos/b.jpg": "street",
+        "more/c.jpg": "street",
+        "frames/f1.jpg": "room",
+        "frames/f2.jpg": "room",
+    }.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        with Image.open(REPOSITORY / "depthvlm" / "assets" / f"{source}.jpg") as picture:
+            picture.resize((96, 64)).save(folder / name, exif=picture.info.get("exif", b""))
+    shutil.copy(REPOSITORY / "depthvlm" / "assets" / "room.jpg", folder)
+    write_rgbd(folder)
+    write_video(folder / "clip.mp4")
+    for split in ("test", "train"):
+        options = ["--root", str(folder), "--out", str(folder / "bench"), "--split", split, "--num-images", "4"]
+        result = CliRunner().invoke(app, ["bench", "build", "synthetic", *options, "--workers", "1"])
+        assert result.exit_code == 0, result.output
+    return folder
+
+
+def write_rgbd(folder: Path) -> None:
+    """`rgbd.jsonl` with its files; the folders of stage2_mixed.yaml; a folder of RGB-D files."""
+    (folder / "files").mkdir()
+    (folder / "rooms" / "rgb").mkdir(parents=True)
+    (folder / "rooms" / "depth").mkdir()
+    (folder / "rooms" / "intrinsics.json").write_text("[1000, 1000, 48, 32]")
+    (folder / "rooms" / "depth.json").write_text('{"depth_scale": 1000}')
+    lines = []
+    for index, row in enumerate(toy_rows(8)):
+        names: dict[str, Any] = {"images": [], "depth": []}
+        for column, values in names.items():
+            for value in row[column] or []:
+                values.append(None if value is None else f"files/{index}_{column}.png")
+                if value is not None:
+                    value.save(folder / values[-1])
+        if row["depth"] and row["depth"][0]:
+            row["images"][0].save(folder / "rooms" / "rgb" / f"{index}.jpg")
+            row["depth"][0].save(folder / "rooms" / "depth" / f"{index}.png")
+        lines.append(json.dumps(row | names))
+    (folder / "rgbd.jsonl").write_text("\n".join(lines))
+    words = [{"messages": row["messages"]} for row in toy_rows(4)]
+    for name, data in {
+        "rgbd": toy_dataset(toy_rows(8)),
+        "general_instructions": Dataset.from_list(words),
+        "general_held_out": Dataset.from_list(words),
+    }.items():
+        (folder / "data" / name).mkdir(parents=True)
+        data.to_parquet(folder / "data" / name / "train.parquet")
+
+
+def write_video(path: Path) -> None:
+    """Four frames of 96x64 pixels."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=4)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for shade in range(4):
+            frame = av.VideoFrame.from_image(Image.new("RGB", (96, 64), (60 * shade, 90, 120)))
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+@pytest.fixture
+def workspace(template, qwen, tmp_path, monkeypatch) -> Workspace:
+    folder = shutil.copytree(template, tmp_path / "work")
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    dataset = toy_dataset([row for row in toy_rows(4) if row["depth"] and row["depth"][0]])
+    return Workspace(
+        folder, {"nano": NANO, "qwen": qwen}, {"__name__": "docs", "dataset": dataset, "SMALL_RUN": SMALL_RUN}
+    )
+
+
+# --- The pages
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_every_block_of_the_page_works(page, workspace):
+    for block in blocks(page):
+        workspace.run(block)
+    if page.stem == "paper":
+        check_ablations(workspace.folder)
+
+
+def check_ablations(folder: Path) -> None:
+    """The runs of docs/paper.md have trained what the paper's tables 4, 5 and 7 compare."""
+    heads = {
+        "mlp-stage1": ("mlp", "llm_final"),
+        "mlp-multi-stage1": ("mlp", "vit+llm"),
+        "dpt-stage1": ("dpt", "vit+llm"),
+        "dpt-stage2": ("dpt", "vit+llm"),
+        "vit-stage1": ("dpt_light", "vit"),
+        "llm-stage1": ("dpt_light", "llm"),
+        "llm-stage2": ("dpt_light", "llm"),
+    }
+    for name, expected in heads.items():
+        head = json.loads((folder / name / "config.json").read_text())["depth_config"]
+        assert (head["head_type"], head["feature_source"]) == expected, name
+    for name, focal_length in {"fc800-stage1": 800, "fc1200-stage1": 1200, "vit-stage1": 1000}.items():
+        config = json.loads((folder / name / "config.json").read_text())
+        processor = json.loads((folder / name / "processor_config.json").read_text())
+        assert config["canonical_focal_length"] == focal_length
+        assert processor["image_processor"]["canonical_focal_length"] == focal_length
+
+
+def test_every_file_has_its_place_in_the_site():
+    nav = (REPOSITORY / "mkdocs.yml").read_text().partition("nav:")[2].partition("plugins:")[0]
+    named = set(re.findall(r": (\S+\.md)$", nav, flags=re.MULTILINE))
+    there = {str(path.relative_to(REPOSITORY / "docs")) for path in (REPOSITORY / "docs").rglob("*.md")}
+    assert named == there
+
+
+def test_the_page_of_results_names_every_table_and_every_row():
+    from depthvlm.benchmark.systems import PREDICTORS
+
+    page = (REPOSITORY / "docs" / "paper.md").read_text()
+    in_words = re.sub(r"[Tt]ables? (\d+), (\d+) and (\d+)|[Tt]ables? (\d+) and (\d+)", r"\1 \2 \3 \4 \5", page)
+    for number in range(1, 12):
+        assert re.search(rf"^## .*\b{number}\b", in_words, flags=re.MULTILINE), f"table {number}"
+    for key, row in PREDICTORS.items():
+        if row.tables:
+            assert f"`{key}`" in page, key
+
+
+def test_contributing_names_files_that_are_there():
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text()
+    paths = re.findall(
+        r"`((?:modeling_depthvlm|processing|training|benchmark|hub_cards|depthvlm|tests|docs|scripts)/[\w./]*)`", text
+    )
+    assert len(paths) > 12
+    for path in paths:
+        assert (REPOSITORY / path).exists(), path
+
+
+# --- The checker itself notices what is wrong
+
+
+def run_text(workspace: Workspace, language: str, code: str, mark: str = "") -> None:
+    workspace.run(Block(REPOSITORY / "README.md", 1, language, code, mark))
+
+
+@pytest.mark.parametrize(
+    ("language", "code", "mark", "message"),
+    [
+        ("bash", "depthvlm predict photo.jpg --colour red", "", "No such option"),
+        ("bash", "depthvlm predict photo.jpg --colour red", "not run", "No such option"),
+        ("bash", "depthvlm forecast photo.jpg", "not run", "No such command"),
+        ("bash", "depthvlm predict nowhere.jpg", "", "There is no image file"),
+        ("bash", "depthvlm sft --config stage9.yaml", "not run", "no recipe of that name"),
+        ("bash", "depthvlm sft --config stage1.yaml --dataset_name DATA --speed 3", "not run", "is an option neither"),
+        ("bash", "depthvlm bench eval --predictor depth-amateur --data bench", "not run", "There is no predictor"),
+        ("bash", "depthvlm bench build moon --root /data/moon --out out", "not run", "There is no source"),
+        ("bash", 'pip install "depthvlm[everything]"', "", "an extra that is not there"),
+        ("bash", "make tea", "", "No rule to make target"),
+        ("bash", "python scripts/perf/forward.py --years 3", "", "has no option --years"),
+        ("bash", "curl somewhere", "", "is not known here"),
+        ("python", "from depthvlm import DepthOracle", "not run", "has no DepthOracle"),
+        ("python", "assert 1 == 2", "", "AssertionError"),
+        ("python", "def (", "not ours", "SyntaxError"),
+        ("yaml", "a: [1", "", "while parsing"),
+        ("", "what is this", "", "say what this block is"),
+    ],
+)
+def test_what_is_wrong_is_noticed(workspace, language, code, mark, message):
+    with pytest.raises(DocsError, match=re.escape(message)):
+        run_text(workspace, language, code, mark)
+
+
+def test_marks_and_commands_are_read(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- docs-test: not run: no GPU -->\n```bash\na b \\\n    'c d'  # why\n\n# no\ne\n```\n")
+    [block] = blocks(page)
+    assert (block.language, block.line, block.mark) == ("bash", 3, "not run")
+    assert commands(block.code) == [["a", "b", "c d"], ["e"]]
+    page.write_text("<!-- docs-test: skip -->\n```bash\na\n```\n")
+    with pytest.raises(DocsError, match="no mark"):
+        blocks(page)
+    page.write_text("```bash\na\n")
+    with pytest.raises(DocsError, match="does not end"):
+        blocks(page)
+
+
+def test_help_and_global_options_parse():
+    check_options(["predict", "--help"])
+    check_options(["bench", "report", "results", "--table", "1", "--table", "2"])

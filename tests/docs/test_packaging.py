@@ -1,0 +1,62 @@
+"""The wheel: everything that a user needs, and nothing at the top level but `depthvlm`."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+FOLDERS = ("modeling_depthvlm", "processing", "training", "benchmark", "hub_cards")
+HERE_AND_THERE = """
+import sys, depthvlm
+assert depthvlm.__file__.startswith(sys.argv[1]), depthvlm.__file__
+[prediction] = depthvlm.predict(sys.argv[1] + "/depthvlm/assets/room.jpg")
+print(prediction.depth.shape, prediction.camera.source)
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, REPOSITORY]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return next(folder.glob("*.whl"))
+
+
+def test_contents(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names} == {"depthvlm", "depthvlm-0.1.0.dist-info"}
+    for folder in FOLDERS:
+        expected = {f"depthvlm/{folder}/{path.name}" for path in (REPOSITORY / folder).glob("*.py")}
+        assert expected
+        assert expected <= set(names)
+    recipes = [*(REPOSITORY / "training").rglob("*.yaml")]
+    assert recipes
+    assert {f"depthvlm/{path.relative_to(REPOSITORY)}" for path in recipes} <= set(names)
+    data = [*(REPOSITORY / "depthvlm" / "nano").iterdir(), *(REPOSITORY / "depthvlm" / "assets").iterdir()]
+    assert {str(path.relative_to(REPOSITORY)) for path in data if path.is_file()} <= set(names)
+    assert "depthvlm/nano/model.safetensors" in names
+    assert "depthvlm/py.typed" in names
+    bench = ("report/published_tables.json", "report/report_page.html.jinja", "depth_metrics/depth_metrics.py")
+    bench += ("sources/waymo.py", "systems/registry.py")
+    assert {f"depthvlm/benchmark/{name}" for name in bench} <= set(names)
+
+
+def test_predicts_where_only_the_wheel_is(wheel, tmp_path):
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    run = subprocess.run(
+        [sys.executable, "-c", HERE_AND_THERE, str(site)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert run.stdout.strip() == "(480, 640) exif"

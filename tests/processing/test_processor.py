@@ -1,0 +1,432 @@
+"""The processor: text and images together, what it returns, and that it can be saved and loaded anywhere."""
+
+import copy
+import json
+import os
+import pickle
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from depthvlm.benchmark.synthetic.scenes import render_scene
+from depthvlm.processing import (
+    DEPTH_PROMPT,
+    DEPTH_SYSTEM_PROMPT,
+    Camera,
+    DepthVLMBatchFeature,
+    DepthVLMImageProcessor,
+    DepthVLMImageProcessorPil,
+    DepthVLMProcessor,
+    register_auto_classes,
+)
+from PIL import ExifTags, Image
+from toy_checkpoint import save_foreign_checkpoint, save_toy_checkpoint
+from toy_tokenizer import build_toy_tokenizer
+from transformers import AutoImageProcessor, AutoProcessor, Qwen3VLConfig
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.utils import is_torchvision_available
+
+from depthvlm import load
+from depthvlm.convert import convert_checkpoint
+
+MATRIX = [[200.0, 0.0, 60.0], [0.0, 200.0, 50.0], [0.0, 0.0, 1.0]]
+REMOTE_FILES = sorted(path.name for path in Path(__file__).parents[2].glob("processing/*_depthvlm.py"))
+
+
+@pytest.fixture(scope="module")
+def processor() -> DepthVLMProcessor:
+    return DepthVLMProcessor(DepthVLMImageProcessor(min_pixels=1024, max_pixels=65536), build_toy_tokenizer())
+
+
+def picture(height: int = 96, width: int = 128, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def conversation(*images, text: str = DEPTH_PROMPT) -> list[dict]:
+    content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": text}]
+    return [{"role": "system", "content": DEPTH_SYSTEM_PROMPT}, {"role": "user", "content": content}]
+
+
+def apply(processor, messages, **kwargs):
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
+    return processor.apply_chat_template(messages, **options, processor_kwargs=kwargs)
+
+
+class TestToyTokenizer:
+    def test_any_text_comes_back(self):
+        tokenizer = build_toy_tokenizer()
+        text = "depth 1.25 m: äöü 深度\n"
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+        assert tokenizer.decode(tokenizer("<|im_start|>a<|im_end|>")["input_ids"], skip_special_tokens=True) == "a"
+        assert len(tokenizer("<|vision_start|><|image_pad|><|vision_end|>")["input_ids"]) == 3
+
+
+class TestTextAndImages:
+    def test_a_prompt_as_qwen3_vl_writes_it(self, processor):
+        text = processor.apply_chat_template(conversation(picture()), add_generation_prompt=True)
+        assert text == (
+            f"<|im_start|>system\n{DEPTH_SYSTEM_PROMPT}<|im_end|>\n"
+            f"<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{DEPTH_PROMPT}<|im_end|>\n"
+            "<|im_start|>assistant\n"
+        )
+
+    def test_one_token_for_every_cell(self, processor):
+        inputs = apply(processor, conversation(picture()), focal_length=1000.0)
+        image_token = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        assert (inputs["input_ids"] == image_token).sum() == 3 * 4
+        assert torch.equal(inputs["mm_token_type_ids"] == 1, inputs["input_ids"] == image_token)
+        assert set(inputs) == {
+            "input_ids",
+            "attention_mask",
+            "mm_token_type_ids",
+            "pixel_values",
+            "image_grid_thw",
+            "focal_scale",
+            "cameras",
+        }
+        assert set(inputs) <= set(processor.model_input_names)
+
+    def test_the_keywords_reach_the_image_processor_either_way(self, processor):
+        depth = np.full((96, 128), 1500, np.uint16)
+        given = {"intrinsics": [MATRIX], "depth_maps": [depth], "depth_scale": 1000}
+        chat = apply(processor, conversation(picture()), **given)
+        text = processor.apply_chat_template(conversation(picture()), add_generation_prompt=True)
+        call = processor(images=picture(), text=text, return_tensors="pt", **given)
+        for inputs in (chat, call):
+            assert isinstance(inputs, DepthVLMBatchFeature)
+            assert Camera.from_row(inputs["cameras"][0]) == Camera(200.0, 200.0, 60.0, 50.0, 128, 96, "intrinsics")
+            assert torch.equal(inputs["depth_labels"][0], torch.full((96, 128), 1.5))
+        for name in ("focal_length", "fov"):
+            assert apply(processor, conversation(picture()), **{name: 64.0})["cameras"][0, -1] == 1 + (name == "fov")
+
+    def test_rows_with_no_one_or_several_images_of_any_size(self, processor):
+        images = [picture(), picture(64, 160, seed=1), picture(160, 96, seed=2)]
+        rows = [conversation(text="Just words."), conversation(*images[:2]), conversation(images[2])]
+        depth = np.ones((64, 160), np.float32)
+        cameras = {"focal_length": [1000.0, None, 900.0], "fov": 90.0}
+        inputs = apply(processor, rows, padding=True, depth_maps=[None, depth, None], **cameras)
+        assert inputs["input_ids"].shape[0] == 3
+        assert [int(row[-1]) for row in inputs["cameras"]] == [1, 2, 1]
+        assert [label is None for label in inputs["depth_labels"]] == [True, False, True]
+        # Each image as if it came alone; 90 degrees across 160 pixels are a focal length of 80.
+        patches = inputs["pixel_values"].split(inputs["image_grid_thw"].prod(-1).tolist())
+        for index, focal_length in enumerate([1000.0, 80.0, 900.0]):
+            alone = processor.image_processor(images[index], focal_length=focal_length, return_tensors="pt")
+            assert torch.equal(alone["image_grid_thw"][0], inputs["image_grid_thw"][index])
+            assert torch.equal(alone["focal_scale"][0], inputs["focal_scale"][index])
+            torch.testing.assert_close(patches[index], alone["pixel_values"])
+
+    def test_a_batch_without_images(self, processor):
+        inputs = apply(processor, [conversation(text="One."), conversation(text="Two.")], padding=True)
+        assert "pixel_values" not in inputs
+        text = ["a", "b"]
+        assert "pixel_values" not in processor(images=[[], []], text=text, return_tensors="pt", focal_length=[])
+        assert "pixel_values" not in processor(text=text, depth_maps=[], return_tensors="pt")
+
+    def test_exif_of_files_in_a_conversation(self, processor, tmp_path):
+        exif = Image.Exif()
+        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.FocalLengthIn35mmFilm] = 28
+        picture().save(tmp_path / "photo.jpg", exif=exif)
+        for key in ("path", "url", "image"):
+            message = [{"role": "user", "content": [{"type": "image", key: str(tmp_path / "photo.jpg")}]}]
+            assert Camera.from_row(apply(processor, message)["cameras"][0]).source == "exif"
+
+    def test_replies_can_be_masked(self, processor):
+        messages = [*conversation(picture()), {"role": "assistant", "content": [{"type": "text", "text": "OK."}]}]
+        inputs = processor.apply_chat_template(
+            messages,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            return_assistant_tokens_mask=True,
+            processor_kwargs={"focal_length": 500.0},
+        )
+        mask = torch.as_tensor(inputs["assistant_masks"]).bool()
+        assert processor.decode(inputs["input_ids"][mask]) == "OK.<|im_end|>\n"
+
+    def test_token_counts_are_known_beforehand(self, processor):
+        counted = processor._get_num_multimodal_tokens(image_sizes=[(96, 128)], focal_length=500.0)
+        inputs = apply(processor, conversation(picture()), focal_length=500.0)
+        assert counted["num_image_patches"] == [len(inputs["pixel_values"])]
+
+
+class TestBadInput:
+    @pytest.mark.parametrize("name", ["focal_length", "fov", "intrinsics"])
+    def test_as_many_cameras_as_images(self, processor, name):
+        value = MATRIX if name == "intrinsics" else 90.0
+        with pytest.raises(ValueError, match=rf"`{name}` has 3 entries for 2 image\(s\)"):
+            apply(processor, conversation(picture(), picture()), **{name: [value] * 3})
+
+    def test_as_many_depth_maps_as_images(self, processor):
+        with pytest.raises(ValueError, match=r"`depth_maps` has 1 entries for 2 image\(s\)"):
+            apply(processor, conversation(picture(), picture()), fov=60.0, depth_maps=[np.ones((96, 128))])
+
+    def test_cameras_and_depth_without_an_image(self, processor):
+        with pytest.raises(ValueError, match="`focal_length`, `depth_maps` was passed, but no image"):
+            processor(text="a", focal_length=500.0, depth_maps=[np.ones((96, 128))])
+
+    def test_a_processor_for_other_models(self):
+        with pytest.raises(TypeError, match="needs a DepthVLMImageProcessor, got Qwen2VLImageProcessorPil"):
+            DepthVLMProcessor(Qwen2VLImageProcessorPil(), build_toy_tokenizer())
+
+    @pytest.mark.skipif(is_torchvision_available(), reason="torchvision is installed")
+    def test_videos_without_torchvision(self, processor):
+        message = [{"role": "user", "content": [{"type": "video", "video": np.zeros((4, 64, 64, 3), np.uint8)}]}]
+        for call in (
+            lambda: processor(text="<|video_pad|>", videos=[np.zeros((4, 64, 64, 3), np.uint8)]),
+            lambda: apply(processor, message),
+        ):
+            with pytest.raises(ImportError, match=r"depthvlm\[video\]"):
+                call()
+
+    @pytest.mark.skipif(not is_torchvision_available(), reason="torchvision is not installed")
+    def test_videos_with_torchvision(self, processor):
+        message = [{"role": "user", "content": [{"type": "video", "video": np.zeros((4, 64, 64, 3), np.uint8)}]}]
+        inputs = apply(processor, message, do_sample_frames=False)
+        assert inputs["video_grid_thw"][0, 0] == 2
+        assert set(inputs) <= set(processor.model_input_names)
+
+
+class TestBatch:
+    @pytest.fixture
+    def inputs(self, processor):
+        return apply(processor, conversation(picture()), focal_length=333.3, depth_maps=np.full((96, 128), 1.2345))
+
+    @pytest.mark.parametrize(
+        ("args", "kwargs"), [((torch.bfloat16,), {}), (("cpu", torch.bfloat16), {}), ((), {"dtype": torch.bfloat16})]
+    )
+    def test_metres_are_never_cast(self, inputs, args, kwargs):
+        before = {name: copy.deepcopy(inputs[name]) for name in ("focal_scale", "cameras", "depth_labels")}
+        names = list(inputs)
+        assert inputs.to(*args, **kwargs) is inputs
+        assert inputs["pixel_values"].dtype == torch.bfloat16
+        assert inputs["input_ids"].dtype == torch.int64
+        assert list(inputs) == names
+        for name, value in before.items():
+            torch.testing.assert_close(inputs[name], value, rtol=0, atol=0)
+
+    @pytest.mark.parametrize(("args", "kwargs"), [(("meta",), {}), ((), {"device": torch.device("meta")})])
+    def test_everything_moves(self, inputs, args, kwargs):
+        inputs.to(*args, **kwargs)
+        tensors = [inputs[name] for name in inputs if name != "depth_labels"] + inputs["depth_labels"]
+        assert {tensor.device.type for tensor in tensors} == {"meta"}
+
+    def test_it_is_a_mapping_that_can_be_pickled(self, inputs):
+        def take(**kwargs):
+            return kwargs
+
+        assert take(**inputs).keys() == inputs.keys()
+        again = pickle.loads(pickle.dumps(inputs))
+        assert isinstance(again, DepthVLMBatchFeature)
+        torch.testing.assert_close(dict(again), dict(inputs))
+        again.convert_to_tensors("pt")
+        assert again.to(torch.bfloat16)["focal_scale"].dtype == torch.float32
+        # What the Trainer does to move a batch.
+        assert type(inputs)({name: inputs[name] for name in inputs}).to(torch.float16)["cameras"].dtype == torch.float32
+
+
+class TestSaving:
+    def test_round_trip(self, processor, tmp_path):
+        processor.save_pretrained(tmp_path)
+        loaded = DepthVLMProcessor.from_pretrained(tmp_path)
+        loaded.save_pretrained(tmp_path / "again")
+        for name in ("processor_config.json", "chat_template.jinja", "tokenizer.json"):
+            assert (tmp_path / "again" / name).read_text() == (tmp_path / name).read_text()
+        assert dict(loaded.image_processor.size) == {"shortest_edge": 1024, "longest_edge": 65536}
+        expected = apply(processor, conversation(picture()), focal_length=500.0)
+        torch.testing.assert_close(dict(apply(loaded, conversation(picture()), focal_length=500.0)), dict(expected))
+
+    def test_settings_may_be_changed_on_loading(self, processor, tmp_path):
+        processor.save_pretrained(tmp_path)
+        loaded = DepthVLMProcessor.from_pretrained(tmp_path, max_pixels=9999, canonical_focal_length=500.0)
+        assert loaded.image_processor.size["longest_edge"] == 9999
+        assert loaded.image_processor.canonical_focal_length == 500
+        # The tokenizer must not keep them, or it would override a later change.
+        assert not {"max_pixels", "canonical_focal_length"} & set(loaded.tokenizer.init_kwargs)
+
+    def test_every_file_of_the_code_travels_along(self, processor, tmp_path):
+        processor.save_pretrained(tmp_path)
+        assert sorted(path.name for path in tmp_path.glob("*.py")) == REMOTE_FILES
+        settings = json.loads((tmp_path / "processor_config.json").read_text())
+        assert settings["auto_map"]["AutoProcessor"] == "processing_depthvlm.DepthVLMProcessor"
+        assert settings["image_processor"]["auto_map"]["AutoImageProcessor"] == [
+            "image_processing_depthvlm.DepthVLMImageProcessorPil",
+            "image_processing_depthvlm.DepthVLMImageProcessor",
+        ]
+        for name in REMOTE_FILES:
+            text = (tmp_path / name).read_text()
+            assert text.startswith("# Copyright"), name
+            assert "import depthvlm" not in text, name
+            assert "from depthvlm" not in text, name
+
+    def test_video_settings_survive_a_machine_without_torchvision(self, processor, tmp_path):
+        processor.save_pretrained(tmp_path)
+        path = tmp_path / "processor_config.json"
+        settings = json.loads(path.read_text())
+        settings["video_processor"] = {"video_processor_type": "Qwen3VLVideoProcessor", "fps": 7}
+        path.write_text(json.dumps(settings))
+        again = tmp_path / "again"
+        DepthVLMProcessor.from_pretrained(tmp_path).save_pretrained(again)
+        saved = json.loads((again / "processor_config.json").read_text())["video_processor"]
+        assert (saved["video_processor_type"], saved["fps"]) == ("Qwen3VLVideoProcessor", 7)
+
+    @pytest.fixture
+    def qwen_folder(self, tmp_path) -> Path:
+        """The processor files of a plain Qwen3-VL checkpoint."""
+        build_toy_tokenizer().save_pretrained(tmp_path)
+        settings = {
+            "size": {"longest_edge": 16777216, "shortest_edge": 65536},
+            "patch_size": 8,
+            "temporal_patch_size": 2,
+            "merge_size": 2,
+            "image_mean": [0.4, 0.5, 0.6],
+            "image_std": [0.2, 0.3, 0.4],
+            "processor_class": "Qwen3VLProcessor",
+            "image_processor_type": "Qwen2VLImageProcessorFast",
+        }
+        video = {**settings, "video_processor_type": "Qwen3VLVideoProcessor", "fps": 3, "max_frames": 99}
+        video.pop("image_processor_type")
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+        (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(video))
+        return tmp_path
+
+    def test_a_plain_qwen3_vl_checkpoint(self, qwen_folder, tmp_path):
+        loaded = DepthVLMProcessor.from_pretrained(qwen_folder, max_pixels=99999)
+        image_processor = loaded.image_processor
+        assert isinstance(image_processor, DepthVLMImageProcessor)
+        assert (list(image_processor.image_mean), list(image_processor.image_std)) == (
+            [0.4, 0.5, 0.6],
+            [0.2, 0.3, 0.4],
+        )
+        assert (image_processor.patch_size, image_processor.merge_size, image_processor.resample) == (8, 2, 2)
+        assert dict(image_processor.size) == {"shortest_edge": 65536, "longest_edge": 99999}
+        alone = DepthVLMImageProcessor.from_pretrained(qwen_folder, max_pixels=99999)
+        assert alone.to_dict() == image_processor.to_dict()
+        assert loaded.chat_template == build_toy_tokenizer().chat_template
+        loaded.save_pretrained(tmp_path / "converted")
+        again = DepthVLMProcessor.from_pretrained(tmp_path / "converted")
+        assert again.to_dict()["video_processor"]["max_frames"] == 99
+        assert again.image_processor.to_dict() == image_processor.to_dict()
+
+
+class TestAutoClasses:
+    def test_registered_for_a_configuration(self, processor, tmp_path):
+        class ToyConfig(Qwen3VLConfig):
+            model_type = "toy_depthvlm"
+
+        register_auto_classes(ToyConfig)
+        register_auto_classes(ToyConfig)  # importing twice is no error
+        processor.save_pretrained(tmp_path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert isinstance(AutoProcessor.from_pretrained(tmp_path), DepthVLMProcessor)
+            assert isinstance(AutoImageProcessor.from_pretrained(tmp_path), DepthVLMImageProcessor)
+            assert isinstance(AutoImageProcessor.from_pretrained(tmp_path, backend="pil"), DepthVLMImageProcessorPil)
+
+    def test_remote_code_where_the_package_is_not_installed(self, processor, tmp_path):
+        processor.save_pretrained(tmp_path / "first")
+        picture().save(tmp_path / "photo.png")
+        expected = apply(processor, conversation(picture()), focal_length=500.0, depth_maps=np.ones((96, 128)))
+        torch.save(dict(expected), tmp_path / "expected.pt")
+        script = """
+import sys
+
+class Hide:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("depthvlm", "processing"):
+            raise ModuleNotFoundError(f"{name} is hidden")
+
+sys.meta_path.insert(0, Hide())
+import numpy as np, torch
+from transformers import AutoImageProcessor, AutoProcessor
+
+message = [{"role": "system", "content": sys.argv[2]}, {"role": "user", "content": [
+    {"type": "image", "path": "photo.png"}, {"type": "text", "text": sys.argv[1]}]}]
+expected = torch.load("expected.pt")
+for folder in ("first", "second"):
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    assert type(processor).__module__.startswith("transformers_modules"), type(processor)
+    inputs = processor.apply_chat_template(message, tokenize=True, return_dict=True, return_tensors="pt",
+        add_generation_prompt=True, processor_kwargs={"focal_length": 500.0, "depth_maps": np.ones((96, 128))})
+    torch.testing.assert_close(dict(inputs), expected)
+    image_processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+    assert type(image_processor).__name__.startswith("DepthVLMImageProcessor")
+    assert inputs.to(torch.bfloat16)["focal_scale"].dtype == torch.float32
+    processor.save_pretrained("second")
+    image_processor.save_pretrained("third")
+AutoImageProcessor.from_pretrained("third", trust_remote_code=True, backend="pil")
+print("loaded and saved again")
+"""
+        environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", script, DEPTH_PROMPT, DEPTH_SYSTEM_PROMPT],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "loaded and saved again" in done.stdout
+        assert sorted(path.name for path in (tmp_path / "second").glob("*.py")) == REMOTE_FILES
+
+
+class TestPublishedGrid:
+    """The published implementation's rounding, for its checkpoints and what is made of them alone."""
+
+    def test_on_for_published_checkpoints(self, tmp_path):
+        nyu = torch.zeros(3, 480, 640)
+        kinds = {"own": False, "plain": False, "published": True}
+        save_toy_checkpoint(tmp_path / "own")
+        save_foreign_checkpoint(tmp_path / "plain", published=False)
+        save_foreign_checkpoint(tmp_path / "published", published=True)
+        for kind, expected in kinds.items():
+            processor = DepthVLMProcessor.from_pretrained(tmp_path / kind)
+            assert processor.image_processor.qwen_vl_utils_rounding is expected, kind
+            alone = DepthVLMImageProcessor.from_pretrained(tmp_path / kind)
+            assert alone.qwen_vl_utils_rounding is expected, kind
+            features = alone(nyu, focal_length=518.8579, max_pixels=4_000_000)
+            assert features["image_grid_thw"][0].tolist() == [1, 58, 76 if expected else 78], kind
+            assert features["focal_scale"].tolist() == [1.0]
+        off = DepthVLMProcessor.from_pretrained(tmp_path / "published", qwen_vl_utils_rounding=False)
+        assert off.image_processor.qwen_vl_utils_rounding is False
+        converted = convert_checkpoint(str(tmp_path / "published"), tmp_path / "converted")
+        assert DepthVLMProcessor.from_pretrained(converted).image_processor.qwen_vl_utils_rounding is True
+
+
+class TestPaddingSide:
+    """Rows of unequal length end where a reply begins: padding is on the left, however the tokenizer was saved."""
+
+    def batch(self, processor, **kwargs):
+        messages = [conversation(picture(), text="a"), conversation(picture(), text="a longer question")]
+        mask = apply(processor, messages, fov=60.0, padding=True, **kwargs)["attention_mask"]
+        return mask[0].tolist()
+
+    def test_a_loaded_processor_pads_left(self, processor, tmp_path):
+        processor.save_pretrained(tmp_path / "first")
+        settings = tmp_path / "first" / "tokenizer_config.json"
+        settings.write_text(json.dumps(json.loads(settings.read_text()) | {"padding_side": "right"}))
+        loaded = DepthVLMProcessor.from_pretrained(tmp_path / "first")
+        assert (self.batch(loaded)[0], self.batch(loaded)[-1]) == (0, 1)
+        assert self.batch(loaded, padding_side="right")[0] == 1
+        right = DepthVLMProcessor.from_pretrained(tmp_path / "first", padding_side="right")
+        assert self.batch(right)[-1] == 0
+        loaded.save_pretrained(tmp_path / "second")
+        assert json.loads((tmp_path / "second" / "tokenizer_config.json").read_text())["padding_side"] == "left"
+
+    def test_a_batch_of_nano_says_what_it_says_one_by_one(self):
+        model = load("depthvlm-nano")
+        rooms = [render_scene(1, width=160, height=128).image, render_scene(2, width=224, height=160).image]
+        messages = [conversation(Image.fromarray(room), text="What color is the crate?") for room in rooms]
+
+        def ask(batch):
+            inputs = apply(model.processor, batch, focal_length=160.0, padding=True)
+            assert bool(inputs["attention_mask"][:, -1].all())
+            ids = model.model.generate(**inputs, max_new_tokens=8, do_sample=False)
+            return model.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+        assert ask(messages) == [ask([one])[0] for one in messages]

@@ -1,0 +1,72 @@
+"""Image and depth files as datasets store them, written by other means than the readers use."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from depthvlm.benchmark.sources.frames import Frame, FrameError, FrameRef, Source
+from PIL import Image
+
+
+def write_image(path: Path, size: tuple[int, int], **options: object) -> bytes:
+    """A colourful picture of `size` (width, height), in the format of its suffix. Returns its bytes."""
+    width, height = size
+    pixels = np.random.default_rng(width * 1000 + height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+    return path.read_bytes()
+
+
+def write_depth(path: Path, rows: object, **text: str) -> None:
+    """A 16-bit grey PNG of a list of rows, chunk by chunk after the PNG specification."""
+    values = np.array(rows, dtype=">u2")
+    height, width = values.shape
+    lines = np.pad(values.view(np.uint8), ((0, 0), (1, 0))).tobytes()
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 0, 0, 0, 0))]
+    chunks += [(b"tEXt", f"{key}\0{value}".encode("latin-1")) for key, value in text.items()]
+    chunks += [(b"IDAT", zlib.compress(lines, 1)), (b"IEND", b"")]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
+    )
+
+
+def write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def link(target: Path, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(target)
+
+
+def truncate(path: Path, share: float = 0.5) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+
+
+def fails(source: Source, ref: FrameRef, *words: str) -> None:
+    """Asserts that reading is a FrameError whose message has these words."""
+    with pytest.raises(FrameError) as caught:
+        source.read(ref)
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
+
+
+def spread(metres: np.ndarray) -> tuple[float, float, float]:
+    """Minimum, median and maximum of what is valid."""
+    valid = metres[metres > 0]
+    return float(valid.min()), float(np.median(valid)), float(valid.max())
+
+
+def check_frame(frame: Frame, image: bytes, image_size: tuple[int, int], shape: tuple[int, int]) -> None:
+    assert frame.image == image
+    assert frame.image_size == image_size
+    assert frame.depth.shape == shape
+    assert frame.depth.dtype in (np.uint16, np.float32)

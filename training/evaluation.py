@@ -1,0 +1,142 @@
+"""The rows of an evaluation over several ranks: as many for each, and those that fill the last batches marked."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from datasets import IterableDataset
+from torch.utils.data import DataLoader, Sampler
+from transformers import Trainer
+from trl.models import unwrap_model_for_generation
+
+from .config import DepthSFTConfig
+from .rows import REPEATED_COLUMN
+from .text_probe import TextProbe
+from .trainer_setup import prepare_eval
+
+
+class EvaluationRows(torch.utils.data.Dataset):
+    """
+    A data set whose indices past its end are its first rows again, marked in `__repeated__`.
+
+    Its length stays that of the data set: by it accelerate and transformers count rows and cut gathered logits.
+
+    Args:
+        rows: Anything with a length and rows by index.
+    """
+
+    def __init__(self, rows: Any):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index < len(self.rows):
+            return self.rows[index]
+        return {**self.rows[index % len(self.rows)], REPEATED_COLUMN: True}
+
+
+class FilledSampler(Sampler[int]):
+    """
+    The indices of a sampler, then those past the data set's end up to a multiple of `multiple`: what accelerate would
+    fill up with first rows, which look as if they were rows of their own, is then full.
+
+    Args:
+        indices: A sampler of every row once.
+        multiple: Rows that all ranks read at a time.
+    """
+
+    def __init__(self, indices: Any, multiple: int):
+        self.indices, self.multiple = indices, multiple
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.multiple) * self.multiple
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self.indices
+        yield from range(len(self.indices), len(self))
+
+
+class EvaluationStream(torch.utils.data.IterableDataset):
+    """
+    A stream that goes on with its first row, marked in `__repeated__`, up to a multiple of `multiple`.
+
+    Every rank reads all of it and takes its share: shards of unequal length would leave one rank waiting for another.
+
+    Args:
+        rows: The stream; a worker of a loader gets its shards of it.
+        multiple: Rows that all ranks read at a time.
+    """
+
+    def __init__(self, rows: IterableDataset, multiple: int):
+        self.rows, self.multiple = rows, multiple
+
+    def set_epoch(self, epoch: int) -> None:
+        """As in `datasets`."""
+        self.rows.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        first: dict[str, Any] = {}
+        count = 0
+        for row in self.rows:
+            first = first or row
+            count += 1
+            yield row
+        for _ in range(-count % self.multiple):
+            yield {**first, REPEATED_COLUMN: True}
+
+
+class EvaluationMixin(Trainer):
+    """Evaluation, for a trainer with `depth_enabled` and `text_probe`: every row counts once, on any ranks."""
+
+    args: DepthSFTConfig
+    depth_enabled: bool
+    reads_cameras: bool
+    text_probe: TextProbe | None
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As in TRL; data that is given here is prepared as what the trainer was made with."""
+        if self.reads_cameras and not isinstance(eval_dataset, str):
+            eval_dataset = prepare_eval(eval_dataset, self.args)
+        return super().evaluate(eval_dataset, *args, **kwargs)
+
+    def _get_dataloader(
+        self,
+        dataset: Any,
+        description: str,
+        batch_size: int,
+        sampler_fn: Callable[[Any], Sampler] | None = None,
+        is_training: bool = False,
+        dataloader_key: str | None = None,
+    ) -> DataLoader:
+        if self.depth_enabled and not is_training and self._rows_at_once() > 0:
+            if isinstance(dataset, torch.utils.data.IterableDataset):
+                dataset = EvaluationStream(dataset, self._rows_at_once())
+            else:
+                dataset = EvaluationRows(self._remove_unused_columns(dataset, description))
+        return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        if not isinstance(eval_dataset, EvaluationRows):
+            return super()._get_eval_sampler(eval_dataset)
+        indices = super()._get_eval_sampler(eval_dataset.rows)
+        return FilledSampler(range(len(eval_dataset)) if indices is None else indices, self._rows_at_once())
+
+    def _rows_at_once(self) -> int:
+        """Rows of one batch of every rank together, which accelerate fills up; 0 where there is nothing to fill."""
+        if self.accelerator.num_processes == 1 or self.args.dataloader_drop_last:
+            return 0
+        return self.args.eval_batch_size * (1 if self.accelerator.split_batches else self.accelerator.num_processes)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, with the text probe's numbers among the metrics."""
+        output: Any = super().evaluation_loop(*args, **kwargs)
+        if self.text_probe is not None:
+            prefix = kwargs.get("metric_key_prefix", args[4] if len(args) > 4 else "eval")
+            with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
+                training = model.training
+                numbers = self.text_probe.compare(model.eval())
+                model.train(training)
+            output.metrics.update({f"{prefix}_{name}": value for name, value in numbers.items()})
+        return output

@@ -1,0 +1,412 @@
+"""`DepthSFTTrainer`: TRL's `SFTTrainer` with `loss = text_loss + alpha * depth_loss` (paper, equation 5)."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from datasets import Dataset, IterableDataset
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
+from trl import SFTConfig, SFTTrainer
+
+from .._bundled import resolve_model_path
+from ..modeling_depthvlm import DepthVLMForConditionalGeneration
+from .checkpoints import CheckpointMixin, resolve_checkpoint
+from .collator import BatchInfo, DepthDataCollator
+from .config import DepthSFTConfig
+from .dataset import prepare_depth_dataset
+from .depth_checks import IMAGES_LOOKED_AT, find_nonsense
+from .evaluation import EvaluationMixin
+from .forward import add_depth_forward, score_replies_alone
+from .meter import DepthMeter, LearningRates
+from .model_loading import load_model
+from .parameter_parts import name_parameter_groups, set_trainable, trains_head_alone
+from .pictures import log_picture, picture_grid
+from .push import HubPushMixin
+from .recipe_record import count_data, earlier_stages
+from .rows import read_columns
+from .targets import DepthTargets
+from .text_probe import TextProbe, probe_rows
+from .trainer_setup import (
+    as_depth_config,
+    collate_seeing,
+    holds_images,
+    muon_optimizer,
+    names_depth_head,
+    places_images,
+    prepare_eval,
+    refuse_unsupported,
+    wants_depth,
+    with_head,
+    without_checkpointing,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer):
+    """
+    [`trl.SFTTrainer`] for models with a depth head and data with a depth column.
+
+    On data with a depth column the loss is `text_loss + alpha * depth_loss` (equation 5): cross-entropy over the
+    reply's tokens, and SILog over the images with depth, each a mean over the whole accumulated, global batch, however
+    it is cut into micro-batches and ranks. On data without one, or with `depth_loss_weight=0`, it is `SFTTrainer`.
+
+    The arguments are those of `SFTTrainer`. A model that is named by a string may also be a plain Qwen3-VL, which gets
+    a new head, or a checkpoint of the published implementation.
+
+    Raises:
+        ValueError: when depth is to be trained and there is none in the data, or the model has no depth head; when
+            `trainable` and PEFT are both given; for what TRL deprecates and this loss does not support.
+        FloatingPointError: in training, when the loss is not finite; it names the batch.
+    """
+
+    args: DepthSFTConfig
+    model: Any
+    processing_class: Any
+    _tag_names = [*SFTTrainer._tag_names, "depthvlm"]  # noqa: RUF012
+    _name = "Depth SFT"
+
+    def __init__(
+        self,
+        model: Any,
+        args: SFTConfig | TrainingArguments | None = None,
+        data_collator: Any = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        compute_loss_func: Callable | None = None,
+        compute_metrics: Callable | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        optimizer_cls_and_kwargs: tuple[Any, dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable | None = None,
+        quantization_config: Any = None,
+        peft_config: Any = None,
+        formatting_func: Callable | None = None,
+    ):
+        if isinstance(model, str | os.PathLike):
+            model = resolve_model_path(str(model))
+        args = as_depth_config(args, model)
+        self.depth_enabled = wants_depth(args, train_dataset)
+        self.has_depth_head = has_head = names_depth_head(model, args) or self.depth_enabled
+        if self.depth_enabled:
+            refuse_unsupported(args, compute_loss_func)
+        init_kwargs = args.model_init_kwargs
+        if isinstance(model, str) and has_head:
+            model, processor = load_model(model, args, quantization_config)
+            processing_class = processing_class or processor
+            quantization_config = args.model_init_kwargs = None  # used; TRL would say that it ignores them
+        if self.depth_enabled and not hasattr(model, "depth_head") and not is_peft_model(model):
+            raise ValueError(
+                f"The data has depth, but {type(model).__name__} has no depth head. Pass the model's name, or load it "
+                "with DepthVLMForConditionalGeneration.from_pretrained, which adds one to a plain Qwen3-VL."
+            )
+        if args.trainable is not None:
+            if peft_config is not None or is_peft_model(model):
+                raise ValueError(
+                    "Both `trainable` and a PEFT adapter were given. With an adapter its weights and the depth head "
+                    "are trained: leave `trainable` out."
+                )
+            set_trainable(model, args.trainable)
+        self.head_alone = self.depth_enabled and peft_config is None and trains_head_alone(model)
+        if self.head_alone:
+            without_checkpointing(args)
+        if peft_config is not None and has_head:
+            peft_config = with_head(peft_config, getattr(model.config, "_commit_hash", None))
+        if args.muon_learning_rate is not None:
+            optimizer_cls_and_kwargs = muon_optimizer(args, optimizer_cls_and_kwargs)
+        self.data_names: list[str] = []  # for the record of this run; `depthvlm sft` knows them
+        self.data_counts = count_data(train_dataset)
+        embedded = holds_images(train_dataset) or places_images(train_dataset)
+        self.reads_cameras = self.depth_enabled or args.use_depth_collator or embedded
+        if embedded:  # TRL would read every picture now, make tokens of it and drop its pixels
+            if args.packing:
+                raise ValueError("Messages that hold images cannot be packed: set `packing=False`.")
+            given: Any = args.dataset_kwargs or {}
+            args.dataset_kwargs = {**given, "skip_prepare_dataset": True}
+        if self.reads_cameras and train_dataset is not None:
+            train_dataset = prepare_depth_dataset(train_dataset, args)
+            eval_dataset = prepare_eval(eval_dataset, args)
+        loaders: Any = args.accelerator_config
+        if self.depth_enabled and loaders.dispatch_batches is None:
+            loaders.dispatch_batches = False  # batches of pictures cannot be joined and cut again
+
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_loss_func=compute_loss_func,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+            formatting_func=formatting_func,
+        )
+        args.model_init_kwargs = init_kwargs
+        self.earlier_stages = earlier_stages(self.depth_model.config) if has_head else []
+        self.text_probe: TextProbe | None = None
+        if args.text_probe is not None:
+            rows = probe_rows(args.text_probe, args.text_probe_split, args.text_probe_samples)
+            file = os.path.join(str(args.output_dir), "text_probe.safetensors")
+            self.text_probe = TextProbe(rows, self.processing_class, file)
+        if data_collator is None and self.reads_cameras:
+            self.data_collator = self._depth_collator(args)
+        if self.reads_cameras:
+            score_replies_alone(self.depth_model)
+        if not self.depth_enabled:
+            return
+
+        core = self.depth_model
+        alpha = core.config.depth_loss_weight if args.depth_loss_weight is None else args.depth_loss_weight
+        silog_lambda = core.config.silog_lambda if args.silog_lambda is None else args.silog_lambda
+        self.depth_loss_weight = alpha
+        core.config.depth_loss_weight, core.config.silog_lambda = alpha, silog_lambda
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        add_depth_forward(core, silog_lambda, text=not self.head_alone, sharded=sharded)
+        # Qwen3-VL says no, and would get a mean of means: `compute_loss` here does normalise by the step's tokens.
+        self.model_accepts_loss_kwargs = True
+        self._meters = {mode: DepthMeter(self.accelerator) for mode in ("train", "eval")}
+        self._learning_rates = LearningRates()
+        self.add_callback(self._learning_rates)
+        self._pictured_step = -1
+        self._unseen = IMAGES_LOOKED_AT
+        self._looked_at: tuple[list[Any], list[Tensor]] = ([], [])
+        self._depth_images_in_step: Tensor | None = None
+
+    @property
+    def depth_model(self) -> DepthVLMForConditionalGeneration:
+        """The model with the depth head, out of PEFT's wrapper."""
+        return self.model.get_base_model() if is_peft_model(self.model) else self.model
+
+    def _depth_collator(self, args: DepthSFTConfig) -> DepthDataCollator:
+        return DepthDataCollator(
+            self.processing_class,
+            max_length=args.max_length,
+            pad_to_multiple_of=None if args.pad_to_multiple_of is None else int(args.pad_to_multiple_of),
+            dataset_text_field=args.dataset_text_field,
+            completion_only_loss=args.completion_only_loss,
+            chat_template=self.chat_template,
+            columns=args.columns(),
+            image_root=args.image_root,
+            depth_root=args.depth_root,
+            on_bad_sample=args.on_bad_sample,
+            bad_samples_file=os.path.join(str(args.output_dir), "bad_samples.jsonl"),
+            return_info=self.depth_enabled,
+        )
+
+    def _send_telemetry(self) -> None:
+        """Send nothing, where TRL reports each run to the Hub."""
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if self.reads_cameras:
+            # What the collator reads must not be dropped for not being a model input.
+            self._signature_columns: Any = read_columns(self.args.columns(), self.args.dataset_text_field)
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        collator = self.data_collator
+        if not isinstance(collator, DepthDataCollator):
+            token = getattr(self.depth_model.config, "image_token_id", None)
+            self.data_collator = partial(collate_seeing, collator, token)
+        try:
+            return super()._get_dataloader(*args, **kwargs)
+        finally:
+            self.data_collator = collator
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """As in transformers, with one group, and one learning rate, for each part of the model."""
+        fresh = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if fresh and self.depth_enabled:
+            model = args[0] if args and args[0] is not None else self.model
+            name_parameter_groups(optimizer, model, self.args.group_learning_rates())
+        return optimizer
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Tensor | int | None]:
+        """As in transformers; it also counts the images with depth of the accumulated, global batch."""
+        batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.depth_enabled:
+            images = sum(_info(batch).depth_images for batch in batches)
+            count = torch.tensor(images, dtype=torch.float32, device=device)
+            self._depth_images_in_step = self.accelerator.reduce(count, reduction="sum")
+            self._look_at(batches)
+            self._meters["train"].steps += 1
+        return batches, num_items_in_batch
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """`text_loss + alpha * depth_loss`, each normalised over the whole accumulated, global batch."""
+        if not self.depth_enabled:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        inputs = dict(inputs)
+        info = _info(inputs)
+        inputs.pop("batch_info")
+        targets = DepthTargets(
+            maps=inputs.pop("depth_labels", None) or [None] * info.images,
+            focal_scale=inputs.pop("focal_scale", None),
+            weight=self._depth_weight(info),
+            head_runs=self._head_runs(inputs),
+        )
+        outputs: Any = None
+
+        def call(**kwargs: Any) -> Any:
+            nonlocal outputs
+            if "fused_lm_head" not in kwargs:  # TRL asks for full logits, for `compute_metrics` alone
+                return model(**kwargs)
+            outputs = model(**kwargs, depth_targets=targets)
+            return outputs
+
+        returned: Any = None
+        if self.head_alone:
+            call(**inputs, fused_lm_head=True)
+            text_loss = torch.zeros((), device=outputs.depth_loss.device)
+            if return_outputs:
+                with torch.no_grad():
+                    returned = model(**{k: v for k, v in inputs.items() if k != "labels"})
+        else:
+            text_loss = super().compute_loss(call, inputs, return_outputs, num_items_in_batch)
+            if return_outputs:
+                text_loss, returned = text_loss
+        depth_loss = outputs.depth_loss.to(text_loss.device)
+        loss = text_loss + depth_loss
+        self._check_finite(text_loss, depth_loss, info)
+        self._meter(outputs, text_loss, depth_loss, inputs, info)
+        if self._picture_is_due() and outputs.scores is not None:
+            picture = picture_grid(
+                inputs, targets.maps, outputs.scores.prediction, self.processing_class.image_processor
+            )
+            if picture is not None:
+                self._pictured_step = self.state.global_step
+                log_picture(self, picture)
+        return (loss, returned) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As in TRL, with the numbers of depth; those of an evaluation are exact over its tokens and images."""
+        if self.depth_enabled:
+            training = self.model.training
+            numbers = self._meters["train" if training else "eval"].read(
+                alpha=self.depth_loss_weight, training=training, text=not self.head_alone
+            )
+            if training:
+                tokens = numbers.pop("tokens", 0.0)
+                if self.head_alone and numbers:  # elsewhere TRL counts them
+                    self._total_train_tokens += round(tokens)
+                    numbers["num_tokens"] = self._total_train_tokens
+                if "learning_rate" in logs:
+                    numbers |= self._learning_rates.values
+                prefix = ""
+            else:
+                prefix = next((key.removesuffix("loss") for key in logs if key.endswith("_loss")), "eval_")
+            logs.update({f"{prefix}{name}": value for name, value in numbers.items()})
+        super().log(logs, start_time)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; incomplete checkpoints are skipped."""
+        checkpoint = resolve_checkpoint(str(self.args.output_dir), resume_from_checkpoint)
+        if self.text_probe is not None:
+            if self.is_world_process_zero():  # the checkpoint is loaded later: this is the base model
+                self.text_probe.remember(self.model.eval(), again=checkpoint is None)
+            self.accelerator.wait_for_everyone()
+        if self.depth_enabled:
+            self._meters["train"].reset()
+        return super().train(checkpoint, *args, **kwargs)
+
+    def end(self) -> None:
+        """Ends the run as the base class does, after which neither training nor evaluation can go on."""
+        # DDP's reducer must not be the last to hold the process group: freed with it, under Python's lock, the group
+        # waits for its threads, and one of them may be waiting for that lock (gloo; torch 2.13). Then nothing ends.
+        self.model_wrapped = self.model
+        self.accelerator.free_memory()
+        super().end()
+
+    def _look_at(self, batches: list[dict[str, Any]]) -> None:
+        """Warn, once, of depth and cameras among the first images that are hardly what they are taken for."""
+        if self._unseen <= 0 or not self.is_world_process_zero():
+            return
+        for batch in batches:
+            if _info(batch).depth_images:
+                self._looked_at[0].extend(batch["depth_labels"])
+                self._looked_at[1].extend(batch["cameras"])
+                self._unseen -= _info(batch).depth_images
+        if self._unseen <= 0:
+            labels, cameras = self._looked_at
+            for sign in find_nonsense(labels, torch.stack(cameras)):
+                logger.warning("The first images look wrong. %s", sign)
+            self._looked_at = ([], [])
+
+    def _depth_weight(self, info: BatchInfo) -> Tensor | float:
+        """What the sum of this micro-batch's SILog is multiplied by: alpha over the step's images with depth."""
+        alpha = self.depth_loss_weight
+        if not self.model.training or self._depth_images_in_step is None:
+            return alpha / max(1, info.depth_images)
+        # DDP and FSDP average gradients over ranks.
+        ranks = self.accelerator.num_processes // self.get_tp_size()
+        return alpha * ranks / self._depth_images_in_step.clamp(min=1)
+
+    def _head_runs(self, inputs: dict[str, Any]) -> int:
+        """How often the depth head runs in this batch: once for every size of image, in ZeRO-3 in any rank's batch."""
+        grids = inputs.get("image_grid_thw")
+        if not is_deepspeed_zero3_enabled():
+            return 1
+        sizes = torch.tensor([1 if grids is None else len(grids.unique(dim=0))], device=self.accelerator.device)
+        return int(self.accelerator.gather(sizes).max())
+
+    def _picture_is_due(self) -> bool:
+        every, step = self.args.depth_log_images, self.state.global_step
+        return every > 0 and step % every == 0 and step != self._pictured_step and self.is_world_process_zero()
+
+    def _check_finite(self, text_loss: Tensor, depth_loss: Tensor, info: BatchInfo) -> None:
+        if torch.isfinite(text_loss + depth_loss):
+            return
+        raise FloatingPointError(
+            f"The loss is not finite at step {self.state.global_step + 1} (text {text_loss.item()}, depth "
+            f"{depth_loss.item()}), in a batch of: {'; '.join(info.rows)}. Look at these rows; if they are good, lower "
+            "the learning rate, and resume from the last checkpoint. No step was taken with it."
+        )
+
+    def _meter(
+        self, outputs: Any, text_loss: Tensor, depth_loss: Tensor, inputs: dict[str, Any], info: BatchInfo
+    ) -> None:
+        text = {}
+        if outputs.log_probs is not None:
+            text = {"text_nll": -outputs.log_probs.detach().sum(), "text_tokens": outputs.label_mask.sum()}
+        tokens = inputs["attention_mask"].sum() if self.head_alone and self.model.training else 0.0
+        self._meters["train" if self.model.training else "eval"].add(
+            outputs.scores.totals if outputs.scores is not None else None,
+            text_share=text_loss.detach(),
+            depth_share=depth_loss.detach(),
+            images=float(info.images),
+            skipped=float(info.skipped),
+            tokens=tokens,
+            **text,
+        )
+
+
+def _info(batch: dict[str, Any]) -> BatchInfo:
+    try:
+        return batch["batch_info"]
+    except KeyError:
+        raise KeyError(
+            "The data collator gives no `batch_info`, which depth training needs: use DepthDataCollator(..., "
+            "return_info=True), or a subclass of it."
+        ) from None
