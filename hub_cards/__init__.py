@@ -1,0 +1,1 @@
+"""Cards, pushing and the demo. Imports the benchmark and the core of the package."""
