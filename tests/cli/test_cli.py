@@ -319,12 +319,11 @@ class TestOtherCommands:
         assert again.exit_code == 1
         assert "is there already" in again.stderr
 
-    @pytest.mark.real_data
-    def test_convert_the_published_layout(self, shared, checkpoint, tmp_path):
+    def test_convert_the_published_layout(self, golden, checkpoint, tmp_path):
         source = tmp_path / "published"
         source.mkdir()
         for name in ("config.json", "model.safetensors"):
-            (source / name).symlink_to(shared / "golden/dpt" / name)
+            (source / name).symlink_to(golden / "dpt" / name)
         for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "processor_config.json"):
             (source / name).symlink_to(checkpoint / name)
         assert "published layout" in run("info", source).output

@@ -1,4 +1,4 @@
-"""Numbers of the published implementation, at toy size (`golden/`)."""
+"""Numbers of the published implementation, at toy size (`tests/golden/`)."""
 
 import json
 
@@ -7,12 +7,10 @@ import torch
 from depthvlm.modeling_depthvlm import DepthVLMConfig, DepthVLMForConditionalGeneration
 from safetensors.torch import load_file
 
-pytestmark = pytest.mark.real_data
-
 
 @pytest.fixture(params=["dpt", "mlp"])
-def case(request, shared):
-    folder = shared / "golden" / request.param
+def case(request, golden):
+    folder = golden / request.param
     expected = load_file(folder / "expected.safetensors")
     model = DepthVLMForConditionalGeneration.from_pretrained(folder)
     inputs = {name: expected[name] for name in ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")}
@@ -43,8 +41,8 @@ def test_losses_and_gradients(case):
 
 
 @pytest.mark.parametrize("size", ["4b", "8b"])
-def test_full_size_layout(size, shared):
-    layout = json.loads((shared / "golden" / "full_size_layout.json").read_text())[size]
+def test_full_size_layout(size, golden):
+    layout = json.loads((golden / "full_size_layout.json").read_text())[size]
     config = {k: v for k, v in layout["config"].items() if k not in ("model_type", "depth_head_type", "architectures")}
     with torch.device("meta"):
         model = DepthVLMForConditionalGeneration(DepthVLMConfig(**config))

@@ -246,27 +246,25 @@ def test_stage_1_keeps_nothing_of_the_backbone():
     assert flops["head"] == 3 * forward["head"]
 
 
-def full_size(shared: Path, size: str) -> tuple[DepthVLMConfig, int]:
+def full_size(golden: Path, size: str) -> tuple[DepthVLMConfig, int]:
     """The configuration of a published model, and how many parameters it has."""
-    layout = json.loads((shared / "golden" / "full_size_layout.json").read_text())[size]
+    layout = json.loads((golden / "full_size_layout.json").read_text())[size]
     values = {k: v for k, v in layout["config"].items() if k not in ("model_type", "architectures")}
     return DepthVLMConfig(**values), layout["n_params"]
 
 
-@pytest.mark.real_data
 @pytest.mark.parametrize(("size", "head_parameters"), [("4b", 35_145_921), ("8b", 39_474_369)])
-def test_the_published_sizes(shared, size, head_parameters):
-    config, parameters = full_size(shared, size)
+def test_the_published_sizes(golden, size, head_parameters):
+    config, parameters = full_size(golden, size)
     counts = count_parameters(config)
     assert sum(counts.values()) == parameters
     assert counts["head"] == head_parameters
 
 
-@pytest.mark.real_data
-def test_the_lora_recipe_fits_24_gb_for_4b_and_32_gb_for_8b(shared):
+def test_the_lora_recipe_fits_24_gb_for_4b_and_32_gb_for_8b(golden):
     recipe = yaml.safe_load((REPOSITORY / "training" / "recipes" / "lora_1gpu.yaml").read_text())
     for size, gigabytes in (("4b", 24), ("8b", 32)):
-        config, _ = full_size(shared, size)
+        config, _ = full_size(golden, size)
         adapter = lora_parameters(config, recipe["lora_r"])
         estimate = estimate_memory(
             config,
@@ -282,11 +280,10 @@ def test_the_lora_recipe_fits_24_gb_for_4b_and_32_gb_for_8b(shared):
         assert estimate["total"] < 0.8 * gigabytes * 1e9
 
 
-@pytest.mark.real_data
 @pytest.mark.parametrize("size", ["4b", "8b"])
-def test_the_tables_of_the_training_page(shared, size):
+def test_the_tables_of_the_training_page(golden, size):
     """Memory of both stages on 8 GPUs and of stage 2 on 80, and their operations, as docs/training.md states them."""
-    config, _ = full_size(shared, size)
+    config, _ = full_size(golden, size)
     page = (REPOSITORY / "docs" / "training.md").read_text()
     inputs = {"tokens": 828, "pixels": 1024 * 768, "scored_tokens": 15}
     trained = {stage: trained_parameters(config, part) for stage, part in ((1, "head"), (2, "head+llm"))}
