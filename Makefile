@@ -30,18 +30,23 @@ test-slow: $(VENV)/.dev
 
 check: test test-slow lint types
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.dev build/package
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@! git ls-files -- ':(glob)**/-*' ':(glob)**/*~' ':(glob)**/*.orig' ':(glob)**/*.rej' | grep . \
 		|| { echo "The files above were written by accident: remove them."; exit 1; }
+	cd build/package && $(abspath $(BIN))/lint-imports --no-cache --no-logo $(abspath pyproject.toml)
+	$(BIN)/vulture
 
-# The folders lie at the top and are one package when installed; the type checker sees them as installed.
-types: $(VENV)/.dev
-	rm -rf build/types && mkdir -p build/types
-	cp -r depthvlm build/types/depthvlm
-	cp -r modeling_depthvlm processing training benchmark hub_cards build/types/depthvlm/
-	$(BIN)/mypy build/types/depthvlm
+types: $(VENV)/.dev build/package
+	$(BIN)/mypy build/package/depthvlm
+
+# The folders lie at the top and are one package when installed: the tools that read the package see it as installed.
+.PHONY: build/package
+build/package:
+	rm -rf $@ && mkdir -p $@
+	cp -r depthvlm $@/depthvlm
+	cp -r modeling_depthvlm processing training benchmark hub_cards $@/depthvlm/
 
 # The bundled model again, from nothing, on two cores. Interrupted, it goes on where it was when called again.
 nano: $(NANO)/stage3/model.safetensors
@@ -56,18 +61,12 @@ $(NANO)/stage3/model.safetensors: $(NANO)/stage2/model.safetensors
 $(NANO)/stage%/model.safetensors: training/recipes/nano_stage%.yaml
 	$(NANO_ENV) $(BIN)/depthvlm sft --config $< --resume_from_checkpoint latest
 
-# The site, in build/site, without network. The API pages read the package as it is when installed: its folders together.
-docs: $(VENV)/.dev build/api
+# The site, in build/site, without network.
+docs: $(VENV)/.dev build/package
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-docs-serve: $(VENV)/.dev build/api
+docs-serve: $(VENV)/.dev build/package
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
-
-.PHONY: build/api
-build/api:
-	rm -rf $@ && mkdir -p $@
-	cp -r depthvlm $@/depthvlm
-	cp -r modeling_depthvlm processing training benchmark hub_cards $@/depthvlm/
 
 wheel: $(VENV)/.dev
 	$(BIN)/python -m build --wheel --outdir dist .

@@ -1,9 +1,10 @@
 """From a depth map to points and triangles in the camera's frame: x right, y down, z forward, in metres (OpenCV)."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from .visualize import valid_mask
 
@@ -62,6 +63,48 @@ def ray_to_z(distance: NDArray[np.floating], camera: "Camera") -> NDArray[np.flo
     across = (np.arange(width) + 0.5 - camera.cx) / camera.fx
     down = (np.arange(height) + 0.5 - camera.cy) / camera.fy
     return (distance / np.sqrt(across[None, :] ** 2 + down[:, None] ** 2 + 1)).astype(np.float32)
+
+
+def viewing_rays(pixels: ArrayLike, intrinsics: Sequence[float]) -> NDArray[np.float64]:
+    """Return the rays with z = 1 through pixels: `((u + 0.5 - cx) / fx, (v + 0.5 - cy) / fy, 1)`.
+
+    Args:
+        pixels: `(n, 2)`, column u and row v as indices: whole numbers are the centres of pixels.
+        intrinsics: fx, fy, cx, cy in pixels, the centre of the first pixel at (0.5, 0.5).
+
+    Returns:
+        `(n, 3)`: a point is its ray times its z-depth.
+
+    Raises:
+        ValueError: The pixels are not `(n, 2)`, or the intrinsics not four numbers with positive focal lengths.
+    """
+    uv = np.asarray(pixels, dtype=np.float64)
+    if uv.ndim != 2 or uv.shape[1] != 2:
+        raise ValueError(f"Pixels are (n, 2), column and row, got {uv.shape}.")
+    if len(intrinsics) != 4 or not (intrinsics[0] > 0 and intrinsics[1] > 0):
+        raise ValueError(f"Intrinsics are fx, fy, cx, cy in pixels with fx, fy > 0, got {tuple(intrinsics)}.")
+    fx, fy, cx, cy = intrinsics
+    return np.column_stack([(uv[:, 0] + 0.5 - cx) / fx, (uv[:, 1] + 0.5 - cy) / fy, np.ones(len(uv))])
+
+
+def ray_factors(pixels: ArrayLike, intrinsics: Sequence[float]) -> NDArray[np.float64]:
+    """Return the distance along the ray over the z-depth at each pixel, `(n,)`; see [`viewing_rays`]."""
+    return np.linalg.norm(viewing_rays(pixels, intrinsics), axis=1)
+
+
+def intrinsics_of_map(
+    intrinsics: tuple[float, float, float, float], image_size: tuple[int, int], shape: tuple[int, ...]
+) -> tuple[float, float, float, float]:
+    """Return fx, fy, cx, cy in pixels of a map that shows the same as the image.
+
+    Args:
+        intrinsics: In pixels of the image.
+        image_size: Width and height in pixels.
+        shape: Height and width of the map.
+    """
+    fx, fy, cx, cy = intrinsics
+    x, y = shape[1] / image_size[0], shape[0] / image_size[1]
+    return fx * x, fy * y, cx * x, cy * y
 
 
 def flying_pixels(grid: DepthGrid) -> NDArray[np.bool_]:

@@ -7,51 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .error_sums import Array, answered, valid_truth
-
-
-def viewing_rays(pixels: ArrayLike, intrinsics: Sequence[float]) -> Array:
-    """
-    Rays of a pinhole camera with z = 1 through pixels: `((u + 0.5 - cx) / fx, (v + 0.5 - cy) / fy, 1)`.
-
-    Args:
-        pixels: `(n, 2)`, column u and row v as indices: whole numbers are the centres of pixels.
-        intrinsics: fx, fy, cx, cy in pixels, the centre of the first pixel at (0.5, 0.5).
-
-    Returns:
-        `(n, 3)`: a point is its ray times its z-depth.
-
-    Raises:
-        ValueError: the pixels are not `(n, 2)`, or the intrinsics not four numbers with positive focal lengths.
-    """
-    uv = np.asarray(pixels, dtype=np.float64)
-    if uv.ndim != 2 or uv.shape[1] != 2:
-        raise ValueError(f"Pixels are (n, 2), column and row, got {uv.shape}.")
-    if len(intrinsics) != 4 or not (intrinsics[0] > 0 and intrinsics[1] > 0):
-        raise ValueError(f"Intrinsics are fx, fy, cx, cy in pixels with fx, fy > 0, got {tuple(intrinsics)}.")
-    fx, fy, cx, cy = intrinsics
-    return np.column_stack([(uv[:, 0] + 0.5 - cx) / fx, (uv[:, 1] + 0.5 - cy) / fy, np.ones(len(uv))])
-
-
-def ray_factors(pixels: ArrayLike, intrinsics: Sequence[float]) -> Array:
-    """Distance along the ray / z-depth at each pixel, `(n,)`; arguments and errors as in [`viewing_rays`]."""
-    return np.linalg.norm(viewing_rays(pixels, intrinsics), axis=1)
-
-
-def intrinsics_of_map(
-    intrinsics: tuple[float, float, float, float], image_size: tuple[int, int], shape: tuple[int, ...]
-) -> tuple[float, float, float, float]:
-    """
-    fx, fy, cx, cy in pixels of a map that shows the same as the image.
-
-    Args:
-        intrinsics: in pixels of the image.
-        image_size: width and height in pixels.
-        shape: height and width of the map.
-    """
-    fx, fy, cx, cy = intrinsics
-    x, y = shape[1] / image_size[0], shape[0] / image_size[1]
-    return fx * x, fy * y, cx * x, cy * y
+from ...geometry import viewing_rays
+from .error_sums import answered, valid_truth
 
 
 def point_cloud_f_score(

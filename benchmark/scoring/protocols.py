@@ -215,7 +215,7 @@ class Protocol:
         Args:
             prediction, truth: z-depth in metres, of one shape, `(H, W)` or `(n,)`.
             source_range: as in [`valid_mask`].
-            ray_factors: distance / z-depth of each pixel (`point_clouds.ray_factors`); not needed by "z".
+            ray_factors: distance / z-depth of each pixel (`depthvlm.geometry.ray_factors`); not needed by "z".
             name: of the image, for messages.
 
         Returns:

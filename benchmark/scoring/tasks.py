@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ...geometry import intrinsics_of_map, ray_factors
 from ..build.sampling import sample_points
 from ..systems.interface import Example, PointAnswer
 from .boundary import boundary_f1
 from .error_sums import ErrorSums
 from .eval_sets import EvalItem, EvalSet
 from .metrics import ImageRow
-from .point_clouds import intrinsics_of_map, point_cloud_f_score, ray_factors
+from .point_clouds import point_cloud_f_score
 from .point_coordinates import point_pixels, published_truth
 from .protocols import Protocol
 from .results import ImageResult

@@ -21,9 +21,8 @@ from ...annotated_depth import (
     map_size,
     points_to_map,
 )
-from ...geometry import ray_to_z
+from ...geometry import intrinsics_of_map, ray_factors, ray_to_z
 from ...processing import Camera
-from ..scoring.point_clouds import intrinsics_of_map, ray_factors
 from .files import expect_folders, expect_split, pinhole, read_image, sorted_refs
 from .frames import Frame, FrameError, FrameRef, Source, SourceError
 

@@ -60,11 +60,6 @@ TERMS: dict[str, Terms] = {
 }
 
 
-def title_of(source: str) -> str:
-    """As in the paper's tables; a source that has no reader keeps its name."""
-    return _reader(source).get("title", source)
-
-
 def terms_of(source: str) -> Terms:
     """Its terms; nothing is known of a source that has no reader here."""
     return TERMS.get(source, Terms("see terms"))

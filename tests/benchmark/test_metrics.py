@@ -12,8 +12,10 @@ from depthvlm.benchmark.scoring.alignment import ALIGNMENTS, align, fit_alignmen
 from depthvlm.benchmark.scoring.boundary import boundary_f1
 from depthvlm.benchmark.scoring.error_sums import ErrorSums
 from depthvlm.benchmark.scoring.metrics import METRICS, ImageRow, MetricAccumulator
-from depthvlm.benchmark.scoring.point_clouds import point_cloud_f_score, ray_factors, viewing_rays
+from depthvlm.benchmark.scoring.point_clouds import point_cloud_f_score
 from scipy import optimize, stats
+
+from depthvlm.geometry import ray_factors, viewing_rays
 
 LN2, LN10 = 0.6931471805599453, 2.302585092994046
 

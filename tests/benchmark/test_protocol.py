@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from depthvlm.benchmark.scoring.error_sums import ErrorSums
 from depthvlm.benchmark.scoring.metrics import MetricAccumulator, delta1
-from depthvlm.benchmark.scoring.point_clouds import ray_factors
 from depthvlm.benchmark.scoring.point_coordinates import point_pixels, published_truth
 from depthvlm.benchmark.scoring.protocols import PROTOCOLS, Protocol, get_protocol
 from PIL import Image
+
+from depthvlm.geometry import ray_factors
 
 
 class TestProtocol:
