@@ -234,6 +234,7 @@ def test_the_command_calls_a_part_one(build, tmp_path):
     assert "partial" not in run.output
 
 
+@pytest.mark.slow
 def test_two_processes_score_each_image_once(build, tmp_path):
     command = ["bench", "eval", "-p", "always-2m", "-d", str(build), "--batch-size", "3"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}

@@ -10,6 +10,8 @@ from depthvlm.benchmark.build.builder import BuildEvents, Engine, run_build
 from depthvlm.benchmark.build.plan import plan_build
 from depthvlm.benchmark.build.shard_writer import BuildError
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).parents[1] / "support"
 
 

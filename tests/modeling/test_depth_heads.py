@@ -62,6 +62,7 @@ def test_configuration_errors():
             DepthHeadConfig(**kwargs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head_type", ["dpt_light", "dpt", "mlp"])
 def test_compiled_it_has_the_same_gradients(head_type):
     """As a matrix product the last layer, compiled, let none through to the layers before it (torch 2.13)."""

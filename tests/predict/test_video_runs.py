@@ -31,6 +31,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestGoingOn:
+    @pytest.mark.slow
     def test_killed_and_started_again_it_gives_the_same_files(self, nano, tmp_path):
         clip = write_clip(tmp_path / "long.mp4", [1, 2, 3, 4] * 10)
         options = ["--focal-length", str(FOCAL), "--batch-size", "2", "--device", "cpu"]

@@ -17,6 +17,8 @@ import depthvlm
 from depthvlm import DepthSFTTrainer
 from depthvlm._bundled import bundled_model_path
 
+pytestmark = pytest.mark.slow
+
 PROMPT, REPLY = "Measure this image.", "Its depth is in the map."  # as of a small set: one prompt, one reply
 STEPS, BATCH = 60, 4
 

@@ -75,6 +75,7 @@ def said_by(capsys, *args: str) -> str:
 # --- A real run
 
 
+@pytest.mark.slow
 def test_trains_and_saves(project):
     run = depthvlm(project, "sft", "--config", "run.yaml", "--output_dir", "trained")
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
@@ -123,6 +124,7 @@ def outside(monkeypatch) -> Iterator[list[str]]:
         server.shutdown()
 
 
+@pytest.mark.slow
 def test_a_run_on_local_files_tells_nobody(project, outside):
     sends = (
         "from datasets.load import increase_load_count; from huggingface_hub.utils import _telemetry, send_telemetry\n"
@@ -136,6 +138,7 @@ def test_a_run_on_local_files_tells_nobody(project, outside):
     assert outside == []
 
 
+@pytest.mark.slow
 def test_a_bad_row_ends_it_with_one_message(project):
     rows = [json.loads(line) for line in (project / "rgbd.jsonl").read_text().splitlines()]
     bad = [{**row, "images": ["nothere.png"] * len(row["images"])} for row in rows]
@@ -148,6 +151,7 @@ def test_a_bad_row_ends_it_with_one_message(project):
     assert re.match(r"Error: row \d \(nothere.png\) cannot be used: .*no image file", line)
 
 
+@pytest.mark.slow
 def test_two_processes_push_what_they_trained_once(project, tmp_path):
     options = [
         "--accelerate_config",
@@ -173,6 +177,7 @@ def test_two_processes_push_what_they_trained_once(project, tmp_path):
     assert "world_size: 2" in there["training_recipe.yaml"].decode()
 
 
+@pytest.mark.slow
 def test_a_dry_run_prints_and_writes_nothing(project):
     before = sorted(project.iterdir())
     run = depthvlm(project, "sft", "--config", "run.yaml", "--output_dir", "dry", "--dry-run", "--push_to_hub", "true")
@@ -198,6 +203,7 @@ def test_a_dry_run_prints_and_writes_nothing(project):
     assert "total" in run.stdout
 
 
+@pytest.mark.slow
 def test_help_shows_every_option_and_a_failing_script_its_own_exit_code(project, monkeypatch):
     run = depthvlm(project, "sft", "--help")
     assert run.returncode == 0

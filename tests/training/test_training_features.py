@@ -85,6 +85,7 @@ def test_bad_samples_are_counted_listed_and_not_replaced(checkpoint: str, tmp_pa
     assert_same(trainer, three, 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainable", [["all"], ["head"]])
 def test_compiled_is_the_same(checkpoint: str, tmp_path: Path, trainable: list[str]) -> None:
     data = toy_dataset([toy_row(i) for i in range(4)])

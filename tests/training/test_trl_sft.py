@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from toy_checkpoint import save_toy_checkpoint
@@ -25,6 +26,7 @@ main(*make_parser().parse_args_and_config(fail_with_unknown_args=False))
 """
 
 
+@pytest.mark.slow
 def test_trl_sft_trains_the_text_and_leaves_the_head(tmp_path: Path) -> None:
     checkpoint = save_toy_checkpoint(tmp_path / "toy")
     data = toy_dataset([toy_row(i) for i in range(4)]).remove_columns(["depth", "depth_scale", "focal_length"])
