@@ -190,7 +190,7 @@ class Conversation:
         self._cache, self._cached_ids = output.past_key_values, inputs["input_ids"][0].tolist()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the processor has warned already
-            picture, _ = upright_image(self._image, 0)
+            picture, _ = upright_image(self._image)
         return Prediction(depth["predicted_depth"].cpu().numpy(), depth["camera"], picture, model=self.depthvlm.name)
 
     def _text(self, messages: Sequence[dict[str, str]]) -> str:

@@ -2,10 +2,8 @@
 
 import inspect
 import logging
-import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -20,7 +18,7 @@ from ._keywords import check_generation
 from ._loading import load_checkpoint, processor_of
 from .modeling_depthvlm import DepthVLMForConditionalGeneration
 from .prediction import Prediction
-from .processing import DEPTH_PROMPT, DEPTH_SYSTEM_PROMPT, DepthVLMProcessor
+from .processing import DEPTH_PROMPT, DEPTH_SYSTEM_PROMPT, AssumedCameraWarning, DepthVLMProcessor
 from .processing.camera_depthvlm import cameras_per_image
 from .processing.images_depthvlm import (
     MAX_IMAGE_PIXELS,
@@ -238,13 +236,15 @@ class _Run:
         ]
         text = processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
         cameras = {name: [values[index] for index in indices] for name, values in self.cameras.items()}
-        with _warnings_about(labels):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AssumedCameraWarning)  # said once, below
             inputs = processor(
                 images=images,
                 text=[text] * len(images),
                 padding=True,
                 padding_side="left",
                 return_tensors="pt",
+                image_names=labels,
                 **{name: values for name, values in cameras.items() if any(value is not None for value in values)},
             )
         check_context(model, inputs["input_ids"].shape[1])
@@ -292,9 +292,8 @@ class _Run:
         return None if path is None else Path(path)
 
     def _message(self, index: int, error: Exception) -> str:
-        """What was wrong, by the image's name: the processor has called it image 0 of its batch."""
+        """What was wrong, by the image's name."""
         label, words = self._label(index), str(error)
-        words = re.sub("^Image 0 ", f"{label} ", words)
         return words if words.startswith(label) else f"{label}: {words}"
 
     def _label(self, index: int) -> str:
@@ -314,7 +313,7 @@ def check_context(model: Any, tokens: int) -> None:
 def _rgb(image: Any) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the processor has warned already
-        return upright_image(image, 0)[0]
+        return upright_image(image)[0]
 
 
 def _size(item: Any) -> int:
@@ -328,15 +327,3 @@ def _size(item: Any) -> int:
         return item.width * item.height if isinstance(item, Image.Image) else int(np.prod(item.shape[:2]))
     except Exception:  # Pillow raises whatever corrupt bytes lead to
         return 0
-
-
-@contextmanager
-def _warnings_about(labels: list[str]) -> Iterator[None]:
-    """Have the processor's warnings name the images. That of an assumed field of view is left to `_warn_assumed`."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.filterwarnings("always")
-        warnings.filterwarnings("ignore", message="The focal length of")
-        yield
-    for warning in caught:
-        message = re.sub(r"^Image (\d+)", lambda match: labels[int(match[1])], str(warning.message))
-        warnings.warn(message, warning.category, stacklevel=2)

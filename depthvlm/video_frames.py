@@ -217,7 +217,7 @@ class ImageSequence:
         self.rate = Fraction(fps).limit_denominator(1001)
         self.time_base = 1 / self.rate
         first = open_image(self.files[0], reduce=False)
-        picture, self.exif = upright_image(first, 0)
+        picture, self.exif = upright_image(first)
         self.size = picture.size
         for file in self.files[1:]:
             if (size := _upright_size(file)) != self.size:
@@ -263,7 +263,7 @@ def _to_picture(frame: "av.VideoFrame", stretch: Fraction) -> Image.Image:
 
 def _read_image(file: Path) -> Image.Image:
     try:
-        return upright_image(open_image(file, reduce=False), 0)[0]
+        return upright_image(open_image(file, reduce=False))[0]
     except ValueError as error:
         message = str(error)
         raise ValueError(message if str(file) in message else f"{file}: {message}") from error

@@ -4,7 +4,7 @@ from transformers import AutoImageProcessor, AutoProcessor
 from transformers.utils import is_torchvision_available
 
 from .batch_depthvlm import DepthVLMBatchFeature
-from .camera_depthvlm import CAMERA_SOURCES, Camera, resolve_camera, resolve_cameras
+from .camera_depthvlm import CAMERA_SOURCES, AssumedCameraWarning, Camera, resolve_camera, resolve_cameras
 from .depth_maps_depthvlm import read_depth
 from .image_processing_depthvlm import DepthVLMImageProcessor, DepthVLMImageProcessorPil
 from .post_processing_depthvlm import post_process_depth
@@ -28,6 +28,7 @@ __all__ = [
     "DEPTH_PROMPT",
     "DEPTH_REPLY",
     "DEPTH_SYSTEM_PROMPT",
+    "AssumedCameraWarning",
     "Camera",
     "DepthVLMBatchFeature",
     "DepthVLMImageProcessor",

@@ -36,6 +36,10 @@ LARGEST_RADIANS = 3.15
 WIDEST_PLAUSIBLE_FOV = 150.0
 
 
+class AssumedCameraWarning(UserWarning):
+    """The focal length of an image is not known, and a field of view is assumed."""
+
+
 @dataclass(frozen=True)
 class Camera:
     """
@@ -133,6 +137,7 @@ def resolve_cameras(
     focal_length: Any = None,
     fov: Any = None,
     assumed_fov: float = DEFAULT_ASSUMED_FOV,
+    image_names: Sequence[str] | None = None,
 ) -> list[Camera]:
     """
     One camera for every image, from the first that knows it: `intrinsics`, `focal_length`, `fov`, the image's EXIF
@@ -148,6 +153,7 @@ def resolve_cameras(
         focal_length: Focal length in pixels of the image as given, not in millimetres.
         fov: Horizontal field of view in degrees.
         assumed_fov (`float`): Field of view in degrees across the longer side where nothing is known.
+        image_names (`Sequence[str]`, *optional*): What messages call the images; their numbers by default.
 
     Returns:
         `list[Camera]`: one for every image; `source` says where it came from.
@@ -168,19 +174,20 @@ def resolve_cameras(
     cameras, unknown = [], []
     for index, (height, width) in enumerate(sizes):
         centre = (width / 2, height / 2)
+        name = image_names[index] if image_names else f"Image {index}"
         matrix, length, angle = (given[name][index] for name in ("intrinsics", "focal_length", "fov"))
         if matrix is not None:
-            camera = _camera_of_picture(matrix, width, height, exif_orientation(exifs[index]), index)
+            camera = _camera_of_picture(matrix, width, height, exif_orientation(exifs[index]), name)
         elif length is not None:
             camera = Camera(length, length, *centre, width, height, "focal_length")
         elif angle is not None:
             length = width / (2 * math.tan(math.radians(angle) / 2))
             camera = Camera(length, length, *centre, width, height, "fov")
         else:
-            camera, known = _camera_from_exif(exifs[index], width, height, assumed, index)
-            unknown += [] if known else [f"{index}"]
+            camera, known = _camera_from_exif(exifs[index], width, height, assumed, name)
+            unknown += [] if known else [name if image_names else f"{index}"]
         if camera.source in ("intrinsics", "focal_length"):
-            _warn_if_implausible(camera, index)
+            _warn_if_implausible(camera, name)
         cameras.append(camera)
     if unknown:
         warnings.warn(
@@ -188,6 +195,7 @@ def resolve_cameras(
             f"view of {assumed:g} degrees across the longer side is assumed; where that is wrong, so are all depths, "
             "by one factor. Pass `focal_length` (pixels), `fov` (horizontal, degrees) or `intrinsics`, or images with "
             "EXIF data.",
+            AssumedCameraWarning,
             stacklevel=3,
         )
     return cameras
@@ -200,9 +208,11 @@ def resolve_camera(
     focal_length: Any = None,
     fov: Any = None,
     assumed_fov: float = DEFAULT_ASSUMED_FOV,
+    image_name: str | None = None,
 ) -> Camera:
     """[`resolve_cameras`] for one image of `size` (height, width)."""
-    return resolve_cameras([size], [exif], intrinsics, focal_length, fov, assumed_fov)[0]
+    names = None if image_name is None else [image_name]
+    return resolve_cameras([size], [exif], intrinsics, focal_length, fov, assumed_fov, names)[0]
 
 
 def per_image(value: Any, count: int, name: str) -> list[Any]:
@@ -238,13 +248,13 @@ def cameras_per_image(
 
 
 def _camera_from_exif(
-    exif: Image.Exif | None, width: int, height: int, assumed: float, index: int
+    exif: Image.Exif | None, width: int, height: int, assumed: float, name: str
 ) -> tuple[Camera, bool]:
     """The camera that EXIF data tell, or an assumed one, and whether all has been said about it."""
     reason = panorama_reason(exif, width, height)
     if reason is not None:
         raise ValueError(
-            f"Image {index} is a panorama ({reason}), not the picture of a pinhole camera. Cut it into views of at "
+            f"{name} is a panorama ({reason}), not the picture of a pinhole camera. Cut it into views of at "
             "most 100 degrees and pass the `fov` of each; or pass `focal_length`, `fov` or `intrinsics` with the whole "
             "to have it taken for a pinhole picture all the same."
         )
@@ -254,7 +264,7 @@ def _camera_from_exif(
     if problems:
         taken = "taken" if found else "assumed"
         warnings.warn(
-            f"Image {index}: its EXIF data do not tell the focal length for sure: {problems}. {camera.fx:.0f} pixels, "
+            f"{name}: its EXIF data do not tell the focal length for sure: {problems}. {camera.fx:.0f} pixels, "
             f"{camera.fov:.0f} degrees, is {taken}; if it is wrong, so are all depths, by one factor. Pass "
             "`focal_length` (pixels), `fov` (horizontal, degrees) or `intrinsics`.",
             stacklevel=4,
@@ -262,7 +272,7 @@ def _camera_from_exif(
     return camera, bool(found or problems)
 
 
-def _camera_of_picture(numbers: list[float], width: int, height: int, orientation: int, index: int) -> Camera:
+def _camera_of_picture(numbers: list[float], width: int, height: int, orientation: int, name: str) -> Camera:
     """A given camera at the size of an upright picture, or the reason why it is not the camera of that picture."""
     fx, fy, cx, cy, *size = numbers
     if size:
@@ -272,7 +282,7 @@ def _camera_of_picture(numbers: list[float], width: int, height: int, orientatio
         if orientation >= 5 and _same_shape(camera.height, camera.width, width, height):
             return camera.turned(orientation).scaled_to(width, height)
         raise ValueError(
-            f"Image {index}: its `intrinsics` are of a picture of {camera.width}x{camera.height} pixels, and it has "
+            f"{name}: its `intrinsics` are of a picture of {camera.width}x{camera.height} pixels, and it has "
             f"{width}x{height}, which is another shape. Give the intrinsics of this picture."
         )
     camera = Camera(fx, fy, cx, cy, width, height, "intrinsics")
@@ -280,7 +290,7 @@ def _camera_of_picture(numbers: list[float], width: int, height: int, orientatio
     if orientation >= 5 and camera.off_centre > max(0.1, stored.off_centre):
         turned = stored.turned(orientation)
         raise ValueError(
-            f"Image {index}: the principal point ({cx:g}, {cy:g}) in `intrinsics` is that of the stored picture of "
+            f"{name}: the principal point ({cx:g}, {cy:g}) in `intrinsics` is that of the stored picture of "
             f"{height}x{width} pixels, which its EXIF orientation turns to {width}x{height}. Give the intrinsics of "
             f"the upright picture, here [{turned.fx:g}, {turned.fy:g}, {turned.cx:g}, {turned.cy:g}], or add the size "
             f"that they belong to: [{fx:g}, {fy:g}, {cx:g}, {cy:g}, {height}, {width}]."
@@ -379,18 +389,18 @@ def _angle(value: Any, name: str) -> float | None:
     return angle
 
 
-def _warn_if_implausible(camera: Camera, index: int) -> None:
+def _warn_if_implausible(camera: Camera, name: str) -> None:
     size = f"{camera.width}x{camera.height} pixels"
     if camera.fov > WIDEST_PLAUSIBLE_FOV:
         warnings.warn(
-            f"Image {index}: a focal length of {camera.fx:g} pixels in an image of {size} is a field of view of "
+            f"{name}: a focal length of {camera.fx:g} pixels in an image of {size} is a field of view of "
             f"{camera.fov:.0f} degrees. The focal length must be in pixels of the image as given, not in millimetres "
             "and not divided by the width.",
             stacklevel=4,
         )
     elif not (0 <= camera.cx <= camera.width and 0 <= camera.cy <= camera.height):
         warnings.warn(
-            f"Image {index}: the principal point ({camera.cx:g}, {camera.cy:g}) lies outside the image of {size}. "
+            f"{name}: the principal point ({camera.cx:g}, {camera.cy:g}) lies outside the image of {size}. "
             "Scale `intrinsics` if they belong to another size, or append that size to [fx, fy, cx, cy].",
             stacklevel=4,
         )

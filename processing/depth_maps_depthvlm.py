@@ -105,7 +105,11 @@ def read_depth(depth: Any, scale: float | None = None) -> np.ndarray:
 
 
 def depth_labels(
-    depth_maps: Any, depth_scale: Any, image_sizes: Sequence[tuple[int, int]], input_sizes: Sequence[tuple[int, int]]
+    depth_maps: Any,
+    depth_scale: Any,
+    image_sizes: Sequence[tuple[int, int]],
+    input_sizes: Sequence[tuple[int, int]],
+    image_names: Sequence[str] | None = None,
 ) -> list[torch.Tensor | None]:
     """
     The `depth_labels` of a batch of images. Metres stay metres: `focal_scale` brings the prediction to them.
@@ -118,6 +122,7 @@ def depth_labels(
         depth_scale: One scale, or a list with one, or None, for every image.
         image_sizes (`Sequence[tuple[int, int]]`): Height and width of the images as given, upright, in pixels.
         input_sizes (`Sequence[tuple[int, int]]`): Height and width at which the model sees them, in pixels.
+        image_names (`Sequence[str]`, *optional*): What messages call the images; their numbers by default.
 
     Returns:
         `list[torch.Tensor | None]`: `(H, W)` float32 in metres, 0 where not valid, or None, for every image.
@@ -135,11 +140,12 @@ def depth_labels(
             labels.append(None)
             continue
         depth = read_depth(depth_map, scales[index])
-        _check_aspect(depth.shape, image_sizes[index], index)
+        name = image_names[index] if image_names else f"image {index}"
+        _check_aspect(depth.shape, image_sizes[index], name)
         valid = int(np.count_nonzero(depth))
         if valid == 0:
             warnings.warn(
-                f"The depth map of image {index} has no valid pixel, so it teaches nothing. Check its file and its "
+                f"The depth map of {name} has no valid pixel, so it teaches nothing. Check its file and its "
                 "scale; 0, negative, NaN and infinite values are invalid.",
                 stacklevel=2,
             )
@@ -320,7 +326,7 @@ def _maps_per_image(depth_maps: Any, count: int) -> list[Any]:
     return flat
 
 
-def _check_aspect(depth_size: tuple[int, ...], image_size: tuple[int, int], index: int) -> None:
+def _check_aspect(depth_size: tuple[int, ...], image_size: tuple[int, int], name: str) -> None:
     (rows, columns), (height, width) = depth_size, image_size
     # One pixel of the smaller side is rounding too.
     tolerance = max(ASPECT_TOLERANCE, 1 / min(rows, columns))
@@ -333,6 +339,6 @@ def _check_aspect(depth_size: tuple[int, ...], image_size: tuple[int, int], inde
         else "Crop or pad the map as its image was, or pass the image that belongs to it."
     )
     raise ValueError(
-        f"The depth map of image {index} has {columns}x{rows} pixels (width x height), the image {width}x{height}: "
+        f"The depth map of {name} has {columns}x{rows} pixels (width x height), the image {width}x{height}: "
         f"their aspect ratios differ by more than {ASPECT_TOLERANCE:.0%}. {remedy}"
     )

@@ -71,6 +71,8 @@ class DepthVLMImageProcessorKwargs(Qwen2VLImageProcessorKwargs, total=False):
         True depth: one, or None, for each image.
     depth_scale (`float` or `list[float | None]`, *optional*):
         Raw value of a depth map divided by metres; integer maps need it.
+    image_names (`list[str]`, *optional*):
+        What errors and warnings call the images, such as their files' names; their numbers by default.
     canonical_focal_length (`float`, *optional*, defaults to 1000.0):
         `f_c` of equation 6, in pixels.
     assumed_fov (`float`, *optional*, defaults to 60.0):
@@ -85,6 +87,7 @@ class DepthVLMImageProcessorKwargs(Qwen2VLImageProcessorKwargs, total=False):
     intrinsics: Any
     depth_maps: Any
     depth_scale: Any
+    image_names: list[str] | None
     canonical_focal_length: float | None
     assumed_fov: float | None
     qwen_vl_utils_rounding: bool | None
@@ -159,11 +162,13 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
             return image[..., None]  # transformers takes no grey image without a channel axis
         return super().fetch_images(image)
 
-    def depth_labels(self, depth_maps: Any, depth_scale: Any, cameras: Any, image_grid_thw: Any) -> list[Any]:
+    def depth_labels(
+        self, depth_maps: Any, depth_scale: Any, cameras: Any, image_grid_thw: Any, image_names: Any = None
+    ) -> list[Any]:
         """The `depth_labels` of images already prepared, with their `cameras` and `image_grid_thw`."""
         image_sizes = [(round(float(row[4])), round(float(row[5]))) for row in cameras]
         input_sizes = [(int(grid[1]) * self.patch_size, int(grid[2]) * self.patch_size) for grid in image_grid_thw]
-        return depth_labels(depth_maps, depth_scale, image_sizes, input_sizes)
+        return depth_labels(depth_maps, depth_scale, image_sizes, input_sizes, image_names)
 
     @names_keywords
     def post_process_depth_estimation(self, outputs: Any, target_sizes: Any = None) -> list[dict[str, Any]]:
@@ -256,16 +261,18 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
     ) -> DepthVLMBatchFeature:
         """Resizes every image to its own target, then lets Qwen's code normalise and cut them into patches."""
         depth_maps, depth_scale = kwargs.pop("depth_maps", None), kwargs.pop("depth_scale", None)
-        layout = kwargs.pop("input_data_format", None)
+        layout, names = kwargs.pop("input_data_format", None), kwargs.pop("image_names", None)
         pictures, exifs = [], []
         flat: Any = self._prepare_images_structure(images)
+        if names and len(names) != len(flat):
+            raise ValueError(f"`image_names` has {len(names)} entries for {len(flat)} image(s): give one for each.")
         for index, image in enumerate(flat):
-            picture, exif = upright_image(image, index, layout)
+            picture, exif = upright_image(image, names[index] if names else f"Image {index}", layout)
             pictures.append(picture)
             exifs.append(exif)
         # A camera is of the image as given, which may have been read at a smaller size.
         given = [picture.info.get(FULL_SIZE_KEY, picture.size) for picture in pictures]
-        cameras = self._cameras([(height, width) for width, height in given], exifs, kwargs)
+        cameras = self._cameras([(height, width) for width, height in given], exifs, kwargs, names)
         cameras = [camera.scaled_to(*picture.size) for camera, picture in zip(cameras, pictures, strict=True)]
 
         resized, focal_scales = [], []
@@ -283,12 +290,16 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
         as_numpy = isinstance(features["pixel_values"], np.ndarray)
         features["focal_scale"], features["cameras"] = (scales.numpy(), rows.numpy()) if as_numpy else (scales, rows)
         if depth_maps is not None:
-            features["depth_labels"] = self.depth_labels(depth_maps, depth_scale, rows, features["image_grid_thw"])
+            features["depth_labels"] = self.depth_labels(
+                depth_maps, depth_scale, rows, features["image_grid_thw"], names
+            )
         return features
 
-    def _cameras(self, sizes: list[tuple[int, int]], exifs: list[Any], options: dict[str, Any]) -> list[Camera]:
+    def _cameras(
+        self, sizes: list[tuple[int, int]], exifs: list[Any], options: dict[str, Any], names: Any = None
+    ) -> list[Camera]:
         known = {name: options.get(name) for name in CAMERA_KEYWORDS}
-        return resolve_cameras(sizes, exifs, **known, assumed_fov=options["assumed_fov"])
+        return resolve_cameras(sizes, exifs, **known, assumed_fov=options["assumed_fov"], image_names=names)
 
     def _target(self, camera: Camera, options: dict[str, Any]) -> tuple[int, int, float]:
         cell = options["patch_size"] * options["merge_size"]

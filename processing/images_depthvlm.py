@@ -276,7 +276,9 @@ def _reduced(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image
 
 
-def upright_image(image: Any, index: int, input_data_format: Any = None) -> tuple[Image.Image, Image.Exif | None]:
+def upright_image(
+    image: Any, name: str = "The image", input_data_format: Any = None
+) -> tuple[Image.Image, Image.Exif | None]:
     """
     The pixels of one image and its EXIF data.
 
@@ -287,7 +289,7 @@ def upright_image(image: Any, index: int, input_data_format: Any = None) -> tupl
 
     Args:
         image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): The image.
-        index (`int`): Its number, for messages.
+        name (`str`): What messages call it.
         input_data_format (`ChannelDimension`, *optional*): Where the channels of an array are, inferred by default.
 
     Returns:
@@ -300,33 +302,33 @@ def upright_image(image: Any, index: int, input_data_format: Any = None) -> tupl
     """
     exif = None
     if isinstance(image, Image.Image):
-        _check_size(image.height, image.width, index)
-        load_pixels(image, f"Image {index}")
+        _check_size(image.height, image.width, name)
+        load_pixels(image, name)
         try:
             exif = read_exif(image)
         except ValueError as error:
-            warnings.warn(f"Image {index}: its EXIF data are corrupt and ignored ({error}).", stacklevel=2)
+            warnings.warn(f"{name}: its EXIF data are corrupt and ignored ({error}).", stacklevel=2)
         orientation, full_size = exif_orientation(exif), image.info.get(FULL_SIZE_KEY)
         turn = ORIENTATIONS.get(orientation)
-        image = _pil_to_rgb(image if turn is None else image.transpose(turn), index)
+        image = _pil_to_rgb(image if turn is None else image.transpose(turn), name)
         if full_size is not None:
             image.info[FULL_SIZE_KEY] = full_size[::-1] if orientation >= 5 else full_size
     else:
-        image = _array_to_rgb(image, index, input_data_format)
+        image = _array_to_rgb(image, name, input_data_format)
     return image, exif
 
 
-def _check_size(height: int, width: int, index: int) -> None:
+def _check_size(height: int, width: int, name: str) -> None:
     if min(height, width) < 2:
         raise ValueError(
-            f"Image {index} has {width}x{height} pixels (width x height). An image needs at least 2 pixels on a side; "
+            f"{name} has {width}x{height} pixels (width x height). An image needs at least 2 pixels on a side; "
             "check how it was read or cropped."
         )
 
 
-def _pil_to_rgb(image: Image.Image, index: int) -> Image.Image:
+def _pil_to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_to_8_bit(np.asarray(image), index)).convert("RGB")
+        return Image.fromarray(_to_8_bit(np.asarray(image), name)).convert("RGB")
     try:
         if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
             image = image.convert("RGBA")
@@ -334,12 +336,11 @@ def _pil_to_rgb(image: Image.Image, index: int) -> Image.Image:
         return image if image.mode == "RGB" else image.convert("RGB")
     except ValueError as error:
         raise ValueError(
-            f"Image {index} is of Pillow mode {image.mode!r}, which Pillow cannot convert to RGB ({error}). Pass it "
-            "as RGB."
+            f"{name} is of Pillow mode {image.mode!r}, which Pillow cannot convert to RGB ({error}). Pass it as RGB."
         ) from error
 
 
-def _array_to_rgb(image: np.ndarray | torch.Tensor, index: int, input_data_format: Any) -> Image.Image:
+def _array_to_rgb(image: np.ndarray | torch.Tensor, name: str, input_data_format: Any) -> Image.Image:
     is_tensor = isinstance(image, torch.Tensor)
     if isinstance(image, torch.Tensor):
         image = image.detach().cpu()
@@ -357,15 +358,15 @@ def _array_to_rgb(image: np.ndarray | torch.Tensor, index: int, input_data_forma
         array = np.moveaxis(array, 0, -1) if is_first else array
     if array.ndim != 3 or array.shape[-1] not in (1, 3, 4):
         raise ValueError(
-            f"Image {index} is an array of shape {tuple(array.shape)}. Pass (H, W), (H, W, C) or (C, H, W) with 1, 3 "
+            f"{name} is an array of shape {tuple(array.shape)}. Pass (H, W), (H, W, C) or (C, H, W) with 1, 3 "
             "or 4 channels."
         )
-    _check_size(array.shape[0], array.shape[1], index)
-    array = _to_8_bit(array, index)
-    return _pil_to_rgb(Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array), index)
+    _check_size(array.shape[0], array.shape[1], name)
+    array = _to_8_bit(array, name)
+    return _pil_to_rgb(Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array), name)
 
 
-def _to_8_bit(array: np.ndarray, index: int) -> np.ndarray:
+def _to_8_bit(array: np.ndarray, name: str) -> np.ndarray:
     """Values as uint8: see [`upright_image`] for the rule."""
     if array.dtype == np.uint8:
         return array
@@ -374,20 +375,20 @@ def _to_8_bit(array: np.ndarray, index: int) -> np.ndarray:
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:
         return np.rint(array / 257).astype(np.uint8)
     if not np.isfinite(array).all():
-        raise ValueError(f"Image {index} has pixels that are NaN or infinite. An image needs finite values.")
+        raise ValueError(f"{name} has pixels that are NaN or infinite. An image needs finite values.")
     low, high = float(array.min()), float(array.max())
     # White, and what all but 1 % of the values must not exceed: filters overshoot, and so does a brightened picture.
     ranges = FLOAT_RANGES if np.issubdtype(array.dtype, np.floating) else INTEGER_RANGES
     white = next((top for top, limit in ranges if np.count_nonzero(array > limit) <= STRAY_SHARE * array.size), None)
     if white is None or np.count_nonzero(array < -0.05 * white) > STRAY_SHARE * array.size:
         raise ValueError(
-            f"Image {index} has values from {low:g} to {high:g} ({array.dtype}). An image needs 0 to 255, 16 bits, or "
+            f"{name} has values from {low:g} to {high:g} ({array.dtype}). An image needs 0 to 255, 16 bits, or "
             "floats in 0 to 1; undo any normalisation before the processor."
         )
     if low < 0 or high > white:
         stray = np.count_nonzero((array < 0) | (array > white)) / array.size
         warnings.warn(
-            f"Image {index} has {array.dtype} values from {low:g} to {high:g}. By most of them it is taken for a "
+            f"{name} has {array.dtype} values from {low:g} to {high:g}. By most of them it is taken for a "
             f"picture of 0 to {white:g}, and the {stray:.2%} beyond are clipped.",
             stacklevel=2,
         )

@@ -125,7 +125,7 @@ class DepthVLMProcessor(Qwen3VLProcessor):
                 [`DepthVLMImageProcessorKwargs`]. Without them, EXIF data, or an assumed field of view with a warning.
             depth_maps: True depth, one, or None, for each image: see [`read_depth`].
             depth_scale (`float` or `list`): Raw value of the depth maps divided by metres.
-            kwargs: Of [`Qwen3VLProcessor`].
+            kwargs: Of [`Qwen3VLProcessor`] and [`DepthVLMImageProcessorKwargs`], such as `image_names`.
 
         Returns:
             [`DepthVLMBatchFeature`]: the tokenizer's and the image processor's outputs, see
@@ -153,7 +153,7 @@ class DepthVLMProcessor(Qwen3VLProcessor):
         if depth_maps is not None:
             # After the images: depth maps may be large, and the parent copies its keyword arguments.
             features["depth_labels"] = self.image_processor.depth_labels(
-                depth_maps, depth_scale, features["cameras"], features["image_grid_thw"]
+                depth_maps, depth_scale, features["cameras"], features["image_grid_thw"], kwargs.get("image_names")
             )
         return DepthVLMBatchFeature(features.data, skip_tensor_conversion=features.skip_tensor_conversion)
 

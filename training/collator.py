@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
+from ..processing import AssumedCameraWarning
 from .bad_samples import BadSampleError, BadSampleLog
 from .replies import ReplyRenderer
 from .rows import DEFAULT_COLUMNS, RowReader, TrainingRow, is_repeated
@@ -155,7 +156,7 @@ class DepthDataCollator(DataCollatorForVisionLanguageModeling):
                 options["depth_maps"] = depth
         with warnings.catch_warnings():
             # Of the processor's warning on every batch, which numbers images and not rows, one with a name is left.
-            warnings.filterwarnings("ignore", message=r"The focal length of \d+ of \d+ image")
+            warnings.simplefilter("ignore", AssumedCameraWarning)
             features = self.processor(
                 text=[text for row in rows for text, _ in row.segments],
                 padding=True,

@@ -59,7 +59,7 @@ def read_image(value: Any, root: str | None = None) -> Image.Image:
         value = np.asarray(value)
         value = value.astype(np.uint8) if value.dtype == np.int64 and value.min() >= 0 and value.max() < 256 else value
     if isinstance(value, (np.ndarray, torch.Tensor)):
-        return upright_image(value, 0)[0]
+        return upright_image(value)[0]
     raise ValueError(f"An image must be a path, bytes, a PIL image or an array, got {type(value).__name__}.")
 
 

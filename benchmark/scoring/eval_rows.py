@@ -86,7 +86,7 @@ class EvalRows(EvalSet):
         """
         row = {name: value for name, value in self._rows[index].items() if value is not None}
         try:
-            image, exif = upright_image(open_image(_one(row[self._image]), reduce=False), 0)
+            image, exif = upright_image(open_image(_one(row[self._image]), reduce=False))
             depth = _depth(_one(row["depth"]), _one(row.get("depth_scale")))
             camera = resolve_camera(
                 (image.height, image.width),

@@ -139,7 +139,7 @@ class Demo:
 
     def _write(self, visit: Visit) -> dict[str, Path]:
         depth = np.load(visit.results / f"{visit.stem}_depth.npy", allow_pickle=False)
-        image = upright_image(open_upload(visit.photo, self.limits), 0)[0]
+        image = upright_image(open_upload(visit.photo, self.limits))[0]
         prediction = Prediction(depth, visit.camera, image, model=self.depthvlm.name)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # depths beyond a 16-bit PNG: the record says how many

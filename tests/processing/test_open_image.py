@@ -54,7 +54,7 @@ def ghostscript(tmp_path, monkeypatch):
 READERS = {
     "a path": lambda file: open_image(file),
     "bytes": lambda file: open_image(file.read_bytes()),
-    "a Pillow image": lambda file: upright_image(Image.open(file), 0),
+    "a Pillow image": lambda file: upright_image(Image.open(file)),
     "the processor": lambda file: DepthVLMImageProcessorPil()(str(file), focal_length=100.0),
     "bytes of a row": lambda file: read_image({"bytes": file.read_bytes(), "path": None}),
     "a map of a row": lambda file: read_depth_map({"bytes": file.read_bytes(), "path": None}, 1000),
