@@ -12,8 +12,6 @@ import torch
 from bench_builds import build_toy
 from bench_source import make_toy
 from conftest import REPOSITORY
-from depthvlm.modeling_depthvlm.tested_versions import TESTED_TRANSFORMERS, version_note
-from depthvlm.training.versions import TESTED
 from huggingface_hub import CommitOperationAdd, HfApi
 from loopback_hub import LoopbackHub
 from loopback_repos import Fault, Token
@@ -22,6 +20,8 @@ from test_remote_code import HIDE_THE_PACKAGE
 from toy_checkpoint import save_toy_checkpoint
 
 from depthvlm import DepthVLMForConditionalGeneration
+
+pytestmark = pytest.mark.slow
 
 # The depth of one image from two revisions, and which code it came from.
 LOAD = """
@@ -220,20 +220,3 @@ def test_another_transformers_is_told_on_load(hub, checkpoint, tmp_path):
     loaded = fresh(hub, tmp_path / "home", "-c", HIDE_THE_PACKAGE + SAY, checkpoint, "5.24.0")
     assert loaded.stdout == "DepthVLMConfig\n", loaded.stderr
     assert "tested with transformers 5.18 to 5.23, and 5.24.0 is installed, which is newer" in loaded.stderr
-
-
-@pytest.mark.parametrize("installed", ["5.18.0", "5.20.1", "5.23.9", "5.18.0.dev0"])
-def test_a_tested_transformers_is_not_mentioned(installed):
-    assert version_note(installed) is None
-
-
-@pytest.mark.parametrize(
-    ("installed", "told"), [("5.17.3", "older. Update it to 5.18 or newer"), ("6.0.0", "is newer")]
-)
-def test_untested_versions(installed, told):
-    assert told in str(version_note(installed))
-    assert f"5.18 to 5.23, and {installed} is installed" in str(version_note(installed))
-
-
-def test_training_was_tested_with_the_same():
-    assert TESTED["transformers"] == tuple(f"{major}.{minor}" for major, minor in TESTED_TRANSFORMERS)

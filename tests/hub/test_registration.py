@@ -1,5 +1,6 @@
 """`import depthvlm` makes transformers' Auto classes know DepthVLM, whichever comes first; the command is light."""
 
+import json
 import subprocess
 import sys
 from importlib.metadata import version
@@ -8,6 +9,17 @@ import pytest
 
 import depthvlm
 
+ORDERS = [
+    "import depthvlm; from transformers import AutoModel",
+    "from transformers import AutoModel; import depthvlm",
+    "import transformers, depthvlm; from transformers import pipeline",
+    # the Auto classes are imported in the middle of these, and Qwen3-VL's modules are of those that we import
+    "import depthvlm; from transformers.models.qwen3_vl import modeling_qwen3_vl",
+    "import depthvlm; import transformers.modeling_layers",
+    # and in the middle of our own
+    "from depthvlm.modeling_depthvlm.losses_depthvlm import silog_loss",
+    "import sys; sys.argv = ['depthvlm']; import depthvlm.inference",  # in the command
+]
 REGISTERED = """
 from transformers import AutoConfig, AutoModel, AutoModelForDepthEstimation, AutoModelForImageTextToText
 from transformers import AutoImageProcessor, AutoProcessor
@@ -18,34 +30,7 @@ for auto in (AutoModel, AutoModelForImageTextToText, AutoModelForDepthEstimation
     assert config_class in auto._model_mapping, auto
 assert config_class in PROCESSOR_MAPPING and config_class in IMAGE_PROCESSOR_MAPPING
 """
-
-
-@pytest.mark.parametrize(
-    "imports",
-    [
-        "import depthvlm; from transformers import AutoModel",
-        "from transformers import AutoModel; import depthvlm",
-        "import transformers, depthvlm; from transformers import pipeline",
-        # the Auto classes are imported in the middle of these, and Qwen3-VL's modules are of those that we import
-        "import depthvlm; from transformers.models.qwen3_vl import modeling_qwen3_vl",
-        "import depthvlm; import transformers.modeling_layers",
-        # and in the middle of our own
-        "from depthvlm.modeling_depthvlm.losses_depthvlm import silog_loss",
-        "import sys; sys.argv = ['depthvlm']; import depthvlm.inference",  # in the command
-    ],
-)
-def test_auto_classes_are_registered(imports):
-    done = subprocess.run(
-        [sys.executable, "-W", "error::RuntimeWarning", "-c", imports + "\n" + REGISTERED],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_the_import_system_and_transformers_stay_as_they_were():
-    code = """
+UNCHANGED = """
 import sys, threading, importlib
 finders, hooks = list(sys.meta_path), list(sys.path_hooks)
 import depthvlm
@@ -66,8 +51,45 @@ for name in ("depthvlm", "depthvlm._registration", "transformers.models.dpt.mode
 from transformers import AutoConfig
 assert AutoConfig.for_model("depthvlm").model_type == "depthvlm"
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+# What is slow to import and knows nothing of transformers is imported once; each script then has a process of its own.
+FORKED = """
+import json, os, sys, traceback
+import scipy.optimize, torch._dynamo, torch.distributed.checkpoint, torch.distributed.tensor, torch.export
+assert not [name for name in sys.modules if name.split(".")[0] in ("transformers", "depthvlm")]
+for script in json.loads(sys.argv[1]):
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        try:
+            exec(script, {"__name__": "__main__"})
+            said = ""
+        except BaseException:
+            said = traceback.format_exc()[-2000:]
+        os.write(writing, (said or "fine").encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        print(json.dumps(pipe.read()))
+    os.wait()
+"""
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> dict[str, str]:
+    """The end of each script in a fresh process: "fine", or its traceback."""
+    scripts = [*(f"{imports}\n{REGISTERED}" for imports in ORDERS), UNCHANGED]
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-c", FORKED, json.dumps(scripts)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    return dict(zip([*ORDERS, UNCHANGED], map(json.loads, done.stdout.splitlines()), strict=True))
+
+
+@pytest.mark.parametrize("imports", ORDERS)
+def test_auto_classes_are_registered(outcomes, imports):
+    assert outcomes[imports] == "fine"
+
+
+def test_the_import_system_and_transformers_stay_as_they_were(outcomes):
+    assert outcomes[UNCHANGED] == "fine"
 
 
 def test_every_public_name_is_there():

@@ -1,7 +1,10 @@
+"""Versions that DepthVLM was tested with: training holds to them, a checkpoint's own code tells of others."""
+
 import warnings
 from importlib.metadata import version
 
 import pytest
+from depthvlm.modeling_depthvlm.tested_versions import TESTED_TRANSFORMERS, version_note
 from depthvlm.training.versions import TESTED, check_versions, version_range
 
 
@@ -48,3 +51,20 @@ def test_the_installed_ones_are_what_is_checked(monkeypatch):
     monkeypatch.setitem(TESTED, "trl", ("999.0", "999.1"))
     with pytest.raises(ImportError, match=rf"999\.0 to 999\.1, and trl {version('trl')} is installed"):
         check_versions()
+
+
+@pytest.mark.parametrize("installed", ["5.18.0", "5.20.1", "5.23.9", "5.18.0.dev0"])
+def test_a_tested_transformers_is_not_mentioned(installed):
+    assert version_note(installed) is None
+
+
+@pytest.mark.parametrize(
+    ("installed", "told"), [("5.17.3", "older. Update it to 5.18 or newer"), ("6.0.0", "is newer")]
+)
+def test_untested_versions(installed, told):
+    assert told in str(version_note(installed))
+    assert f"5.18 to 5.23, and {installed} is installed" in str(version_note(installed))
+
+
+def test_training_was_tested_with_the_same():
+    assert TESTED["transformers"] == tuple(f"{major}.{minor}" for major, minor in TESTED_TRANSFORMERS)
