@@ -86,8 +86,13 @@ class HubPushMixin(Trainer):
 
     def _start_push(self, folder: Path, message: str, token: str | None, revision: str | None) -> "Future[CommitInfo]":
         """The files are chosen and checked now, and sent in the background."""
-        from ..hub_cards.push.files import select_adapter_files, select_checkpoint_files
-        from ..hub_cards.push.push import CARD, adapter_upload, model_upload
+        from ..hub_cards.push.package import (
+            CARD,
+            adapter_upload,
+            model_upload,
+            select_adapter_files,
+            select_checkpoint_files,
+        )
         from ..hub_cards.push.upload import Hub
 
         repo_id = str(self.hub_model_id)

@@ -76,7 +76,7 @@ def stage_record(trainer: Any) -> dict[str, Any]:
 
 def count_data(dataset: Any) -> dict[str, Any]:
     """Rows of a data set, and how many come from which source of DepthVLM-Bench where it has that column."""
-    from ..hub_cards.cards.source_terms import TERMS
+    from ..hub_cards.cards.card_text import TERMS
 
     if not isinstance(dataset, Dataset):
         return {}

@@ -12,7 +12,7 @@ from .failures import INTERRUPTED, expected_failures, fail
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..hub_cards.push.push import Package
+    from ..hub_cards.push.package import Package
     from ..hub_cards.push.upload import Changes
 
 
@@ -101,7 +101,7 @@ def _told_apart(arguments: list[str], has_results: bool) -> tuple[str | None, li
 
 def _pack(source: str | None, repo: str, results: list[Path], license: str | None, kind: str = "model") -> Package:
     from .._bundled import BUNDLED_MODEL, bundled_model_path
-    from ..hub_cards.push.push import pack_build, pack_checkpoint, pack_metric, pack_space
+    from ..hub_cards.push.package import pack_build, pack_checkpoint, pack_metric, pack_space
 
     if source is None:
         return pack_metric(repo)
@@ -114,7 +114,7 @@ def _pack(source: str | None, repo: str, results: list[Path], license: str | Non
 
 
 def _send(package: Package, console: Console, *, private: bool, revision: str | None, create_pr: bool) -> None:
-    from ..hub_cards.push.push import set_variables
+    from ..hub_cards.push.package import set_variables
     from ..hub_cards.push.upload import Hub
 
     upload = package.upload
@@ -143,7 +143,7 @@ def _show(package: Package, console: Console) -> None:
     from rich.filesize import decimal
     from rich.table import Table
 
-    from ..hub_cards.push.push import file_sizes
+    from ..hub_cards.push.package import file_sizes
 
     upload = package.upload
     sizes = file_sizes(upload.files)

@@ -1,1 +1,1 @@
-"""Cards of models, builds, metric and Space, written from files alone. May import the benchmark."""
+"""Cards of models, builds, the metric and Spaces, written from files alone. May import the benchmark."""

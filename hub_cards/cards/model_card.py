@@ -7,19 +7,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...recipe_file import RECIPE_FILE, Stage, data_of, is_hub_name, sources_of
-from .card_text import CITATION, CODE_LICENCE, PAPER, TAGS, check_repo_id, table, template
-from .measured import TASK, conditions_of, eval_results, protocols_of, read_results, results_table
-from .model_facts import ModelFacts, read_facts
-from .source_terms import licence_table, terms_of
+from .card_text import CITATION, CODE_LICENCE, PAPER, TAGS, check_repo_id, licence_table, table, template, terms_of
+from .model_facts import (
+    TASK,
+    ModelFacts,
+    conditions_of,
+    eval_results,
+    protocols_of,
+    read_facts,
+    read_results,
+    results_table,
+)
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
 
     from ...benchmark.scoring.results import Result
 
-# Its checkpoints are under Apache-2.0, as their cards say.
+# The checkpoints of this family are under Apache-2.0, as their cards say.
 _APACHE_BASE = "Qwen/Qwen3-VL-"
-
 _LABELS = {
     "converted_by": "converted by",
     "trained": "trained parts",
@@ -41,24 +47,23 @@ def make_model_card(
     results: Sequence[str | Path] = (),
     **given: Any,
 ) -> ModelCard:
-    """
-    The card of a checkpoint. It shows no score but those in `results`.
+    """Return the card of a checkpoint. It shows no scores but those in `results`.
 
     Args:
         checkpoint: folder that `save_pretrained` or `depthvlm sft` wrote: whole weights, or a PEFT adapter.
         repo_id: owner/name on the Hub; None where it is not known yet.
-        results: files of `depthvlm bench eval`, all of this very checkpoint. Those of a part of a set are marked and
+        results: files of `depthvlm bench eval`, all of this very checkpoint. Results on part of a set are marked and
             stay out of the metadata.
-        **given: what no file says: the keywords of [`render_model_card`].
+        **given: keywords of [`render_model_card`], for what no file says.
 
     Raises:
         FileNotFoundError: the folder, its configuration, its weights or a result file is missing.
-        ValueError: a file is damaged, the checkpoint is not DepthVLM's, a result is of another model or twice there, or
-            `repo_id` is no name on the Hub.
+        ValueError: a file is damaged, the checkpoint is not a DepthVLM, a result belongs to another model or is given
+            twice, or `repo_id` is not a name on the Hub.
     """
-    checkpoint, files = Path(checkpoint), [Path(file) for file in results]
+    checkpoint = Path(checkpoint)
     facts = read_facts(checkpoint)
-    measured = read_results(files, checkpoint)
+    measured = read_results([Path(file) for file in results], checkpoint)
     title = (repo_id or checkpoint.resolve().name).split("/")[-1]
     return render_model_card(facts, repo_id, title, measured, **given)
 
@@ -75,22 +80,22 @@ def render_model_card(
     tags: Sequence[str] = (),
     note: str = "",
 ) -> ModelCard:
-    """
-    The card of these facts and results, which were checked before.
+    """Return the card of these facts and results, which were checked before.
 
     Args:
-        facts: of the checkpoint.
+        facts: facts of the checkpoint.
         repo_id: owner/name on the Hub; None where it is not known yet.
-        title: of the card.
-        results: all of this very checkpoint.
+        title: title of the card.
+        results: results of this very checkpoint.
         language: codes of the languages.
-        license: of the weights, a key of the Hub such as "apache-2.0". By default it is told only where it is known.
+        license: licence of the weights, a key of the Hub such as "apache-2.0"; by default stated only where it is
+            known.
         datasets: names on the Hub, besides those in the recipe.
-        tags: besides the usual ones.
-        note: a paragraph of the owner's, Markdown, under the title.
+        tags: tags besides the usual ones.
+        note: a paragraph in Markdown that goes under the title.
 
     Raises:
-        ValueError: `repo_id` is no name on the Hub.
+        ValueError: `repo_id` is not a name on the Hub.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -149,7 +154,7 @@ def render_model_card(
 
 
 def _known_licence(facts: ModelFacts) -> str | None:
-    """Of the weights, where nothing but the base and data of known licence is in them: else their owner must say."""
+    """Return the weights' licence where only a base and data of known licences are in them, else None."""
     base = facts.base_model or ""
     if not base.startswith(_APACHE_BASE):
         return None
@@ -180,7 +185,7 @@ def _data_licence(facts: ModelFacts, sources: Sequence[str]) -> str:
 
 
 def _runs(facts: ModelFacts) -> list[Stage]:
-    """The stages in which something was trained: a conversion is none."""
+    """Return the stages in which something was trained: a conversion is not one."""
     return [stage for stage in facts.stages if stage.get("trained")]
 
 
@@ -202,12 +207,9 @@ def _cell(key: str, value: Any, stage: Stage) -> str:
     if key == "data":
         return _data(value)
     if key == "global_batch_size":
-        parts = [
-            ("per_device_batch_size", ""),
-            ("gradient_accumulation_steps", " accumulated"),
-            ("world_size", " ranks"),
-        ]
-        return f"{value} = " + " x ".join(f"{stage.get(name, '?')}{unit}" for name, unit in parts)
+        names = ("per_device_batch_size", "gradient_accumulation_steps", "world_size")
+        micro, accumulation, ranks = (stage.get(name, "?") for name in names)
+        return f"{value} = {micro} x {accumulation} accumulated x {ranks} ranks"
     if key == "device":
         return f"{stage.get('world_size', '?')} x {value}"
     if isinstance(value, Mapping):
@@ -229,7 +231,7 @@ def _plain(value: Any) -> str:
 
 
 def _made_of(facts: ModelFacts) -> str:
-    head = facts.head_config
+    head = facts.config.get("depth_config") or {}
     rows = [[part, f"{count:,} parameters"] for part, count in facts.parameters.items()]
     if head:
         rows.append(["head type", f"`{head.get('head_type')}`, features from `{head.get('feature_source')}`"])
@@ -245,5 +247,5 @@ def _versions(versions: Mapping[str, str]) -> str:
 
 
 def _number(value: Any) -> str:
-    """Without a useless ".0"; "" for None."""
+    """Return a number without a useless ".0"; "" for None."""
     return "" if value is None else f"{value:g}" if float(value) != int(value) else str(int(value))

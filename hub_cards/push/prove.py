@@ -1,39 +1,47 @@
-"""The proof that what is about to be pushed works on a machine that has not this package."""
+"""The proof that what is about to be pushed works on a machine that does not have this package.
 
-from __future__ import annotations
+Fresh processes run this very file, which then imports nothing of the package unless it is told to:
+
+    python -P prove.py model FOLDER RESULT.npz [--with-package]
+    python -P prove.py dataset FOLDER RESULT.json
+    python -P prove.py metric FILE.py RESULT.json --with-package
+"""
 
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
-from . import prove_worker
-from .files import PushError
-
+PACKAGE = "depthvlm"
+IMAGE_SIZE = (320, 240)
 _LINES_OF_ERROR = 12
 
 
-def prove_model(files: Mapping[str, Path | bytes]) -> str:
-    """
-    Load a checkpoint twice, in fresh processes without network: with its own code and this package hidden, and with
-    this package. Both must give the same depth of a synthetic image, bit for bit.
+class PushError(ValueError):
+    """Something that prevents a push; the message says what, and what to do."""
 
-    It takes the memory of the weights once at a time, on the CPU.
+
+def prove_model(files: Mapping[str, Path | bytes]) -> str:
+    """Load a checkpoint in two fresh processes without network, and compare the depth of a synthetic image.
+
+    One process hides this package and uses the checkpoint's own code, the other uses this package; both must give the
+    same depth bit for bit. On the CPU; each takes the memory of the weights, one after the other.
 
     Args:
-        files: path on the Hub, and the file or the bytes that would lie there. Nothing else is seen by the processes.
+        files: path on the Hub, and the file or the bytes that would lie there. The processes see nothing else.
 
     Returns:
-        What was found, in a line.
+        A line that says what was found.
 
     Raises:
-        PushError: it does not load, its weights are not those of its configuration, or the depths differ.
+        PushError: the checkpoint does not load, its weights do not fit its configuration, or the depths differ.
     """
     with _staged(files) as (folder, scratch):
         _run("without the package", ["model", folder, scratch / "alone.npz"], scratch)
@@ -52,18 +60,12 @@ def prove_model(files: Mapping[str, Path | bytes]) -> str:
 
 
 def prove_dataset(files: Mapping[str, Path | bytes]) -> str:
-    """
-    Read the first row of every configuration and split with `datasets.load_dataset`, in a fresh process without
-    network where this package is hidden.
+    """Read the first row of every configuration and split in a fresh process without network and without this package.
 
-    Args:
-        files: as in [`prove_model`].
-
-    Returns:
-        What was found, in a line.
+    Args, Returns: see [`prove_model`].
 
     Raises:
-        PushError: it does not load, or without the columns of a build.
+        PushError: the data set does not load, or lacks columns of a build.
     """
     with _staged(files) as (folder, scratch):
         _run("without the package", ["dataset", folder, scratch / "rows.json"], scratch)
@@ -76,20 +78,20 @@ def prove_dataset(files: Mapping[str, Path | bytes]) -> str:
 
 
 def prove_metric(files: Mapping[str, Path | bytes], module: str) -> str:
-    """
-    Load the metric with `evaluate.load` in a fresh process without network, and score two points at 1 m and 4 m that
-    are said to be at 1 m and 2 m: delta1 is 0.5, and abs_rel 0.25. The module computes with this package, as it will
-    in the Space.
+    """Load the metric with `evaluate.load` in a fresh process without network, and score two points.
+
+    They are at 1 m and 4 m and predicted at 1 m and 2 m: delta1 is 0.5, and abs_rel 0.25. The module computes with
+    this package, as it will in the Space.
 
     Args:
-        files: as in [`prove_model`].
-        module: which of them is the metric.
+        files: see [`prove_model`].
+        module: the name of the metric's file.
 
     Returns:
-        What was found, in a line.
+        A line that says what was found.
 
     Raises:
-        PushError: it does not load, or the numbers are others.
+        PushError: the metric does not load, or gives other numbers.
     """
     with _staged(files) as (folder, scratch):
         _run("with the package", ["metric", folder / module, scratch / "scores.json", "--with-package"], scratch)
@@ -101,7 +103,7 @@ def prove_metric(files: Mapping[str, Path | bytes], module: str) -> str:
 
 @contextmanager
 def _staged(files: Mapping[str, Path | bytes]) -> Iterator[tuple[Path, Path]]:
-    """A folder that holds exactly these files, and one for results. Files are linked, where that is possible."""
+    """Make a folder that holds exactly these files, linked where that is possible, and one for results."""
     with TemporaryDirectory(prefix="depthvlm-push-", ignore_cleanup_errors=True) as temporary:
         folder, scratch = Path(temporary) / "checkpoint", Path(temporary) / "scratch"
         scratch.mkdir()
@@ -126,10 +128,90 @@ def _run(how: str, arguments: list[str | Path], scratch: Path) -> None:
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    # -P: the folder of the script, which is this package's, is not searched for modules.
-    command = [sys.executable, "-P", str(prove_worker.__file__), *map(str, arguments)]
+    # -P: the folder of this file is not searched for modules.
+    command = [sys.executable, "-P", __file__, *map(str, arguments)]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
     if run.returncode:
         told = "\n".join(line for line in run.stderr.strip().splitlines()[-_LINES_OF_ERROR:])
         ended = f"killed by signal {-run.returncode} (out of memory?)" if run.returncode < 0 else "failed"
         raise PushError(f"The proof in a fresh process {how} {ended}:\n{told}")
+
+
+class _Hidden:
+    """An import finder that makes the package look as if it were not installed."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: Any = None) -> None:
+        if name.split(".")[0] == PACKAGE:
+            raise ModuleNotFoundError(f"No module named {name!r}: it is hidden here.", name=name)
+
+
+def _predict(folder: str, with_package: bool) -> np.ndarray:
+    """Return the depth of one synthetic image, `(240, 320)` in metres, as a user of the checkpoint gets it."""
+    from PIL import Image
+
+    if with_package:
+        __import__(PACKAGE)
+    from transformers import AutoModel, AutoProcessor
+
+    trust = {} if with_package else {"trust_remote_code": True}
+    processor = AutoProcessor.from_pretrained(folder, **trust)
+    model, info = AutoModel.from_pretrained(folder, dtype="auto", output_loading_info=True, **trust)
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info.get(problem):
+            names = ", ".join(sorted(map(str, info[problem]))[:5])
+            raise SystemExit(f"The weights do not fit the configuration: {problem} {names}")
+    if type(model).__module__.split(".")[0] != (PACKAGE if with_package else "transformers_modules"):
+        raise SystemExit(f"The model's class came from {type(model).__module__}.")
+    pixels = np.random.default_rng(0).integers(0, 255, (12, 16, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels).resize(IMAGE_SIZE, Image.Resampling.BICUBIC)
+    messages = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "How far?"}]}]
+    inputs = processor.apply_chat_template(
+        messages,
+        tokenize=True,
+        add_generation_prompt=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"focal_length": model.config.canonical_focal_length},
+    )
+    depth = processor.post_process_depth_estimation(model.eval().predict_depth(**inputs))[0]["predicted_depth"]
+    found = depth.float().numpy()
+    if found.shape != IMAGE_SIZE[::-1] or not np.isfinite(found).all() or not (found > 0).all():
+        raise SystemExit("The depth of a test image is not finite and positive at every pixel: the weights are broken.")
+    return found
+
+
+def _first_rows(folder: str) -> dict[str, list[str]]:
+    """Return the columns of the first row of every configuration and split, as `load_dataset` reads them."""
+    from datasets import get_dataset_config_names, load_dataset
+
+    found = {}
+    for name in get_dataset_config_names(folder):
+        for split, rows in load_dataset(folder, name, streaming=True).items():
+            found[f"{name}/{split}"] = sorted(next(iter(rows)))
+    return found
+
+
+def _scores(module: str) -> dict[str, float]:
+    """Return what the metric says of two points at 1 and 4 metres that are predicted at 1 and 2."""
+    import evaluate
+
+    found = evaluate.load(module).compute(predictions=[[1.0, 2.0]], references=[[1.0, 4.0]])
+    return {name: found[name] for name in ("delta1", "abs_rel")}
+
+
+def _main(kind: str, source: str, result: str, *options: str) -> None:
+    with_package = "--with-package" in options
+    if not with_package:
+        sys.meta_path.insert(0, _Hidden)  # type: ignore[arg-type]
+    if kind == "model":
+        np.savez(result, depth=_predict(source, with_package))
+    else:
+        found: Any = _scores(source) if kind == "metric" else _first_rows(source)
+        Path(result).write_text(json.dumps(found), encoding="utf-8")
+    if not with_package and any(name.split(".")[0] == PACKAGE for name in sys.modules):
+        raise SystemExit("The package was imported although it is hidden.")
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -20,29 +20,28 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils.sha import git_hash
 
-from .files import PushError
+from .prove import PushError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _COMMIT_HASH = re.compile(r"[0-9a-f]{40}")
-# What is uploaded in one go before the commit. An interrupted upload goes on with the group that it was in.
+# Uploaded in one go before the commit: an interrupted upload resumes with the group that it was in.
 _GROUP_FILES, _GROUP_BYTES = 50, 4 * 2**30
 _AGAIN = "Nothing was committed. Run the same command again: what the Hub has received is not sent again."
 
 
 @dataclass(frozen=True)
 class Upload:
-    """
-    Files for one repository.
+    """Files for one repository.
 
-    Args:
+    Attributes:
         repo_id: "user/name".
         repo_type: "model", "dataset" or "space".
         files: path on the Hub, and the file or the bytes that belong there.
-        stale: patterns of files that are removed from the repository where `files` does not have them, because they
-            would be loaded beside the new ones.
-        refused: files that keep a repository from being used, with the reason.
+        stale: patterns of files that are removed from the repository unless `files` has them, because they would be
+            loaded beside the new ones.
+        refused: files that prevent the use of a repository, with the reason.
         restricted: why the repository must be private; empty where it may be public.
     """
 
@@ -56,7 +55,7 @@ class Upload:
 
 @dataclass(frozen=True)
 class Changes:
-    """What a commit does to a repository, by paths. `kept`: what is there and stays as it is, ours or not."""
+    """Paths that a commit changes in a repository; `kept` are the others that are there."""
 
     new: tuple[str, ...]
     replaced: tuple[str, ...]
@@ -67,18 +66,20 @@ class Changes:
 
 @dataclass(frozen=True)
 class Pushed:
-    """The commit that holds the files, and whether it was made now: the repository may have had them all."""
+    """The commit that holds the files; `committed` is false where the repository had them all already."""
 
     info: CommitInfo
     committed: bool
 
 
 class Hub:
-    """
-    A Hub and who is there.
+    """A Hub, and the user whose token is used.
+
+    Args:
+        token: a token that may write; by default the one that huggingface_hub finds.
 
     Raises:
-        PushError: nobody is: there is no token, the Hub does not take it, or it may only read.
+        PushError: there is no token, the Hub does not take it, or it may only read.
     """
 
     def __init__(self, token: str | None = None):
@@ -116,19 +117,18 @@ class Hub:
         message: str = "Upload with depthvlm push",
         on_changes: Callable[[Changes], None] | None = None,
     ) -> Pushed:
-        """
-        Upload, commit once, and compare what the Hub has with what was meant.
+        """Upload files, commit once, and compare what the Hub has with what was meant.
 
         Args:
             upload: the files and where they go.
-            private: make a repository that is not there yet private. One that is there must be private then.
-            revision: branch to commit to; made from the main branch where it is not there.
+            private: make a new repository private; an existing one must then be private.
+            revision: the branch to commit to; made from the main branch where it does not exist.
             create_pr: open a pull request instead of committing.
-            message: of the commit.
+            message: message of the commit.
             on_changes: called with what will change, before anything is sent.
 
         Raises:
-            PushError: it could not be done, and why. Unless the message says otherwise, nothing was committed.
+            PushError: says what failed and why. Unless the message says otherwise, nothing was committed.
         """
         if revision and _COMMIT_HASH.fullmatch(revision):
             raise PushError(f"--revision {revision} is a commit, and nothing can be added to a commit: name a branch.")
@@ -143,7 +143,8 @@ class Hub:
             if on_changes is not None:
                 on_changes(changes)
             if not changes.new and not changes.replaced and not changes.removed:
-                url = f"{self._url(upload)}/commit/{head}"
+                prefix = "" if upload.repo_type == "model" else f"{upload.repo_type}s/"
+                url = f"{self.api.endpoint}/{prefix}{upload.repo_id}/commit/{head}"
                 return Pushed(CommitInfo(url, message, "", head, self.api.endpoint), committed=False)
             for group in _groups(list(operations.values())):
                 self.api.preupload_lfs_files(
@@ -170,7 +171,7 @@ class Hub:
         return Pushed(info, committed=True)
 
     def _ready(self, upload: Upload, private: bool, revision: str | None, create_pr: bool) -> None:
-        """Make the repository and the branch where they are not there."""
+        """Make the repository and the branch where they do not exist."""
         name, kind = upload.repo_id, upload.repo_type
         try:
             info = self.api.repo_info(name, repo_type=kind)
@@ -200,28 +201,21 @@ class Hub:
         return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
 
     def _check(
-        self,
-        upload: Upload,
-        operations: Mapping[str, CommitOperationAdd],
-        changes: Changes,
-        info: CommitInfo,
+        self, upload: Upload, operations: Mapping[str, CommitOperationAdd], changes: Changes, info: CommitInfo
     ) -> None:
         there = self._tree(upload, info.pr_revision or info.oid)
-        wrong = [f"{name} is not there" for name in operations if name not in there]
-        wrong += [
-            f"{name} has other bytes" for name, op in operations.items() if name in there and not _same(op, there[name])
-        ]
-        wrong += [f"{name} is still there" for name in changes.removed if name in there]
+        wrong = [f"{name} is still there" for name in changes.removed if name in there]
+        for name, operation in operations.items():
+            if name not in there:
+                wrong.append(f"{name} is not there")
+            elif not _same(operation, there[name]):
+                wrong.append(f"{name} has other bytes")
         if wrong:
             ignored = " A .gitignore in the repository keeps files out." if ".gitignore" in there else ""
             raise PushError(
                 f"Commit {info.oid} of {upload.repo_id} is not what was sent: {'; '.join(wrong)}.{ignored} Do not "
                 "use it: run the same command again, or take the commit back on the Hub."
             )
-
-    def _url(self, upload: Upload) -> str:
-        prefix = "" if upload.repo_type == "model" else f"{upload.repo_type}s/"
-        return f"{self.api.endpoint}/{prefix}{upload.repo_id}"
 
 
 def _addition(name: str, source: Path | bytes) -> CommitOperationAdd:
@@ -259,18 +253,17 @@ def _same(operation: CommitOperationAdd, there: RepoFile) -> bool:
 def _groups(operations: Sequence[CommitOperationAdd]) -> Iterator[list[CommitOperationAdd]]:
     group: list[CommitOperationAdd] = []
     for operation in operations:
-        size = sum(other.upload_info.size for other in group) + operation.upload_info.size
+        size = sum(other.upload_info.size for other in [*group, operation])
         if group and (len(group) == _GROUP_FILES or size > _GROUP_BYTES):
             yield group
             group = []
         group.append(operation)
-    if group:
-        yield group
+    yield group
 
 
 @contextmanager
 def _explained(what: str, where: str, *, committing: bool = False, then: str = _AGAIN) -> Iterator[None]:
-    """Errors of the Hub and of the network, in words; `then` is what they end with."""
+    """Turn errors of the Hub and of the network into a `PushError` that ends with `then`."""
     try:
         yield
     except PushError:

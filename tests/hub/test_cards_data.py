@@ -17,10 +17,9 @@ from depthvlm.benchmark.build.plan import plan_build
 from depthvlm.benchmark.build.records import benchmark_features
 from depthvlm.benchmark.build.shard_writer import BuildError
 from depthvlm.benchmark.sources import open_source
+from depthvlm.hub_cards.cards.card_text import closed_sources, licence_table
 from depthvlm.hub_cards.cards.dataset_card import COLUMNS, make_dataset_card, restricted_sources
-from depthvlm.hub_cards.cards.metric_card import METRIC, VALUES, make_metric_card, metric_files
-from depthvlm.hub_cards.cards.source_terms import closed_sources, licence_table
-from depthvlm.hub_cards.cards.space_card import make_space_card
+from depthvlm.hub_cards.cards.space_card import METRIC, VALUES, make_metric_card, make_space_card, metric_files
 from huggingface_hub import DatasetCard, SpaceCard
 
 
@@ -133,7 +132,7 @@ def test_table_11_is_that_of_the_paper(shared: Path) -> None:
     named = {"Argoverse2": "argoverse2", "Waymo": "waymo", "NuScenes": "nuscenes", "ScanNet++": "scannetpp"}
     named |= {"DDAD": "ddad", "ETH3D": "eth3d"}
     found = {named[name]: licence for name, licence in rows if name in named}
-    from depthvlm.hub_cards.cards.source_terms import TERMS
+    from depthvlm.hub_cards.cards.card_text import TERMS
 
     assert found == {source: terms.paper for source, terms in TERMS.items() if terms.paper}
 

@@ -10,9 +10,8 @@ import pytest
 import torch
 import yaml
 from conftest import REPOSITORY
-from depthvlm.hub_cards.cards.card_text import CITATION
+from depthvlm.hub_cards.cards.card_text import CITATION, TERMS
 from depthvlm.hub_cards.cards.model_card import make_model_card
-from depthvlm.hub_cards.cards.source_terms import TERMS
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from toy_cards import results_of, with_trained_head

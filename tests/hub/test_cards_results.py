@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 from conftest import REPOSITORY
-from depthvlm.hub_cards.cards.measured import METRICS
 from depthvlm.hub_cards.cards.model_card import make_model_card
+from depthvlm.hub_cards.cards.model_facts import METRICS
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from toy_cards import results_of, with_trained_head

@@ -10,8 +10,7 @@ import torch
 from bench_builds import build_toy
 from bench_source import make_toy
 from depthvlm.hub_cards.push import prove
-from depthvlm.hub_cards.push.files import PushError, select_checkpoint_files
-from depthvlm.hub_cards.push.push import pack_build
+from depthvlm.hub_cards.push.package import PushError, pack_build, select_checkpoint_files
 from loopback_hub import LoopbackHub
 from loopback_repos import Token
 from safetensors.torch import load_file, save_file
@@ -144,7 +143,7 @@ def test_a_space(hub):
     files = space.files()
     assert files["requirements.txt"] == f"depthvlm[demo]=={__version__}\n".encode()
     assert b"app_file: app.py" in files["README.md"]
-    assert b"launch(" in files["app.py"]
+    assert b"    launch_space()" in files["app.py"]
     assert space.variables["DEPTHVLM_MODEL"]["value"] == "ada/depthvlm-8b"
     before = hub.count("POST /api/spaces/ada/demo/variables")
     run("ada/depthvlm-8b", "--space", "--repo", "ada/demo")

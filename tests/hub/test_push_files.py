@@ -6,8 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from depthvlm.hub_cards.push.files import PushError, package_code, select_adapter_files, select_checkpoint_files
-from depthvlm.hub_cards.push.push import check_repo_id
+from depthvlm.hub_cards.push.package import (
+    PushError,
+    check_repo_id,
+    package_code,
+    select_adapter_files,
+    select_checkpoint_files,
+)
 from safetensors.numpy import load_file, save_file
 from toy_checkpoint import save_toy_checkpoint
 

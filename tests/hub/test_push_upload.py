@@ -10,8 +10,7 @@ os.environ |= {"HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "2", "HF_XET_CLIENT_RETRY_BAS
 
 import huggingface_hub
 import pytest
-from depthvlm.hub_cards.push.files import PushError
-from depthvlm.hub_cards.push.push import adapter_upload, model_upload
+from depthvlm.hub_cards.push.package import PushError, adapter_upload, model_upload
 from depthvlm.hub_cards.push.upload import Hub, Upload
 from huggingface_hub import HfApi, hf_hub_download
 from loopback_hub import LoopbackHub

@@ -18,7 +18,7 @@ import pytest
 import torch
 import typer
 from conftest import REPOSITORY
-from depthvlm.hub_cards.push.files import select_checkpoint_files
+from depthvlm.hub_cards.push.package import select_checkpoint_files
 from depthvlm.training.checkpoints import missing_in
 from depthvlm.training.sft import make_parser
 from loopback_hub import LoopbackHub

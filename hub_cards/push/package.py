@@ -1,11 +1,14 @@
-"""Which files of a checkpoint go to the Hub, and what is wrong with a checkpoint that may not go there."""
+"""What `depthvlm push` sends: a checkpoint, a build of the benchmark, the demo or the metric, each with its card.
+
+Nothing of a checkpoint is run here, and only the headers of its weights are read.
+"""
 
 from __future__ import annotations
 
-import importlib
+import ast
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,12 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_import_files
 
+from ..._bundled import BUNDLED_MODEL, hub_name_problem
+from . import prove
+from .prove import PushError
+from .upload import Upload
+
+CARD = "README.md"
 # What from_pretrained reads beside weights and code, and the licence of the weights. Nothing else goes to the Hub.
 REQUIRED = (
     "config.json",
@@ -31,7 +40,6 @@ OPTIONAL = (
     "NOTICE",
     "preprocessor_config.json",
     "special_tokens_map.json",
-    "training_recipe.yaml",
     "training_recipe.yaml",
     "video_preprocessor_config.json",
     "vocab.json",
@@ -52,27 +60,183 @@ _REASONS = {
 }
 
 
-class PushError(ValueError):
-    """Something that keeps a push from being made; the message says what, and what to do."""
+@dataclass(frozen=True)
+class Package:
+    """What is to be pushed, whole and checked but for the proof.
+
+    Attributes:
+        upload: the files, the card among them, and where they go.
+        card: the text of README.md.
+        left_out: what lies beside the files and is not sent, each with the reason.
+        prove: loads the files in fresh processes; returns what was found, or raises [`PushError`].
+        variables: variables of a Space.
+    """
+
+    upload: Upload
+    card: str
+    left_out: Mapping[str, str]
+    prove: Callable[[], str]
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+
+def pack_checkpoint(
+    checkpoint: Path, repo_id: str, results: Sequence[Path] = (), license: str | None = None
+) -> Package:
+    """Return a checkpoint with its model card.
+
+    Args:
+        checkpoint: its folder.
+        repo_id: "user/name".
+        results: files of `depthvlm bench eval` for the card.
+        license: licence of the weights, a key of the Hub; by default what is known of them.
+
+    Raises:
+        FileNotFoundError: the checkpoint or a result is missing.
+        PushError: the name or the checkpoint cannot be used; the message says all that is wrong.
+    """
+    from ..cards.model_card import make_model_card
+
+    check_repo_id(repo_id)
+    selected = select_checkpoint_files(checkpoint)
+    card = str(make_model_card(checkpoint, repo_id, results, license=license))
+    return Package(
+        model_upload(selected.files, repo_id, card), card, selected.left_out, lambda: prove.prove_model(selected.files)
+    )
+
+
+def model_upload(files: Mapping[str, Path], repo_id: str, card: str) -> Upload:
+    """Return the upload of a checkpoint: weights that it replaces go, a repository with an adapter is refused."""
+    return Upload(
+        repo_id,
+        "model",
+        {**files, CARD: card.encode()},
+        stale=STALE_WEIGHTS,
+        refused={ADAPTER_CONFIG: "transformers would put that adapter on top of this model"},
+    )
+
+
+def adapter_upload(files: Mapping[str, Path], repo_id: str, card: str) -> Upload:
+    """Return the upload of an adapter's files; a repository that holds a whole model is refused."""
+    refused = dict.fromkeys(STALE_WEIGHTS[::2], "transformers would put this adapter on top of that model")
+    return Upload(repo_id, "model", {**files, CARD: card.encode()}, refused=refused)
+
+
+def pack_build(build: Path, repo_id: str) -> Package:
+    """Return a folder of `depthvlm bench build` with its data set card, every shard compared with the manifest.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        PushError: the name cannot be used, no build is finished there, or a shard is not what the manifest says.
+    """
+    from ...benchmark.build.manifest import MANIFEST
+    from ...benchmark.build.shard_writer import BuildError
+    from ...benchmark.build.shards import finished_builds, shard_paths
+    from ..cards.dataset_card import make_dataset_card, restricted_sources
+
+    check_repo_id(repo_id)
+    try:
+        entries = finished_builds(build)
+        files = {path.name: path for entry in entries.values() for path in shard_paths(build, entry, verify=True)}
+        card = str(make_dataset_card(build, repo_id))
+        titles = ", ".join(restricted_sources(build))
+    except BuildError as error:
+        raise PushError(str(error)) from None
+    files[MANIFEST] = build / MANIFEST
+    refuse_links_out(build, files)
+    everything: dict[str, Path | bytes] = {**files, CARD: card.encode()}
+    left_out = {
+        path.name + ("/" if path.is_dir() else ""): "not of the shards"
+        for path in sorted(build.iterdir())
+        if path.name not in everything
+    }
+    if (build / CARD).exists():
+        left_out[CARD] = "the card is made anew"
+    # A build that is pushed again may have been cut into other shards.
+    stale = [f"{name}-[0-9][0-9][0-9][0-9][0-9]-of-*.parquet" for name in entries]
+    restricted = f"The terms of {titles} leave no room for a public copy." if titles else ""
+    upload = Upload(repo_id, "dataset", everything, stale=stale, restricted=restricted)
+    return Package(upload, card, left_out, lambda: prove.prove_dataset(everything))
+
+
+def pack_space(model_id: str, repo_id: str) -> Package:
+    """Return the demo's Space for a model on the Hub.
+
+    Raises:
+        PushError: a name is not one of the Hub's (the bundled model's may do without an owner).
+        ImportError: Gradio, whose version the card names, is not installed.
+    """
+    from ..cards.space_card import space_files
+
+    check_repo_id(repo_id)
+    if model_id != BUNDLED_MODEL:
+        check_repo_id(model_id, "the model that the Space shows")
+    files = space_files(model_id, repo_id)
+
+    def parse() -> str:
+        ast.parse(files["app.py"])
+        return "is the demo of this package (`depthvlm demo` runs the same); nothing else was tried"
+
+    variables = {} if model_id == BUNDLED_MODEL else {"DEPTHVLM_MODEL": model_id}
+    return Package(Upload(repo_id, "space", files), files[CARD].decode(), {}, parse, variables)
+
+
+def pack_metric(repo_id: str) -> Package:
+    """Return the metric's Space, from which `evaluate.load("user/depth_metrics")` takes the module.
+
+    Raises:
+        PushError: the name is not one of the Hub's, or differs from the module's.
+        ImportError: Gradio, whose version the card names, is not installed.
+    """
+    from ..cards.space_card import METRIC, metric_files
+
+    check_repo_id(repo_id)
+    try:
+        files = metric_files(repo_id)
+    except ValueError as error:
+        raise PushError(str(error)) from None
+    upload = Upload(repo_id, "space", files)
+    return Package(upload, files[CARD].decode(), {}, lambda: prove.prove_metric(files, f"{METRIC}.py"))
+
+
+def check_repo_id(repo_id: str, what: str = "--repo") -> None:
+    """Check a name for a repository; `what` names it in the message.
+
+    Raises:
+        PushError: it is not "user/name", or the Hub takes no such name.
+    """
+    if problem := hub_name_problem(repo_id):
+        raise PushError(f"{what} is {repo_id!r}, which is no name on the Hub: {problem}")
+    if "/" not in repo_id:
+        raise PushError(f"{what} is {repo_id!r}, expected the owner too: user/{repo_id} or organization/{repo_id}.")
+
+
+def file_sizes(files: Mapping[str, Path | bytes]) -> dict[str, int]:
+    """Return the number of bytes of each file of an upload."""
+    return {name: len(source) if isinstance(source, bytes) else source.stat().st_size for name, source in files.items()}
+
+
+def set_variables(api: Any, package: Package) -> None:
+    """Tell a Space which model to load, where it does not know yet. The Space restarts for that."""
+    there = api.get_space_variables(package.upload.repo_id)
+    for key, value in package.variables.items():
+        if key not in there or there[key].value != value:
+            api.add_space_variable(package.upload.repo_id, key, value)
 
 
 @dataclass(frozen=True)
 class SelectedFiles:
-    """`files`: what goes to the Hub, by its path there. `left_out`: the rest of the folder, each with the reason."""
+    """Files that go to the Hub, by path there, and the rest of the folder, each with the reason."""
 
     files: dict[str, Path]
     left_out: dict[str, str]
 
 
 def select_checkpoint_files(folder: Path) -> SelectedFiles:
-    """
-    The files of a checkpoint that go to the Hub: an allow-list.
-
-    Nothing of the checkpoint is run, and of its weights only the headers are read.
+    """Return the files of a checkpoint that go to the Hub, by an allow-list.
 
     Raises:
         FileNotFoundError: there is no such folder, or no checkpoint in it.
-        PushError: it is no whole DepthVLM checkpoint in safetensors with its processor, its chat template and this
+        PushError: it is not a whole DepthVLM checkpoint in safetensors with its processor, its chat template and this
             package's code; the message names all that is wrong.
     """
     if not folder.is_dir():
@@ -103,11 +267,10 @@ def select_checkpoint_files(folder: Path) -> SelectedFiles:
 
 
 def select_adapter_files(folder: Path) -> SelectedFiles:
-    """
-    The files of a PEFT adapter that go to the Hub, with the processor of the model that it is for.
+    """Return the files of a PEFT adapter that go to the Hub, with the processor of the model that it is for.
 
     Raises:
-        PushError: it is no whole adapter in safetensors.
+        PushError: it is not a whole adapter in safetensors.
     """
     problems = [f"{name} is missing" for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if not (folder / name).is_file()]
     if not problems and (damage := _damage(folder / ADAPTER_WEIGHTS)):
@@ -133,11 +296,12 @@ def _select(folder: Path, weights: Sequence[str]) -> SelectedFiles:
 
 
 def refuse_links_out(folder: Path, files: Mapping[str, Path]) -> None:
-    """
-    See that the files lie in the folder: what a link elsewhere points to is not what someone meant to publish.
+    """Check that the files lie in the folder: nobody means to publish what a link elsewhere points to.
+
+    A snapshot in the Hub's cache may link to the cache's own blobs.
 
     Raises:
-        PushError: they do not; the message names them. A snapshot in the Hub's cache may link to the cache's own blobs.
+        PushError: some lie elsewhere; the message names them.
     """
     roots = [folder.resolve()]
     if folder.resolve().parent.name == "snapshots":
@@ -152,26 +316,18 @@ def refuse_links_out(folder: Path, files: Mapping[str, Path]) -> None:
 
 @cache
 def package_code() -> dict[str, Path]:
-    """The package's modules that travel with a checkpoint, by file name: what its `auto_map`s name, with imports."""
+    """Return the package's modules that travel with a checkpoint, by file name: its `auto_map`s' and their imports."""
+    from ... import modeling_depthvlm, processing
+    from ...modeling_depthvlm.modeling_depthvlm import AUTO_MAP
+
+    names = [*AUTO_MAP.values(), "processing_depthvlm.DepthVLMProcessor", "image_processing_depthvlm.DepthVLM"]
     files: dict[str, Path] = {}
-    for room in ("modeling_depthvlm", "processing"):
-        package = importlib.import_module(f"...{room}", __package__)
-        folder = Path(str(package.__file__)).parent
-        for module in {reference.split(".")[0] for reference in _expected_references()}:
-            root = folder / f"{module}.py"
+    for room in (modeling_depthvlm, processing):
+        for name in names:
+            root = Path(str(room.__file__)).with_name(f"{name.split('.')[0]}.py")
             if root.is_file():
                 files |= {Path(file).name: Path(file) for file in [str(root), *get_relative_import_files(root)]}
     return dict(sorted(files.items()))
-
-
-def _expected_references() -> list[str]:
-    from ...modeling_depthvlm.modeling_depthvlm import AUTO_MAP
-
-    return [
-        *AUTO_MAP.values(),
-        "processing_depthvlm.DepthVLMProcessor",
-        "image_processing_depthvlm.DepthVLMImageProcessor",
-    ]
 
 
 def _code_problems(folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
@@ -198,7 +354,7 @@ def _code_copies(folder: Path) -> Iterator[str]:
 
 
 def _references(content: Any) -> Iterator[str]:
-    """Every class that an `auto_map` names, at whatever depth."""
+    """Yield the value of every `auto_map`, at whatever depth."""
     if isinstance(content, dict):
         for key, value in content.items():
             if key == "auto_map":
@@ -208,7 +364,7 @@ def _references(content: Any) -> Iterator[str]:
 
 
 def _weights(folder: Path) -> tuple[list[str], list[str]]:
-    """The files of the weights, and what is wrong with them."""
+    """Return the files of the weights, and what is wrong with them."""
     has_one, has_index = (folder / WEIGHTS).is_file(), (folder / INDEX).is_file()
     if has_one and has_index:
         return [], [f"{WEIGHTS} and {INDEX} are both there: which are the weights? Remove the others"]
