@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from transformers import GenerationConfig, GenerationMixin
 
 from .modeling_depthvlm import DepthVLMConfig, DepthVLMForConditionalGeneration
-from .processing.batch_depthvlm import LOADING_KEYWORDS, check_keywords
+from .processing.image_processing_depthvlm import LOADING_KEYWORDS, check_keywords
 
 
 def check_generation(given: Iterable[str], where: str, own: Iterable[str] = ()) -> None:

@@ -15,7 +15,7 @@ from ._keywords import check_generation
 from .inference import DepthVLM, ImageInput, check_context, load
 from .prediction import Prediction
 from .processing import DEPTH_PROMPT, DEPTH_SYSTEM_PROMPT
-from .processing.batch_depthvlm import names_keywords
+from .processing.image_processing_depthvlm import names_keywords
 from .processing.images_depthvlm import open_image, upright_image
 
 _GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}

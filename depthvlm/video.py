@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._bundled import BUNDLED_MODEL
-from .processing.batch_depthvlm import names_keywords
+from .processing.image_processing_depthvlm import names_keywords
 from .result_records import weights_identity
 from .video_frames import open_clip
 from .video_run import ClipFiles, ClipPrediction, ClipRun, ClipSettings, Progress

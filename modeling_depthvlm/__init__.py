@@ -3,10 +3,11 @@
 from .configuration_depthvlm import DepthHeadConfig, DepthVLMConfig
 from .losses_depthvlm import silog_loss
 from .modeling_depthvlm import (
+    DepthVLMCausalLMOutputWithPast,
     DepthVLMForConditionalGeneration,
     DepthVLMForDepthEstimation,
+    PredictedDepth,
 )
-from .outputs_depthvlm import DepthVLMCausalLMOutputWithPast, PredictedDepth
 
 __all__ = [
     "DepthHeadConfig",

@@ -1,13 +1,36 @@
 # Copyright 2026 The DepthVLM authors. Licensed under the Apache License, Version 2.0.
+# ruff: noqa: E402
 """Configuration of DepthVLM: a Qwen3-VL configuration and that of the depth head."""
 
 import os
 from typing import Any, ClassVar, cast
 
-# First, for its warning: what is imported below may not be there in other versions.
-from .tested_versions import TESTED_TRANSFORMERS  # noqa: F401
+import transformers
+from transformers.utils import logging
 
-# isort: split
+# First and last minor version that the tests ran with. Patch releases of the last count as tested.
+TESTED_TRANSFORMERS = ((5, 18), (5, 23))
+
+
+def version_note(installed: str) -> str | None:
+    """What to tell the user of this version of transformers ("5.23.0"), or None where it is a tested one."""
+    first, last = TESTED_TRANSFORMERS
+    major, minor = installed.split(".")[:2]
+    if first <= (int(major), int(minor)) <= last:
+        return None
+    oldest, newest = (".".join(map(str, version)) for version in TESTED_TRANSFORMERS)
+    newer = (int(major), int(minor)) > last
+    advice = f"If something fails, try transformers {newest}." if newer else f"Update it to {oldest} or newer."
+    return (
+        f"DepthVLM's code was tested with transformers {oldest} to {newest}, and {installed} is installed, which is "
+        f"{'newer' if newer else 'older'}. {advice}"
+    )
+
+
+if note := version_note(transformers.__version__):
+    logging.get_logger(__name__).warning_once(note)
+
+# Below the warning: other versions may lack what is imported here.
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLConfig, Qwen3VLTextConfig, Qwen3VLVisionConfig

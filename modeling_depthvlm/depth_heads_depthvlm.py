@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .composed_convolution import ComposedConvolution, may_compose
 from .configuration_depthvlm import DepthHeadConfig
-from .cpu_kernels_depthvlm import UpsampledConv2d, is_traced, recomputed
+from .cpu_kernels_depthvlm import ComposedConvolution, UpsampledConv2d, is_traced, may_compose, recomputed
 
 # softplus(x) = 1: a head that has learnt nothing yet says one metre.
 ONE_METRE = math.log(math.e - 1)

@@ -3,11 +3,14 @@
 from transformers import AutoImageProcessor, AutoProcessor
 from transformers.utils import is_torchvision_available
 
-from .batch_depthvlm import DepthVLMBatchFeature
 from .camera_depthvlm import CAMERA_SOURCES, AssumedCameraWarning, Camera, resolve_camera, resolve_cameras
 from .depth_maps_depthvlm import read_depth
-from .image_processing_depthvlm import DepthVLMImageProcessor, DepthVLMImageProcessorPil
-from .post_processing_depthvlm import post_process_depth
+from .image_processing_depthvlm import (
+    DepthVLMBatchFeature,
+    DepthVLMImageProcessor,
+    DepthVLMImageProcessorPil,
+    post_process_depth,
+)
 from .processing_depthvlm import DEPTH_PROMPT, DEPTH_REPLY, DEPTH_SYSTEM_PROMPT, DepthVLMProcessor
 
 

@@ -1,24 +1,20 @@
-# Copyright 2026 The DepthVLM authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The DepthVLM authors. Licensed under the Apache License, Version 2.0.
 """Image processors: the paper's focal-length normalisation (equation 6) before Qwen3-VL's patches, on two backends."""
 
+import difflib
+import functools
+import inspect
+import json
 import math
-from typing import Any, ClassVar
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional as F
+from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
@@ -26,21 +22,213 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
     Qwen2VLImageProcessorKwargs,
     Qwen2VLImageProcessorPil,
 )
+from transformers.processing_utils import TextKwargs, VideosKwargs
 from transformers.utils import is_torchvision_available
+from transformers.utils.hub import cached_file
 
-from .batch_depthvlm import (
-    SETTINGS_KEYWORDS,
-    DepthVLMBatchFeature,
-    check_keywords,
-    hub_keywords,
-    names_keywords,
-    read_json,
-)
 from .camera_depthvlm import DEFAULT_ASSUMED_FOV, Camera, resolve_cameras
-from .canonical_size_depthvlm import canonical_size
 from .depth_maps_depthvlm import depth_labels
 from .images_depthvlm import FULL_SIZE_KEY, image_list, open_image, upright_image
-from .post_processing_depthvlm import post_process_depth
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# What `from_pretrained` takes for the Hub and for a model, which pipelines hand to every part, and for a tokenizer.
+_LOADING = """
+cache_dir force_download local_files_only token revision subfolder proxies trust_remote_code code_revision use_fast
+backend user_agent return_unused_kwargs resume_download image_processor_filename dtype torch_dtype device_map max_memory
+offload_folder offload_buffers quantization_config attn_implementation experts_implementation tp_plan tp_size
+device_mesh distributed_config variant state_dict key_mapping gguf_file generation_config use_kernels kernel_config
+adapter_name adapter_kwargs low_cpu_mem_usage output_loading_info use_safetensors
+"""
+_TOKENIZER = """
+image_processor tokenizer video_processor chat_template padding_side truncation_side model_max_length
+clean_up_tokenization_spaces split_special_tokens additional_special_tokens extra_special_tokens bos_token eos_token
+unk_token sep_token pad_token cls_token mask_token add_bos_token add_eos_token add_prefix_space tokenizer_file
+tokenizer_type vocab_file merges_file errors from_slow legacy gguf_file
+"""
+LOADING_KEYWORDS = frozenset(_LOADING.split())
+SETTINGS_KEYWORDS = LOADING_KEYWORDS.union(_TOKENIZER.split(), TextKwargs.__annotations__, VideosKwargs.__annotations__)
+
+# Rounded to bfloat16 these would be wrong by up to 0.4 %.
+FULL_PRECISION = ("focal_scale", "cameras", "depth_labels")
+
+
+HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
+
+def hub_keywords(given: dict[str, Any]) -> dict[str, Any]:
+    """Those of `from_pretrained`'s keywords that say where a file comes from."""
+    return {name: given[name] for name in HUB_KEYWORDS if given.get(name) is not None}
+
+
+def read_json(model: Any, name: str, hub: dict[str, Any]) -> dict[str, Any]:
+    """A JSON file of a checkpoint, a folder or a name on the Hub; empty where it has none."""
+    if os.path.isfile(model):
+        return {}
+    file = cached_file(model, name, _raise_exceptions_for_missing_entries=False, **hub)
+    if file is None:
+        return {}
+    with open(file, encoding="utf-8") as stream:
+        return json.load(stream)
+
+
+def check_keywords(given: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Raises TypeError for the first name that is not known, with the nearest one that is."""
+    known = sorted(known)
+    for name in given:
+        if name not in known and not name.startswith("_"):
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f" Did you mean `{near[0]}`?" if near else ""
+            raise TypeError(f"{where} got an unexpected keyword argument `{name}`.{hint}")
+
+
+def names_keywords(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function without `**kwargs` name the nearest keyword too when it gets one that it does not know."""
+    known = inspect.signature(function).parameters
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        check_keywords(kwargs, known, function.__qualname__.removesuffix(".__init__"))
+        return function(*args, **kwargs)
+
+    return checked
+
+
+class DepthVLMBatchFeature(BatchFeature):
+    """
+    What the processor returns, ready for `model(**inputs)`. `.to(device, dtype)` moves everything, the tensors inside
+    `depth_labels` included, but leaves `focal_scale`, `cameras` and `depth_labels` in float32.
+    """
+
+    def __init__(self, data: dict[str, Any] | None = None, tensor_type: Any = None, skip_tensor_conversion: Any = None):
+        # Depth maps of unequal sizes cannot become one tensor.
+        skip = {"depth_labels", *(skip_tensor_conversion or ())}
+        super().__init__(data, tensor_type=tensor_type, skip_tensor_conversion=skip)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["data"])  # type: ignore[misc]
+
+    def to(self, *args: Any, **kwargs: Any) -> "DepthVLMBatchFeature":
+        """
+        Moves and casts in place, as the parent does.
+
+        Args:
+            args, kwargs: Of [`torch.Tensor.to`]: a device, a dtype, `non_blocking`.
+
+        Returns:
+            [`DepthVLMBatchFeature`]: itself.
+        """
+        kept = {key: self.data[key] for key in FULL_PRECISION if key in self.data}
+        order = list(self.data)
+        self.data = {key: value for key, value in self.data.items() if key not in kept}
+        super().to(*args, **kwargs)
+        device = kwargs.get("device") or next((arg for arg in args if not isinstance(arg, torch.dtype)), None)
+        if device is not None:
+            kept = {key: _move(value, device, kwargs.get("non_blocking", False)) for key, value in kept.items()}
+        self.data = {key: kept[key] if key in kept else self.data[key] for key in order}
+        return self
+
+
+def _move(value: Any, device: Any, non_blocking: bool) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(device=device, non_blocking=non_blocking)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_move(item, device, non_blocking) for item in value)
+    return value
+
+
+MAX_ASPECT_RATIO = 200
+
+# Of `qwen_vl_utils.process_vision_info`, made for the patches of Qwen2-VL.
+QWEN_VL_UTILS_MULTIPLE = 28
+
+
+def canonical_size(
+    camera: Camera,
+    canonical_focal_length: float,
+    cell: int,
+    min_pixels: int,
+    max_pixels: int,
+    qwen_vl_utils_rounding: bool = False,
+) -> tuple[int, int, float]:
+    """
+    The size at which the model sees an image, and what its depth must then be multiplied by.
+
+    Equation 6 of the paper scales an image by `s = f_c / f`, so that every camera becomes the canonical one. Here the
+    scaled size is rounded once, to whole cells of the model: the image counts as canonical, `focal_scale = 1`, as in
+    the published method. Where the pixel budget does not allow that size, the image is scaled to the largest (or
+    smallest) one that it allows, with a whole number of cells on one side; it is then seen at `f_eff = f * s`, and
+    metres are recovered with `focal_scale = f_eff / f_c`. There `s` depends on the image's size alone, so depths are
+    exactly proportional to the focal length.
+
+    Args:
+        camera ([`Camera`]): The camera of the image as given.
+        canonical_focal_length (`float`): `f_c`, in pixels.
+        cell (`int`): Side of the square that makes one visual token, in pixels: patch size times merge size.
+        min_pixels (`int`): Least area of the result, in pixels.
+        max_pixels (`int`): Greatest area of the result, in pixels.
+        qwen_vl_utils_rounding (`bool`): Round the sides to whole pixels and to multiples of 28 before cells, as the
+            published implementation does, for whose checkpoints it gives the grid that they were trained on.
+
+    Returns:
+        `tuple[int, int, float]`: height and width in pixels, multiples of `cell`, and `focal_scale`.
+
+    Raises:
+        ValueError: if one side is more than 200 times the other, or the budget cannot hold one row of cells.
+    """
+    height, width = camera.height, camera.width
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise ValueError(
+            f"The image has {width}x{height} pixels (width x height): one side is more than {MAX_ASPECT_RATIO} times "
+            "the other. Crop it, or cut it into pieces."
+        )
+    # The model needs a cell on the shorter side, also where `min_pixels` would allow less.
+    lower = max(math.sqrt(min_pixels / (height * width)), cell / min(height, width))
+    upper = math.sqrt(max_pixels / (height * width))
+    if lower > upper and lower * min(height, width) <= cell:
+        raise ValueError(
+            f"An image of {width}x{height} pixels (width x height) needs at least {cell} pixels on its shorter side, "
+            f"which is {math.ceil(height * width * lower**2)} in all, but `max_pixels` is {max_pixels}. Raise "
+            "`max_pixels` or crop the image."
+        )
+    sides = [side * canonical_focal_length / camera.focal_length for side in (height, width)]
+    if qwen_vl_utils_rounding:
+        multiple = QWEN_VL_UTILS_MULTIPLE
+        sides = [max(1, round(round(side) / multiple)) * multiple for side in sides]
+    rows, columns = _cells(sides[0], sides[1], 1.0, cell)
+    largest = _bound(height, width, cell, upper, max_pixels, largest=True)
+    smallest = _bound(height, width, cell, lower, min_pixels, largest=False)
+    # A size that merely rounds to the bound counts as bounded: equal pixels must have proportional depths.
+    if rows * columns >= largest[1] * largest[2]:
+        scale, rows, columns = largest
+    elif rows * columns <= smallest[1] * smallest[2]:
+        scale, rows, columns = min(smallest, largest)
+    else:
+        return rows * cell, columns * cell, 1.0
+    return rows * cell, columns * cell, scale * camera.focal_length / canonical_focal_length
+
+
+def _cells(height: float, width: float, scale: float, cell: int) -> tuple[int, int]:
+    return max(1, round(height * scale / cell)), max(1, round(width * scale / cell))
+
+
+def _bound(height: int, width: int, cell: int, scale: float, pixels: int, largest: bool) -> tuple[float, int, int]:
+    """The scale nearest to `scale`, with its cells, that keeps within `pixels` and cuts one side into whole cells."""
+    found = []
+    for side in (height, width):
+        # A hair of tolerance: an exact multiple must not be lost to the rounding of floats.
+        count = math.floor(side * scale / cell + 1e-6) if largest else math.ceil(side * scale / cell - 1e-6)
+        while count > 0:
+            candidate = count * cell / side
+            rows, columns = _cells(height, width, candidate, cell)
+            area = rows * columns * cell**2
+            if area <= pixels if largest else area >= pixels:
+                found.append((candidate, rows, columns))
+                break
+            count += -1 if largest else 1
+    return max(found) if largest else min(found)
+
 
 CAMERA_KEYWORDS = ("intrinsics", "focal_length", "fov")
 
@@ -353,3 +541,75 @@ if is_torchvision_available():
 else:
     # Without torchvision the public name is the Pillow class.
     DepthVLMImageProcessor = DepthVLMImageProcessorPil  # type: ignore[assignment,misc]
+
+
+@names_keywords
+def post_process_depth(outputs: Any, target_sizes: Any = None) -> list[dict[str, Any]]:
+    """
+    Depth in metres at the size of each image, with the camera that was used.
+
+    Args:
+        outputs ([`~transformers.utils.ModelOutput`]): Has `predicted_depth`, a list with one `(h, w)` tensor for every
+            image or one `(N, h, w)` tensor, in metres, and may have `cameras`, the `(N, 7)` tensor of the processor.
+        target_sizes (`list[tuple[int, int]]` or `torch.Tensor` of shape `(N, 2)`, *optional*): Height and width in
+            pixels for every image. By default the size of the image as given, or of the prediction without `cameras`.
+
+    Returns:
+        `list[dict]`, for every image: `predicted_depth` (`torch.Tensor` of shape `(H, W)`, float32, metres), `camera`
+        ([`Camera`] at that size, None where unknown), `intrinsics` (`torch.Tensor` of shape `(3, 3)`, pixels of that
+        size, or None) and `focal_source` (`str` or None).
+
+    Raises:
+        ValueError: if there is no predicted depth, it is not finite, or the numbers of images, cameras and sizes
+            differ.
+    """
+    predicted = outputs.predicted_depth
+    if predicted is None:
+        raise ValueError(
+            "`outputs` has no `predicted_depth`: the model was called without images or `output_depth=False`."
+        )
+    count = len(predicted)
+    rows = getattr(outputs, "cameras", None)  # outputs of other depth models have no such field
+    if rows is not None and len(rows) != count:
+        raise ValueError(
+            f"`outputs` has {count} depth maps but {len(rows)} cameras. Pass the processor's `cameras` as it was."
+        )
+    if target_sizes is not None and len(target_sizes) != count:
+        raise ValueError(f"`target_sizes` has {len(target_sizes)} entries for {count} predicted depth maps.")
+
+    results = []
+    for index, depth in enumerate(predicted):
+        camera = None if rows is None else Camera.from_row(rows[index].tolist())
+        if target_sizes is not None and target_sizes[index] is not None:
+            height, width = _size(target_sizes[index], index)
+        elif camera is not None:
+            height, width = camera.height, camera.width
+        else:
+            height, width = depth.shape[-2:]
+        depth = depth.float()
+        if not torch.isfinite(depth).all():
+            raise ValueError(
+                f"The predicted depth of image {index} holds NaN or infinity: the model's weights are damaged, or its "
+                "numbers overflow in float16 (try bfloat16 or float32)."
+            )
+        if tuple(depth.shape[-2:]) != (height, width):
+            depth = F.interpolate(depth[None, None], size=(height, width), mode="bilinear", align_corners=False)[0, 0]
+        camera = None if camera is None else camera.scaled_to(width, height)
+        results.append(
+            {
+                "predicted_depth": depth,
+                "camera": camera,
+                "intrinsics": None if camera is None else camera.intrinsics,
+                "focal_source": None if camera is None else camera.source,
+            }
+        )
+    return results
+
+
+def _size(size: Sequence[int] | torch.Tensor, index: int) -> tuple[int, int]:
+    height, width = (int(side) for side in size)
+    if height < 1 or width < 1:
+        raise ValueError(
+            f"`target_sizes[{index}]` must be a height and a width of at least 1 pixel, got {tuple(size)}."
+        )
+    return height, width

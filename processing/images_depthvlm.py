@@ -1,16 +1,4 @@
-# Copyright 2026 The DepthVLM authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The DepthVLM authors. Licensed under the Apache License, Version 2.0.
 """From whatever a user calls an image to upright 8-bit RGB pixels, with its EXIF data read before they are lost."""
 
 import base64
@@ -29,7 +17,7 @@ import torch
 from huggingface_hub.utils import get_session
 from PIL import Image, UnidentifiedImageError
 
-from .exif_depthvlm import ORIENTATIONS, exif_orientation, read_exif
+from .camera_depthvlm import ORIENTATIONS, exif_orientation, read_exif
 
 WHAT_TO_PASS = "Pass a path, a URL, bytes, base64 text, a PIL image, an array or a tensor."
 

@@ -1,16 +1,4 @@
-# Copyright 2026 The DepthVLM authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The DepthVLM authors. Licensed under the Apache License, Version 2.0.
 """The processor: Qwen3-VL's text and chat template, DepthVLM's images, cameras and depth maps."""
 
 import inspect
@@ -21,15 +9,15 @@ from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 from transformers.utils import is_torchvision_available
 
-from .batch_depthvlm import (
+from .image_processing_depthvlm import (
     SETTINGS_KEYWORDS,
     DepthVLMBatchFeature,
+    DepthVLMImageProcessor,
     check_keywords,
     hub_keywords,
     names_keywords,
     read_json,
 )
-from .image_processing_depthvlm import DepthVLMImageProcessor
 from .images_depthvlm import image_list
 
 # The words with which the published models were trained, section 3 of the paper.

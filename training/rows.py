@@ -13,7 +13,7 @@ from PIL import Image
 from ..annotated_depth import AnnotatedDepth
 from ..geometry import ray_to_z
 from ..processing import Camera, resolve_camera
-from ..processing.exif_depthvlm import exif_orientation, read_exif
+from ..processing.camera_depthvlm import exif_orientation, read_exif
 from ..processing.images_depthvlm import FULL_SIZE_KEY
 from .annotation_lines import ANNOTATION_COLUMNS, annotation_row, is_annotation
 from .bad_samples import BadSampleError, describe_row

@@ -14,7 +14,7 @@ from gradio.data_classes import ImageData
 from PIL import Image, UnidentifiedImageError
 
 from ...processing import Camera, resolve_camera
-from ...processing.exif_depthvlm import exif_orientation, read_exif
+from ...processing.camera_depthvlm import exif_orientation, read_exif
 from .limits import Limits
 
 FORMATS = ("JPEG", "PNG", "WEBP")  # decoders with a C library that is kept well; no vector or document format

@@ -201,7 +201,7 @@ def test_the_code_that_travels_is_the_packages_and_imports_nothing_else():
     here = {file.name: file for room in ROOMS for file in (REPOSITORY / room).glob("*.py")}
     del here["__init__.py"]
     assert travelling.keys() == here.keys()
-    assert "tested_versions.py" in travelling
+    assert len(travelling) <= 12
     for name, file in travelling.items():
         assert file.read_bytes() == here[name].read_bytes()
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

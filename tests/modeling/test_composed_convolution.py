@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from depthvlm.modeling_depthvlm.composed_convolution import ComposedConvolution, may_compose
+from depthvlm.modeling_depthvlm.cpu_kernels_depthvlm import ComposedConvolution, may_compose
 from torch import nn
 from toy_models import toy_inputs, toy_model
 
