@@ -4,7 +4,7 @@ import warnings
 from importlib.metadata import version
 
 import pytest
-from depthvlm.modeling_depthvlm.tested_versions import TESTED_TRANSFORMERS, version_note
+from depthvlm.modeling_depthvlm.configuration_depthvlm import TESTED_TRANSFORMERS, version_note
 from depthvlm.training.versions import TESTED, check_versions, version_range
 
 
