@@ -26,8 +26,7 @@ CANONICAL_FX = 1000.0
 def write_annotations(
     folder: str | Path, source: str, split: str, advance: Callable[[int], None] = lambda count: None
 ) -> Path:
-    """
-    Writes `SOURCE-SPLIT.jsonl` of a finished build, whose `image` and `depth_path` are relative to the folder. The
+    """Writes `SOURCE-SPLIT.jsonl` of a finished build, whose `image` and `depth_path` are relative to the folder. The
     lines have the released keys, and `id`, `original_fy`, `original_cx` and `original_cy` besides.
 
     Args:
@@ -63,8 +62,7 @@ def write_annotations(
 
 
 def check_replaceable(folder: str | Path, name: str) -> Path:
-    """
-    Return the path of a build's JSON lines, and see that nothing is there, or what an earlier build wrote.
+    """Return the path of a build's JSON lines, and see that nothing is there, or what an earlier build wrote.
 
     Raises:
         BuildError: something else is there.
@@ -78,8 +76,7 @@ def check_replaceable(folder: str | Path, name: str) -> Path:
 
 
 def annotation_line(row: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """
-    The released line of a row; points stay in the frame of the depth map, as they were released.
+    """The released line of a row; points stay in the frame of the depth map, as they were released.
 
     Args:
         row: of a build, with its files undecoded.

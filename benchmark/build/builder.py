@@ -34,8 +34,7 @@ Engine = Literal["processes", "ray"]
 
 
 class BuildEvents(NamedTuple):
-    """
-    What a build tells while it runs.
+    """What a build tells while it runs.
 
     Args:
         begin: called once, with the number of images and how many of them finished shards have.
@@ -61,8 +60,7 @@ def run_build(
     retry_bad: bool = False,
     events: BuildEvents | None = None,
 ) -> dict[str, Any]:
-    """
-    Executes a plan, or what is left of it. The bytes depend on neither workers nor engine nor interruptions.
+    """Executes a plan, or what is left of it. The bytes depend on neither workers nor engine nor interruptions.
 
     Args:
         plan: from [`plan_build`].

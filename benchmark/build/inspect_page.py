@@ -37,8 +37,7 @@ th:first-child, td:first-child { text-align: left; }
 
 @dataclass(frozen=True)
 class BuildStatistics:
-    """
-    What a build holds, of all its rows but for `valid`.
+    """What a build holds, of all its rows but for `valid`.
 
     Args:
         rows, scenes, cameras, points: numbers.
@@ -68,8 +67,7 @@ def write_inspection(
     samples: int = 12,
     advance: Callable[[int], None] = lambda count: None,
 ) -> dict[str, BuildStatistics]:
-    """
-    Writes a page about all builds of a folder, self-contained.
+    """Writes a page about all builds of a folder, self-contained.
 
     Args:
         folder: of `depthvlm bench build`.
@@ -106,8 +104,7 @@ def write_inspection(
 
 
 def build_statistics(paths: list[Path], counts: list[int]) -> BuildStatistics:
-    """
-    Statistics of a build.
+    """Statistics of a build.
 
     Args:
         paths: of its shards.

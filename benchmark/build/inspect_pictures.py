@@ -22,8 +22,7 @@ _COLORS = matplotlib.colormaps["turbo_r"]
 
 @dataclass(frozen=True)
 class RowPictures:
-    """
-    Pictures of one row as data URIs.
+    """Pictures of one row as data URIs.
 
     Args:
         image: with its points and their metres.

@@ -26,8 +26,7 @@ def build_name(source: str, split: str) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """
-    The finished builds of a folder by their names, empty if there is none.
+    """The finished builds of a folder by their names, empty if there is none.
 
     Raises:
         BuildError: the manifest is damaged, or of a format that this version does not know.
@@ -73,8 +72,7 @@ def add_to_manifest(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
 
 @contextmanager
 def build_lock(folder: Path, name: str) -> Iterator[None]:
-    """
-    Holds the lock that keeps a second process from the same build. A killed process loses it.
+    """Holds the lock that keeps a second process from the same build. A killed process loses it.
 
     Raises:
         BuildError: another process has it.
@@ -93,8 +91,7 @@ def build_lock(folder: Path, name: str) -> Iterator[None]:
 
 
 def check_parameters(folder: Path, name: str, parameters: Mapping[str, Any], files: Sequence[str] = ()) -> None:
-    """
-    Makes sure that a build goes on as it was begun, and notes the parameters of one that begins.
+    """Makes sure that a build goes on as it was begun, and notes the parameters of one that begins.
 
     Args:
         files: names of its shards, of which none may be there when it begins.

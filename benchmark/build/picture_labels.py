@@ -15,8 +15,7 @@ _FONT_SIZE = 12
 def label_corners(
     points: Sequence[tuple[float, float]], sizes: Sequence[tuple[float, float]], picture: tuple[int, int]
 ) -> list[tuple[float, float]]:
-    """
-    Where labels go: to the right of their points, and where that is outside or taken to the left, below or above.
+    """Where labels go: to the right of their points, and where that is outside or taken to the left, below or above.
 
     Args:
         points: column and row of each point.

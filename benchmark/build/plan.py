@@ -27,8 +27,7 @@ _ID = re.compile(r"(?!\.{1,2}(/|$))[\w.-]+(/(?!\.{1,2}(/|$))[\w.-]+)*", re.ASCII
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """
-    What a build will write, down to the frames of each shard: the same for the same frames and parameters.
+    """What a build will write, down to the frames of each shard: the same for the same frames and parameters.
 
     Args:
         source: class of the source, for its name and terms.
@@ -82,9 +81,7 @@ def plan_build(
     rows_per_shard: int | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> BuildPlan:
-    """
-    Chooses frames and assigns them to shards, by scene and then by time, so that what neighbours share is near. Nothing
-    is decoded.
+    """Choose frames and assign them to shards, by scene and then by time, so that neighbours are near. Decodes nothing.
 
     Args:
         source: an opened source.

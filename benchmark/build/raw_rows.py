@@ -8,8 +8,7 @@ CANONICAL_FOCAL_LENGTH = 1000.0  # px; images of this focal length are not resiz
 
 
 def rows(split: str, folder: str) -> Dataset:
-    """
-    A build with the canonical focal length said of every image, which leaves images and metres as they are.
+    """A build with the canonical focal length said of every image, which leaves images and metres as they are.
 
     Args:
         split: of the build.

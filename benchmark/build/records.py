@@ -33,8 +33,7 @@ _SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "TIFF": ".tif", "PPM"
 
 
 def benchmark_features() -> Features:
-    """
-    The columns of a row.
+    """The columns of a row.
 
     Pixels and intrinsics are those of the image as stored, points those of the depth map. `depth` is z-depth: raw value
     / `depth_scale` = metres, 0 where there is none, in a 16-bit PNG or a float32 TIFF. Depth metres out of
@@ -76,9 +75,10 @@ def depth_messages() -> list[dict[str, str]]:
 
 
 def encode_depth(depth: NDArray[np.uint16] | NDArray[np.float32], scale: float) -> tuple[bytes, str]:
-    """
-    The file of a depth map `(h, w)`, without loss, and its suffix: a 16-bit PNG that names its scale, or, for float32
-    metres, which 16 bits would round, a TIFF of Pillow's mode F.
+    """Encode a depth map `(h, w)` without loss, and return its suffix.
+
+    It is a 16-bit PNG that names its scale, or, for float32 metres, which 16 bits would round, a TIFF of Pillow's mode
+    F.
     """
     stream = io.BytesIO()
     if depth.dtype == np.uint16:
@@ -90,8 +90,7 @@ def encode_depth(depth: NDArray[np.uint16] | NDArray[np.float32], scale: float) 
 
 
 def _float_tiff(depth: NDArray[Any]) -> bytes:
-    """
-    A TIFF of float32 `(h, w)` in one deflated strip.
+    """A TIFF of float32 `(h, w)` in one deflated strip.
 
     Not by Pillow: its libtiff leaves a byte of uninitialised memory before the directory where the strip's length is
     odd, so that the same map would not always give the same file.
@@ -119,8 +118,7 @@ def _float_tiff(depth: NDArray[Any]) -> bytes:
 
 @dataclass(frozen=True)
 class RowMaker:
-    """
-    Makes rows of frames.
+    """Makes rows of frames.
 
     Args:
         source, split: as on the command line.
@@ -136,9 +134,12 @@ class RowMaker:
     messages: Sequence[dict[str, str]]
 
     def row(self, frame: Frame, ref: FrameRef, points: int) -> dict[str, Any]:
-        """
-        The row of a frame, as Arrow takes it, with `points` sampled pixels, or all that are valid; or with the points
-        that it brings.
+        """Make the record of a frame, as Arrow takes it.
+
+        Args:
+            frame: what the source read.
+            ref: its reference.
+            points: number of valid pixels to sample, all where there are fewer; a frame that brings points keeps them.
 
         Raises:
             FrameError: its image is not what the reader says, its camera is none, no pixel has depth, or it brings no

@@ -49,8 +49,7 @@ def default_images(source: str, split: str) -> int | None:
 
 
 def points_per_image(source: str, split: str, images: int, points: int, oversample: bool = True) -> list[int]:
-    """
-    How many points each image of a set gets: `points`, or more in an evaluation set of the paper that is small.
+    """How many points each image of a set gets: `points`, or more in an evaluation set of the paper that is small.
 
     The paper scores 10 pixels an image, 10k a set, "oversampling smaller datasets when needed" (section 3.3). Here that
     means more pixels of each image, none twice: an evaluation set of table 10 with fewer than 1000 images has
@@ -70,8 +69,7 @@ def points_per_image(source: str, split: str, images: int, points: int, oversamp
 
 
 def sample_frames(refs: Sequence[FrameRef], count: int | None) -> list[FrameRef]:
-    """
-    A number of frames, evenly over scenes and cameras and within each over time, against near-duplicates (appendix A).
+    """Choose frames evenly over scenes and cameras, and within each over time, against near-duplicates (appendix A).
 
     Every (scene, camera) gives the same number of frames, or all it has where it has fewer. What is left over goes to
     one more frame of as many of them: to every scene before any scene's second, and to the cameras in turn. Within a
@@ -136,8 +134,7 @@ def _spread(keys: Sequence[tuple[str, str]], values: Sequence[int], count: int) 
 
 
 def sample_points(valid: NDArray[np.bool_], count: int, *key: object) -> NDArray[np.int64]:
-    """
-    Pixels drawn uniformly among the valid ones, none twice.
+    """Pixels drawn uniformly among the valid ones, none twice.
 
     Args:
         valid: `(h, w)`, where the depth map may be sampled.

@@ -43,8 +43,7 @@ class TooManyBadFramesError(BuildError):
 
 @dataclass(frozen=True)
 class ShardTask:
-    """
-    What becomes one file.
+    """What becomes one file.
 
     Args:
         file: its name.
@@ -59,8 +58,7 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class ShardJob:
-    """
-    What all shards of a build share; goes to every worker, so all of it can be pickled.
+    """What all shards of a build share; goes to every worker, so all of it can be pickled.
 
     Args:
         opener: makes the source, once in every process.
@@ -85,8 +83,7 @@ class ShardJob:
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """
-    What a finished shard is; lies beside it, as JSON.
+    """What a finished shard is; lies beside it, as JSON.
 
     Args:
         file, sha256, bytes: of the Parquet file.
@@ -107,8 +104,7 @@ class ShardRecord:
 
 
 def write_shard(job: ShardJob, task: ShardTask, advance: Callable[[int], None]) -> ShardRecord:
-    """
-    Writes one shard and then its record, each first under a temporary name.
+    """Writes one shard and then its record, each first under a temporary name.
 
     Args:
         job, task: what to write.
@@ -175,9 +171,8 @@ def is_intact(folder: Path, record: ShardRecord) -> bool:
 
 
 def check_bad(bad: Sequence[tuple[str, str]], max_bad: int) -> None:
-    """
-    Raises:
-        TooManyBadFramesError: there are more than `max_bad`; the message lists the first twenty.
+    """Raises:
+    TooManyBadFramesError: there are more than `max_bad`; the message lists the first twenty.
     """
     if len(bad) <= max_bad:
         return

@@ -24,8 +24,7 @@ _CHECKED = "checked"  # hashes of shards by name, with size and times of the fil
 def finished_builds(
     folder: str | Path, split: str | None = None, source: str | None = None
 ) -> dict[str, dict[str, Any]]:
-    """
-    The entries of a folder's manifest, by name.
+    """The entries of a folder's manifest, by name.
 
     Args:
         folder: of `depthvlm bench build`.
@@ -62,8 +61,7 @@ def build_hash(entry: Mapping[str, Any]) -> str:
 
 
 def shard_paths(folder: str | Path, entry: dict[str, Any], verify: bool = False) -> list[Path]:
-    """
-    The Parquet files of a build, in their order.
+    """The Parquet files of a build, in their order.
 
     Args:
         folder: of the build.
@@ -95,8 +93,7 @@ def shard_paths(folder: str | Path, entry: dict[str, Any], verify: bool = False)
 def load_build(
     folder: str | Path, split: str, source: str | None = None, verify: bool = False, **options: Any
 ) -> Dataset:
-    """
-    A finished build as a data set; [`benchmark_features`] describes its columns. Intrinsics of builds that put the
+    """A finished build as a data set; [`benchmark_features`] describes its columns. Intrinsics of builds that put the
     centre of the first pixel at (0, 0) are brought to (0.5, 0.5).
 
     Args:

@@ -33,8 +33,7 @@ def available_cpus() -> int:
 
 
 def in_processes(job: ShardJob, tasks: Sequence[ShardTask], workers: int, advance: Advance) -> Iterator[ShardRecord]:
-    """
-    Writes shards in this process (one worker) or in a pool.
+    """Writes shards in this process (one worker) or in a pool.
 
     Args:
         job, tasks: what to write.
@@ -80,8 +79,7 @@ def in_processes(job: ShardJob, tasks: Sequence[ShardTask], workers: int, advanc
 def on_ray(
     job: ShardJob, tasks: Sequence[ShardTask], workers: int | None, address: str | None, advance: Advance
 ) -> Iterator[ShardRecord]:
-    """
-    Writes shards as tasks of a Ray cluster, or of a Ray started here and ended afterwards.
+    """Writes shards as tasks of a Ray cluster, or of a Ray started here and ended afterwards.
 
     Every node sees `job.root` and `job.out` under the same paths and has this package. A shard whose worker dies is
     made again, up to three times.

@@ -1,4 +1,4 @@
-"""The readers of DepthVLM-Bench by name; none is imported before it is asked for."""
+"""Sources: readers of datasets as downloaded, by name. May import `depthvlm`, processing and `synthetic`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ SOURCES: dict[str, str] = {
     "ddad": "ddad:Ddad",
     "nuscenes": "nuscenes:NuScenes",
     "scannetpp": "scannetpp:ScanNetPP",
-    "taskonomy": "taskonomy:Taskonomy",
-    "hm3d": "hm3d:HM3D",
+    "taskonomy": "omnidata:Taskonomy",
+    "hm3d": "omnidata:HM3D",
     "matterport3d": "matterport3d:Matterport3D",
     "sunrgbd": "sunrgbd:SunRGBD",
     "ibims1": "ibims1:IBims1",
@@ -24,7 +24,7 @@ SOURCES: dict[str, str] = {
     "eth3d": "eth3d:ETH3D",
     "nyuv2-sunrgbd": "sunrgbd:NYUv2OfSunRGBD",
     "kitti": "kitti:Kitti",
-    "kitti-lidar": "kitti_lidar:KittiLidar",
+    "kitti-lidar": "kitti:KittiLidar",
     "folder": "folder:RGBDFolder",
     "lines": "lines:AnnotationLines",
     "synthetic": "synthetic:Synthetic",
@@ -33,13 +33,12 @@ SOURCES: dict[str, str] = {
 
 
 def source_names() -> tuple[str, ...]:
-    """The names of all readers."""
+    """Return the names of all readers."""
     return tuple(SOURCES)
 
 
 def source_class(name: str) -> type[Source]:
-    """
-    The reader of a name.
+    """Return the class of a reader.
 
     Raises:
         ValueError: no reader has that name; the message lists those there are.
@@ -51,8 +50,7 @@ def source_class(name: str) -> type[Source]:
 
 
 def open_source(name: str, root: str | Path, **options: Any) -> Source:
-    """
-    A dataset, by the name of its reader and the folder of its download.
+    """Open a dataset by the name of its reader and the folder of its download.
 
     Args:
         name: one of `source_names()`.

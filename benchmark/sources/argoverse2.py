@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .files import expect_split, sorted_refs
-from .frames import Frame, FrameError, FrameRef, Source, SourceError
-from .lidar_files import Recent, expect_any_folder, frame_errors, read_image_of
+from .files import Recent, expect_any_folder, frame_errors, import_errors, read_image, split_folder
+from .frames import Frame, FrameError, FrameRef, Source
 from .projection import DEPTH_SCALE, EgoPoses, PinholeCamera, RigidTransform, lidar_depth_map
 
 OFFICIAL_SPLITS = {"train": "train", "test": "val"}
@@ -26,8 +25,7 @@ _LAYOUT = "<log>/sensors/cameras/<camera>/<timestamp>.jpg"
 
 
 class Argoverse2(Source):
-    """
-    The Sensor Dataset as downloaded (argoverse.github.io/user-guide/datasets/sensor.html):
+    """The Sensor Dataset as downloaded (argoverse.github.io/user-guide/datasets/sensor.html).
 
         train|val/<log>/sensors/cameras/ring_*/<timestamp_ns>.jpg
         train|val/<log>/sensors/lidar/<timestamp_ns>.feather        x, y, z (float16, metres, egovehicle frame)
@@ -45,7 +43,6 @@ class Argoverse2(Source):
 
     name = "argoverse2"
     title = "Argoverse 2"
-    splits = ("train", "test")
     depth_range = (0.05, 120.0)
     published_depth = "ray"
     sparse = True
@@ -55,29 +52,23 @@ class Argoverse2(Source):
 
     def __init__(self, root: str | Path):
         super().__init__(root)
-        expect_any_folder(self, list(OFFICIAL_SPLITS.values()), _LAYOUT)
+        expect_any_folder(self, OFFICIAL_SPLITS.values(), _LAYOUT)
         self._calibrations: Recent[dict[str, tuple[PinholeCamera, RigidTransform]]] = Recent(8)
         self._poses: Recent[EgoPoses] = Recent(8)
         self._sweeps: Recent[NDArray[np.float64]] = Recent()
 
-    def index(self, split: str) -> list[FrameRef]:
-        """All images of the ring cameras, see [`Source.index`]."""
-        expect_split(self, split)
-        folder = self.root / OFFICIAL_SPLITS[split]
-        if not folder.is_dir():
-            raise SourceError(f"{self.title}: the {split} split needs {folder}, with the files {_LAYOUT}.")
-        refs: list[FrameRef] = []
+    def _frames(self, split: str) -> Iterable[FrameRef]:
+        folder = split_folder(self, split, OFFICIAL_SPLITS, _LAYOUT)
         for log in sorted(folder.iterdir()):
             sweeps = _timestamps(log / "sensors" / "lidar", ".feather")
             for camera in sorted((log / "sensors" / "cameras").glob("ring_*")):
                 for stamp in _timestamps(camera, ".jpg"):
                     lidar = sweeps[max(bisect_right(sweeps, stamp) - 1, 0)] if sweeps else None
                     frame_id, files = f"{log.name}/{stamp}/{camera.name}", (folder.name, lidar)
-                    refs.append(FrameRef(frame_id, log.name, camera.name, stamp, files))
-        return sorted_refs(self, split, refs)
+                    yield FrameRef(frame_id, log.name, camera.name, stamp, files)
 
     def read(self, ref: FrameRef) -> Frame:
-        """One image with its projected sweep, see [`Source.read`]."""
+        """Read one image with its projected sweep, see [`Source.read`]."""
         folder, lidar = ref.files
         log = self.root / folder / ref.scene
         image_file = log / "sensors" / "cameras" / ref.camera / f"{ref.order}.jpg"
@@ -87,7 +78,7 @@ class Argoverse2(Source):
         if ref.camera not in cameras:
             raise FrameError(f"{log / 'calibration'}: no calibration of {ref.camera}.")
         camera, ego_from_camera = cameras[ref.camera]
-        image = read_image_of(image_file, (camera.width, camera.height), "calibration/intrinsics.feather")
+        image, size = read_image(image_file, (camera.width, camera.height), "calibration/intrinsics.feather")
 
         pose_file = log / "city_SE3_egovehicle.feather"
         poses = self._poses.get(log, lambda: _read_poses(pose_file))
@@ -96,12 +87,11 @@ class Argoverse2(Source):
             camera_from_sweep = city_from_camera.inverse() @ poses.at(lidar)
         points = self._sweeps.get((log, lidar), lambda: read_sweep(log / "sensors" / "lidar" / f"{lidar}.feather"))
         depth = lidar_depth_map(points, camera_from_sweep, camera)
-        return Frame(ref, image, (camera.width, camera.height), depth, DEPTH_SCALE, camera.intrinsics)
+        return Frame(ref, image, size, depth, DEPTH_SCALE, camera.intrinsics)
 
 
 def read_sweep(file: Path) -> NDArray[np.float64]:
-    """
-    The points `(n, 3)` of a sweep in metres, in the egovehicle frame at the time in its name.
+    """Return the points `(n, 3)` of a sweep in metres, in the egovehicle frame at the time in its name.
 
     They are float16 in the file and float64 here: float16 arithmetic would add errors of its own steps, 6 cm at 64 m.
 
@@ -113,15 +103,14 @@ def read_sweep(file: Path) -> NDArray[np.float64]:
 
 
 def _timestamps(folder: Path, suffix: str) -> list[int]:
-    """Times in the names of a folder's files, in order; none where there is no folder."""
+    """Return the times in the names of a folder's files, in order; none where the folder is missing."""
     if not folder.is_dir():
         return []
     return sorted(int(file.stem) for file in folder.iterdir() if file.suffix == suffix and file.stem.isdecimal())
 
 
 def read_calibration(folder: Path) -> dict[str, tuple[PinholeCamera, RigidTransform]]:
-    """
-    Of each camera in a log's folder `calibration`: itself, and its frame in the egovehicle's.
+    """Return each camera in a log's folder `calibration`, with its frame in the egovehicle's.
 
     Raises:
         FrameError: a file is missing, truncated or has no such columns.
@@ -156,15 +145,8 @@ def _read_poses(file: Path) -> EgoPoses:
 
 
 def _read_columns(file: Path, columns: tuple[str, ...]) -> dict[str, NDArray[Any]]:
-    feather = _feather()
+    with import_errors("Argoverse 2", "pyarrow"):
+        from pyarrow import feather
     with frame_errors(file):
         table = feather.read_table(file, columns=list(columns), use_threads=False, memory_map=False)
         return {name: table[name].to_numpy() for name in columns}
-
-
-def _feather() -> ModuleType:
-    try:
-        from pyarrow import feather
-    except ImportError as error:
-        raise ImportError('Argoverse 2 needs pyarrow: `pip install "depthvlm[bench]"`.') from error
-    return feather

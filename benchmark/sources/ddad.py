@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .files import expect_folders, expect_split, read_image, read_json, sorted_refs
+from .files import Recent, expect_folders, frame_errors, read_image, read_json, read_table
 from .frames import Frame, FrameError, FrameRef, Source, SourceError
-from .lidar_files import Recent, frame_errors, read_table
 from .projection import DEPTH_SCALE, PinholeCamera, RigidTransform, lidar_depth_map
 
 # Keys of `scene_splits` in DGP's dataset file.
@@ -21,8 +20,7 @@ _ROTATION = ("qw", "qx", "qy", "qz")
 
 
 class Ddad(Source):
-    """
-    DDAD as downloaded (github.com/TRI-ML/DDAD, `DDAD.tar`), or any other dataset in the DGP format of scenes:
+    """DDAD as downloaded (github.com/TRI-ML/DDAD, `DDAD.tar`), or any other dataset in the DGP format of scenes.
 
         ddad.json                                            (or scene_dataset*.json) scenes of each split
         <scene>/scene_<hash>.json                            samples, and the pose of every datum at its own time
@@ -37,7 +35,6 @@ class Ddad(Source):
 
     name = "ddad"
     title = "DDAD"
-    splits = ("train", "test")
     depth_range = (0.05, 120.0)
     sparse = True
     extra = "bench"
@@ -58,9 +55,7 @@ class Ddad(Source):
         self._calibrations: Recent[dict[str, Any]] = Recent(8)
         self._sweeps: Recent[NDArray[np.float64]] = Recent()
 
-    def index(self, split: str) -> list[FrameRef]:
-        """All images of all samples, see [`Source.index`]."""
-        expect_split(self, split)
+    def _frames(self, split: str) -> Iterable[FrameRef]:
         dataset = read_table(self, self.dataset_file)
         try:
             scenes = dataset["scene_splits"][OFFICIAL_SPLITS[split]]["filenames"]
@@ -69,7 +64,7 @@ class Ddad(Source):
                 f"{self.title}: {self.dataset_file} lists no scenes of the {split} split: it has no {error} of "
                 f"scene_splits/{OFFICIAL_SPLITS[split]}/filenames."
             ) from error
-        return sorted_refs(self, split, (ref for scene in scenes for ref in self._scene_refs(self.root / scene)))
+        return [ref for scene in scenes for ref in self._scene_refs(self.root / scene)]
 
     def _scene_refs(self, file: Path) -> Iterator[FrameRef]:
         scene, folder = read_table(self, file), file.parent.relative_to(self.root).as_posix()
@@ -83,11 +78,8 @@ class Ddad(Source):
                     if "image" not in entry["datum"]:
                         continue
                     image, camera = entry["datum"]["image"], entry["id"]["name"]
-                    files = {
-                        "image": f"{folder}/{image['filename']}",
-                        "pose": image["pose"],
-                        "calibration": calibration,
-                    }
+                    name = f"{folder}/{image['filename']}"
+                    files = {"image": name, "pose": image["pose"], "calibration": calibration}
                     if clouds:
                         files |= {"lidar": f"{folder}/{clouds[0]['filename']}", "lidar_pose": clouds[0]["pose"]}
                     yield FrameRef(f"{folder}/{number:05d}/{camera}", folder, camera, number, files)
@@ -95,7 +87,7 @@ class Ddad(Source):
             raise SourceError(f"{self.title}: {file} is not a scene of the DGP format: it has no {error}.") from error
 
     def read(self, ref: FrameRef) -> Frame:
-        """One image with the projected points of its sample, see [`Source.read`]."""
+        """Read one image with the projected points of its sample, see [`Source.read`]."""
         image_file, calibration_file = self.root / ref.files["image"], self.root / ref.files["calibration"]
         if "lidar" not in ref.files:
             raise FrameError(f"{image_file}: its sample has no point cloud.")
@@ -116,7 +108,7 @@ class Ddad(Source):
 
 
 def read_point_cloud(file: Path) -> NDArray[np.float64]:
-    """The points `(n, 3)` of an `.npz` in metres, lidar frame. Raises FrameError if it is missing or truncated."""
+    """Return the points `(n, 3)` of an `.npz` in metres, lidar frame. Raises FrameError if truncated."""
     from ...processing.depth_maps_depthvlm import load_array
 
     with frame_errors(file):

@@ -3,38 +3,30 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .files import downloaded_scenes, expect_folders, expect_split, read_image, sorted_refs
+from .files import downloaded_scenes, expect_folders, read_image
 from .frames import Frame, FrameError, FrameRef, Source, SourceError
 
+# fmt: off
 TRAINING_SCENES = (
-    "courtyard",
-    "delivery_area",
-    "electro",
-    "facade",
-    "kicker",
-    "meadow",
-    "office",
-    "pipes",
-    "playground",
-    "relief",
-    "relief_2",
-    "terrace",
-    "terrains",
+    "courtyard", "delivery_area", "electro", "facade", "kicker", "meadow", "office", "pipes", "playground", "relief",
+    "relief_2", "terrace", "terrains",
 )
+# fmt: on
 """The high-resolution multi-view scenes whose ground truth is public: 454 images."""
 
 _CALIBRATION = "dslr_calibration_jpg"
 
 
 class ETH3D(Source):
-    """
-    ETH3D's high-resolution multi-view training set as downloaded, the archives `multi_view_training_dslr_jpg` and
-    `*_dslr_depth` unpacked over each other:
+    """ETH3D's high-resolution multi-view training set as downloaded.
+
+    The archives `multi_view_training_dslr_jpg` and `*_dslr_depth` are unpacked over each other:
 
         <scene>/images/dslr_images/DSC_0286.JPG                 6048x4032, as the lens distorts it
         <scene>/ground_truth_depth/dslr_images/DSC_0286.JPG     float32 metres, little-endian, row by row, inf: none
@@ -62,20 +54,15 @@ class ETH3D(Source):
                 "multi_view_training_dslr_jpg and the scenes' dslr_depth archives into it."
             )
 
-    def index(self, split: str) -> list[FrameRef]:
-        """All images, see [`Source.index`]."""
-        expect_split(self, split)
+    def _frames(self, split: str) -> Iterable[FrameRef]:
         scenes = downloaded_scenes(self, TRAINING_SCENES, lambda scene: self.root / scene / _CALIBRATION)
-        return sorted_refs(self, split, [ref for scene in scenes for ref in self._scene(scene)])
+        return [ref for scene in scenes for ref in self._scene(scene)]
 
     def read(self, ref: FrameRef) -> Frame:
-        """One image, see [`Source.read`]."""
+        """Read one image, see [`Source.read`]."""
         path = self.root / ref.files["image"]
-        image, image_size = read_image(path)
-        width, height, *intrinsics = ref.files["camera"]
-        if image_size != (width, height):
-            raise FrameError(f"{path}: has {image_size} pixels (width, height), its camera {(width, height)}.")
-        fx, fy, cx, cy = intrinsics
+        width, height, fx, fy, cx, cy = ref.files["camera"]
+        image, image_size = read_image(path, (width, height), "camera")
         depth = _read_raster(self.root / ref.files["depth"], width, height)
         return Frame(ref, image, image_size, depth, 1.0, (fx, fy, cx, cy))
 
@@ -101,7 +88,7 @@ class ETH3D(Source):
         return refs
 
     def _cameras(self, scene: str) -> dict[str, tuple[float, ...]]:
-        """Width, height, fx, fy, cx, cy by CAMERA_ID."""
+        """Return width, height, fx, fy, cx, cy by CAMERA_ID."""
         cameras: dict[str, tuple[float, ...]] = {}
         for line in self._lines(scene, "cameras.txt"):
             if not line or line.startswith("#"):
@@ -125,7 +112,7 @@ class ETH3D(Source):
 
 
 def _read_raster(path: Path, width: int, height: int) -> NDArray[np.float32]:
-    """Metres `(height, width)`, 0 where there is none."""
+    """Read metres `(height, width)`, 0 where there is none."""
     try:
         depth = np.fromfile(path, dtype="<f4")
         size = path.stat().st_size

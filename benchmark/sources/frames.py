@@ -1,10 +1,12 @@
-"""What a source of DepthVLM-Bench is, and what it yields: frames with untouched images, true depth and cameras."""
+"""The sources of DepthVLM-Bench and their frames: untouched images, true depth and cameras."""
 
 from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,18 +15,16 @@ from numpy.typing import NDArray
 
 
 class FrameError(Exception):
-    """A frame that cannot be read, with its file and the reason. The builder lists it and goes on."""
+    """An unreadable frame, with its file and the reason. The builder lists it and goes on."""
 
 
 class SourceError(Exception):
-    """A download that cannot be used at all: a wrong root, a missing split file; it says what was expected where."""
+    """An unusable download, such as a wrong root or a missing split file; the message says what was expected where."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
 class FrameRef:
-    """
-    A frame as the index of its source knows it: nothing is decoded yet. Picklable, and small: an index may have
-    millions.
+    """A frame in the index of its source, undecoded. Picklable, and small: an index may have millions.
 
     Args:
         id: unique in its source and split, of letters, digits and `/_-.`; stable from machine to machine.
@@ -49,8 +49,7 @@ class FrameRef:
 
 @dataclass(frozen=True)
 class Frame:
-    """
-    One image with its true depth.
+    """One image with its true depth.
 
     Args:
         ref: where it comes from.
@@ -75,7 +74,7 @@ class Frame:
     points: NDArray[np.float64] | None = None
 
     def metres(self, depth_range: tuple[float, float] | None = None) -> NDArray[np.float32]:
-        """Z-depth `(h, w)` in metres, 0 where there is none: masked, or out of `depth_range` (inclusive)."""
+        """Return z-depth `(h, w)` in metres, 0 where it is missing, masked or outside `depth_range` (inclusive)."""
         depth = self.depth.astype(np.float32) / np.float32(self.depth_scale)
         valid = np.isfinite(depth) & (depth > 0)
         if self.mask is not None:
@@ -86,34 +85,31 @@ class Frame:
 
 
 class Source(ABC):
-    """
-    A dataset in its official download layout.
+    """A dataset in its official download layout. Subclasses write `_frames` and `read`.
 
     Args:
         root: folder of the download.
 
     Raises:
-        SourceError: the root has not the layout; the message names the folder or file that was expected.
+        SourceError: the root does not have the layout; the message names the folder or file that was expected.
     """
 
     name: ClassVar[str]
-    """As on the command line: "argoverse2", "waymo", "ddad", "nuscenes", "scannetpp", "taskonomy", "hm3d",
-    "matterport3d", "sunrgbd", "ibims1", "nyuv2", "eth3d", "nyuv2-sunrgbd", "kitti", "kitti-lidar", "folder",
-    "lines"."""
+    """Name on the command line: "argoverse2", "nyuv2-sunrgbd"."""
     title: ClassVar[str]
-    """As in the paper's tables: "Argoverse 2"."""
-    splits: ClassVar[tuple[str, ...]]
-    """Of "train" and "test", as the benchmark names them; which official split each is, the reader's docstring says."""
+    """Name in the paper's tables: "Argoverse 2"."""
+    splits: ClassVar[tuple[str, ...]] = ("train", "test")
+    """Splits by the benchmark's names; the reader's docstring says which official split each one is."""
     depth_range: ClassVar[tuple[float, float]]
     """Metres that count as measured."""
     published_depth: ClassVar[Literal["z", "ray"]] = "z"
-    """Of the labels that the paper's authors released: z-depth, or distance along the ray. What a reader gives is z."""
+    """Depth of the labels that the paper's authors released: z-depth, or distance along the ray. Readers give z."""
     sparse: ClassVar[bool] = False
-    """Whether depth is a projected lidar sweep."""
+    """True where depth is a projected lidar sweep."""
     has_points: ClassVar[bool] = False
-    """Whether its frames bring the points to be scored; of others the builder samples some."""
+    """True where frames bring the points to be scored; the builder samples some for all others."""
     extra: ClassVar[str | None] = None
-    """Of `pip install depthvlm[...]`, for what reading needs."""
+    """Extra of `pip install depthvlm[...]` that reading needs."""
     licence: ClassVar[str] = ""
     """Terms of the data, in a few words."""
     homepage: ClassVar[str] = ""
@@ -123,18 +119,30 @@ class Source(ABC):
         self.notes: list[str] = []
         """What [`index`] passed over, counted and named; for the manifest of a build."""
 
-    @abstractmethod
     def index(self, split: str) -> list[FrameRef]:
-        """All frames of a split, sorted, without decoding any.
+        """List all frames of a split, sorted by id, without decoding any.
 
         Raises:
             SourceError: no such split, a split file is missing, or the split is empty.
         """
+        self.check_split(split)
+        refs = sorted(self._frames(split), key=attrgetter("id"))
+        if not refs:
+            raise SourceError(f"{self.title}: the split {split!r} has no frames in {self.root}.")
+        return refs
+
+    def check_split(self, split: str) -> None:
+        """Raise SourceError if the source has no such split."""
+        if split not in self.splits:
+            raise SourceError(f"{self.title} has the splits {', '.join(self.splits)}, not {split!r}.")
+
+    def _frames(self, split: str) -> Iterable[FrameRef]:
+        """Find the frames of a split, in any order."""
+        raise NotImplementedError(f"{type(self).__name__} needs _frames or index.")
 
     @abstractmethod
     def read(self, ref: FrameRef) -> Frame:
-        """
-        One frame, decoded. Callable from several processes at once.
+        """Read one frame. Several processes may call it at once.
 
         Raises:
             FrameError: a file is missing, truncated or not what the layout says.

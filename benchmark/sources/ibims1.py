@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from .files import (
     expect_folders,
-    expect_split,
     find_split_file,
     pinhole,
     read_depth_png,
@@ -15,7 +15,6 @@ from .files import (
     read_mask,
     read_numbers,
     read_split_list,
-    sorted_refs,
 )
 from .frames import Frame, FrameRef, Source
 from .projection import from_opencv
@@ -24,9 +23,9 @@ _NAME = re.compile(r"(.+)_(\d+)")
 
 
 class IBims1(Source):
-    """
-    iBims-1 as downloaded, `ibims1_core_raw.zip` unpacked and `imagelist.txt` beside it or in it; the root is the folder
-    of `ibims1_core_raw/`, or that folder itself:
+    """iBims-1 as downloaded, `ibims1_core_raw.zip` unpacked and `imagelist.txt` beside it or in it.
+
+    The root is the folder of `ibims1_core_raw/`, or that folder itself:
 
         imagelist.txt                   100 names, such as corridor_01
         rgb/<name>.png                  640x480
@@ -55,20 +54,16 @@ class IBims1(Source):
             hint="It is in ibims1_core_raw.zip; ibims1_core_mat.zip is not read.",
         )
 
-    def index(self, split: str) -> list[FrameRef]:
-        """All images, see [`Source.index`]."""
-        expect_split(self, split)
+    def _frames(self, split: str) -> Iterable[FrameRef]:
         hint = "It is a download of its own, beside ibims1_core_raw.zip."
         path = find_split_file(self, ["imagelist.txt"], dict.fromkeys((".", self._folder)), hint)
-        refs = []
         for name in read_split_list(self, path):
             match = _NAME.fullmatch(name)
             scene, number = match.groups() if match else (name, "0")
-            refs.append(FrameRef(name, scene=scene, order=int(number)))
-        return sorted_refs(self, split, refs)
+            yield FrameRef(name, scene=scene, order=int(number))
 
     def read(self, ref: FrameRef) -> Frame:
-        """One image, see [`Source.read`]."""
+        """Read one image, see [`Source.read`]."""
         folder, file = self.root / self._folder, f"{ref.id}.png"
         image, image_size = read_image(folder / "rgb" / file)
         depth = read_depth_png(folder / "depth" / file)

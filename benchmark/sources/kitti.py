@@ -1,19 +1,28 @@
-"""KITTI: the annotated depth of the depth-prediction benchmark, and the lidar of the object benchmark."""
+"""KITTI: annotated depth, the lidar of the object benchmark, and the raw sweeps of Eigen's split."""
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .files import expect_split, read_depth_png, read_image, read_split_list, read_text, sorted_refs
+from .files import (
+    expect_any_folder,
+    expect_folders,
+    frame_errors,
+    read_depth_png,
+    read_image,
+    read_points,
+    read_split_list,
+    read_text,
+    split_folder,
+)
 from .frames import Frame, FrameError, FrameRef, Source, SourceError
-from .lidar_files import expect_any_folder, frame_errors, read_points
-from .projection import DEPTH_SCALE, PinholeCamera, RigidTransform, from_opencv, lidar_depth_map
+from .projection import DEPTH_SCALE, PinholeCamera, RigidTransform, depth_map, from_opencv, lidar_depth_map
 
 OFFICIAL_SPLITS = {"train": "train", "test": "val"}
 
@@ -21,12 +30,12 @@ _DRIVE = re.compile(r"(\d{4}_\d{2}_\d{2})_drive_\d{4}_sync")
 _PATH = re.compile(r"(image_0[23])/(?:data/)?(\d{10})\.")
 _COLUMNS = re.compile(r"\s(\d{1,10})\s+([lr])$")
 _SIDES = {"l": "image_02", "r": "image_03"}
+_LIDAR_CALIBRATION = "calib_velo_to_cam.txt"
 _ANNOTATED = "<drive>/proj_depth/groundtruth/image_02/<number>.png"
 
 
 class Kitti(Source):
-    """
-    The depth-prediction benchmark as downloaded (`data_depth_annotated.zip`), beside the raw data it belongs to:
+    """The depth-prediction benchmark as downloaded (`data_depth_annotated.zip`), beside the raw data it belongs to.
 
         train|val/<date>_drive_<nnnn>_sync/proj_depth/groundtruth/image_02|image_03/<number>.png
         <date>/<date>_drive_<nnnn>_sync/image_02|image_03/data/<number>.png
@@ -49,7 +58,6 @@ class Kitti(Source):
 
     name = "kitti"
     title = "KITTI"
-    splits = ("train", "test")
     depth_range = (0.001, 80.0)
     sparse = True
     extra = "bench"
@@ -62,35 +70,22 @@ class Kitti(Source):
         self.is_object = (self.root / "training" / "velodyne").is_dir()
         self.split_files = checked_split_files(self, split_files)
 
-    def index(self, split: str) -> list[FrameRef]:
-        """All frames with annotated depth, or with a sweep in the object layout; see [`Source.index`]."""
-        expect_split(self, split)
+    def _frames(self, split: str) -> Iterable[FrameRef]:
         if self.split_files and split not in self.split_files:
             raise SourceError(f"{self.title}: split files were given, but none for the {split} split.")
         listed = read_split_list(self, self.split_files[split]) if self.split_files else None
         if self.is_object:
-            return sorted_refs(self, split, self._object_refs(split, listed))
+            return self._object_refs(split, listed)
         if listed is not None:
-            return sorted_refs(self, split, self._listed_refs(self.split_files[split], listed))
-        folder = self.root / OFFICIAL_SPLITS[split]
-        if not folder.is_dir():
-            raise SourceError(f"{self.title}: the {split} split needs {folder}, with the files {_ANNOTATED}.")
+            missing = "annotated depth in train/ or val/ of"
+            return listed_frames(self, self.split_files[split], listed, self._annotated, missing)
+        folder = split_folder(self, split, OFFICIAL_SPLITS, _ANNOTATED)
         maps = (file for camera in _SIDES.values() for file in folder.glob(f"*/proj_depth/groundtruth/{camera}/*.png"))
-        return sorted_refs(self, split, (_ref(folder.name, file.parts[-5], file.parts[-2], file.stem) for file in maps))
+        return [_ref(folder.name, file.parts[-5], file.parts[-2], file.stem) for file in maps]
 
-    def _listed_refs(self, file: Path, lines: list[str]) -> Iterator[FrameRef]:
-        absent = 0
-        for drive, camera, number in listed_images(self, file, lines):
-            refs = [_ref(folder, drive, camera, number) for folder in OFFICIAL_SPLITS.values()]
-            there = [ref for ref in refs if (self.root / ref.files["depth"]).is_file()]
-            absent += not there
-            yield from there[:1]
-        if absent:
-            warnings.warn(
-                f"{self.title}: {absent} of the {len(lines)} frames in {file} have no annotated depth in train/ or "
-                f"val/ of {self.root}; they are left out.",
-                stacklevel=2,
-            )
+    def _annotated(self, drive: str, camera: str, number: str) -> FrameRef | None:
+        refs = [_ref(folder, drive, camera, number) for folder in OFFICIAL_SPLITS.values()]
+        return next((ref for ref in refs if (self.root / ref.files["depth"]).is_file()), None)
 
     def _object_refs(self, split: str, listed: list[str] | None) -> Iterator[FrameRef]:
         if listed is None and split != "train":
@@ -100,15 +95,13 @@ class Kitti(Source):
             yield FrameRef(f"object/{name}", name, "image_2", int(name) if name.isdecimal() else 0)
 
     def read(self, ref: FrameRef) -> Frame:
-        """One image with its depth, see [`Source.read`]."""
+        """Read one image with its depth, see [`Source.read`]."""
         if self.is_object:
             folder, name = self.root / "training", ref.id.rpartition("/")[2]
-            files = (
-                folder / "image_2" / f"{name}.png",
-                folder / "velodyne" / f"{name}.bin",
-                folder / "calib" / f"{name}.txt",
+            calibration = folder / "calib" / f"{name}.txt"
+            return read_object_frame(
+                folder / "image_2" / f"{name}.png", folder / "velodyne" / f"{name}.bin", calibration, ref
             )
-            return read_object_frame(*files, ref)
         image, size = read_image(self.root / ref.files["image"])
         depth_file = self.root / ref.files["depth"]
         depth = read_depth_png(depth_file)
@@ -122,8 +115,7 @@ class Kitti(Source):
 
 
 def read_object_frame(image_file: Path, velodyne_file: Path, calibration_file: Path, ref: FrameRef) -> Frame:
-    """
-    A frame of the object benchmark: its sweep projected into the left colour camera by `P2 R0_rect Tr_velo_to_cam`.
+    """Read a frame of the object benchmark, its sweep projected to the left colour camera: `P2 R0_rect Tr_velo_to_cam`.
 
     The sweep is synchronised with the image by the rig, and has no times of its own.
 
@@ -134,44 +126,143 @@ def read_object_frame(image_file: Path, velodyne_file: Path, calibration_file: P
     calibration = calibration_of(calibration_file)
     (fx, fy, cx, cy), camera_from_rectified = split_projection(calibration, "P2", calibration_file)
     with frame_errors(calibration_file):
-        rectify = np.eye(4)
-        rectify[:3, :3] = calibration["R0_rect"].reshape(3, 3)
-        rectified = RigidTransform.from_matrix(rectify) @ RigidTransform.from_matrix(calibration["Tr_velo_to_cam"])
+        rectified = _rotation(calibration["R0_rect"]) @ RigidTransform.from_matrix(calibration["Tr_velo_to_cam"])
     points = read_points(velodyne_file, 4)[:, :3]
     camera = PinholeCamera(fx, fy, cx, cy, *size)
     depth = lidar_depth_map(points, camera_from_rectified @ rectified, camera)
     return Frame(ref, image, size, depth, DEPTH_SCALE, camera.intrinsics)
 
 
+class KittiLidar(Source):
+    """The raw data of KITTI, one Velodyne sweep an image: the truth before 2018.
+
+        <date>/<date>_drive_<nnnn>_sync/image_02|image_03/data/<number>.png
+        <date>/<date>_drive_<nnnn>_sync/velodyne_points/data/<number>.bin
+        <date>/calib_cam_to_cam.txt, calib_velo_to_cam.txt
+
+    This is another set than "kitti", whose improved ground truth accumulates 11 sweeps and leaves out what the stereo
+    images contradict: a number on one is not comparable with a number on the other. Depth is made by the rule of the
+    published evaluations (`generate_depth_map` of Godard et al. 2017, after KITTI's MATLAB code): points ahead of the
+    sensor, z in the rectified camera, the pixel `round(u) - 1, round(v) - 1`, the nearest of several in one. It is
+    stored as uint16 / 256 m.
+
+    The raw data has no official split.
+
+    Args:
+        root: folder of the download.
+        split_files: a text file for "train", "test" or both, such as Eigen's; lines as "kitti" reads them. Frames
+            without a sweep are left out, with a warning that counts them.
+    """
+
+    name = "kitti-lidar"
+    title = "KITTI (lidar)"
+    depth_range = (0.001, 80.0)
+    sparse = True
+    extra = "bench"
+    licence = "CC BY-NC-SA 3.0"
+    homepage = "https://www.cvlibs.net/datasets/kitti/raw_data.php"
+
+    def __init__(self, root: str | Path, split_files: Mapping[str, str | Path] | None = None):
+        super().__init__(root)
+        expect_folders(self)
+        if not any(self.root.glob(f"*/{_LIDAR_CALIBRATION}")):
+            raise SourceError(
+                f"{self.title}: expected <date>/{_LIDAR_CALIBRATION} in {self.root}, the root of KITTI's raw data."
+            )
+        self.split_files = checked_split_files(self, split_files)
+
+    def _frames(self, split: str) -> Iterable[FrameRef]:
+        if split not in self.split_files:
+            raise SourceError(
+                f"{self.title}: the raw data has no official {split} split: name a list, such as Eigen's, by "
+                f'--option \'split_files={{"{split}": "eigen_{split}_files.txt"}}\'.'
+            )
+        file = self.split_files[split]
+        return listed_frames(self, file, read_split_list(self, file), self._swept, "sweep in")
+
+    def _swept(self, drive: str, camera: str, number: str) -> FrameRef | None:
+        there = (self.root / drive[:10] / drive / "velodyne_points" / "data" / f"{number}.bin").is_file()
+        return FrameRef(f"{drive}/{number}/{camera}", drive, camera, int(number)) if there else None
+
+    def read(self, ref: FrameRef) -> Frame:
+        """Read one image with the depth of its sweep, see [`Source.read`]."""
+        drive, number, camera = ref.id.split("/")
+        folder = self.root / drive[:10]
+        image, size = read_image(folder / drive / camera / "data" / f"{number}.png")
+        calibration_file, lidar_file = folder / "calib_cam_to_cam.txt", folder / _LIDAR_CALIBRATION
+        calibration, lidar = calibration_of(calibration_file), calibration_of(lidar_file)
+        (fx, fy, cx, cy), camera_from_rectified = split_projection(
+            calibration, f"P_rect_{camera[-2:]}", calibration_file
+        )
+        with frame_errors(calibration_file):
+            rectified = _rotation(calibration["R_rect_00"])
+        with frame_errors(lidar_file):
+            to_camera = RigidTransform.from_matrix(np.column_stack([lidar["R"].reshape(3, 3), lidar["T"].reshape(3)]))
+        points = read_points(folder / drive / "velodyne_points" / "data" / f"{number}.bin", 4)[:, :3]
+        seen = camera_from_rectified @ rectified @ to_camera
+        pinhole = PinholeCamera(fx, fy, cx, cy, *size)
+        columns, rows, metres = pinhole.project(seen.apply(points[points[:, 0] >= 0]))
+        depth = depth_map(np.rint(columns) - 1, np.rint(rows) - 1, metres, size)
+        return Frame(ref, image, size, depth, DEPTH_SCALE, pinhole.intrinsics)
+
+
 def checked_split_files(source: Source, split_files: Mapping[str, str | Path] | None) -> dict[str, Path]:
-    """The split files of a reader by split. Raises SourceError if they are no mapping, or a split is unknown."""
+    """Return the split files of a reader by split. Raises SourceError if they are no mapping, or a split is unknown."""
     if not isinstance(split_files or {}, Mapping):
         raise SourceError(
             f'{source.title}: split_files is a file for each split, such as {{"test": "eigen.txt"}}, got '
             f"{split_files!r}."
         )
     for split in split_files or {}:
-        expect_split(source, split)
+        source.check_split(split)
     return {split: Path(file) for split, file in (split_files or {}).items()}
 
 
-def listed_images(source: Source, file: Path, lines: Iterable[str]) -> Iterator[tuple[str, str, str]]:
-    """Drive, camera folder and number of each line of a split file. Raises SourceError for a line without them."""
+def listed_frames(
+    source: Source,
+    file: Path,
+    lines: list[str],
+    find: Callable[[str, str, str], FrameRef | None],
+    missing: str,
+) -> Iterator[FrameRef]:
+    """Find the frames that the lines of a split file name.
+
+    Args:
+        source: reader, for its messages.
+        file: split file.
+        lines: its lines.
+        find: returns the frame of a drive, camera folder and number, or None; those are counted in a warning.
+        missing: what a missing frame lacks in the root, for that warning.
+
+    Raises:
+        SourceError: a line names no drive, frame and camera.
+    """
+    absent = 0
     for line in lines:
         drive, path, columns = _DRIVE.search(line), _PATH.search(line), _COLUMNS.search(line)
         if drive is not None and path is not None:
-            yield drive.group(), path[1], path[2]
+            camera, number = path[1], path[2]
         elif drive is not None and columns is not None:
-            yield drive.group(), _SIDES[columns[2]], columns[1].zfill(10)
+            camera, number = _SIDES[columns[2]], columns[1].zfill(10)
         else:
             raise SourceError(f"{source.title}: {file} names no drive, frame and camera in its line {line!r}.")
+        ref = find(drive.group(), camera, number)
+        if ref is None:
+            absent += 1
+        else:
+            yield ref
+    if absent:
+        warnings.warn(
+            f"{source.title}: {absent} of the {len(lines)} frames in {file} have no {missing} {source.root}; they are "
+            "left out.",
+            stacklevel=3,
+        )
 
 
 def split_projection(
     calibration: Mapping[str, NDArray[np.float64]], key: str, file: Path
 ) -> tuple[tuple[float, float, float, float], RigidTransform]:
-    """
-    A rectified projection matrix `K [I | t]` as fx, fy, cx, cy in pixels and the shift from camera 0 to its own camera.
+    """Split a rectified projection matrix `K [I | t]` into fx, fy, cx, cy in pixels and the shift from camera 0.
 
     Raises:
         FrameError: no such matrix, or not of that form.
@@ -195,8 +286,12 @@ def _ref(folder: str, drive: str, camera: str, number: str) -> FrameRef:
     return FrameRef(f"{drive}/{number}/{camera}", drive, camera, int(number), files)
 
 
+def _rotation(matrix: NDArray[np.float64]) -> RigidTransform:
+    return RigidTransform.from_matrix(np.column_stack([matrix.reshape(3, 3), np.zeros(3)]))
+
+
 def calibration_of(file: Path) -> dict[str, NDArray[np.float64]]:
-    """The lines `name: numbers` of a calibration file; a line of words, such as a date, is none of them."""
+    """Return the lines `name: numbers` of a calibration file, without lines of words such as a date."""
     result = {}
     for line in read_text(file).splitlines():
         name, _, values = line.partition(":")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,7 +23,7 @@ from ...annotated_depth import (
 )
 from ...geometry import intrinsics_of_map, ray_factors, ray_to_z
 from ...processing import Camera
-from .files import expect_folders, expect_split, pinhole, read_image, sorted_refs
+from .files import expect_folders, pinhole, read_image
 from .frames import Frame, FrameError, FrameRef, Source, SourceError
 
 # Listed metres may be rounded, the prompt says to two decimals; a wrong scale is farther from the map than this.
@@ -33,9 +33,7 @@ _OTHERS = re.compile(r"[^\w.-]", re.ASCII)
 
 
 class AnnotationLines(Source):
-    """
-    A file of JSON lines as released, and as `bench build --jsonl` writes them, with the images and depth maps that it
-    names:
+    """JSON lines as released and as `bench build --jsonl` writes them, with the images and depth maps that they name.
 
         <file>.jsonl
         <image_root>/<image>                   paths of a line; one that begins with a slash is relative too
@@ -66,7 +64,6 @@ class AnnotationLines(Source):
 
     name = "lines"
     title = "Annotation lines"
-    splits = ("train", "test")
     depth_range = (0.001, 1000.0)
     has_points = True
     licence = "of the datasets that the lines are of"
@@ -90,21 +87,19 @@ class AnnotationLines(Source):
             raise SourceError(f"{self.title}: there is no file {self.file}; name it by --option file=NAME.jsonl.")
         self.image_root, self.depth_root = str(self.root / image_root), str(self.root / depth_root)
 
-    def index(self, split: str) -> list[FrameRef]:
-        """All lines, see [`Source.index`]. One that is no JSON object is an error that [`read`] raises."""
-        expect_split(self, split)
-        refs = sorted_refs(self, split, self._refs())
+    def _frames(self, split: str) -> Iterable[FrameRef]:
+        refs = list(self._refs())
         if self._rays and not self.ray_to_z:
             warnings.warn(
                 f"{self.title}: {self._rays} of the {len(refs)} lines in {self.file} are released ones of Argoverse 2 "
                 "or Waymo. Their depth is the distance along the ray, although they say z_depth; it is kept as it is. "
                 "For z-depth: --option ray_to_z=true.",
-                stacklevel=2,
+                stacklevel=3,
             )
         return refs
 
     def read(self, ref: FrameRef) -> Frame:
-        """The frame of one line, see [`Source.read`]."""
+        """Read the frame of one line, see [`Source.read`]."""
         offset, number = ref.files
         try:
             with self.file.open("rb") as file:
@@ -186,7 +181,7 @@ def _check_size(what: str, size: tuple[int, int], stated: Any) -> None:
 
 
 def _check_points(points: NDArray[np.float64], metres: NDArray[np.float64]) -> None:
-    """Raises FrameError where a listed depth is none, or not what the map, which may have none there, says."""
+    """Raise FrameError where a listed depth is not above 0, or not what the map, which may have a hole, says."""
     columns, rows = points[:, :2].astype(np.int64).T
     listed, found = points[:, 2], metres[rows, columns]
     if not (np.isfinite(listed) & (listed > 0)).all():
@@ -201,7 +196,7 @@ def _check_points(points: NDArray[np.float64], metres: NDArray[np.float64]) -> N
 
 
 def _camera(line: Mapping[str, Any], size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """fx, fy, cx, cy; fy = fx and the image's centre where the line does not say them."""
+    """Return fx, fy, cx, cy; fy = fx and the image's centre where the line does not say them."""
     if line.get("intrinsics") is not None:
         return pinhole(line["intrinsics"][:4], Path("its camera"))
     fx = line.get("original_fx")

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from .files import (
     downloaded_scenes,
     expect_folders,
-    expect_split,
     find_split_file,
     pinhole,
     read_depth_png,
     read_image,
     read_split_list,
-    sorted_refs,
 )
 from .frames import Frame, FrameError, FrameRef, Source, SourceError
 from .projection import from_opencv
@@ -22,9 +21,9 @@ _PARAMETERS = "undistorted_camera_parameters"
 
 
 class Matterport3D(Source):
-    """
-    Matterport3D as downloaded, its archives unpacked into one folder per house (github.com/niessner/Matterport,
-    `data_organization.md`); the houses lie in the root or in its `scans/` or `v1/scans/`:
+    """Matterport3D as downloaded, its archives unpacked into one folder per house.
+
+    The houses (github.com/niessner/Matterport, `data_organization.md`) lie in the root, its `scans/` or `v1/scans/`:
 
         <house>/undistorted_color_images/<panorama>_i<camera>_<yaw>.jpg     1280x1024
         <house>/undistorted_depth_images/<panorama>_d<camera>_<yaw>.png     uint16, / 4000 metres, 0: none
@@ -38,7 +37,6 @@ class Matterport3D(Source):
 
     name = "matterport3d"
     title = "Matterport3D"
-    splits = ("train", "test")
     depth_range = (0.01, 10.0)
     licence = "Matterport3D terms of use, academic"
     homepage = "https://niessner.github.io/Matterport/"
@@ -49,17 +47,15 @@ class Matterport3D(Source):
         nested = [folder for folder in ("v1/scans", "scans") if (self.root / folder).is_dir()]
         self._houses = nested[0] if nested else "."
 
-    def index(self, split: str) -> list[FrameRef]:
-        """All images of the split's houses, see [`Source.index`]."""
-        expect_split(self, split)
+    def _frames(self, split: str) -> Iterable[FrameRef]:
         hint = "It is in tasks/benchmark/ of github.com/niessner/Matterport."
         path = find_split_file(self, [f"scenes_{split}.txt"], dict.fromkeys((".", "splits", self._houses)), hint)
         houses = read_split_list(self, path)
         found = downloaded_scenes(self, houses, lambda house: self.root / self._houses / house / _PARAMETERS)
-        return sorted_refs(self, split, [ref for house in found for ref in self._house(house)])
+        return [ref for house in found for ref in self._house(house)]
 
     def read(self, ref: FrameRef) -> Frame:
-        """One image, see [`Source.read`]."""
+        """Read one image, see [`Source.read`]."""
         image, image_size = read_image(self.root / ref.files["image"])
         depth = read_depth_png(self.root / ref.files["depth"])
         fx, fy, cx, from_bottom = ref.files["intrinsics"]

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .files import expect_split, sorted_refs
+from .files import Recent, expect_any_folder, frame_errors, read_image, read_points, read_table
 from .frames import Frame, FrameError, FrameRef, Source, SourceError
-from .lidar_files import Recent, expect_any_folder, frame_errors, read_image_of, read_points, read_table
 from .projection import DEPTH_SCALE, PinholeCamera, RigidTransform, depth_map
 
 VERSIONS = ("v1.0-trainval", "v1.0-mini")
@@ -30,8 +29,7 @@ LIDAR = "LIDAR_TOP"
 
 
 class NuScenes(Source):
-    """
-    nuScenes as downloaded (nuscenes.org), one of its two annotated versions:
+    """nuScenes as downloaded (nuscenes.org), one of its two annotated versions.
 
         v1.0-trainval/*.json or v1.0-mini/*.json      tables: scene, sample, sample_data, calibrated_sensor, ...
         samples/CAM_*/*.jpg
@@ -58,7 +56,6 @@ class NuScenes(Source):
 
     name = "nuscenes"
     title = "nuScenes"
-    splits = ("train", "test")
     depth_range = (0.05, 80.0)
     sparse = True
     extra = "bench"
@@ -71,24 +68,19 @@ class NuScenes(Source):
             raise SourceError(f"{self.title}: pixels is nearest or floor, got {pixels!r}.")
         self.shift = 0.5 if pixels == "floor" else 0.0
         versions = VERSIONS if version is None else (version,)
-        expect_any_folder(self, list(versions), "scene.json, sample.json, sample_data.json and the other tables")
+        expect_any_folder(self, versions, "scene.json, sample.json, sample_data.json and the other tables")
         self.version = next(name for name in versions if (self.root / name).is_dir())
         self._sweeps: Recent[NDArray[np.float32]] = Recent()
 
-    def index(self, split: str) -> list[FrameRef]:
-        """All camera images of key frames, see [`Source.index`]."""
-        expect_split(self, split)
+    def _frames(self, split: str) -> Iterable[FrameRef]:
         val = scene_names(MINI_VAL_SCENES if self.version == "v1.0-mini" else VAL_SCENES)
         try:
-            refs = self._refs({name for name in self._scene_names() if (name in val) == (split == "test")})
+            names = {row["name"] for row in self._table("scene")}
+            return self._refs({name for name in names if (name in val) == (split == "test")})
         except (KeyError, TypeError) as error:
             raise SourceError(
                 f"{self.title}: the tables in {self.root / self.version} do not fit together: there is no {error}."
             ) from error
-        return sorted_refs(self, split, refs)
-
-    def _scene_names(self) -> list[str]:
-        return [row["name"] for row in self._table("scene")]
 
     def _refs(self, wanted: set[str]) -> list[FrameRef]:
         scenes = {row["token"]: row["name"] for row in self._table("scene") if row["name"] in wanted}
@@ -132,26 +124,26 @@ class NuScenes(Source):
         return rows
 
     def read(self, ref: FrameRef) -> Frame:
-        """One image with the projected sweep of its key frame, see [`Source.read`]."""
+        """Read one image with the projected sweep of its key frame, see [`Source.read`]."""
         image_file = self.root / ref.files["image"]
         if "lidar" not in ref.files:
             raise FrameError(f"{image_file}: its key frame has no {LIDAR}.")
-        image = read_image_of(image_file, ref.files["size"], "row of sample_data.json")
+        image, size = read_image(image_file, ref.files["size"], "row of sample_data.json")
         with frame_errors(f"{image_file}, its calibration"):
             (fx, skew, cx), (_, fy, cy), _ = ref.files["intrinsics"]
             if skew != 0:
                 raise ValueError(f"its camera_intrinsic has a skew of {skew}")
-            camera = PinholeCamera(fx, fy, cx, cy, *ref.files["size"])
+            camera = PinholeCamera(fx, fy, cx, cy, *size)
             world_from_camera, world_from_lidar = _to_world(ref.files["poses"]), _to_world(ref.files["lidar_poses"])
         points = self._sweeps.get(ref.files["lidar"], lambda: read_points(self.root / ref.files["lidar"], 5)[:, :3])
         to_camera = world_from_camera.inverse() @ world_from_lidar
         columns, rows, metres = camera.project(to_camera.apply(points))
-        depth = depth_map(columns - self.shift, rows - self.shift, metres, (camera.width, camera.height))
-        return Frame(ref, image, (camera.width, camera.height), depth, DEPTH_SCALE, camera.intrinsics)
+        depth = depth_map(columns - self.shift, rows - self.shift, metres, size)
+        return Frame(ref, image, size, depth, DEPTH_SCALE, camera.intrinsics)
 
 
 def scene_names(runs: str) -> set[str]:
-    """Names of the scenes in runs of numbers, "3 12-18"."""
+    """Return the names of the scenes in runs of numbers, "3 12-18"."""
     ends = [(run.split("-")[0], run.split("-")[-1]) for run in runs.split()]
     return {f"scene-{number:04d}" for first, last in ends for number in range(int(first), int(last) + 1)}
 
@@ -161,6 +153,6 @@ def _pose(row: dict[str, Any]) -> tuple[list[float], list[float]]:
 
 
 def _to_world(poses: tuple[tuple[list[float], list[float]], tuple[list[float], list[float]]]) -> RigidTransform:
-    """Of a sensor's pose in the vehicle and the vehicle's in the world."""
+    """Chain a sensor's pose in the vehicle and the vehicle's in the world."""
     sensor, ego = (RigidTransform.from_quaternion(*pose) for pose in poses)
     return ego @ sensor

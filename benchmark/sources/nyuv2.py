@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .files import expect_folders, expect_split, read_bytes, sorted_refs
+from .files import expect_folders, import_errors, read_bytes, read_split_mat
 from .frames import Frame, FrameError, FrameRef, Source, SourceError
 from .projection import from_opencv
 
@@ -27,8 +28,7 @@ _NO_RETURN = 2047
 
 
 def read_kinect_pgm(path: str | Path) -> NDArray[np.float32]:
-    """
-    Z-depth `(h, w)` in metres of a raw Kinect file (`d-*.pgm`), 0 where there is none.
+    """Return z-depth `(h, w)` in metres of a raw Kinect file (`d-*.pgm`), 0 where there is none.
 
     The file holds 11-bit disparities in 16-bit little-endian words, although PGM is big-endian; the dataset's toolbox
     turns them into metres by 351.3 / (1092.5 - raw) and discards what is beyond 10 m; 2047 means no return. The map is
@@ -55,8 +55,7 @@ def read_kinect_pgm(path: str | Path) -> NDArray[np.float32]:
 
 
 class NYUv2(Source):
-    """
-    NYU Depth V2's labelled frames as downloaded, both files in the root:
+    """NYU Depth V2's labelled frames as downloaded, both files in the root.
 
         nyu_depth_v2_labeled.mat    HDF5, seen from C: `images` (1449, 3, 640, 480) uint8, `depths` (1449, 640, 480)
                                     float32 metres, `rawDepths` likewise, `scenes` (1, 1449) references to strings
@@ -74,7 +73,6 @@ class NYUv2(Source):
 
     name = "nyuv2"
     title = "NYUv2"
-    splits = ("train", "test")
     depth_range = (0.005, 10.0)
     extra = "bench"
     licence = "none stated; research"
@@ -89,10 +87,9 @@ class NYUv2(Source):
         if not (self.root / _LABELED).is_file():
             raise SourceError(f"{self.title}: expected the file {_LABELED} in {self.root}.")
 
-    def index(self, split: str) -> list[FrameRef]:
-        """All frames of a split, see [`Source.index`]."""
-        expect_split(self, split)
-        numbers = self._numbers(f"{split}Ndxs")
+    def _frames(self, split: str) -> Iterable[FrameRef]:
+        hint = "It is on the dataset's page."
+        numbers = read_split_mat(self, self.root / _SPLITS, f"{split}Ndxs", hint).astype(np.int64)
         try:
             with _h5py().File(self.root / _LABELED) as file:
                 references = file["scenes"][()].ravel()
@@ -104,11 +101,10 @@ class NYUv2(Source):
                 scenes = {n: "".join(map(chr, file[references[n - 1]][()].ravel())) for n in numbers.tolist()}
         except (OSError, RuntimeError, KeyError) as error:
             raise SourceError(f"{self.title}: {self.root / _LABELED} cannot be read: {error}.") from error
-        refs = [FrameRef(f"{number:04d}", scene=scene, order=number) for number, scene in scenes.items()]
-        return sorted_refs(self, split, refs)
+        return [FrameRef(f"{number:04d}", scene=scene, order=number) for number, scene in scenes.items()]
 
     def read(self, ref: FrameRef) -> Frame:
-        """One frame, see [`Source.read`]."""
+        """Read one frame, see [`Source.read`]."""
         path = self.root / _LABELED
         try:
             with _h5py().File(path) as file:
@@ -124,25 +120,8 @@ class NYUv2(Source):
         mask = (metres > 1e-3) & (metres < 10) if self.depth == "raw" else None
         return Frame(ref, stream.getvalue(), image.size, metres, 1.0, from_opencv(INTRINSICS), mask)
 
-    def _numbers(self, variable: str) -> NDArray[np.int64]:
-        try:
-            from scipy.io import loadmat
-        except ImportError:
-            raise ImportError('NYUv2 needs scipy: pip install "depthvlm[bench]".') from None
-        path = self.root / _SPLITS
-        if not path.is_file():
-            raise SourceError(f"{self.title}: the split file {path} is missing. It is on the dataset's page.")
-        try:
-            return np.asarray(loadmat(path, variable_names=[variable])[variable], dtype=np.int64).ravel()
-        except KeyError:
-            raise SourceError(f"{self.title}: the split file {path} has no variable {variable!r}.") from None
-        except Exception as error:  # scipy raises many kinds for a damaged file
-            raise SourceError(f"{self.title}: the split file {path} cannot be read: {error}.") from error
-
 
 def _h5py() -> Any:
-    try:
+    with import_errors("NYUv2", "h5py"):
         import h5py
-    except ImportError:
-        raise ImportError('NYUv2 needs h5py: pip install "depthvlm[bench]".') from None
     return h5py

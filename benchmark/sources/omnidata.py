@@ -1,37 +1,27 @@
-"""The layout in which Omnidata's starter dataset holds Taskonomy and HM3D: rendered views of scanned buildings."""
+"""Taskonomy and HM3D in the layout of Omnidata's starter dataset: rendered views of scanned buildings."""
 
 from __future__ import annotations
 
 import csv
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
-
-from .files import (
-    NO_RENDERING,
-    downloaded_scenes,
-    expect_folders,
-    expect_split,
-    find_split_file,
-    read_depth_png,
-    read_image,
-    read_json,
-    sorted_refs,
-)
+from .files import downloaded_scenes, expect_folders, find_split_file, read_depth_png, read_image, read_json
 from .frames import Frame, FrameError, FrameRef, Source, SourceError
 
 _VIEW = re.compile(r"(point_(\d+)_view_(\d+))_domain_rgb\.png")
+
+_NO_RENDERING = 65535  # where the mesh has a hole
 
 # Orders the views of a building by point, then by view: no point has that many.
 _VIEWS_PER_POINT = 10_000
 
 
 class OmnidataSource(Source):
-    """
-    One component of a download by `omnitools.download` (docs.omnidata.vision):
+    """One component of a download by `omnitools.download` (docs.omnidata.vision).
 
         rgb/<component>/<building>/point_0_view_0_domain_rgb.png                        512x512
         depth_zbuffer/<component>/<building>/point_0_view_0_domain_depth_zbuffer.png    512x512, uint16
@@ -42,46 +32,39 @@ class OmnidataSource(Source):
     view spans the width: fx = fy = width / (2 tan(fov / 2)), and whose principal point is the image's centre.
     """
 
-    component: ClassVar[str]
-    poses: ClassVar[tuple[str, ...]] = ("point_info", "fixatedpose")
+    poses: ClassVar[tuple[str, ...]]
     split_files: ClassVar[tuple[str, ...]]
     split_hint: ClassVar[str]
     official_test: ClassVar[str]
-    splits = ("train", "test")
 
     def __init__(self, root: str | Path):
         super().__init__(root)
         kinds = ("rgb", "depth_zbuffer", "point_info")
-        hint = f"Omnidata's tool makes it: omnitools.download {' '.join(kinds)} --components {self.component}."
-        expect_folders(self, *(f"{kind}/{self.component}" for kind in kinds), hint=hint)
+        hint = f"Omnidata's tool makes it: omnitools.download {' '.join(kinds)} --components {self.name}."
+        expect_folders(self, *(f"{kind}/{self.name}" for kind in kinds), hint=hint)
 
-    def index(self, split: str) -> list[FrameRef]:
-        """All views of the split's buildings, see [`Source.index`]."""
-        expect_split(self, split)
+    def _frames(self, split: str) -> Iterable[FrameRef]:
         path = find_split_file(self, self.split_files, (".", "splits", "splits_taskonomy"), self.split_hint)
         wanted = "train" if split == "train" else self.official_test
         buildings = [building for building, official in self._buildings(path) if official == wanted]
         if not buildings:
             raise SourceError(f"{self.title}: the split file {path} has no building of {wanted!r}.")
-        folder = self.root / "rgb" / self.component
-        refs = [
-            FrameRef(f"{building}/{match.group(1)}", scene=building, order=_order(match))
+        folder = self.root / "rgb" / self.name
+        return [
+            FrameRef(f"{building}/{match[1]}", scene=building, order=int(match[2]) * _VIEWS_PER_POINT + int(match[3]))
             for building in downloaded_scenes(self, buildings, lambda building: folder / building)
             for path in (folder / building).iterdir()
             if (match := _VIEW.fullmatch(path.name))
         ]
-        return sorted_refs(self, split, refs)
 
     def read(self, ref: FrameRef) -> Frame:
-        """One view, see [`Source.read`]."""
+        """Read one view, see [`Source.read`]."""
         image, (width, height) = read_image(self._file(ref, "rgb"))
         if width != height:
             raise FrameError(f"{self._file(ref, 'rgb')}: views are square, this one is {width}x{height}.")
-        raw = read_depth_png(self._file(ref, "depth_zbuffer"))
-        depth = np.where(raw == NO_RENDERING, np.uint16(0), raw)
+        depth = read_depth_png(self._file(ref, "depth_zbuffer"), hole=_NO_RENDERING)
         focal_length = width / (2 * math.tan(self._field_of_view(ref) / 2))
-        centre = width / 2
-        return Frame(ref, image, (width, height), depth, 512.0, (focal_length, focal_length, centre, centre))
+        return Frame(ref, image, (width, height), depth, 512.0, (focal_length, focal_length, width / 2, width / 2))
 
     def _field_of_view(self, ref: FrameRef) -> float:
         candidates = [self._file(ref, "point_info", domain) for domain in self.poses]
@@ -95,23 +78,60 @@ class OmnidataSource(Source):
     def _file(self, ref: FrameRef, kind: str, domain: str | None = None) -> Path:
         suffix = "json" if kind == "point_info" else "png"
         view = ref.id.rpartition("/")[2]
-        return self.root / kind / self.component / ref.scene / f"{view}_domain_{domain or kind}.{suffix}"
+        return self.root / kind / self.name / ref.scene / f"{view}_domain_{domain or kind}.{suffix}"
 
     def _buildings(self, path: Path) -> list[tuple[str, str]]:
-        """Building and official split, of a table with `id,train,val,test` (0 or 1) or with `scene,split`."""
+        """Return building and official split, of a table with `id,train,val,test` (0 or 1) or with `scene,split`."""
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file, skipinitialspace=True)
-            columns = set(rows.fieldnames or ())
+            table = csv.DictReader(file, skipinitialspace=True)
+            columns = set(table.fieldnames or ())
             if {"scene", "split"} <= columns:
-                return [(row["scene"], row["split"]) for row in rows]
-            if {"id", "train", "val", "test"} <= columns:
-                names = ("train", "val", "test")
-                return [(row["id"], name) for row in rows for name in names if (row[name] or "").strip() == "1"]
+                return [(line["scene"], line["split"]) for line in table]
+            names = ("train", "val", "test")
+            if {"id", *names} <= columns:
+                return [(line["id"], name) for line in table for name in names if (line[name] or "").strip() == "1"]
         raise SourceError(
             f"{self.title}: the split file {path} should have the columns id,train,val,test or scene,split, not "
             f"{','.join(sorted(columns)) or 'none'}."
         )
 
 
-def _order(match: re.Match[str]) -> int:
-    return int(match.group(2)) * _VIEWS_PER_POINT + int(match.group(3))
+class Taskonomy(OmnidataSource):
+    """Taskonomy as the component of Omnidata that its authors now distribute (see [`OmnidataSource`] for the folders).
+
+    A table of its official splits (`splits_taskonomy.zip` of github.com/StanfordVL/taskonomy, `id,train,val,test`) is
+    in the root or in `splits/`: train_val_test_fullplus.csv, or the smaller full, medium or tiny; the largest there is
+    used. `train` is the official train, `test` the official test; val is left out. The camera is in
+    `point_*_view_*_domain_point_info.json`.
+    """
+
+    name = "taskonomy"
+    title = "Taskonomy"
+    depth_range = (0.005, 15.0)
+    licence = "Taskonomy terms of use, research only, no redistribution"
+    homepage = "https://github.com/StanfordVL/taskonomy/tree/master/data"
+    poses = ("point_info", "fixatedpose")
+    split_files = tuple(f"train_val_test_{size}.csv" for size in ("fullplus", "full", "medium", "tiny"))
+    split_hint = "It is in splits_taskonomy.zip of github.com/StanfordVL/taskonomy, data/assets."
+    official_test = "test"
+
+
+class HM3D(OmnidataSource):
+    """HM3D, 1000 buildings, as the component of Omnidata (see [`OmnidataSource`] for the folders).
+
+    The official splits are in the root or in `splits/`: metadata.csv of
+    github.com/matterport/habitat-matterport-3dresearch (`scene,split,...`), or Omnidata's train_val_test_hm3d.csv
+    (`id,train,val,test`). `train` is the official train (800 buildings), `test` the official val (100): as in the
+    released annotations. The camera is in `point_*_view_*_domain_fixatedpose.json`. Other runs of Omnidata's annotator
+    may store depth / 8192; this reader takes the published release, / 512.
+    """
+
+    name = "hm3d"
+    title = "HM3D"
+    depth_range = (0.01, 10.0)
+    licence = "HM3D terms of use (Matterport), academic, no redistribution"
+    homepage = "https://aihabitat.org/datasets/hm3d/"
+    poses = ("fixatedpose", "point_info")
+    split_files = ("metadata.csv", "train_val_test_hm3d.csv")
+    split_hint = "metadata.csv is in github.com/matterport/habitat-matterport-3dresearch."
+    official_test = "val"

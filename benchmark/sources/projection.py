@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .files import import_errors
+
 DEPTH_SCALE = 256.0
 
 # A rotation matrix whose rows are further from orthonormal than this is not one: its transpose is not its inverse.
@@ -17,32 +19,26 @@ ROTATION_TOLERANCE = 1e-4
 
 
 def from_opencv(intrinsics: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
-    """
-    fx, fy, cx, cy of a calibration that has the centre of the top left pixel at (0, 0), as OpenCV's have, in the
-    convention of this package: at (0.5, 0.5).
-    """
+    """Bring fx, fy, cx, cy with the centre of the top left pixel at (0, 0), as OpenCV has it, to (0.5, 0.5)."""
     fx, fy, cx, cy = intrinsics
     return fx, fy, cx + 0.5, cy + 0.5
 
 
 def rotation_class() -> Any:
-    """`scipy.spatial.transform.Rotation`. Raises ImportError, with the remedy, where SciPy is not installed."""
-    try:
+    """Import `scipy.spatial.transform.Rotation`. Raises ImportError, with the remedy, without SciPy."""
+    with import_errors("Lidar projection", "SciPy"):
         from scipy.spatial.transform import Rotation
-    except ImportError as error:
-        raise ImportError('Lidar projection needs SciPy: `pip install "depthvlm[bench]"`.') from error
     return Rotation
 
 
 def _scalar_last(quaternions: ArrayLike) -> NDArray[np.float64]:
-    """`w, x, y, z` as SciPy takes them: `x, y, z, w`."""
+    """Reorder `w, x, y, z` as SciPy takes them: `x, y, z, w`."""
     return np.roll(np.asarray(quaternions, np.float64), -1, axis=-1)
 
 
 @dataclass(frozen=True, eq=False)
 class RigidTransform:
-    """
-    Points of one frame of reference in another: `rotation @ point + translation`.
+    """Points of one frame of reference in another: `rotation @ point + translation`.
 
     Args:
         rotation: `(3, 3)`, float64.
@@ -54,13 +50,13 @@ class RigidTransform:
 
     @classmethod
     def from_quaternion(cls, quaternion: ArrayLike, translation: ArrayLike) -> RigidTransform:
-        """Of a quaternion `w, x, y, z`, normalised here, and metres. Raises ValueError for a quaternion of length 0."""
+        """Make it of a quaternion `w, x, y, z`, normalised here, and metres. Raises ValueError if it is 0."""
         rotation = rotation_class().from_quat(_scalar_last(quaternion)).as_matrix()
         return cls(rotation, np.asarray(translation, np.float64).reshape(3))
 
     @classmethod
     def from_matrix(cls, matrix: ArrayLike) -> RigidTransform:
-        """Of `(3, 4)`, `(4, 4)` or their 12 or 16 numbers, row by row. Raises ValueError where they are no rotation."""
+        """Make it of `(3, 4)`, `(4, 4)` or their 12 or 16 numbers. Raises ValueError if they are no rotation."""
         rows = np.asarray(matrix, np.float64).reshape(-1, 4)
         if rows.shape[0] not in (3, 4):
             raise ValueError(f"a rigid transform has 12 or 16 numbers, not {rows.size}")
@@ -70,11 +66,11 @@ class RigidTransform:
         return cls(rotation, rows[:3, 3])
 
     def __matmul__(self, first: RigidTransform) -> RigidTransform:
-        """What `first` does, and then this one."""
+        """Chain two transforms, `first` and then this one."""
         return RigidTransform(self.rotation @ first.rotation, self.apply(first.translation[None])[0])
 
     def inverse(self) -> RigidTransform:
-        """The way back."""
+        """Return the inverse transform."""
         return RigidTransform(self.rotation.T, -self.rotation.T @ self.translation)
 
     def apply(self, points: ArrayLike) -> NDArray[np.float64]:
@@ -83,8 +79,7 @@ class RigidTransform:
 
 
 class EgoPoses:
-    """
-    Vehicle poses (ego to world) at measured times.
+    """Vehicle poses (ego to world) at measured times.
 
     Args:
         times: `(n,)` integers in any one unit.
@@ -104,7 +99,7 @@ class EgoPoses:
         self.quaternions, self.translations = quaternions[first], translations[first]
 
     def at(self, time: int) -> RigidTransform:
-        """The pose at `time`: a measured one, or between two of them slerp of the rotation and a straight line.
+        """Return the pose at `time`: a measured one, or between two of them slerp of the rotation and a straight line.
 
         Raises:
             ValueError: before the first pose or after the last.
@@ -127,9 +122,9 @@ class EgoPoses:
 
 @dataclass(frozen=True)
 class PinholeCamera:
-    """
-    A pinhole camera as the datasets' calibrations have it, with a lens where `distortion` is given. Its axes: x right,
-    y down, z forward. It counts pixels as OpenCV does, so that whole numbers are the pixels of a map.
+    """A pinhole camera as the datasets' calibrations have it, with a lens where `distortion` is given.
+
+    Its axes: x right, y down, z forward. It counts pixels as OpenCV does, so that whole numbers are pixels of a map.
 
     Args:
         fx, fy, cx, cy: pixels, the centre of the top left pixel at (0, 0).
@@ -153,8 +148,7 @@ class PinholeCamera:
 
     @cached_property
     def largest_radius_squared(self) -> float:
-        """
-        How far from the axis, as (x² + y²) / z², the lens still maps outwards.
+        """Limit of the lens as (x² + y²) / z²: it still maps outwards below.
 
         The model's polynomial turns back beyond it, and would fold points that the camera never sees into its image.
         """
@@ -169,8 +163,7 @@ class PinholeCamera:
     def project(
         self, points: NDArray[np.floating]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """
-        Where the camera sees points `(n, 3)` of its own frame, in metres.
+        """Project points `(n, 3)` of the camera's own frame, in metres.
 
         Returns:
             Column, row (pixels, also outside of the image) and z-depth (metres), `(n,)` each; NaN for a point behind
@@ -205,11 +198,11 @@ def depth_map(
     size: Sequence[int],
     scale: float = DEPTH_SCALE,
 ) -> NDArray[np.uint16]:
-    """
-    Projected points as a sparse map; of several in one pixel the nearest stays.
+    """Turn projected points into a sparse map; of several in one pixel the nearest stays.
 
     Args:
-        columns, rows: `(n,)` pixels, the centre of the top left pixel at (0, 0); NaN is no point.
+        columns: `(n,)` pixels, the centre of the top left pixel at (0, 0); NaN is no point.
+        rows: `(n,)` likewise.
         depth: `(n,)` metres.
         size: width and height of the map in pixels.
         scale: units in a metre.
@@ -236,5 +229,5 @@ def depth_map(
 def lidar_depth_map(
     points: NDArray[np.floating], to_camera: RigidTransform, camera: PinholeCamera, scale: float = DEPTH_SCALE
 ) -> NDArray[np.uint16]:
-    """The depth map `(height, width)` of lidar points `(n, 3)` that `to_camera` brings into the camera's frame."""
+    """Return the depth map `(height, width)` of lidar points `(n, 3)` that `to_camera` brings to the camera's frame."""
     return depth_map(*camera.project(to_camera.apply(points)), (camera.width, camera.height), scale)

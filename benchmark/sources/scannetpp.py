@@ -5,18 +5,10 @@ from __future__ import annotations
 import json
 import mmap
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
-from .files import (
-    downloaded_scenes,
-    expect_folders,
-    expect_split,
-    pinhole,
-    read_depth_png,
-    read_image,
-    read_split_list,
-    sorted_refs,
-)
+from .files import downloaded_scenes, expect_folders, pinhole, read_depth_png, read_image, read_split_list
 from .frames import Frame, FrameError, FrameRef, Source
 from .projection import from_opencv
 
@@ -25,9 +17,9 @@ _TOOLKIT = "The dataset's toolkit extracts the images and the depth: python -m i
 
 
 class ScanNetPP(Source):
-    """
-    ScanNet++ as downloaded, with the iPhone streams extracted by the official toolkit (github.com/scannetpp/scannetpp,
-    `iphone/prepare_iphone_data.py`):
+    """ScanNet++ as downloaded, with the iPhone streams extracted by the official toolkit.
+
+    The toolkit is `iphone/prepare_iphone_data.py` of github.com/scannetpp/scannetpp:
 
         splits/nvs_sem_train.txt, nvs_sem_val.txt
         data/<scene>/iphone/rgb/frame_000000.jpg        1920x1440
@@ -40,7 +32,6 @@ class ScanNetPP(Source):
 
     name = "scannetpp"
     title = "ScanNet++"
-    splits = ("train", "test")
     depth_range = (0.001, 10.0)
     licence = "ScanNet++ terms of use, research only"
     homepage = "https://scannetpp.mlsg.cit.tum.de/scannetpp/"
@@ -49,22 +40,19 @@ class ScanNetPP(Source):
         super().__init__(root)
         expect_folders(self, "data", "splits")
 
-    def index(self, split: str) -> list[FrameRef]:
-        """All extracted frames of a split, see [`Source.index`]."""
-        expect_split(self, split)
+    def _frames(self, split: str) -> Iterable[FrameRef]:
         official = "nvs_sem_train" if split == "train" else "nvs_sem_val"
         scenes = read_split_list(self, self.root / "splits" / f"{official}.txt")
         scenes = downloaded_scenes(self, scenes, lambda scene: self._iphone(scene) / "rgb", _TOOLKIT)
-        refs = [
+        return [
             FrameRef(f"{scene}/{path.stem}", scene=scene, order=int(match.group(1)))
             for scene in scenes
             for path in (self._iphone(scene) / "rgb").iterdir()
             if (match := _FRAME.fullmatch(path.name))
         ]
-        return sorted_refs(self, split, refs)
 
     def read(self, ref: FrameRef) -> Frame:
-        """One frame, see [`Source.read`]."""
+        """Read one frame, see [`Source.read`]."""
         folder, stem = self._iphone(ref.scene), ref.id.rpartition("/")[2]
         image, image_size = read_image(folder / "rgb" / f"{stem}.jpg")
         depth = read_depth_png(folder / "depth" / f"{stem}.png")
@@ -76,7 +64,7 @@ class ScanNetPP(Source):
 
 
 def _intrinsics(path: Path, stem: str) -> tuple[float, float, float, float]:
-    """Those of one frame, without parsing the thousands of others in the file."""
+    """Return the intrinsics of one frame, without parsing the thousands of others in the file."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
             start = text.find(f'"{stem}"'.encode())

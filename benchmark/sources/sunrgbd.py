@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .files import expect_folders, expect_split, pinhole, read_depth_png, read_image, read_numbers, sorted_refs
+from .files import expect_folders, pinhole, read_depth_png, read_image, read_numbers, read_split_mat
 from .frames import Frame, FrameError, FrameRef, Source, SourceError
 from .projection import from_opencv
 
@@ -16,8 +16,7 @@ _SPLIT_FILE = "SUNRGBDtoolbox/traintestSUNRGBD/allsplit.mat"
 
 
 def rotate_bits(raw: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    """
-    Millimetres of SUN RGB-D's depth maps, whose 16 bits are rotated to the left by 3.
+    """Return millimetres of SUN RGB-D's depth maps, whose 16 bits are rotated to the left by 3.
 
     Dividing by 8000 instead agrees only below 8.192 m: beyond, the lowest 3 bits of the file are not 0.
     """
@@ -25,8 +24,7 @@ def rotate_bits(raw: NDArray[np.uint16]) -> NDArray[np.uint16]:
 
 
 class SunRGBD(Source):
-    """
-    SUN RGB-D as downloaded (`SUNRGBD.zip` and `SUNRGBDtoolbox.zip` of rgbd.cs.princeton.edu):
+    """SUN RGB-D as downloaded (`SUNRGBD.zip` and `SUNRGBDtoolbox.zip` of rgbd.cs.princeton.edu).
 
         SUNRGBD/<sensor>/.../<frame>/image/*.jpg        one file
         SUNRGBD/<sensor>/.../<frame>/depth_bfx/*.png    one file, uint16 with rotated bits, see [`rotate_bits`]
@@ -40,7 +38,6 @@ class SunRGBD(Source):
 
     name = "sunrgbd"
     title = "SUN RGB-D"
-    splits = ("train", "test")
     depth_range = (0.005, 8.0)
     extra = "bench"
     licence = "none stated; research"
@@ -50,59 +47,35 @@ class SunRGBD(Source):
         super().__init__(root)
         expect_folders(self, "SUNRGBD")
 
-    def index(self, split: str) -> list[FrameRef]:
-        """All frames of a split, see [`Source.index`]."""
-        expect_split(self, split)
-        refs = []
-        for folder in self._split_folders(f"all{split}"):
-            sensor, _, rest = folder.partition("/")
-            scene = folder.rpartition("/")[0] if rest.startswith("sun3ddata/") else folder
-            refs.append(FrameRef(folder, scene=scene, camera=sensor))
-        return sorted_refs(self, split, refs)
+    def _frames(self, split: str) -> Iterable[FrameRef]:
+        path, variable = self.root / _SPLIT_FILE, f"all{split}"
+        for cell in read_split_mat(self, path, variable, "It is in SUNRGBDtoolbox.zip, beside SUNRGBD.zip."):
+            _, found, listed = str(cell).partition("SUNRGBD/")
+            parts = [part for part in listed.split("/") if part]
+            if not found or len(parts) < 2:
+                raise SourceError(f"{self.title}: {variable} of {path} lists {str(cell)!r}, not a folder of SUNRGBD/.")
+            folder = "/".join(parts)
+            scene = folder.rpartition("/")[0] if parts[1] == "sun3ddata" else folder
+            yield FrameRef(folder, scene=scene, camera=parts[0])
 
     def read(self, ref: FrameRef) -> Frame:
-        """One frame, see [`Source.read`]."""
+        """Read one frame, see [`Source.read`]."""
         image, image_size, depth, camera = self._files(ref)
         return Frame(ref, image, image_size, rotate_bits(depth), 1000.0, camera)
 
     def _files(
         self, ref: FrameRef
     ) -> tuple[bytes, tuple[int, int], NDArray[np.uint16], tuple[float, float, float, float]]:
-        """Image, its size, depth map as the file has it, and camera."""
+        """Return the image, its size, the depth map as the file has it, and the camera."""
         folder = self.root / "SUNRGBD" / ref.id
         image, image_size = read_image(_only_file(folder / "image", (".jpg", ".png")))
         path = folder / "intrinsics.txt"
         depth = read_depth_png(_only_file(folder / "depth_bfx", (".png",)))
         return image, image_size, depth, from_opencv(pinhole(read_numbers(path), path))
 
-    def _split_folders(self, variable: str) -> Iterable[str]:
-        """Folders below SUNRGBD/ that a cell array of the split file lists."""
-        try:
-            from scipy.io import loadmat
-        except ImportError:
-            raise ImportError('SUN RGB-D needs scipy: pip install "depthvlm[bench]".') from None
-        path = self.root / _SPLIT_FILE
-        if not path.is_file():
-            raise SourceError(
-                f"{self.title}: the split file {path} is missing. It is in SUNRGBDtoolbox.zip, beside SUNRGBD.zip."
-            )
-        try:
-            cells = loadmat(path, variable_names=[variable], squeeze_me=True)[variable]
-        except KeyError:
-            raise SourceError(f"{self.title}: the split file {path} has no variable {variable!r}.") from None
-        except Exception as error:  # scipy raises many kinds for a damaged file
-            raise SourceError(f"{self.title}: the split file {path} cannot be read: {error}.") from error
-        for cell in np.atleast_1d(cells):
-            _, found, folder = str(cell).partition("SUNRGBD/")
-            parts = [part for part in folder.split("/") if part]
-            if not found or len(parts) < 2:
-                raise SourceError(f"{self.title}: {variable} of {path} lists {str(cell)!r}, not a folder of SUNRGBD/.")
-            yield "/".join(parts)
-
 
 class NYUv2OfSunRGBD(SunRGBD):
-    """
-    NYUv2 as the paper scored it: the frames `kv1/NYUdata` of SUN RGB-D, in the layout of [`SunRGBD`].
+    """NYUv2 as the paper scored it: the frames `kv1/NYUdata` of SUN RGB-D, in the layout of [`SunRGBD`].
 
     `train` and `test` are theirs in `allsplit.mat`. Depth is `depth_bfx` / 8000, as published. Its holes are filled,
     and because the bits of the file are rotated, the division wraps beyond 8.191 m: 9.870 m comes out as 1.678 m. It is
@@ -114,13 +87,11 @@ class NYUv2OfSunRGBD(SunRGBD):
     title = "NYUv2 (SUN RGB-D)"
     depth_range = (0.005, 10.0)
 
-    def index(self, split: str) -> list[FrameRef]:
-        """The frames of a split that are NYUv2's, see [`Source.index`]."""
-        refs = [ref for ref in super().index(split) if ref.id.startswith("kv1/NYUdata/")]
-        return sorted_refs(self, split, refs)
+    def _frames(self, split: str) -> Iterable[FrameRef]:
+        return [ref for ref in super()._frames(split) if ref.id.startswith("kv1/NYUdata/")]
 
     def read(self, ref: FrameRef) -> Frame:
-        """One frame, see [`Source.read`]; float32 metres, because elsewhere a scale of 8000 means rotated bits."""
+        """Read one frame, see [`Source.read`]; float32 metres, because elsewhere a scale of 8000 means rotated bits."""
         image, image_size, depth, camera = self._files(ref)
         return Frame(ref, image, image_size, (depth / np.float32(8000)).astype(np.float32), 1.0, camera)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,12 +12,11 @@ from PIL import Image
 
 from ..synthetic.samples import HELD_OUT
 from ..synthetic.scenes import MAX_DEPTH, render_scene
-from .frames import Frame, FrameRef, Source, SourceError
+from .frames import Frame, FrameRef, Source
 
 
 class Synthetic(Source):
-    """
-    Scenes of [`~depthvlm.benchmark.synthetic.scenes.render_scene`], 256x192 pixels, half rooms and half streets.
+    """Scenes of [`~depthvlm.benchmark.synthetic.scenes.render_scene`], 256x192 pixels, half rooms and half streets.
 
     There is no download, so any `root` will do. The test split has seeds that the training of depthvlm-nano never sees
     (`HELD_OUT` on), the train split those from 900,000,000 on, which it does not see either.
@@ -24,7 +24,6 @@ class Synthetic(Source):
 
     name = "synthetic"
     title = "Synthetic"
-    splits = ("train", "test")
     depth_range = (0.05, MAX_DEPTH)
     licence = "Apache-2.0"
     image_size: ClassVar[tuple[int, int]] = (256, 192)
@@ -35,19 +34,14 @@ class Synthetic(Source):
     def __init__(self, root: str | Path = "."):
         super().__init__(root)
 
-    def index(self, split: str) -> list[FrameRef]:
-        """One frame for each scene; rooms and streets take turns."""
-        if split not in self.splits:
-            raise SourceError(f"The synthetic scenes have the splits {', '.join(self.splits)}, not {split!r}.")
-        refs = []
+    def _frames(self, split: str) -> Iterable[FrameRef]:
         for number in range(self.scenes[split]):
             kind = "room" if number % 2 == 0 else "street"
             seed = self.first_seed[split] + number // 2
-            refs.append(FrameRef(f"{kind}/{seed}", kind, order=seed, files={"seed": seed, "kind": kind}))
-        return sorted(refs)
+            yield FrameRef(f"{kind}/{seed}", kind, order=seed, files={"seed": seed, "kind": kind})
 
     def read(self, ref: FrameRef) -> Frame:
-        """The scene, its image as a PNG."""
+        """Render the scene of a frame; its image is a PNG."""
         width, height = self.image_size
         scene = render_scene(ref.files["seed"], kind=ref.files["kind"], width=width, height=height)
         stream = io.BytesIO()

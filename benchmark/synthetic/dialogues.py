@@ -61,10 +61,10 @@ def caption(scene: SyntheticScene, rng: np.random.Generator) -> str:
 
 
 def object_map(scene: SyntheticScene, rows: int = 6, columns: int = 8) -> str:
-    """
-    What fills the cells of a grid over the image, in words, each after its address (a letter for the row, a number for
-    the column, from the top left): the clearly seen object that covers most of a cell, and at least a quarter of it,
-    else `NO_OBJECT`.
+    """Name what fills the cells of a grid over the image.
+
+    Each name follows its address (a letter for the row, a number for the column, from the top left) and is that of the
+    clearly seen object that covers most of the cell, and at least a quarter of it, else `NO_OBJECT`.
 
     One reply names what every part of an image shows, which ties words to image tokens long before a model has learnt
     to find what a question names.
@@ -105,7 +105,8 @@ def positions(
 
 def questions(scene: SyntheticScene, rng: np.random.Generator) -> list[Question]:
     """One question of every kind that the scene allows, its objects and wording drawn by `rng`, in the order of
-    `KINDS`."""
+    `KINDS`.
+    """
     return [Question(kind, *found, kind in CLOSED_KINDS) for kind, ask in _ASK.items() if (found := ask(scene, rng))]
 
 
@@ -129,7 +130,8 @@ def conversation(
 
 def is_right(question: Question, reply: str) -> bool:
     """Whether a reply is the answer: the same words, whatever their case and final period; of a distance, its only
-    number is within 25 % of the answer's."""
+    number is within 25 % of the answer's.
+    """
     if question.closed:
         return _plain(reply) == _plain(question.answer)
     numbers = re.findall(r"\d+(?:\.\d+)?", reply)

@@ -7,23 +7,18 @@ import numpy as np
 import pytest
 from depthvlm.benchmark.sources.frames import FrameError, SourceError
 from depthvlm.benchmark.sources.projection import RigidTransform
-from depthvlm.benchmark.sources.protobuf import floats, raw, read_message, submessage, submessages
-from depthvlm.benchmark.sources.tfrecord import read_record, record_places
-from depthvlm.benchmark.sources.waymo import Waymo
-from depthvlm.benchmark.sources.waymo_geometry import project_shot
-from depthvlm.benchmark.sources.waymo_records import cameras_of, shots_of
-from PIL import Image
-from waymo_files import (
-    SIZE,
-    Camera,
-    Lidar,
-    Moment,
-    frame_record,
-    jpeg,
-    shift,
-    write_parquet,
-    write_records,
+from depthvlm.benchmark.sources.waymo import Waymo, project_shot
+from depthvlm.benchmark.sources.waymo_files import (
+    floats,
+    raw,
+    read_record,
+    record_moment,
+    record_places,
+    submessage,
+    submessages,
 )
+from PIL import Image
+from waymo_files import SIZE, Camera, Lidar, Moment, frame_record, jpeg, shift, write_parquet, write_records
 
 SEGMENT = "1024_3580_000_3600_000"
 IDENTITY = RigidTransform.from_matrix(np.eye(4))
@@ -162,7 +157,7 @@ class TestBadFiles:
         ("moment", "words"),
         [
             (Moment([Camera(image=jpeg()[:-30])], [top()]), "the image is truncated"),
-            (Moment([Camera(image=b"no picture")], [top()]), "record 0, FRONT: truncated, or not what was expected"),
+            (Moment([Camera(image=b"no picture")], [top()]), "record 0, FRONT: not an image that Pillow can read"),
             (Moment([Camera(size=(90, 64))], [top()]), "96x64 pixels, but its calibration says 90x64"),
             (Moment([Camera()], []), "no lidar returns"),
             (Moment([Camera(2)], [top()]), "no image or no calibration of the camera FRONT"),
@@ -218,7 +213,7 @@ class TestSample:
     @pytest.fixture
     def frame(self, file):
         (place,) = record_places(file)
-        return read_message(read_record(file, *place))
+        return read_record(file, *place)
 
     def boxes(self, frame) -> dict[str, list[float]]:
         """Of each laser label: centre x, y, z, width, length, height, heading, in the vehicle's frame."""
@@ -228,7 +223,7 @@ class TestSample:
         }
 
     def test_images_and_calibration(self, frame):
-        cameras, shots = cameras_of(frame), shots_of(frame)
+        cameras, shots = record_moment(frame).cameras, record_moment(frame).shots
         assert sorted(cameras) == sorted(shots) == [1, 2, 3, 4, 5]
         assert cameras[1].intrinsics[0] == pytest.approx(2044.5, abs=0.05)
         for number, shot in shots.items():
@@ -244,13 +239,15 @@ class TestSample:
         boxes = np.array(list(self.boxes(frame).values()))[:, :3]
         assert len(boxes) == 75
         pose = RigidTransform.from_matrix(floats(submessage(frame, 3), 1, "<f8"))
-        columns, rows, depth = project_shot(pose.apply(boxes), cameras_of(frame)[1], shots_of(frame)[1])
+        moment = record_moment(frame)
+        columns, rows, depth = project_shot(pose.apply(boxes), moment.cameras[1], moment.shots[1])
         seen = (columns >= -0.5) & (columns < 1919.5) & (rows >= -0.5) & (rows < 1279.5)
         assert np.count_nonzero(seen) == 12
         assert (depth[seen].min(), depth[seen].max()) == pytest.approx((8.0, 67.4), abs=0.06)
 
     def test_labels_that_waymo_projected(self, frame):
-        boxes, cameras, shots = self.boxes(frame), cameras_of(frame), shots_of(frame)
+        boxes, moment = self.boxes(frame), record_moment(frame)
+        cameras, shots = moment.cameras, moment.shots
         pose = RigidTransform.from_matrix(floats(submessage(frame, 3), 1, "<f8"))
         corners = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)])
         errors = []

@@ -3,8 +3,16 @@
 import numpy as np
 import pytest
 from depthvlm.benchmark.sources.projection import RigidTransform
-from depthvlm.benchmark.sources.protobuf import floats, integers, read_message
-from depthvlm.benchmark.sources.waymo_geometry import WaymoCamera, WaymoShot, WaymoSweep, even_beams, project_shot
+from depthvlm.benchmark.sources.waymo import project_shot
+from depthvlm.benchmark.sources.waymo_files import (
+    WaymoCamera,
+    WaymoShot,
+    even_beams,
+    floats,
+    integers,
+    read_message,
+    sweep_points,
+)
 from waymo_files import block, doubles, shift, varint, whole
 
 IDENTITY = RigidTransform.from_matrix(np.eye(4))
@@ -13,8 +21,8 @@ IDENTITY = RigidTransform.from_matrix(np.eye(4))
 class TestRangeImages:
     def points(self, ranges, beams, mount=None, poses=None, pose=None) -> np.ndarray:
         mount = IDENTITY if mount is None else RigidTransform.from_matrix(mount)
-        sweep = WaymoSweep(np.array(ranges, np.float32), np.array(beams), mount, poses)
-        return sweep.world_points(IDENTITY if pose is None else RigidTransform.from_matrix(pose))
+        pose = IDENTITY if pose is None else RigidTransform.from_matrix(pose)
+        return sweep_points(np.array(ranges, np.float32), np.array(beams), mount, pose, poses)
 
     def test_columns_go_clockwise_from_behind(self):
         # Four columns: 135, 45, -45, -135 degrees.
