@@ -1,1 +1,1 @@
-"""The demo, and what its Space on the Hub runs. May import the package's prediction code alone."""
+"""The demo, and what its Space and the metric's run. May import the package's prediction code, not cards or push."""

@@ -6,27 +6,28 @@ import contextlib
 import ctypes
 import html
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import numpy as np
+from gradio.data_classes import ImageData
 
 from ..._bundled import BUNDLED_MODEL
 from ...conversation import Conversation
 from ...inference import DepthVLM
+from ...modeling_depthvlm import DepthVLMForConditionalGeneration
 from ...prediction import Prediction
-from ...processing import DEPTH_PROMPT
+from ...processing import DEPTH_PROMPT, Camera
 from ...processing.images_depthvlm import upright_image
-from .files import Files
-from .limits import Limits, deadline
-from .uploads import camera_of, describe_camera, open_upload, photo_input, result_stem
 from .view import depth_view, view_of
-from .visits import Visit, Visits
+from .visitors import Files, Limits, Visit, Visits, camera_of, open_upload, result_stem
 
 DOWNLOADS = {
     "npy": "Depth, .npy",
@@ -55,7 +56,7 @@ QUESTIONS = {
 
 
 class Demo:
-    """The steps of the page, each a function of what the visitor gives and of the visitor's own state.
+    """Steps of the page, each a function of what the visitor gives and of the visitor's own state.
 
     Args:
         depthvlm: the model.
@@ -69,7 +70,7 @@ class Demo:
         self.limits = limits or Limits()
         # Always the same threads: what one frees, the next picture takes again. Gradio's many would each keep theirs.
         self._at_model, self._at_files = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-        self.visits = Visits(self.limits, lambda visit: files.remove(visit.results))
+        self.visits = Visits(self.limits)
         self.samples = [files.sample(path) for path in _samples()]
 
     def choose(self, number: int) -> str:
@@ -98,7 +99,7 @@ class Demo:
         return gr.Number(value=round(camera.fx, 1), visible=True), describe_camera(camera), *cleared
 
     def name_camera(self, photo: str | None, focal_length: float | None) -> str:
-        """Say where the focal length in the field comes from."""
+        """Return a line that says where the focal length in the field comes from."""
         if photo is None:
             return ""
         try:
@@ -107,7 +108,7 @@ class Demo:
             return _refused(error)
 
     def measure(self, photo: str | None, focal_length: float | None, visit: Visit | None) -> tuple[Any, ...]:
-        """Measure a picture: the visitor's new state, the view, the camera's line, an empty chat."""
+        """Measure a picture; return the visitor's new state, the view, the camera's line and an empty chat."""
         if photo is None:
             raise _error("Give a picture first: upload, paste or take one, or choose a sample.")
         try:
@@ -190,9 +191,7 @@ class Demo:
         self.visits.sweep()
         self.files.sweep()
         if sys.platform == "linux":
-            with contextlib.suppress(
-                AttributeError
-            ):  # another C library than glibc, which keeps what threads have freed
+            with contextlib.suppress(AttributeError):  # a C library that is not glibc, which keeps what threads freed
                 ctypes.CDLL(None).malloc_trim(0)
 
     def _see(self, photo: str, focal_length: float | None) -> Conversation:
@@ -203,7 +202,7 @@ class Demo:
             return Conversation(image, self.depthvlm, focal_length=focal_length)
 
     def page(self) -> gr.Blocks:
-        """The page. Launch it with `launch`, which sets the limits that belong to the server."""
+        """Return the page; `serve` sets the limits that belong to the server."""
         with gr.Blocks(title="DepthVLM", analytics_enabled=False) as page:
             # No callback of this object here: Gradio copies what a page is made of at each view, the model with it.
             visit = gr.State(None, time_to_live=self.limits.kept_seconds)
@@ -288,6 +287,52 @@ class Demo:
         return page
 
 
+@contextmanager
+def deadline(model: DepthVLMForConditionalGeneration, seconds: float) -> Iterator[None]:
+    """Break off what the model does after so many seconds, between two of its layers.
+
+    Raises:
+        TimeoutError: the time is over.
+    """
+    end = time.monotonic() + seconds
+
+    def check(*_: Any) -> None:
+        if time.monotonic() > end:
+            raise TimeoutError(f"This took longer than {seconds:g} seconds and was broken off. Try a smaller picture.")
+
+    layers = [*model.model.visual.blocks, *model.model.language_model.layers, model.depth_head]
+    with contextlib.ExitStack() as stack:
+        for layer in layers:
+            stack.callback(layer.register_forward_pre_hook(check).remove)
+        yield
+
+
+def photo_input(**kwargs: Any) -> gr.Image:
+    """Return Gradio's image component, but one that hands over the file as uploaded, EXIF data and all, unopened."""
+    component = gr.Image(type="filepath", image_mode=None, **kwargs)
+
+    def path_of(payload: ImageData | None) -> str | None:
+        return None if payload is None else payload.path
+
+    # On the object: Gradio writes a stub file next to the source of every subclass of a component.
+    vars(component).update(preprocess=path_of)
+    return component
+
+
+def describe_camera(camera: Camera) -> str:
+    """Return a line of the page that says where the focal length comes from."""
+    sources = {
+        "exif": "from the picture's EXIF data",
+        "focal_length": "typed",
+        "assumed": "<b>assumed</b>, since the picture does not say: if it is wrong, all distances are wrong by one "
+        "factor. Type the right one",
+    }
+    text = f"{sources[camera.source]}; {camera.fov:.0f}° across {camera.width} pixels"
+    if camera.fov > 150:
+        text += ". <b>No such lens exists</b>: the focal length must be in pixels, not in millimetres"
+    return f"<span data-source='{camera.source}'>Focal length: {text}.</span>"
+
+
 def choose_question(number: int) -> str:
     """Return one of the questions to try."""
     questions = list(QUESTIONS.values())
@@ -297,12 +342,12 @@ def choose_question(number: int) -> str:
 
 
 def _shown(messages: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Messages as the chat shows them: letters, whatever markup they may look like."""
+    """Return messages as the chat shows them: letters, whatever markup they may look like."""
     return [turn | {"content": html.escape(turn["content"], quote=False)} for turn in messages]
 
 
 def _error(problem: Exception | str) -> gr.Error:
-    """What is wrong, as letters, in a message of the page; Gradio would show markup, and print a traceback."""
+    """Return an error that the page shows as letters; Gradio would show markup, and print a traceback."""
     return gr.Error(html.escape(str(problem), quote=False), print_exception=False)
 
 

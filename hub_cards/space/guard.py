@@ -20,8 +20,7 @@ from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request, cookie_parser
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from .files import Files
-from .limits import Limits
+from .visitors import Files
 
 # Gradio's page builds its templates with `new Function` and writes styles and scripts into itself.
 CONTENT_SECURITY_POLICY = (
@@ -57,7 +56,7 @@ _KINDS: dict[type, str] = {
 
 @dataclass(frozen=True)
 class Step:
-    """A step of the page: whether it goes through the queue, whether it waits for the model, what its fields take."""
+    """A step of the page: `queued` through Gradio's queue, `waits` for the model, kinds of its `fields`."""
 
     queued: bool
     waits: bool
@@ -65,13 +64,12 @@ class Step:
 
 
 def steps_of(page: gr.Blocks, model_queue: str) -> dict[int, Step]:
-    """The steps of a page by their number."""
-    return {
-        number: Step(
-            bool(fn.queue), fn.concurrency_id == model_queue, tuple(_KINDS[type(field)] for field in fn.inputs)
-        )
-        for number, fn in page.fns.items()
-    }
+    """Return the steps of a page by their number."""
+    steps = {}
+    for number, fn in page.fns.items():
+        fields = tuple(_KINDS[type(field)] for field in fn.inputs)
+        steps[number] = Step(bool(fn.queue), fn.concurrency_id == model_queue, fields)
+    return steps
 
 
 class Refusal(Exception):
@@ -125,28 +123,17 @@ class Guard:
 
     Args:
         app: the application.
-        limits: of requests.
-        files: the uploads; this object receives them in the application's place.
+        files: the uploads, with the limits; this object receives them in the application's place.
         hosts: the names that the server answers to.
         steps: the steps of the page by their number.
         waiting: the number of requests that wait for the model.
     """
 
     def __init__(
-        self,
-        app: Any,
-        limits: Limits,
-        files: Files,
-        hosts: Hosts,
-        steps: Mapping[int, Step],
-        waiting: Callable[[], int],
+        self, app: Any, files: Files, hosts: Hosts, steps: Mapping[int, Step], waiting: Callable[[], int]
     ) -> None:
-        self.app = app
-        self.limits = limits
-        self.files = files
-        self.hosts = hosts
-        self.steps = steps
-        self.waiting = waiting
+        self.app, self.files, self.hosts, self.steps, self.waiting = app, files, hosts, steps, waiting
+        self.limits = files.limits
         self._arriving = 0  # requests for the model that are on their way to the queue
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -173,12 +160,9 @@ class Guard:
             else:
                 await self.app(scope, receive, send)
         except Refusal as refusal:
-            about_step = _STEPS.fullmatch(scope["path"])
-            answer: Response = (
-                JSONResponse({"detail": refusal.reason, "error": refusal.reason}, refusal.status)
-                if about_step
-                else PlainTextResponse(refusal.reason, refusal.status)
-            )
+            answer: Response = PlainTextResponse(refusal.reason, refusal.status)
+            if _STEPS.fullmatch(scope["path"]):
+                answer = JSONResponse({"detail": refusal.reason, "error": refusal.reason}, refusal.status)
             await answer(scope, receive, send)
         except ClientDisconnect:
             pass  # nobody is there to be answered
@@ -210,7 +194,7 @@ class Guard:
         return Refusal(413, f"A request has at most {self.limits.request_bytes:,} bytes.")
 
     def _counted(self, receive: Any, most: int, note: Callable[[int], None] = lambda size: None) -> Any:
-        """`receive` with a limit on the bytes that have come, whatever the headers say, and on the time they take.
+        """Return `receive` with a limit on the bytes that have come, whatever the headers say, and on their time.
 
         `note` is called with the number of bytes of each piece.
         """
@@ -280,10 +264,10 @@ class Guard:
             self._arriving -= waits
 
     def _payload(self, body: bytes, queued: bool, visitor: str | None) -> tuple[dict[str, Any], bool]:
-        """The body of a step with nothing in it but what the step takes, and whether the step waits for the model.
+        """Return the body of a step with only what the step takes, and whether the step waits for the model.
 
         Raises:
-            Refusal: it is not such a body, or names a file that is not the visitor's.
+            Refusal: the body is not one of a step, or names a file that is not the visitor's.
         """
         try:
             given = json.loads(body)
@@ -304,7 +288,7 @@ class Guard:
         return {"data": checked, "fn_index": number, "session_hash": session, "trigger_id": trigger}, step.waits
 
     def _field(self, kind: str, value: Any, visitor: str | None, session: str) -> Any:
-        """A field's value, if it is of its kind. Only a picture may be an object, and only one that was uploaded."""
+        """Return a field's value if it is of its kind. Only a picture may be an object, and only an uploaded one."""
         if value is None and kind != "index":
             return None
         if kind == "text" and isinstance(value, str):
@@ -329,13 +313,13 @@ def _hostname(host: str) -> str:
 
 
 def _new_cookie(secure: bool) -> str:
-    """A visitor's number. On a Space the page stands in a frame of another site, where only such cookies are kept."""
+    """Return a visitor's new cookie. On a Space the page is in a frame of another site, which keeps only such ones."""
     place = "SameSite=None; Secure; Partitioned" if secure else "SameSite=Lax"
     return f"{_COOKIE}={secrets.token_urlsafe(24)}; Path=/; HttpOnly; {place}"
 
 
 def _adding(added: Mapping[str, str], send: Any) -> Any:
-    """`send` with these headers on every response."""
+    """Return `send` with these headers on every response."""
 
     async def send_with_headers(message: dict[str, Any]) -> None:
         if message["type"] == "http.response.start":
@@ -348,7 +332,7 @@ def _adding(added: Mapping[str, str], send: Any) -> Any:
 
 
 async def _read(receive: Any) -> bytes:
-    """The whole body of a request."""
+    """Return the whole body of a request."""
     body = b""
     while True:
         message = await receive()

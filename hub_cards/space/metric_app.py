@@ -12,22 +12,22 @@ POINT_PROTOCOLS = [name for name, protocol in PROTOCOLS.items() if protocol.crop
 
 
 def score(predictions: str, references: str, protocol: str) -> dict[str, Any]:
-    """
-    The metrics of what was typed.
+    """Return the metrics of what was typed.
 
     Args:
-        predictions, references: JSON, for each image a list of metres: `[[1.0, 2.0], [3.0]]`.
+        predictions: JSON with a list of metres for each image: `[[1.0, 2.0], [3.0]]`.
+        references: the same of the truth.
         protocol: one of `POINT_PROTOCOLS`.
 
     Raises:
-        ValueError: it is no JSON, the two do not fit, or a valid truth is missing.
+        ValueError: a field is not such JSON, the two do not fit, or there is no valid truth.
     """
     metric = evaluate.load(str(Path(__file__).with_name("depth_metrics.py")))
     return metric.compute(predictions=json.loads(predictions), references=json.loads(references), protocol=protocol)
 
 
 def page() -> Any:
-    """The page, not yet launched."""
+    """Return the page, not yet launched."""
     import gradio as gr
 
     def answer(predictions: str, references: str, protocol: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, contextmanager
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
-from .limits import Limits
+from .visitors import Files, Limits
 
 if TYPE_CHECKING:
     from .demo import Demo
@@ -36,17 +36,15 @@ CSS = """
 
 @contextmanager
 def temporary_folder() -> Iterator[str]:
-    """A private folder for Gradio's uploads and results, removed with everything in it at the end."""
+    """Make a private folder for Gradio's uploads and results; at the end it goes with everything in it."""
     before = os.environ.get("GRADIO_TEMP_DIR")
     with tempfile.TemporaryDirectory(prefix="depthvlm-demo-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         try:
             yield folder
         finally:
-            if before is None:
-                del os.environ["GRADIO_TEMP_DIR"]
-            else:
-                os.environ["GRADIO_TEMP_DIR"] = before
+            os.environ.pop("GRADIO_TEMP_DIR")
+            os.environ.update({} if before is None else {"GRADIO_TEMP_DIR": before})
 
 
 def launch(
@@ -65,7 +63,9 @@ def launch(
 
     Args:
         model: a checkpoint's folder or Hub name. None: the bundled `depthvlm-nano`.
-        device, dtype, allow_untrained_head: see `depthvlm.load`.
+        device: see `depthvlm.load`.
+        dtype: see `depthvlm.load`.
+        allow_untrained_head: see `depthvlm.load`.
         host: the address to listen on. None: Gradio's own choice, 127.0.0.1, or all addresses on a Space.
         port: the port to listen on. None: the first free one from 7860 on.
         share: also open a public link through Gradio's servers.
@@ -84,7 +84,6 @@ def launch(
     with temporary_folder() as folder:
         from ...inference import load
         from .demo import Demo
-        from .files import Files
 
         loaded = load(model, device, dtype, allow_untrained_head=allow_untrained_head)
         demo = Demo(loaded, Files(folder, limits), limits)
@@ -109,7 +108,7 @@ def serve(
     allowed_hosts: Sequence[str] = (),
     **options: Any,
 ) -> Any:
-    """Serve a demo. See `launch`; `options` go to `gradio.Blocks.launch`. Returns the page."""
+    """Serve a demo and return its page. See `launch`; `options` go to `gradio.Blocks.launch`."""
     import gradio as gr
     import matplotlib
     from starlette.middleware import Middleware
@@ -123,19 +122,12 @@ def serve(
     FileResponse.chunk_size = 2**20  # every piece waits for a thread: a mesh would in 200
 
     def waiting() -> int:
-        queue = page._queue.event_queue_per_concurrency_id.get(
-            MODEL_QUEUE
-        )  # Gradio's own limit is for all steps together
+        # Gradio's own limit is for all steps together.
+        queue = page._queue.event_queue_per_concurrency_id.get(MODEL_QUEUE)
         return 0 if queue is None else len(queue.queue)
 
-    guard = Middleware(
-        Guard,
-        limits=limits,
-        files=demo.files,
-        hosts=known_hosts(host, share, allowed_hosts),
-        steps=steps_of(page, MODEL_QUEUE),
-        waiting=waiting,
-    )
+    hosts, steps = known_hosts(host, share, allowed_hosts), steps_of(page, MODEL_QUEUE)
+    guard = Middleware(Guard, files=demo.files, hosts=hosts, steps=steps, waiting=waiting)
     page.launch(
         server_name=host,
         server_port=port,
@@ -158,7 +150,7 @@ def serve(
 
 
 def known_hosts(host: str | None, share: bool, allowed: Sequence[str]) -> Hosts:
-    """The names by which a server on `host` is called."""
+    """Return the names by which a server on `host` may be called."""
     from .guard import Hosts
 
     on_space = "SPACE_ID" in os.environ
@@ -178,7 +170,7 @@ def known_hosts(host: str | None, share: bool, allowed: Sequence[str]) -> Hosts:
 
 
 def _sweeping(demo: Demo) -> Any:
-    """The part of the server's life that removes what is too old."""
+    """Return a lifespan of the server during which what is too old is removed."""
 
     async def sweep() -> None:
         while True:

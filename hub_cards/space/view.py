@@ -24,7 +24,7 @@ _FOLDER = Path(__file__).parent
 
 
 def depth_view(**kwargs: Any) -> gr.HTML:
-    """The component; its value is what [`view_of`] gives, or None."""
+    """Return the component; its value is what [`view_of`] returns, or None."""
     return gr.HTML(
         html_template=(_FOLDER / "view.html").read_text(encoding="utf-8"),
         css_template=(_FOLDER / "view.css").read_text(encoding="utf-8"),
@@ -34,17 +34,17 @@ def depth_view(**kwargs: Any) -> gr.HTML:
 
 
 def view_of(prediction: Prediction, folder: Path) -> dict[str, Any]:
-    """Write what the browser fetches of a prediction, and say what it shows.
+    """Write the files that the browser fetches, and return the value of the view.
 
     Args:
         prediction: what is shown.
         folder: where the files go; made if it is not there.
 
     Returns:
-        `width`, `height`: of the picture in pixels; `columns`, `rows`: their numbers in the picture that were sampled;
-        `camera`: fx, fy, cx, cy in pixels; `scale_width`: how wide the scale is beside a picture of that many columns.
-        Files, as Gradio serves them: `depth`: float32 little-endian metres, row by row; `colors`, `photo`, `scale`: the
-        coloured depth, the photograph, and the scale in metres.
+        A dictionary with `width` and `height` of the picture in pixels; `columns` and `rows` of the picture that were
+        sampled; `camera`: fx, fy, cx, cy in pixels; `scale_width`: the scale's width beside a picture of that many
+        columns; and files, as Gradio serves them: `depth`, float32 little-endian metres, row by row, and the pictures
+        `colors`, `photo` and `scale`.
     """
     height, width = prediction.depth.shape
     rows, columns = sampled(height, width)
@@ -73,7 +73,7 @@ def view_of(prediction: Prediction, folder: Path) -> dict[str, Any]:
 
 
 def sampled(height: int, width: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """The rows and the columns that are shown of a map of this size: all, or evenly spaced ones."""
+    """Return the rows and the columns that are shown of a map of this size: all, or evenly spaced ones."""
     shrink = max(1.0, max(height, width) / MAX_SIDE)
     count = max(1, round(height / shrink)), max(1, round(width / shrink))
     rows, columns = ((np.arange(n) + 0.5) * (size / n) for n, size in zip(count, (height, width), strict=True))

@@ -14,12 +14,9 @@ import numpy as np
 import pytest
 import trimesh
 from conftest import REPOSITORY
-from depthvlm.hub_cards.space.demo import Demo
-from depthvlm.hub_cards.space.files import Files
-from depthvlm.hub_cards.space.limits import Limits, deadline
-from depthvlm.hub_cards.space.uploads import camera_of, describe_camera, open_upload, result_stem
+from depthvlm.hub_cards.space.demo import Demo, deadline, describe_camera
 from depthvlm.hub_cards.space.view import sampled, view_of
-from depthvlm.hub_cards.space.visits import Visit
+from depthvlm.hub_cards.space.visitors import Files, Limits, Visit, camera_of, open_upload, result_stem
 from depthvlm.processing import DEPTH_PROMPT, DEPTH_REPLY, Camera
 from PIL import ExifTags, Image
 

@@ -18,10 +18,9 @@ import pytest
 import torch
 from conftest import REPOSITORY
 from demo_process import Visitor, serving
-from depthvlm.hub_cards.space.files import Files
 from depthvlm.hub_cards.space.guard import Hosts, Refusal
-from depthvlm.hub_cards.space.limits import Limits
 from depthvlm.hub_cards.space.server import known_hosts
+from depthvlm.hub_cards.space.visitors import Files, Limits
 
 import depthvlm
 from depthvlm._bundled import BUNDLED_MODEL

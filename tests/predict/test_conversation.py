@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from depthvlm.hub_cards.space.limits import deadline
+from depthvlm.hub_cards.space.demo import deadline
 from depthvlm.processing import DEPTH_PROMPT, DEPTH_REPLY
 from PIL import Image
 from toy_checkpoint import save_toy_checkpoint

@@ -17,16 +17,15 @@ from typing import Any
 import httpx
 import pytest
 from depthvlm.hub_cards.space.demo import Demo
-from depthvlm.hub_cards.space.files import Files
-from depthvlm.hub_cards.space.limits import Limits
 from depthvlm.hub_cards.space.server import serve
+from depthvlm.hub_cards.space.visitors import Files, Limits
 
 from depthvlm import DepthVLM
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so their children.
 START = """
 import signal
-from depthvlm.hub_cards.space.limits import Limits
+from depthvlm.hub_cards.space.visitors import Limits
 from depthvlm.hub_cards.space.server import launch
 signal.signal(signal.SIGINT, signal.default_int_handler)
 launch("depthvlm-nano", host="127.0.0.1", limits=Limits(**LIMITS))
