@@ -1,6 +1,9 @@
 """A checkpoint folder with a tiny random model, a byte tokenizer and a processor, as `from_pretrained` wants it."""
 
+import functools
 import json
+import shutil
+import tempfile
 from pathlib import Path
 
 import torch
@@ -11,34 +14,40 @@ from toy_tokenizer import build_toy_tokenizer
 from depthvlm import DepthVLMForConditionalGeneration, DepthVLMImageProcessor, DepthVLMProcessor
 
 
-def save_toy_checkpoint(folder: Path) -> Path:
-    """Images become at most 128x128 pixels (16 visual tokens) in it; depth varies over the image."""
+@functools.cache
+def _original() -> tempfile.TemporaryDirectory[str]:
+    """The one that is copied: made once in a process, removed at its end."""
+    folder = tempfile.TemporaryDirectory(prefix="toy_checkpoint_")
     tokenizer = build_toy_tokenizer()
     config = toy_config()
     config.text_config.vocab_size = len(tokenizer)
     config.text_config.pad_token_id = tokenizer.pad_token_id
-    for name, token in {
-        "image_token_id": "<|image_pad|>",
-        "video_token_id": "<|video_pad|>",
-        "vision_start_token_id": "<|vision_start|>",
-        "vision_end_token_id": "<|vision_end|>",
-    }.items():
-        setattr(config, name, tokenizer.convert_tokens_to_ids(token))
-    torch.manual_seed(0)
-    model = DepthVLMForConditionalGeneration(config).eval()
-    torch.nn.init.normal_(last_layer(model.depth_head).weight, std=0.3)
+    for name in ("image", "video", "vision_start", "vision_end"):
+        token = f"<|{name}|>" if name.startswith("vision") else f"<|{name}_pad|>"
+        setattr(config, f"{name}_token_id", tokenizer.convert_tokens_to_ids(token))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = DepthVLMForConditionalGeneration(config).eval()
+        torch.nn.init.normal_(last_layer(model.depth_head).weight, std=0.3)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(folder)
+    model.save_pretrained(folder.name)
     image_processor = DepthVLMImageProcessor(min_pixels=64 * 64, max_pixels=128 * 128)
-    DepthVLMProcessor(image_processor, tokenizer).save_pretrained(folder)
+    DepthVLMProcessor(image_processor, tokenizer).save_pretrained(folder.name)
     return folder
+
+
+def save_toy_checkpoint(folder: Path) -> Path:
+    """Images become at most 128x128 pixels (16 visual tokens) in it; depth varies over the image."""
+    return Path(shutil.copytree(_original().name, folder, dirs_exist_ok=True))
 
 
 def save_foreign_checkpoint(folder: Path, published: bool) -> Path:
     """The same in the published layout, or as a plain Qwen3-VL: with the files that such repositories have."""
     save_toy_checkpoint(folder)
-    config = json.loads((folder / "config.json").read_text())
+    config, images, tokenizer = (
+        json.loads((folder / f"{name}.json").read_text()) for name in ("config", "processor_config", "tokenizer_config")
+    )
     for name in ("auto_map", "depth_config", "silog_lambda", "canonical_focal_length", "depth_prompt_ids"):
         del config[name]
     weight = config.pop("depth_loss_weight")
@@ -50,15 +59,13 @@ def save_foreign_checkpoint(folder: Path, published: bool) -> Path:
         weights = load_file(folder / "model.safetensors")
         kept = {name: tensor for name, tensor in weights.items() if not name.startswith("depth_head.")}
         save_file(kept, folder / "model.safetensors", {"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config))
-    images = json.loads((folder / "processor_config.json").read_text())["image_processor"]
-    kept = {name: images[name] for name in ("size", "patch_size", "merge_size", "temporal_patch_size")}
-    settings = {**kept, "image_processor_type": "Qwen2VLImageProcessorFast", "processor_class": "Qwen3VLProcessor"}
-    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
-    (folder / "processor_config.json").unlink()
-    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    given = images["image_processor"]
+    settings = {name: given[name] for name in ("size", "patch_size", "merge_size", "temporal_patch_size")}
+    settings |= {"image_processor_type": "Qwen2VLImageProcessorFast", "processor_class": "Qwen3VLProcessor"}
     tokenizer.pop("auto_map", None)
-    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"processor_class": "Qwen3VLProcessor"}))
-    for file in folder.glob("*.py"):
+    tokenizer["processor_class"] = "Qwen3VLProcessor"
+    for name, content in {"config": config, "preprocessor_config": settings, "tokenizer_config": tokenizer}.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    for file in (folder / "processor_config.json", *folder.glob("*.py")):
         file.unlink()
     return folder
