@@ -20,13 +20,15 @@ demo: $(VENV)/.demo
 		--prompt "Given this image, estimate the metric depth (in meters, rounded to two decimal places) for every pixel of the image." \
 		--out "$(OUT)" --overwrite
 
-# Files of tests side by side, one thread each.
+# Side by side, one thread each; who is done takes tests from the end of another's list.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations 20
+
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
+	$(PYTEST) -m "not slow"
 
 # What takes minutes: launchers of several processes, journeys through the Hub, documents' blocks that train.
 test-slow: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m slow
+	$(PYTEST) -m slow
 
 check: test test-slow lint types
 

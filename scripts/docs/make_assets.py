@@ -4,6 +4,7 @@ Renders the two pictures that come with the package, `depthvlm/assets/room.jpg` 
     python scripts/docs/make_assets.py
 """
 
+import argparse
 import math
 from pathlib import Path
 
@@ -35,4 +36,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     main()

@@ -4,6 +4,7 @@ Makes the README's picture again: the two bundled pictures beside what nano make
     python scripts/docs/make_pictures.py
 """
 
+import argparse
 from pathlib import Path
 
 from PIL import Image
@@ -32,4 +33,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     main()

@@ -3,7 +3,7 @@ Words and depth of nano after each stage of its training, as the paper's table 6
 
     make nano && python scripts/nano/nano_stages.py outputs/nano/stage*
 
-Held-out synthetic scenes; the questions are those of `nano_words.py`, the depth that of `nano.py`.
+Held-out synthetic scenes; the questions are those of `nano_words.py`, the depth that of `nano_depth.py`.
 """
 
 from pathlib import Path

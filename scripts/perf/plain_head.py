@@ -1,4 +1,4 @@
-"""The paper's head in the order that DPT code is usually written in: what `depth_heads.py` is measured against."""
+"""The paper's head in the usual order of DPT code: `depth_heads_depthvlm.py` is measured against it."""
 
 import torch.nn.functional as F
 from depthvlm.modeling_depthvlm.depth_heads_depthvlm import DPTDepthHead, FeatureFusionBlock, ResidualConvUnit

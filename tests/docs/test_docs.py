@@ -185,14 +185,13 @@ def test_the_page_of_results_names_every_table_and_every_row():
             assert f"`{key}`" in page, key
 
 
-def test_contributing_names_files_that_are_there():
-    text = (REPOSITORY / "CONTRIBUTING.md").read_text()
-    paths = re.findall(
-        r"`((?:modeling_depthvlm|processing|training|benchmark|hub_cards|depthvlm|tests|docs|scripts)/[\w./]*)`", text
-    )
-    assert len(paths) > 12
-    for path in paths:
-        assert (REPOSITORY / path).exists(), path
+@pytest.mark.parametrize("file", [REPOSITORY / "Makefile", *PAGES], ids=lambda path: path.stem)
+def test_the_files_that_it_names_are_there(file):
+    folders = "modeling_depthvlm|processing|training|benchmark|hub_cards|depthvlm|tests|docs|scripts"
+    before = r"(?<=`)" if file.suffix == ".md" else r"(?<![\w./-])"
+    named = re.findall(rf"{before}((?:{folders})/[\w./-]+)(?![\w./%-])", file.read_text())
+    assert len(named) > 12 or file.stem not in ("Makefile", "CONTRIBUTING")
+    assert [path for path in named if not (REPOSITORY / path).exists()] == []
 
 
 # --- The checker itself notices what is wrong
