@@ -1,4 +1,4 @@
-"""Metric depth metrics for `evaluate`: `evaluate.load(<this folder>)`. The formulas are those of `depthvlm`."""
+"""Metrics of metric depth for `evaluate`: `evaluate.load(<this folder>)`. The formulas are those of `depthvlm`."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -12,7 +12,7 @@ from depthvlm.benchmark.scoring.protocols import get_protocol
 _DESCRIPTION = """\
 Depth in metres against measured depth: delta1, delta2, delta3, abs_rel, sq_rel, rmse, rmse_log, log10 and silog, under
 a named protocol (valid range, crop, alignment, aggregation). A prediction that is not finite or not positive counts as
-wrong in the deltas, does not enter the unbounded metrics, and is counted in `failures`.
+wrong in the deltas, is left out of the unbounded metrics, and is counted in `failures`.
 """
 
 _CITATION = """\
@@ -25,16 +25,16 @@ _CITATION = """\
 
 _INPUTS = """
 Args:
-    predictions: for each image a map (H, W) or points (n,), z-depth in metres.
-    references: the same of the truth; 0 or NaN where there is none.
-    protocol: name of a preset of `depthvlm.benchmark.scoring.protocols.PROTOCOLS`; "dense" by default.
-    source_range: least and greatest depth in metres that the source counts as measured, where the protocol has no
-        range of its own.
-    changes: fields of the protocol to change, such as {"alignment": "median"}.
+    predictions: For each image a map (H, W) or points (n,), z-depth in metres.
+    references: The true depth in the same form; 0 or NaN where there is none.
+    protocol: Name of a preset of `depthvlm.benchmark.scoring.protocols.PROTOCOLS`, by default "dense".
+    source_range: Least and greatest depth in metres that the source counts as measured, for protocols without a
+        range of their own.
+    changes: Fields of the protocol to change, such as {"alignment": "median"}.
 
 Returns:
-    The metrics, averaged over images or pooled over pixels as the protocol says; `images`, `pixels`, `failures` and
-    `failed_images`; the `protocol` and its `protocol_hash`.
+    The metrics, averaged over images or pooled over pixels as the protocol says; the counts `images`, `pixels`,
+    `failures` and `failed_images`; the `protocol` and its `protocol_hash`.
 
 Examples:
     >>> metric = evaluate.load("depth_metrics")
@@ -60,11 +60,11 @@ class DepthMetrics(evaluate.Metric):
         return info
 
     def add(self, *, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:
-        """One image: a map or points, of any type that numpy understands."""
+        """Add one image: a map or points, of any type that numpy understands."""
         super().add(prediction=_float32(prediction), reference=_float32(reference), **kwargs)
 
     def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
-        """Several images, each a map or points."""
+        """Add several images, each a map or points."""
         predictions, references = ([_float32(image) for image in images] for images in (predictions, references))
         super().add_batch(predictions=predictions, references=references, **kwargs)
 

@@ -1,4 +1,4 @@
-"""How sharp a depth map is: F1 of its occluding contours."""
+"""Sharpness of a depth map: F1 of its occluding contours."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .error_sums import Array, Mask, answered, valid_truth
+from .metrics import Array, Mask, answered, valid_truth
 
 Convention = Literal["paper", "released"]
 
@@ -22,30 +22,31 @@ def boundary_f1(
     thresholds: int = 10,
     convention: Convention = "paper",
 ) -> float:
-    """
-    Scale-invariant boundary F1 of dense maps (Bochkovskii et al., Depth Pro, 2024, section on boundary metrics).
+    """Return the scale-invariant boundary F1 of dense maps (Bochkovskii et al., Depth Pro, 2024).
 
     An occluding contour lies between neighbouring pixels i, j where `c(i, j) = [d(j) / d(i) > t]`. Over all pairs of
     horizontal and vertical neighbours, both ways, precision is `sum(c and c') / sum(c')` and recall
-    `sum(c and c') / sum(c)`, with c of the truth and c' of the prediction; F1 is their harmonic mean, averaged over
-    thresholds t spaced evenly, each weighted by t.
+    `sum(c and c') / sum(c)`, with c of the truth and c' of the prediction. F1 is their harmonic mean, averaged over
+    evenly spaced thresholds t, each weighted by t.
 
     Args:
-        prediction: metres, or depth of any scale, `(H, W)`.
-        truth: metres `(H, W)`, dense: a sparse one has no neighbours.
-        valid: bool `(H, W)`; a pair counts where both of its pixels are valid. One with a failed prediction in it has
-            no predicted contour, so that the contour there is missed.
-        min_threshold, max_threshold, thresholds: first and last t, and their number.
+        prediction: Metres, or depth of any scale, `(H, W)`.
+        truth: Metres `(H, W)`, dense: a sparse map has no neighbours.
+        valid: Boolean mask `(H, W)`. A pair counts where both of its pixels are valid. A pair with a failed prediction
+            has no predicted contour, so a contour of the truth there is missed.
+        min_threshold: First t.
+        max_threshold: Last t.
+        thresholds: Number of thresholds.
         convention: "paper" pools the pairs of all directions, and leaves out thresholds at which the truth has no
-            contour. "released" is the authors' program: precision and recall are means over the four directions, 0
-            where a direction has none, and so is F1 where the truth has no contour at all.
+            contour. "released" follows the authors' program: precision and recall are means over the four directions,
+            0 where a direction has none, and F1 is 0 where the truth has no contour at all.
 
     Returns:
         F1 in [0, 1]; with "paper" NaN where the truth has no contour at any threshold.
 
     Raises:
-        ValueError: the maps have not one and the same shape `(H, W)`, no truth pixel is valid, or the thresholds are
-            not above 1 and ascending.
+        ValueError: The maps do not have one shape `(H, W)`, no truth pixel is valid, or the thresholds are not
+            ascending and above 1.
     """
     predicted, metres = np.asarray(prediction, np.float64), np.asarray(truth, np.float64)
     if predicted.ndim != 2 or predicted.shape != metres.shape:
@@ -82,7 +83,7 @@ def boundary_f1(
 
 
 def _both_ways(predicted: Array, metres: Array, mask: Mask, good: Mask, levels: Array) -> list[NDArray[np.int64]]:
-    """Contours from each pixel to the next of its row, and back."""
+    """Count contours from each pixel to the next of its row, and back."""
     pairs = mask[:, :-1] & mask[:, 1:]
     seen = (good[:, :-1] & good[:, 1:])[pairs]
     here, there = metres[:, :-1][pairs], metres[:, 1:][pairs]
@@ -98,6 +99,6 @@ def _contours(true: Array, found: Array, levels: Array) -> NDArray[np.int64]:
 
 
 def _above(ratios: Array, levels: Array) -> NDArray[np.int64]:
-    """How many ratios exceed each of the ascending levels."""
+    """Count the ratios above each of the ascending levels."""
     ratios = np.sort(ratios[ratios > levels[0]])
     return ratios.size - np.searchsorted(ratios, levels, side="right")

@@ -1,34 +1,40 @@
-"""Sets to evaluate on: the splits of a finished build, decoded image by image."""
+"""Sets to evaluate on, decoded image by image: splits of a finished build, or the rows of a Parquet file."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..build.shards import build_hash, finished_builds, load_build
+from ...geometry import ray_to_z
+from ...processing import read_depth, resolve_camera
+from ...processing.depth_maps_depthvlm import load_array
+from ...processing.images_depthvlm import open_image, open_raster, upright_image
+from ..build.sampling import POINTS_PER_IMAGE, sample_points
+from ..build.shards import build_hash, file_hash, finished_builds, load_build
+from ..sources.files import same_shape
 
-if TYPE_CHECKING:
-    from datasets import Dataset
+_RANGE = (0.001, 1000.0)  # metres that count where a row has no `depth_range`
+_QUARTER_TURNS = (5, 6, 7, 8)  # values of EXIF's orientation
+_ARRAYS = (b"\x93NUMPY", b"PK")
 
 
 @dataclass(frozen=True)
 class EvalItem:
-    """
-    One image with its truth.
+    """One image with its truth.
 
     Args:
-        id: unique in its set.
-        image: as stored, decoded.
+        id: Id, unique in its set.
+        image: RGB image as stored, upright.
         intrinsics: fx, fy, cx, cy in pixels of the image, the centre of the top left pixel at (0.5, 0.5).
         depth: z-depth `(h, w)` in metres, 0 where there is none.
-        depth_range: metres that the source counts as measured.
-        points: `(n, 2)` column and row in pixels of the depth map, sampled by the builder or brought by the source.
-        point_depths: `(n,)` metres there.
+        depth_range: Range in metres that the source counts as measured.
+        points: `(n, 2)` column and row in pixels of the depth map, sampled by the builder or given by the source.
+        point_depths: `(n,)` metres at the points.
     """
 
     id: str
@@ -41,46 +47,37 @@ class EvalItem:
 
 
 class EvalSet:
-    """
-    A split of one source, as `depthvlm bench build` wrote it.
+    """A split of one source, as written by `depthvlm bench build`.
 
     Args:
-        folder: of the build.
-        source: its name.
+        folder: Folder of the build.
+        source: Name of the source.
         split: "test" or "train".
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        BuildError: no such build is finished there, or a file is not what the manifest says.
+        FileNotFoundError: The folder does not exist.
+        BuildError: The folder has no such finished build, or a file differs from the manifest.
     """
 
     def __init__(self, folder: str | Path, source: str, split: str = "test"):
-        from datasets import Image as ImageFeature
-
         [entry] = finished_builds(folder, split, source).values()
         self.source, self.split = source, split
-        self.seed: int | None = entry["parameters"]["seed"]  # None: the source brought its points, none was drawn
+        self.seed: int | None = entry["parameters"]["seed"]  # None: the source gave its own points
         self.options: dict[str, Any] = entry["parameters"].get("options") or {}
         self.hash = build_hash(entry)
-        rows = load_build(folder, split, source, verify=True)
-        for column in ("image", "depth"):
-            rows = rows.cast_column(column, ImageFeature(decode=False))
-        self._rows: Dataset = rows
-        self.ids: list[str] = list(rows["id"])
-        self.sizes: list[tuple[int, int]] = list(zip(rows["width"], rows["height"], strict=True))
+        self._rows: Any = _undecoded(load_build(folder, split, source, verify=True), "image", "depth")
+        self.ids: list[str] = list(self._rows["id"])
+        self.sizes: list[tuple[int, int]] = list(zip(self._rows["width"], self._rows["height"], strict=True))
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def read(self, index: int) -> EvalItem:
-        """One image, decoded. Callable from several threads at once.
+        """Decode one image. Several threads may call this at once.
 
         Raises:
-            ValueError: a picture cannot be decoded; the message names the image.
+            ValueError: The image or its truth cannot be used; the message names it.
         """
-        from ...processing import read_depth
-        from ...processing.images_depthvlm import open_image
-
         row: dict[str, Any] = self._rows[index]
         try:
             image = open_image(row["image"]["bytes"], reduce=False)
@@ -89,31 +86,127 @@ class EvalSet:
             raise ValueError(
                 f"The image {row['id']!r} of {self.source} {self.split} cannot be read: {error}"
             ) from error
-        points = row["points"]
-        return EvalItem(
-            row["id"],
-            image.convert("RGB"),
-            tuple(row["intrinsics"]),
-            depth,
-            tuple(row["depth_range"]),
-            np.array([(point["column"], point["row"]) for point in points], dtype=np.int64).reshape(-1, 2),
-            np.array([point["depth"] for point in points], dtype=np.float64),
-        )
+        camera, depth_range = tuple(row["intrinsics"]), tuple(row["depth_range"])
+        return EvalItem(row["id"], image.convert("RGB"), camera, depth, depth_range, *_listed_points(row["points"]))
+
+
+class EvalRows(EvalSet):
+    """Rows of a Parquet file: rows for training, or a shard of a build.
+
+    Rows for training have `image`, `depth`, `focal_length` or `intrinsics`, and optionally `depth_scale` and
+    `depth_type`. Their images are turned upright as in training. Rows without `points` get ten, drawn with the seed 0.
+    Metres from 0.001 to 1000 count where a row has no `depth_range`.
+
+    Args:
+        file: The Parquet file.
+        split: Name of the split in the results, where the rows name none.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is no Parquet file, lacks a column, or has rows of several sets.
+    """
+
+    def __init__(self, file: str | Path, split: str = "test"):
+        from datasets import Dataset
+
+        self.file = Path(file)
+        if not self.file.is_file():
+            raise FileNotFoundError(f"There is no file {self.file}.")
+        if self.file.suffix.lower() != ".parquet":
+            raise ValueError(
+                f"{self.file} is no Parquet file. --data is a folder of `depthvlm bench build` or a .parquet file; "
+                "annotation lines become a build by `depthvlm bench build lines`."
+            )
+        try:
+            rows: Any = Dataset.from_parquet(str(self.file), split=split)
+        except Exception as error:  # pyarrow and datasets raise many kinds for a damaged file
+            raise ValueError(f"{self.file} cannot be read as Parquet, it may be truncated: {error}") from error
+        self._image = next((name for name in ("image", "images") if name in rows.column_names), "")
+        cameras = {"intrinsics", "focal_length"} & set(rows.column_names)
+        if not self._image or "depth" not in rows.column_names or not cameras:
+            raise ValueError(
+                f"{self.file} has the columns {', '.join(rows.column_names)}; an evaluation needs `image`, `depth` and "
+                "`intrinsics` or `focal_length`."
+            )
+        self._rows = _undecoded(rows, self._image, "depth")
+        self.source = self._same_for_all("source", self.file.stem)
+        self.split = self._same_for_all("split", split)
+        self.seed = None if "points" in rows.column_names else 0
+        self.options = {"file": self.file.name}
+        self.hash = file_hash(self.file)
+        self.ids = list(rows["id"]) if "id" in rows.column_names else [f"{n:07d}" for n in range(len(rows))]
+        if not self.ids or len(set(self.ids)) < len(self.ids):
+            raise ValueError(f"{self.file} has {len(self.ids)} rows with {len(set(self.ids))} different ids.")
+        images = self._rows.select_columns([self._image])
+        self.sizes = [self._size(row[self._image], name) for row, name in zip(images, self.ids, strict=True)]
+
+    def read(self, index: int) -> EvalItem:
+        """Decode one image. Several threads may call this at once.
+
+        Raises:
+            ValueError: Its image, depth or camera cannot be used; the message names the row.
+        """
+        row = {name: value for name, value in self._rows[index].items() if value is not None}
+        name = self.ids[index]
+        try:
+            image, exif = upright_image(open_image(_one(row[self._image]), reduce=False))
+            depth = _depth(_one(row["depth"]), _one(row.get("depth_scale")))
+            camera = resolve_camera(
+                (image.height, image.width),
+                exif,
+                intrinsics=row.get("intrinsics"),
+                focal_length=_one(row.get("focal_length")),
+            )
+            if _one(row.get("depth_type")) == "ray_distance":
+                depth = ray_to_z(depth, camera)
+            if not same_shape(depth.shape, image.size):
+                raise ValueError(
+                    f"its depth map has {depth.shape[1]}x{depth.shape[0]} pixels (width x height), its image "
+                    f"{image.width}x{image.height}, which is of another shape"
+                )
+        except (OSError, ValueError, SyntaxError, KeyError) as error:
+            raise ValueError(f"The row {name!r} of {self.file} cannot be used: {error}") from error
+        if "points" in row:
+            points, metres = _listed_points(row["points"])
+        else:
+            valid = (depth >= _RANGE[0]) & (depth <= _RANGE[1])
+            if not valid.any():
+                raise ValueError(f"The row {name!r} of {self.file} has no pixel with depth.")
+            points = sample_points(valid, POINTS_PER_IMAGE, 0, self.source, self.split, name)
+            metres = depth[points[:, 1], points[:, 0]].astype(np.float64)
+        low, high = row.get("depth_range") or _RANGE
+        intrinsics = (camera.fx, camera.fy, camera.cx, camera.cy)
+        return EvalItem(name, image, intrinsics, depth, (low, high), points, metres)
+
+    def _same_for_all(self, column: str, default: str) -> str:
+        values = set(self._rows[column]) if column in self._rows.column_names else {default}
+        if len(values) != 1:
+            raise ValueError(f"{self.file} has rows of several sets ({column}: {', '.join(map(str, sorted(values)))}).")
+        return str(values.pop())
+
+    def _size(self, value: Any, name: str) -> tuple[int, int]:
+        """Return width and height of the upright image, from its header."""
+        value = _one(value)
+        data = value.get("bytes") or value.get("path") if isinstance(value, dict) else value
+        try:
+            with open_raster(data) as image:
+                # Pillow looks for a PNG's EXIF data behind its pixels too, and so would decode them all.
+                known = image.format != "PNG" or "exif" in image.info
+                turned = known and image.getexif().get(0x0112) in _QUARTER_TURNS
+                return (image.height, image.width) if turned else image.size
+        except (OSError, ValueError, SyntaxError, TypeError) as error:
+            raise ValueError(f"The image of the row {name!r} of {self.file} cannot be read: {error}") from error
 
 
 def open_sets(folder: str | Path, split: str = "test", sources: tuple[str, ...] = ()) -> list[EvalSet]:
-    """
-    The sets of a folder of builds, those of `sources` or all, in the order of their names; or the one of a Parquet
-    file, see [`~depthvlm.benchmark.scoring.eval_rows.EvalRows`].
+    """Open the sets of a folder of builds, those of `sources` or all, in the order of their names; or a Parquet file.
 
     Raises:
-        FileNotFoundError: there is no such folder or file.
-        BuildError: one that is asked for is not finished there; the message says what there is.
-        ValueError: the file is no set, or not of the sources that are asked for.
+        FileNotFoundError: The folder or file does not exist.
+        BuildError: A requested set is not finished there; the message lists what there is.
+        ValueError: The file is no set, or belongs to none of `sources`.
     """
     if Path(folder).suffix.lower() in (".parquet", ".jsonl", ".json") or Path(folder).is_file():
-        from .eval_rows import EvalRows
-
         rows = EvalRows(folder, split)
         if sources and set(sources) != {rows.source}:
             raise ValueError(f"{folder} is of {rows.source}, not of {', '.join(sources)}.")
@@ -121,3 +214,39 @@ def open_sets(folder: str | Path, split: str = "test", sources: tuple[str, ...] 
     if not sources:
         sources = tuple(entry["source"] for entry in finished_builds(folder, split).values())
     return [EvalSet(folder, source, split) for source in sources]
+
+
+def _undecoded(rows: Any, *columns: str) -> Any:
+    """Return the rows with the bytes of their image columns, not pictures."""
+    from datasets import Image as ImageFeature
+
+    for name in columns:
+        if isinstance(rows.features[name], ImageFeature):
+            rows = rows.cast_column(name, ImageFeature(decode=False))
+    return rows
+
+
+def _listed_points(points: list[dict[str, Any]]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    listed = [(point["column"], point["row"], point["depth"]) for point in points]
+    found = np.array(listed, dtype=np.float64).reshape(-1, 3)
+    return found[:, :2].astype(np.int64), found[:, 2]
+
+
+def _one(value: Any) -> Any:
+    """Return the entry of a list with one entry per image; anything else as it is."""
+    if not isinstance(value, list) or (value and isinstance(value[0], list)):
+        return value
+    if len(value) != 1 and not (value and isinstance(value[0], float)):
+        raise ValueError(f"it has {len(value)} entries for its image; an evaluation takes rows of one image")
+    return value[0] if len(value) == 1 else value
+
+
+def _depth(value: Any, scale: Any) -> NDArray[np.float32]:
+    """Return metres `(h, w)` from a file's bytes, a path, or nested lists."""
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes):
+        value = load_array(value) if value.startswith(_ARRAYS) else open_image(value, reduce=False)
+    elif isinstance(value, list):
+        value = np.asarray(value)
+    return read_depth(value, scale)

@@ -1,234 +1,337 @@
-"""Depth metrics: pure functions on arrays of metres, and an accumulator over images."""
+"""Depth metrics: which pixels are scored, functions of arrays in metres, exact sums, and an accumulator over images."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from .error_sums import DELTA_THRESHOLD, Array, ErrorSums, answers, ratio
+Array: TypeAlias = NDArray[np.float64]
+Mask: TypeAlias = NDArray[np.bool_]
 
 METRICS = ("delta1", "delta2", "delta3", "abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog")
 HIGHER_IS_BETTER = frozenset({"delta1", "delta2", "delta3", "boundary_f1", "point_cloud_f_score"})
+DELTA_THRESHOLD = 1.25
+
+_GREATEST = float(np.finfo(np.float32).max)
+
+
+def valid_truth(truth: ArrayLike, valid: ArrayLike | None = None, name: str = "the image") -> Mask:
+    """Return the pixels that are scored: finite, positive truth, inside `valid` where that is given.
+
+    Raises:
+        ValueError: `valid` has another shape, or no pixel is left; the message contains `name`.
+    """
+    metres = np.asarray(truth)
+    mask: Mask = np.isfinite(metres) & (metres > 0)
+    if valid is not None:
+        chosen = np.asarray(valid, dtype=bool)
+        if chosen.shape != metres.shape:
+            raise ValueError(f"The mask of {name} has the shape {chosen.shape}, its truth {metres.shape}.")
+        mask &= chosen
+    if not mask.any():
+        raise ValueError(
+            f"The truth of {name} has no valid pixel (shape {metres.shape}): its data are wrong. Check the depth file, "
+            "its scale, the valid range and the crop."
+        )
+    return mask
+
+
+def answered(prediction: ArrayLike) -> Mask:
+    """Return where a system gave a depth: positive and finite in float32. Everything else is a failure."""
+    metres = np.asarray(prediction)
+    return (metres > 0) & (metres <= _GREATEST)
+
+
+def answers(
+    prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None, name: str = "the image"
+) -> tuple[Array, Array, int]:
+    """Return the values that the metrics compare.
+
+    Args:
+        prediction: Metres, of any shape.
+        truth: Metres, of the same shape; zero, negative or not finite where there is no truth.
+        valid: Boolean mask of the same shape; by default every pixel with truth is scored.
+        name: Name of the image for error messages.
+
+    Returns:
+        Predicted and true metres `(n,)` at the valid pixels with an answer, and the number of all valid pixels, of
+        which `pixels - n` are failures.
+
+    Raises:
+        ValueError: The shapes differ, or no truth pixel is valid.
+    """
+    predicted, metres = np.asarray(prediction), np.asarray(truth)
+    if predicted.shape != metres.shape:
+        raise ValueError(f"The prediction for {name} has the shape {predicted.shape}, its truth {metres.shape}.")
+    mask = valid_truth(metres, valid, name)
+    pixels = int(np.count_nonzero(mask))
+    mask &= answered(predicted)
+    return predicted[mask].astype(np.float64), metres[mask].astype(np.float64), pixels
 
 
 def delta(
     prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None, threshold: float = DELTA_THRESHOLD
 ) -> float:
-    """
-    Share of the valid pixels with `max(p / g, g / p) < threshold` (paper, section 4.1, for 1.25).
+    """Return the share of the valid pixels with `max(p / g, g / p) < threshold` (paper, section 4.1, for 1.25).
 
-    A failure (not finite, zero or negative: the ratio of a negative one is below any threshold) counts as wrong.
-    Shapes and errors as in [`answers`].
+    A failure counts as wrong, also a negative answer, whose ratio is below any threshold. Shapes and errors are those
+    of [`answers`].
     """
     p, g, pixels = answers(prediction, truth, valid)
-    return int(np.count_nonzero(ratio(p, g) < threshold)) / pixels
+    return int(np.count_nonzero(_ratio(p, g) < threshold)) / pixels
 
 
 def delta1(prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None) -> float:
-    """[`delta`] with the threshold 1.25; failures count as wrong."""
+    """Return [`delta`] at the threshold 1.25; failures count as wrong."""
     return delta(prediction, truth, valid, DELTA_THRESHOLD)
 
 
 def delta2(prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None) -> float:
-    """[`delta`] with the threshold 1.25^2; failures count as wrong."""
+    """Return [`delta`] at the threshold 1.25^2; failures count as wrong."""
     return delta(prediction, truth, valid, DELTA_THRESHOLD**2)
 
 
 def delta3(prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None) -> float:
-    """[`delta`] with the threshold 1.25^3; failures count as wrong."""
+    """Return [`delta`] at the threshold 1.25^3; failures count as wrong."""
     return delta(prediction, truth, valid, DELTA_THRESHOLD**3)
 
 
 def abs_rel(prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None) -> float:
-    """`mean(|p - g| / g)` over valid answers; NaN without any. Failures do not enter: read [`failures`] beside it."""
+    """Return `mean(|p - g| / g)` over valid answers, NaN without any; failures are left out, see [`failures`]."""
     p, g, _ = answers(prediction, truth, valid)
     return _mean(np.abs(p - g) / g)
 
 
 def sq_rel(prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None) -> float:
-    """`mean((p - g)^2 / g)` in metres over valid answers; NaN without any. Failures do not enter."""
+    """Return `mean((p - g)^2 / g)` in metres over valid answers, NaN without any; failures are left out."""
     p, g, _ = answers(prediction, truth, valid)
     return _mean((p - g) ** 2 / g)
 
 
 def rmse(prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None) -> float:
-    """`sqrt(mean((p - g)^2))` in metres over valid answers; NaN without any. Failures do not enter."""
+    """Return `sqrt(mean((p - g)^2))` in metres over valid answers, NaN without any; failures are left out."""
     p, g, _ = answers(prediction, truth, valid)
     return math.sqrt(_mean((p - g) ** 2))
 
 
 def rmse_log(prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None) -> float:
-    """`sqrt(mean(d^2))`, `d = ln p - ln g`, over valid answers; NaN without any. Failures do not enter."""
+    """Return `sqrt(mean(d^2))`, `d = ln p - ln g`, over valid answers, NaN without any; failures are left out."""
     p, g, _ = answers(prediction, truth, valid)
     return math.sqrt(_mean((np.log(p) - np.log(g)) ** 2))
 
 
 def log10(prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None) -> float:
-    """`mean(|log10 p - log10 g|)` over valid answers; NaN without any. Failures do not enter."""
+    """Return `mean(|log10 p - log10 g|)` over valid answers, NaN without any; failures are left out."""
     p, g, _ = answers(prediction, truth, valid)
     return _mean(np.abs(np.log10(p) - np.log10(g)))
 
 
 def silog(prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None, silog_lambda: float = 1.0) -> float:
-    """
-    `sqrt(mean(d^2) - silog_lambda * mean(d)^2)`, `d = ln p - ln g` (natural), over valid answers; NaN without any.
+    """Return `sqrt(mean(d^2) - silog_lambda * mean(d)^2)`, `d = ln p - ln g`, over valid answers; NaN without any.
 
-    With the default of 1 it is the standard deviation of d, blind to scale (Eigen et al. 2014, equation 1, under a
-    root, as KITTI does). The training loss has 0.5. Failures do not enter.
+    The default of 1 gives the standard deviation of d, which does not depend on the scale (Eigen et al. 2014, equation
+    1, under a root, as KITTI has it). The training loss uses 0.5. Failures are left out.
     """
     p, g, _ = answers(prediction, truth, valid)
     d = np.log(p) - np.log(g)
     mean = _mean(d)
-    # Written as variance + (1 - lambda) mean^2: never below zero by rounding.
+    # Variance + (1 - lambda) mean^2 cannot fall below zero by rounding.
     return math.sqrt(_mean((d - mean) ** 2) + (1 - silog_lambda) * mean**2)
 
 
 def silog_kitti(prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None) -> float:
-    """100 times [`silog`], as KITTI's depth leaderboard prints it (natural logarithm)."""
+    """Return 100 times [`silog`], as KITTI's depth leaderboard prints it (natural logarithm)."""
     return 100 * silog(prediction, truth, valid)
 
 
 def failures(prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None) -> int:
-    """Number of valid pixels without a finite, positive prediction."""
+    """Return the number of valid pixels without a finite, positive prediction."""
     p, _, pixels = answers(prediction, truth, valid)
     return pixels - p.size
 
 
 @dataclass(frozen=True)
-class ImageRow:
-    """The scores of one image: `id`, its sums, and metrics of its own kind in `extra` (boundary F1, F-score)."""
+class ErrorSums:
+    """Sums over a set of pixels from which every metric follows.
 
-    id: str
-    sums: ErrorSums
-    extra: Mapping[str, float] = field(default_factory=dict)
+    Args:
+        pixels: Number of valid pixels.
+        answers: Number of valid pixels with an answer.
+        within1, within2, within3: Numbers of answers below the thresholds 1.25, 1.25^2 and 1.25^3.
+        abs_rel, sq_rel, squared, log10: Sums over the answers.
+        log_mean: Mean of `d = ln p - ln g` over the answers.
+        log_spread: Sum of `(d - log_mean)^2`.
+    """
 
-    def metrics(self) -> dict[str, float]:
-        """`METRICS` and the extra ones."""
-        return {**self.sums.metrics(), **self.extra}
-
-    def to_dict(self) -> dict[str, Any]:
-        """For strict JSON: metrics (without undefined ones), counts, and what [`from_dict`] makes the row of again."""
-        defined = {name: value for name, value in self.metrics().items() if not math.isnan(value)}
-        extra = {name: None if math.isnan(value) else value for name, value in self.extra.items()}
-        counts = {"pixels": self.sums.pixels, "failures": self.sums.failures}
-        return {"id": self.id, "metrics": defined, **counts, "sums": asdict(self.sums), "extra": extra}
+    pixels: int
+    answers: int
+    within1: int
+    within2: int
+    within3: int
+    abs_rel: float
+    sq_rel: float
+    squared: float
+    log10: float
+    log_mean: float
+    log_spread: float
 
     @classmethod
-    def from_dict(cls, row: Mapping[str, Any]) -> ImageRow:
-        """The row that [`to_dict`] wrote, to the last bit."""
-        extra = {name: math.nan if value is None else value for name, value in row["extra"].items()}
-        return cls(row["id"], ErrorSums(**row["sums"]), extra)
+    def of(
+        cls, prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None, name: str = "the image"
+    ) -> ErrorSums:
+        """Return the sums of one image; shapes and errors are those of [`answers`]."""
+        p, g, pixels = answers(prediction, truth, valid, name)
+        ratios, error = _ratio(p, g), np.abs(p - g)
+        squared = error**2
+        d = np.log(p) - np.log(g)
+        mean = float(d.mean()) if d.size else 0.0
+        within1, within2, within3 = (int(np.count_nonzero(ratios < DELTA_THRESHOLD**power)) for power in (1, 2, 3))
+        return cls(
+            pixels,
+            p.size,
+            within1,
+            within2,
+            within3,
+            float((error / g).sum()),
+            float((squared / g).sum()),
+            float(squared.sum()),
+            float(np.abs(d).sum()) / math.log(10),
+            mean,
+            float(((d - mean) ** 2).sum()),
+        )
+
+    @classmethod
+    def pooled(cls, parts: Iterable[ErrorSums]) -> ErrorSums:
+        """Return the sums over the pixels of all parts. They are exact (`math.fsum`), so the order does not matter."""
+        parts = list(parts)
+        counts = ("pixels", "answers", "within1", "within2", "within3")
+        count: dict[str, Any] = {name: sum(getattr(part, name) for part in parts) for name in counts}
+        total: dict[str, Any] = {
+            name: math.fsum(getattr(part, name) for part in parts)
+            for name in ("abs_rel", "sq_rel", "squared", "log10", "log_spread")
+        }
+        mean = math.fsum(part.answers * part.log_mean for part in parts) / (count["answers"] or 1)
+        total["log_spread"] += math.fsum(part.answers * (part.log_mean - mean) ** 2 for part in parts)
+        return cls(**count, **total, log_mean=mean)
+
+    @property
+    def failures(self) -> int:
+        """Number of valid pixels without an answer."""
+        return self.pixels - self.answers
+
+    def metrics(self) -> dict[str, float]:
+        """Return all of `METRICS`; without any answer the deltas are 0 and the others NaN."""
+        count = self.answers or math.nan
+        return {
+            "delta1": self.within1 / self.pixels,
+            "delta2": self.within2 / self.pixels,
+            "delta3": self.within3 / self.pixels,
+            "abs_rel": self.abs_rel / count,
+            "sq_rel": self.sq_rel / count,
+            "rmse": math.sqrt(self.squared / count),
+            "rmse_log": math.sqrt(self.log_spread / count + self.log_mean**2),
+            "log10": self.log10 / count,
+            "silog": math.sqrt(self.log_spread / count),
+        }
 
 
 class MetricAccumulator:
-    """
-    Scores of many images, as they come.
+    """Scores of many images.
 
-    Each image keeps a row of a dozen numbers, from which both the mean over images and the metrics of the pooled pixels
-    are made, with exact sums: the result is the same to the last bit, however the images were ordered or shared out.
+    A dozen numbers are kept of each image. The mean over images and the metrics of the pooled pixels are made of them
+    with exact sums: the result is the same to the last bit for any order of the images.
     """
 
-    def __init__(self, rows: Iterable[ImageRow] = ()):
-        self._rows: dict[str, ImageRow] = {}
-        for row in rows:
-            self.add_row(row)
+    def __init__(self) -> None:
+        self._sums: dict[str, ErrorSums] = {}
+        self._metrics: dict[str, dict[str, float]] = {}
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._sums)
 
-    def __contains__(self, image_id: object) -> bool:
-        return image_id in self._rows
-
-    @property
-    def rows(self) -> list[ImageRow]:
-        """In the order in which they came."""
-        return list(self._rows.values())
-
-    def add(
-        self,
-        image_id: str,
-        prediction: ArrayLike,
-        truth: ArrayLike,
-        valid: ArrayLike | None = None,
-        extra: Mapping[str, float] | None = None,
-    ) -> ImageRow:
-        """
-        Scores one image.
+    def add(self, image_id: str, prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None) -> None:
+        """Score one image.
 
         Args:
-            image_id: unique; an image that enters twice (a small set, oversampled) needs two ids.
-            prediction, truth, valid: as in [`answers`], metres.
-            extra: metrics of this image by name, NaN where undefined.
+            image_id: Unique id; an image that enters twice (a small set, oversampled) needs two ids.
+            prediction: Metres, as in [`answers`].
+            truth: Metres of the same shape.
+            valid: Boolean mask of the same shape.
 
         Raises:
-            ValueError: the shapes differ, no truth pixel is valid, or the id was there before; it names the image.
+            ValueError: The shapes differ, no truth pixel is valid, or the id is known; the message names the image.
         """
-        row = ImageRow(image_id, ErrorSums.of(prediction, truth, valid, f"image {image_id!r}"), dict(extra or {}))
-        self.add_row(row)
-        return row
+        self.add_sums(image_id, ErrorSums.of(prediction, truth, valid, f"image {image_id!r}"))
 
-    def add_row(self, row: ImageRow) -> None:
-        """Adds an image that was scored before. Raises ValueError if its id is already there."""
-        if row.id in self._rows:
-            raise ValueError(f"The image {row.id!r} was already scored: each image counts once.")
-        self._rows[row.id] = row
+    def add_sums(self, image_id: str, sums: ErrorSums, extra: Mapping[str, float] | None = None) -> None:
+        """Add an image that is already scored.
 
-    def merge(self, other: MetricAccumulator) -> MetricAccumulator:
-        """Adds all images of another process. Raises ValueError, and adds none, if one is in both."""
-        both = [image_id for image_id in other._rows if image_id in self._rows]
-        if both:
-            raise ValueError(f"{len(both)} image(s) were scored by both parts, {both[0]!r} first: each counts once.")
-        self._rows |= other._rows
-        return self
+        Args:
+            image_id: Unique id.
+            sums: Its sums.
+            extra: Further metrics of this image by name (boundary F1, F-score), NaN where undefined.
+
+        Raises:
+            ValueError: The id is known.
+        """
+        if image_id in self._sums:
+            raise ValueError(f"The image {image_id!r} was already scored: each image counts once.")
+        self._sums[image_id] = sums
+        self._metrics[image_id] = {**sums.metrics(), **(extra or {})}
 
     def values(self, metric: str) -> dict[str, float]:
-        """One metric of each image by id, NaN where undefined. Raises ValueError for a metric that a row lacks."""
-        result = {}
-        for row in self._rows.values():
-            metrics = row.metrics()
+        """Return one metric of each image by id, NaN where undefined.
+
+        Raises:
+            ValueError: An image lacks the metric.
+        """
+        for image_id, metrics in self._metrics.items():
             if metric not in metrics:
-                raise ValueError(f"The image {row.id!r} has no metric {metric!r}, only {', '.join(metrics)}.")
-            result[row.id] = metrics[metric]
-        return result
+                raise ValueError(f"The image {image_id!r} has no metric {metric!r}, only {', '.join(metrics)}.")
+        return {image_id: metrics[metric] for image_id, metrics in self._metrics.items()}
 
     def pixels(self) -> dict[str, int]:
-        """Number of valid pixels of each image by id: the weights with which means over images become pooled."""
-        return {row.id: row.sums.pixels for row in self._rows.values()}
+        """Return the number of valid pixels of each image by id: weights that turn means over images into pooled."""
+        return {image_id: sums.pixels for image_id, sums in self._sums.items()}
 
     def compute(self) -> dict[str, dict[str, float]]:
-        """
+        """Return the metrics of all images.
+
         Returns:
             `images`: mean over the images, each metric over those that have it (`defined`). `pixels`: the metrics of
             all pixels pooled. `defined`: number of images in each mean. `counts`: `images`, `pixels`, `failures`
             (valid pixels without an answer) and `failed_images` (without any answer).
 
         Raises:
-            ValueError: there is no image.
+            ValueError: There is no image.
         """
-        if not self._rows:
+        if not self._sums:
             raise ValueError("No image was scored, so there is no result.")
-        by_metric: dict[str, list[float]] = {}
-        for row in self._rows.values():
-            for name, value in row.metrics().items():
-                by_metric.setdefault(name, []).append(value)
-        finite = {name: [v for v in values if not math.isnan(v)] for name, values in by_metric.items()}
-        pooled = ErrorSums.pooled(row.sums for row in self._rows.values())
+        finite: dict[str, list[float]] = {}
+        for name, value in (item for metrics in self._metrics.values() for item in metrics.items()):
+            finite.setdefault(name, []).extend([] if math.isnan(value) else [value])
+        pooled = ErrorSums.pooled(self._sums.values())
         return {
             "images": {name: math.fsum(v) / len(v) if v else math.nan for name, v in finite.items()},
             "pixels": pooled.metrics(),
             "defined": {name: len(v) for name, v in finite.items()},
             "counts": {
-                "images": len(self._rows),
+                "images": len(self._sums),
                 "pixels": pooled.pixels,
                 "failures": pooled.failures,
-                "failed_images": sum(row.sums.answers == 0 for row in self._rows.values()),
+                "failed_images": sum(sums.answers == 0 for sums in self._sums.values()),
             },
         }
+
+
+def _ratio(p: Array, g: Array) -> Array:
+    with np.errstate(over="ignore"):
+        return np.maximum(p / g, g / p)
 
 
 def _mean(values: Array) -> float:

@@ -1,4 +1,4 @@
-"""From depth maps to points in space, and their F-score."""
+"""F-score of the points in space that a depth map describes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ...geometry import viewing_rays
-from .error_sums import answered, valid_truth
+from .metrics import answered, valid_truth
 
 
 def point_cloud_f_score(
@@ -18,25 +18,24 @@ def point_cloud_f_score(
     valid: ArrayLike | None = None,
     threshold: float = 0.05,
 ) -> float:
-    """
-    F-score of the predicted point cloud (Knapitsch et al., Tanks and Temples, 2017).
+    """Return the F-score of the predicted point cloud (Knapitsch et al., Tanks and Temples, 2017).
 
-    Precision is the share of predicted points with a true one nearer than `threshold`, recall the share of true points
-    with a predicted one so near; the score is their harmonic mean. Both clouds are of the valid pixels; a failed
-    prediction is a point that is nowhere near, so it lowers the precision too.
+    Precision is the share of predicted points with a true point nearer than `threshold`, recall the share of true
+    points with a predicted point so near; the score is their harmonic mean. Both clouds consist of the valid pixels. A
+    failed prediction counts as a point far from everything, so it lowers the precision too.
 
     Args:
-        prediction, truth: z-depth `(H, W)` in metres.
+        prediction: z-depth `(H, W)` in metres.
+        truth: z-depth `(H, W)` in metres.
         intrinsics: fx, fy, cx, cy in pixels of the maps, the centre of the first pixel at (0.5, 0.5).
-        valid: bool `(H, W)`.
-        threshold: metres.
+        valid: Boolean mask `(H, W)`.
+        threshold: Distance in metres.
 
     Returns:
-        In [0, 1].
+        A score in [0, 1].
 
     Raises:
-        ValueError: the maps have not one and the same shape `(H, W)`, no truth pixel is valid, or the threshold is not
-            positive.
+        ValueError: The maps do not have one shape `(H, W)`, no truth pixel is valid, or the threshold is not positive.
         ImportError: SciPy is missing.
     """
     try:

@@ -1,4 +1,4 @@
-"""What exactly is scored: the conventions of an evaluation, under a name and with a hash."""
+"""Protocols: the conventions of an evaluation under a name and a hash; alignment of predictions to the truth."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .alignment import Alignment, align
-from .error_sums import Array, Mask, answered, valid_truth
-from .point_coordinates import Coordinates
+from .metrics import Array, Mask, answered, answers, valid_truth
 
+Alignment: TypeAlias = Literal["none", "median", "scale", "scale_shift", "scale_shift_disparity"]
+ALIGNMENTS: tuple[str, ...] = get_args(Alignment)
+Coordinates: TypeAlias = Literal["depth", "published"]
 DepthType: TypeAlias = Literal["z", "ray", "ray_truth"]
 Crop: TypeAlias = Literal["nyu-eigen", "kitti-garg", "kitti-eigen"]
 Aggregation: TypeAlias = Literal["images", "pixels"]
@@ -22,12 +23,12 @@ Aggregation: TypeAlias = Literal["images", "pixels"]
 # Rows and columns, last one excluded, of a 480x640 map (Eigen et al. 2014).
 NYU_EIGEN_CROP = (45, 471, 41, 601)
 # First and last row, first and last column, as shares of height and width, rounded down. Garg et al. 2016; for Eigen
-# et al. 2014 the fractions that Godard et al. 2017 found to give their numbers back.
+# et al. 2014 the fractions with which Godard et al. 2017 reproduced their numbers.
 KITTI_CROPS = {
     "kitti-garg": (0.40810811, 0.99189189, 0.03594771, 0.96405229),
     "kitti-eigen": (0.3324324, 0.91351351, 0.0359477, 0.96405229),
 }
-# Height and width of the bottom centre crop to which KITTI's depth benchmark brings images of different drives.
+# Height and width of the bottom centre crop with which KITTI's depth benchmark unifies images of different drives.
 KB_CROP = (352, 1216)
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
@@ -41,30 +42,29 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """
-    The conventions behind a number.
+    """Conventions behind a number.
 
     Args:
-        name: of the preset, with its changes.
-        points: scored in each image; None for all valid pixels.
-        depth_type: "z", along the optical axis; "ray", along the viewing ray; or "ray_truth": the truth alone along the
-            ray, against answers in z, as the published labels of Argoverse 2 and Waymo have it.
-        min_depth, max_depth: truth in metres (z) that is scored, both excluded as in the programs of these protocols;
-            None for the bound of the source, included.
-        crop: part of the image that is scored, or None for all of it.
-        kb_crop: whether the map is cut to KITTI's benchmark size first (352x1216, the bottom and the middle), so that
-            the fractions of `crop` are of that size.
-        alignment: of the prediction to the truth of each image before scoring, see
-            [`~depthvlm.benchmark.scoring.alignment`].
-        aggregation: of the headline number: "images", the mean over images, or "pixels", all pixels pooled.
-        coordinates: "depth": `pixel_coords` are pixels of the depth map, as they are. "published": the reading of the
-            paper's released evaluation, as if they were pixels of the image.
-        clip: whether answers are moved into the valid range before scoring. Failures stay failures.
-        seed: of the choice of points.
-        description: in words, with the source; not part of the hash.
+        name: Name of the preset, with its changes.
+        points: Number of points scored in each image; None for all valid pixels.
+        depth_type: "z" for depth along the optical axis, "ray" for distance along the viewing ray, or "ray_truth" for
+            distances in the truth alone, against answers in z, as in the published labels of Argoverse 2 and Waymo.
+        min_depth, max_depth: Range of the truth in metres (z) that is scored. Both bounds are excluded, as in the
+            programs of these protocols. None takes the bound of the source, which is included.
+        crop: Part of the image that is scored, or None for all of it.
+        kb_crop: Cut the map to KITTI's benchmark size first (352x1216, bottom and centre), so that the fractions of
+            `crop` refer to that size.
+        alignment: Alignment of the prediction to the truth of each image before scoring, see [`fit_alignment`].
+        aggregation: Aggregation of the headline number: "images", the mean over images, or "pixels", all pixels pooled.
+        coordinates: "depth" reads `pixel_coords` as pixels of the depth map. "published" reads them as the paper's
+            released evaluation does, as if they were pixels of the image.
+        clip: Move answers into the valid range before scoring. Failures stay failures.
+        seed: Seed of the choice of points.
+        description: Words and the source; not part of the hash.
 
     Raises:
-        ValueError: a value that is not among the choices, an empty range, points below 1, or a crop of sampled points.
+        ValueError: A value is not among the choices, the range is empty, `points` is below 1, or sampled points are
+            combined with a crop.
     """
 
     name: str
@@ -102,50 +102,52 @@ class Protocol:
             raise ValueError(f"Protocol {self.name!r}: `kb_crop` is true or false, got {self.kb_crop!r}.")
         if self.kb_crop and self.crop == "nyu-eigen":
             raise ValueError(
-                f"Protocol {self.name!r}: `kb_crop` is of KITTI's images, the crop 'nyu-eigen' of NYUv2's."
+                f"Protocol {self.name!r}: `kb_crop` is for KITTI's images, the crop 'nyu-eigen' for NYUv2's."
             )
         if self.points is not None and (self.crop is not None or self.kb_crop):
-            raise ValueError(f"Protocol {self.name!r}: a crop is of a dense map; sampled points are already chosen.")
+            raise ValueError(f"Protocol {self.name!r}: a crop needs a dense map; sampled points are already chosen.")
         if self.points is None and self.coordinates == "published":
             raise ValueError(
                 f'Protocol {self.name!r}: `coordinates="published"` is a reading of points; give `points`.'
             )
 
     def hash(self) -> str:
-        """
-        12 hexadecimal digits of the SHA-256 of all fields but `description`, the same on every machine.
+        """Return 12 hexadecimal digits of the SHA-256 of all fields but `description`, the same on every machine.
 
-        `kb_crop` counts only where it is true, so that results from before it was there keep their hash.
+        `kb_crop` counts only where it is true, so that results older than this field keep their hash.
         """
         left_out = {"description"} if self.kb_crop else {"description", "kb_crop"}
         content = {name: value for name, value in self.to_dict().items() if name not in left_out}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, for JSON."""
+        """Return all fields, for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Protocol:
-        """The protocol of [`to_dict`]. Raises ValueError for a field that is unknown, or a missing name."""
+        """Return the protocol that [`to_dict`] wrote.
+
+        Raises:
+            ValueError: A field is unknown, or the name is missing.
+        """
         _check_fields(values)
         if "name" not in values:
             raise ValueError("A protocol needs a `name`.")
         return cls(**values)
 
     def crop_mask(self, height: int, width: int) -> Mask:
-        """
-        True inside the crop, `(height, width)`.
+        """Return a mask `(height, width)` that is true inside the crop.
 
         Raises:
-            ValueError: the crop is of 480x640 maps, and this is none; the map is smaller than `kb_crop`.
+            ValueError: The crop needs a map of 480x640 pixels, or the map is smaller than `kb_crop`.
         """
         mask = np.zeros((height, width), dtype=bool)
         inside = mask
         if self.kb_crop:
             if height < KB_CROP[0] or width < KB_CROP[1]:
                 raise ValueError(
-                    f"`kb_crop` is of KITTI's maps, at least {KB_CROP[0]}x{KB_CROP[1]} pixels (height x width), got "
+                    f"`kb_crop` is for KITTI's maps, at least {KB_CROP[0]}x{KB_CROP[1]} pixels (height x width), got "
                     f"{height}x{width}: score KITTI at its own size, or use --change kb_crop=false."
                 )
             top, left = height - KB_CROP[0], (width - KB_CROP[1]) // 2
@@ -157,7 +159,7 @@ class Protocol:
         if self.crop == "nyu-eigen":
             if (height, width) != (480, 640):
                 raise ValueError(
-                    f"The crop 'nyu-eigen' is of maps of 480x640 pixels (height x width), got {height}x{width}: score "
+                    f"The crop 'nyu-eigen' is for maps of 480x640 pixels (height x width), got {height}x{width}: score "
                     "NYUv2 at its own size."
                 )
             top, bottom, left, right = NYU_EIGEN_CROP
@@ -171,16 +173,15 @@ class Protocol:
     def valid_mask(
         self, truth: ArrayLike, source_range: tuple[float, float] | None = None, name: str = "the image"
     ) -> Mask:
-        """
-        What is scored: measured, in the valid range and in the crop.
+        """Return the pixels that are scored: measured, in the valid range and in the crop.
 
         Args:
-            truth: z-depth in metres, `(H, W)` or, of sampled points, `(n,)`.
-            source_range: metres that the source counts as measured, included.
-            name: of the image, for messages.
+            truth: z-depth in metres, `(H, W)` or, for sampled points, `(n,)`.
+            source_range: Range in metres that the source counts as measured, bounds included.
+            name: Name of the image for error messages.
 
         Raises:
-            ValueError: nothing is left (it names the image), or the crop does not fit.
+            ValueError: No pixel is left (the message names the image), or the crop does not fit.
         """
         metres = np.asarray(truth)
         inside = np.ones(metres.shape, dtype=bool)
@@ -208,27 +209,28 @@ class Protocol:
         ray_factors: ArrayLike | None = None,
         name: str = "the image",
     ) -> tuple[Array, Array, Mask]:
-        """
-        Return prediction and truth under this protocol, as
-        [`~depthvlm.benchmark.scoring.metrics.MetricAccumulator.add`] takes them.
+        """Return prediction, truth and mask under this protocol, ready for `MetricAccumulator.add`.
 
         Args:
-            prediction, truth: z-depth in metres, of one shape, `(H, W)` or `(n,)`.
-            source_range: as in [`valid_mask`].
-            ray_factors: distance / z-depth of each pixel (`depthvlm.geometry.ray_factors`); not needed by "z".
-            name: of the image, for messages.
+            prediction: z-depth in metres, `(H, W)` or `(n,)`.
+            truth: z-depth in metres, of the same shape.
+            source_range: As in [`valid_mask`].
+            ray_factors: Distance / z-depth of each pixel (`depthvlm.geometry.ray_factors`); not needed for "z".
+            name: Name of the image for error messages.
 
         Returns:
-            Prediction in metres, NaN where it failed, aligned and clipped; truth in metres; and the valid mask. All of
-            the shape given, along the ray where `depth_type` says so. Alignment and clipping come first, in z.
+            Prediction in metres, aligned and clipped, NaN where it failed; truth in metres; and the valid mask. All
+            have the given shape. Alignment and clipping come first, in z; then depths become distances along the ray
+            where `depth_type` says so.
 
         Raises:
-            ValueError: as in [`valid_mask`]; the shapes differ; no `ray_factors`; nothing to clip to.
+            ValueError: As in [`valid_mask`]; or the shapes differ, `ray_factors` is missing, or there is no range to
+                clip to.
         """
         p, g = np.asarray(prediction, dtype=np.float64), np.asarray(truth, dtype=np.float64)
         if p.shape != g.shape:
             raise ValueError(f"The prediction for {name} has the shape {p.shape}, its truth {g.shape}.")
-        mask = self.valid_mask(truth, source_range, name)  # in its own dtype: a bound is a bound in float32 too
+        mask = self.valid_mask(truth, source_range, name)  # not of `g`: a bound in float32 must stay the bound
         bounds = source_range or (None, None)
         low = bounds[0] if self.min_depth is None else self.min_depth
         high = bounds[1] if self.max_depth is None else self.max_depth
@@ -245,6 +247,90 @@ class Protocol:
             factors = np.asarray(ray_factors, dtype=np.float64).reshape(g.shape)
             p, g = (p * factors if self.depth_type == "ray" else p), g * factors
         return p, g, mask
+
+
+def fit_alignment(
+    prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None, method: Alignment = "median"
+) -> tuple[float, float]:
+    """Return the scale and shift that bring a prediction to the truth, fitted over the valid pixels with an answer.
+
+    Args:
+        prediction: Metres, as in [`~depthvlm.benchmark.scoring.metrics.answers`].
+        truth: Metres of the same shape.
+        valid: Boolean mask of the same shape.
+        method:
+            "none": 1 and 0.
+            "median": `median(g) / median(p)` (Zhou et al. 2017).
+            "scale": the s that minimises `sum (s p - g)^2`.
+            "scale_shift": the s and t that minimise `sum (s p + t - g)^2`.
+            "scale_shift_disparity": the s and t that minimise `sum (s / p + t - 1 / g)^2` (Ranftl et al. 2020).
+
+    Returns:
+        Scale and shift, of the disparity in 1/m for the last method and of the depth in metres for the others. For a
+        constant prediction the affine methods give the scale 0. Without any answer: 1 and 0.
+
+    Raises:
+        ValueError: The method is unknown, the shapes differ, or the truth has no valid pixel.
+    """
+    if method not in ALIGNMENTS:
+        raise ValueError(f"Unknown alignment {method!r}: choose one of {', '.join(ALIGNMENTS)}.")
+    p, g, _ = answers(prediction, truth, valid)
+    if method == "none" or p.size == 0:
+        return 1.0, 0.0
+    if method == "median":
+        return float(np.median(g) / np.median(p)), 0.0
+    if method == "scale":
+        return float(p @ g / (p @ p)), 0.0
+    if method == "scale_shift_disparity":
+        p, g = 1 / p, 1 / g
+    p_mean, g_mean = p.mean(), g.mean()
+    centred = p - p_mean
+    variance = centred @ centred
+    # The rounding by which a constant differs from its mean must not become a slope.
+    constant = variance <= p.size * (np.finfo(np.float64).eps * p_mean) ** 2
+    scale = 0.0 if constant else float(centred @ (g - g_mean) / variance)
+    return scale, float(g_mean - scale * p_mean)
+
+
+def align(
+    prediction: ArrayLike,
+    truth: ArrayLike,
+    valid: ArrayLike | None = None,
+    method: Alignment = "median",
+    max_depth: float | None = None,
+) -> Array:
+    """Return the prediction after [`fit_alignment`].
+
+    Any metric of it is the scale-invariant ("median", "scale") or affine-invariant ("scale_shift",
+    "scale_shift_disparity") variant of that metric.
+
+    Args:
+        prediction: As in [`fit_alignment`], like the next three.
+        truth: Metres.
+        valid: Boolean mask.
+        method: Method of the fit.
+        max_depth: Metres at which "scale_shift_disparity" cuts, so that a disparity fitted at or below zero becomes
+            this depth (Ranftl et al. 2020). Without it such a pixel is infinitely far, and a failure.
+
+    Returns:
+        Metres of the shape of the prediction, float64; NaN where there was no answer. A fitted depth may be zero or
+        negative: the metrics count it as a failure unless it is clipped to a range first.
+
+    Raises:
+        ValueError: As in [`fit_alignment`], or `max_depth` is not positive.
+    """
+    if max_depth is not None and not max_depth > 0:
+        raise ValueError(f"`max_depth` must be above 0 metres, got {max_depth}.")
+    scale, shift = fit_alignment(prediction, truth, valid, method)
+    metres = np.asarray(prediction, dtype=np.float64)
+    metres = np.where(answered(metres), metres, np.nan)
+    if method != "scale_shift_disparity":
+        return scale * metres + shift
+    disparity = scale / metres + shift
+    if max_depth is not None:
+        disparity = np.maximum(disparity, 1 / max_depth)
+    positive = disparity > 0
+    return np.where(positive, 1 / np.where(positive, disparity, 1.0), np.where(np.isnan(metres), np.nan, np.inf))
 
 
 def _presets(*protocols: Protocol) -> dict[str, Protocol]:
@@ -306,15 +392,14 @@ PROTOCOLS = _presets(
     ),
     Protocol(name="dense", description="All valid pixels in the source's own range, metres as they are."),
 )
-"""The presets by name; each says in `description` what it is and whose."""
+"""Presets by name; `description` says what each is and where it comes from."""
 
 
 def get_protocol(name: str, /, **changes: Any) -> Protocol:
-    """
-    A preset, with some fields changed; the name of the result then lists the changes.
+    """Return a preset with some fields changed; the name of the result lists the changes.
 
     Raises:
-        ValueError: no such preset or field, with those that there are, or a value that does not fit.
+        ValueError: The preset or field does not exist (the message lists the choices), or a value does not fit.
     """
     if name not in PROTOCOLS:
         raise ValueError(f"Unknown protocol {name!r}: choose one of {', '.join(PROTOCOLS)}.")

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: one summary and one line per image."""
+"""Files of an evaluation: its settings, each process's part, one line per image, and the summary."""
 
 from __future__ import annotations
 
@@ -8,28 +8,32 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 FORMAT = 1
 
 
+class EvaluationError(RuntimeError):
+    """An evaluation that cannot go on; what was scored so far is kept."""
+
+
 @dataclass(frozen=True)
 class ImageResult:
-    """
-    One image's scores.
+    """Scores of one image.
 
     Args:
-        id: of the image in its set.
-        metrics: name to value, over the scored pixels of this image; without those that are undefined.
-        pixels: number of scored pixels.
-        failures: those among them without a usable answer; they count as wrong.
-        sums: what pooled metrics are made of, the fields of [`~depthvlm.benchmark.scoring.error_sums.ErrorSums`].
-        truth: metres of the scored points, where the protocol samples points; their answers are in `answers`.
-        answers: metres, None for a failure.
-        points: columns and rows in pixels of the image.
-        texts: a VLM's own words, one for each point.
-        seconds: in the predictor, the share of this image in its batch.
+        id: Id of the image in its set.
+        metrics: Metrics over the scored pixels by name, without those that are undefined.
+        pixels: Number of scored pixels.
+        failures: Number of scored pixels without a usable answer; they count as wrong.
+        sums: Parts of the pooled metrics, the fields of [`~depthvlm.benchmark.scoring.metrics.ErrorSums`].
+        truth: Metres of the scored points, where the protocol samples points.
+        answers: Metres answered at these points, None for a failure.
+        points: Columns and rows in pixels of the image.
+        texts: Replies of a VLM, one for each point.
+        seconds: Time in the predictor, this image's share of its batch.
     """
 
     id: str
@@ -44,16 +48,15 @@ class ImageResult:
     seconds: float = 0.0
 
     def to_json(self) -> str:
-        """One line."""
+        """Return the result as one line."""
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False, allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str) -> ImageResult:
-        """
-        The result of a line.
+        """Return the result of a line.
 
         Raises:
-            ValueError: it is no JSON object with these fields.
+            ValueError: The line is no JSON object with these fields.
         """
         values = json.loads(line)
         problem = _problem(cls, values) if isinstance(values, dict) else "is no JSON object"
@@ -64,29 +67,28 @@ class ImageResult:
 
 @dataclass(frozen=True)
 class Result:
-    """
-    One system on one set under one protocol.
+    """Summary of one system on one set under one protocol.
 
     Args:
-        row: key of the system, as on the command line.
-        name: as in the paper's tables.
-        dataset: name of the set ("nyuv2").
-        split: of the set.
-        data_hash: sha256 of the set's manifest.
-        protocol: its fields, and its hash.
-        images: images of the set that were to be scored.
-        done: how many were.
-        pixels, failures: of those done.
-        metrics: "images" (mean of images) and "pixels" (pooled), each name to value.
-        confidence: metric to the lower and upper end of its 95 % interval, by bootstrap over images.
-        parse_rate: share of a VLM's replies that could be read; None for maps.
-        speed: "seconds" in the predictor, all images together; "images_per_second" of one process, from the median
-            image, so that the first one's warm-up does not count; "device".
-        environment: versions.
-        limit: images that were asked for where that is not the whole set; None else.
-        checkpoint: [`~depthvlm.checkpoint_hash`] of a DepthVLM; None of other systems.
-        options: of the predictor, besides the model's name.
-        build_options: of the reader that made the set (`bench build --option`).
+        row: Key of the system, as on the command line.
+        name: Name of the system, as in the paper's tables.
+        dataset: Name of the set ("nyuv2").
+        split: Split of the set.
+        data_hash: SHA-256 of the set's manifest.
+        protocol: Fields of the protocol, and its hash.
+        images: Number of images of the set.
+        done: Number of images that were scored.
+        pixels, failures: Counts over the scored images.
+        metrics: "images" (mean over images) and "pixels" (pooled), each with metrics by name.
+        confidence: Lower and upper end of the 95 % interval of a metric, by bootstrap over images.
+        parse_rate: Share of a VLM's replies that could be read; None for maps.
+        speed: "seconds" in the predictor for all images; "images_per_second" of one process, from the median image, so
+            that the warm-up of the first does not count; "device".
+        environment: Versions of the packages.
+        limit: Number of images that were asked for, where it is not the whole set; otherwise None.
+        checkpoint: [`~depthvlm.checkpoint_hash`] of a DepthVLM; None for other systems.
+        options: Options of the predictor, besides the model's name.
+        build_options: Options of the reader that made the set (`bench build --option`).
     """
 
     row: str
@@ -112,11 +114,11 @@ class Result:
 
     @property
     def complete(self) -> bool:
-        """Whether the whole set was scored. A result that is not must be called partial wherever it is shown."""
+        """Whether the whole set was scored. Any other result must be called partial wherever it is shown."""
         return self.done == self.images and self.limit is None
 
     def score(self, metric: str = "delta1") -> float:
-        """The metric in the aggregation that the protocol names ("images" or "pixels")."""
+        """Return the metric in the aggregation that the protocol names ("images" or "pixels")."""
         return self.metrics[self.protocol["aggregation"]][metric]
 
     def save(self, path: str | Path) -> None:
@@ -125,11 +127,10 @@ class Result:
 
     @classmethod
     def load(cls, path: str | Path) -> Result:
-        """
-        The summary of a file.
+        """Return the summary of a file.
 
         Raises:
-            ValueError: it is no such summary, or one of another format.
+            ValueError: The file is no such summary, or has another format.
         """
         values = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(values, dict) or values.get("format") != FORMAT:
@@ -142,18 +143,17 @@ class Result:
 
 
 def _problem(kind: type, values: dict[str, Any]) -> str:
-    """Which field is missing, unknown or of another type than in a dataclass; "" if none is."""
+    """Say which field is missing, unknown or of another type than in a dataclass; "" if none is."""
     hints = get_type_hints(kind)
     required = {
         each.name
         for each in dataclasses.fields(kind)
         if each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
     }
-    unknown = sorted(set(values).difference(hints))
     wrong = [name for name, value in values.items() if name in hints and not _fits(value, hints[name])]
     for words, names in (
         ("lacks", sorted(required.difference(values))),
-        ("has unknown fields:", unknown),
+        ("has unknown fields:", sorted(set(values).difference(hints))),
         ("has something of the wrong type in", wrong),
     ):
         if names:
@@ -173,10 +173,10 @@ def _problem_of_protocol(values: dict[str, Any]) -> str:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value of JSON is of the type of a field."""
+    """Return whether a value of JSON has the type of a field."""
+    origin, inner = get_origin(hint), get_args(hint)
     if hint is Any:
         return True
-    origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return any(_fits(value, one) for one in inner)
     if origin is dict:
@@ -185,22 +185,78 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, list) and all(_fits(one, inner[0]) for one in value)
     if origin is tuple:
         return isinstance(value, (list, tuple)) and len(value) == len(inner) and all(map(_fits, value, inner))
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
 
 
-def write_whole(path: str | Path, text: str) -> None:
-    """Text under its final name only when all of it is on the disk."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+def check_writable(out: str | Path) -> None:
+    """Make the folder of results and try to write there, before a model is loaded.
+
+    Raises:
+        OSError: Nothing can be written there; the message names the folder.
+    """
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out) as file:
+            file.write(b"x")
+            file.flush()
+    except OSError as error:
+        raise OSError(f"{out}: no results can be written there ({error.strerror}). Choose another --out.") from None
+
+
+def claim(summary: Path, settings: dict[str, Any]) -> None:
+    """Record the settings of a run that begins.
+
+    Raises:
+        EvaluationError: A run to be continued has other settings, or its files belong to an unknown run.
+    """
+    path = summary.with_suffix(".run")
+    wanted = json.loads(json.dumps(settings, sort_keys=True, default=str))
+    if not path.is_file():
+        if there := [file for file in (summary, lines_path(summary)) if file.exists()]:
+            raise EvaluationError(
+                f"{' and '.join(map(str, there))}: there already, and no {path.name} beside says which run wrote it. "
+                "Choose another --out, or move it away."
+            )
+        write_whole(path, json.dumps(wanted, indent=1, sort_keys=True) + "\n")
+        return
+    try:
+        begun = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise EvaluationError(
+            f"{path}, the settings of this run, cannot be read ({error}). Delete it, or choose another --out."
+        ) from None
+    differing = [name for name in wanted if begun.get(name) != wanted[name]]
+    if differing:
+        lines = [f"  {name}: {begun.get(name)!r} there, {wanted[name]!r} now\n" for name in differing]
+        raise EvaluationError(
+            f"{summary.parent} holds this evaluation with other settings:\n{''.join(lines)}Choose another --out."
+        )
+
+
+def lines_path(summary: str | Path) -> Path:
+    """Return the file with one line per image beside a summary: `x.json` and `x.images.jsonl`."""
+    return Path(summary).with_suffix(".images.jsonl")
+
+
+def parts_of(summary: Path) -> list[Path]:
+    """Return the parts of an evaluation under way, one for each process that began to score."""
+    return sorted(summary.parent.glob(f"{summary.stem}.part*.jsonl"))
+
+
+def read_parts(summary: Path) -> dict[str, ImageResult]:
+    """Return all images scored so far by id, from a finished run and from every process's part."""
+    lines = lines_path(summary)
+    return {result.id: result for path in [lines, *parts_of(summary)] if path.is_file() for result in read_lines(path)}
 
 
 def read_lines(path: str | Path) -> Iterator[ImageResult]:
-    """The images of a file. A last line that was cut off by a kill is passed over: its image is scored again."""
+    """Yield the images of a file. A last line that a kill cut off is passed over: its image is scored again.
+
+    Raises:
+        ValueError: A line is no result of an image.
+    """
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             if line.endswith("\n"):
@@ -213,6 +269,18 @@ def read_lines(path: str | Path) -> Iterator[ImageResult]:
                     ) from None
 
 
-def lines_path(summary: str | Path) -> Path:
-    """The file of one line per image beside a summary: `x.json` and `x.images.jsonl`."""
-    return Path(summary).with_suffix(".images.jsonl")
+def mend(part: Path) -> None:
+    """Cut off a last line that a kill left unfinished, so that the next begins on its own."""
+    part.parent.mkdir(parents=True, exist_ok=True)
+    text = part.read_bytes() if part.is_file() else b""
+    if text and not text.endswith(b"\n"):
+        part.write_bytes(text[: text.rfind(b"\n") + 1])
+
+
+def write_whole(path: str | Path, text: str) -> None:
+    """Write text under its final name once all of it is on the disk."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

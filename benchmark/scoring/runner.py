@@ -1,29 +1,64 @@
-"""Scores a predictor on a set: batches of one size, results as they come, resumable, shared over processes."""
+"""Score a predictor on a set: batches of one size, results as they come, resumable, shared over processes."""
 
 from __future__ import annotations
 
+import json
+import math
+import platform
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, TypeAlias
 
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..systems.interface import DensePredictor, PointAnswer, PointPredictor
-from .eval_sets import EvalSet
+from ..systems.interface import DensePredictor, Example, PointAnswer, PointPredictor
+from .eval_sets import EvalItem, EvalSet
+from .metrics import METRICS, ErrorSums, MetricAccumulator
 from .protocols import Protocol
-from .results import ImageResult, Result, lines_path, write_whole
-from .run_files import EvaluationError, claim, mend, parts_of, read_parts
-from .summary import System, summarise
-from .tasks import EXTRA_METRICS, Task, make_task, score_answers, score_map
+from .results import (
+    EvaluationError,
+    ImageResult,
+    Result,
+    claim,
+    lines_path,
+    mend,
+    parts_of,
+    read_parts,
+    write_whole,
+)
+from .statistics import bootstrap_interval
+from .tasks import EXTRA_METRICS, make_example, score_answers, score_map
 
-_DECODERS = 2  # threads; decoding leaves the interpreter's lock
-_AHEAD = 3  # batches that are decoded before the predictor wants them
+Batch: TypeAlias = list[tuple[EvalItem, Example]]
+
+_PACKAGES = ("depthvlm", "torch", "transformers", "numpy", "pillow", "datasets")
+_DECODERS = 2  # threads; decoding releases the interpreter's lock
+_AHEAD = 3  # batches decoded before the predictor asks for them
+
+
+@dataclass(frozen=True)
+class System:
+    """A system to evaluate.
+
+    Args:
+        row: Key of the system, as on the command line.
+        name: Name as in the paper's tables.
+        predictor: The loaded predictor.
+        options: Everything else on which its answers depend.
+    """
+
+    row: str
+    name: str
+    predictor: DensePredictor | PointPredictor
+    options: Mapping[str, Any]
 
 
 def evaluate(
@@ -35,25 +70,28 @@ def evaluate(
     limit: int | None = None,
     extra: Sequence[str] = (),
 ) -> Result | None:
-    """
-    Scores one system on one set under one protocol.
+    """Score one system on one set under one protocol.
 
-    Writes `OUT/ROW/SOURCE-SPLIT/PROTOCOL.json`, and beside it one line per image. Called again after an interruption it
-    scores what is missing. Under `accelerate launch` every process scores its part, each image once; `out` must then be
-    a folder that all of them see.
+    The summary is written to `OUT/ROW/SOURCE-SPLIT/PROTOCOL.json`, with one line per image beside it. Called again
+    after an interruption, it scores what is missing. Under `accelerate launch` every process scores its part and each
+    image is scored once; all processes must see the folder `out`.
 
     Args:
-        batch_size: images of one size that the predictor gets at once, at most.
-        limit: score only so many images, evenly spaced; the result then says so.
-        extra: of `EXTRA_METRICS`, under a dense protocol.
+        system: The system.
+        eval_set: The set.
+        protocol: The conventions.
+        out: Folder of results.
+        batch_size: Largest number of images of one size that the predictor gets at once.
+        limit: Score only so many images, evenly spaced; the result then says so.
+        extra: Metrics of `EXTRA_METRICS`, for a dense protocol.
 
     Returns:
-        The result, on the main process; None on the others.
+        The result on the main process, None on the others.
 
     Raises:
-        EvaluationError: the files in `out` are of another run, or a process's part is not to be seen.
-        PredictorError: the predictor answered with something else than one map, or one list of answers, an image.
-        ValueError: the protocol does not fit the set, an unknown extra metric, or a picture that cannot be read.
+        EvaluationError: The files in `out` belong to another run, or a process's part cannot be seen.
+        PredictorError: The predictor answered with something else than one map, or one list of answers, per image.
+        ValueError: The protocol does not fit the set, an extra metric is unknown, or a picture cannot be read.
     """
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
@@ -98,7 +136,7 @@ def evaluate(
 def result_path(
     out: str | Path, system: System, eval_set: EvalSet, protocol: Protocol, limit: int | None = None
 ) -> Path:
-    """Where [`evaluate`] writes its summary."""
+    """Return the path of the summary that [`evaluate`] writes."""
     row = "".join(c if c.isalnum() or c in "-_." else "_" for c in system.row)
     name = "".join(c if c.isalnum() or c in "-_.=" else "_" for c in protocol.name)
     ending = "" if limit is None or limit >= len(eval_set) else f"-first{limit}"
@@ -110,7 +148,7 @@ def _check(system: System, protocol: Protocol, limit: int | None, batch_size: in
         raise ValueError(f"batch_size and limit must be at least 1, got {batch_size} and {limit}.")
     unknown = set(extra) - set(EXTRA_METRICS)
     if unknown:
-        raise ValueError(f"Unknown metric {', '.join(sorted(unknown))}: choose of {', '.join(EXTRA_METRICS)}.")
+        raise ValueError(f"Unknown metric {', '.join(sorted(unknown))}: choose from {', '.join(EXTRA_METRICS)}.")
     if extra and protocol.points is not None:
         raise ValueError(
             f"{', '.join(extra)} are metrics of dense maps: choose a dense protocol, not {protocol.name!r}."
@@ -136,7 +174,7 @@ def _settings(
 
 
 def _batches(indices: Sequence[int], sizes: Sequence[tuple[int, int]], batch_size: int) -> list[list[int]]:
-    """Indices of images of one size, in their order."""
+    """Group the indices of images of one size, in their order."""
     by_size: dict[tuple[int, int], list[int]] = {}
     for index in indices:
         by_size.setdefault(sizes[index], []).append(index)
@@ -152,14 +190,14 @@ def _score(
 ) -> Iterator[list[ImageResult]]:
     with ThreadPoolExecutor(_DECODERS) as decoders, ThreadPoolExecutor(1) as scorer:
         pending: deque[Future[list[ImageResult]]] = deque()
-        for tasks in _decoded(decoders, eval_set, protocol, batches):
-            examples = [task.example for task in tasks]
+        for batch in _decoded(decoders, eval_set, protocol, batches):
+            examples = [example for _, example in batch]
             started = time.perf_counter()
             answers: Any = predictor.predict(examples)
-            seconds = (time.perf_counter() - started) / len(tasks)
-            _check_answers(predictor, answers, tasks)
-            # In another thread: maps are scored while the predictor is at the next ones.
-            pending.append(scorer.submit(_score_batch, tasks, answers, protocol, extra, seconds))
+            seconds = (time.perf_counter() - started) / len(batch)
+            _check_answers(predictor, answers, examples)
+            # In another thread: maps are scored while the predictor works on the next batch.
+            pending.append(scorer.submit(_score_batch, batch, answers, protocol, extra, seconds))
             while len(pending) > 1:
                 yield pending.popleft().result()
         while pending:
@@ -167,21 +205,24 @@ def _score(
 
 
 def _score_batch(
-    tasks: Sequence[Task], answers: Sequence[Any], protocol: Protocol, extra: Sequence[str], seconds: float
+    batch: Batch, answers: Sequence[Any], protocol: Protocol, extra: Sequence[str], seconds: float
 ) -> list[ImageResult]:
     results = []
-    for task, answer in zip(tasks, answers, strict=True):
-        dense = isinstance(answer, np.ndarray)
-        result = score_map(task, answer, protocol, extra) if dense else score_answers(task, answer, protocol)
+    for (item, example), answer in zip(batch, answers, strict=True):
+        if isinstance(answer, np.ndarray):
+            result = score_map(item, example, answer, protocol, extra)
+        else:
+            result = score_answers(item, example, answer, protocol)
         results.append(replace(result, seconds=seconds))
     return results
 
 
 def _decoded(
     pool: ThreadPoolExecutor, eval_set: EvalSet, protocol: Protocol, batches: Sequence[Sequence[int]]
-) -> Iterator[list[Task]]:
-    def load(index: int) -> Task:
-        return make_task(eval_set.read(index), eval_set, protocol)
+) -> Iterator[Batch]:
+    def load(index: int) -> tuple[EvalItem, Example]:
+        item = eval_set.read(index)
+        return item, make_example(item, eval_set, protocol)
 
     rest = iter(batches)
     ahead = deque([pool.submit(load, i) for i in batch] for batch in islice(rest, _AHEAD))
@@ -190,15 +231,15 @@ def _decoded(
         ahead.extend([pool.submit(load, i) for i in batch] for batch in islice(rest, 1))
 
 
-def _check_answers(predictor: DensePredictor | PointPredictor, answers: Any, tasks: Sequence[Task]) -> None:
+def _check_answers(predictor: DensePredictor | PointPredictor, answers: Any, examples: Sequence[Example]) -> None:
     from ..systems.dense import PredictorError, check_maps
 
     name = predictor.name or type(predictor).__name__
     if isinstance(predictor, DensePredictor):
-        answers[:] = check_maps(answers, [task.example for task in tasks], name)
+        answers[:] = check_maps(answers, examples, name)
         return
     counts = None if answers is None else [len(one) for one in answers]
-    expected = [len(task.example.points) for task in tasks]
+    expected = [len(example.points) for example in examples]
     if counts != expected or not all(isinstance(a, PointAnswer) for one in answers for a in one):
         raise PredictorError(f"The predictor {name!r} gave {counts} answers for {expected} points.")
 
@@ -220,12 +261,79 @@ def _finish(
             "be a folder that all processes see. Start again to score them."
         )
     results = [found[image] for image in ids]
-    result = summarise(system, eval_set, protocol, results, limit)
+    result = _summarise(system, eval_set, protocol, results, limit)
     write_whole(lines_path(summary), "".join(one.to_json() + "\n" for one in results))
     result.save(summary)
     for part in parts_of(summary):
         part.unlink()
     return result
+
+
+def _summarise(
+    system: System,
+    eval_set: EvalSet,
+    protocol: Protocol,
+    results: Sequence[ImageResult],
+    limit: int | None,
+) -> Result:
+    """Return the summary of the scored images."""
+    images = MetricAccumulator()
+    for result in results:
+        extra = {name: value for name, value in result.metrics.items() if name not in METRICS}
+        images.add_sums(result.id, ErrorSums(**result.sums), extra)  # type: ignore[arg-type]
+    scores = images.compute()
+    pixels = images.pixels() if protocol.aggregation == "pixels" else None
+    interval = bootstrap_interval(images.values("delta1"), pixels)
+    texts = [text for result in results for text in result.texts]
+    answered = [answer is not None for result in results if result.texts for answer in result.answers]
+    seconds = [result.seconds for result in results]
+    return Result(
+        row=system.row,
+        name=system.name,
+        dataset=eval_set.source,
+        split=eval_set.split,
+        data_hash=eval_set.hash,
+        protocol=protocol.to_dict() | {"hash": protocol.hash()},
+        images=len(eval_set),
+        done=len(results),
+        pixels=int(scores["counts"]["pixels"]),
+        failures=int(scores["counts"]["failures"]),
+        metrics={
+            kind: {name: value for name, value in scores[kind].items() if not math.isnan(value)}
+            for kind in ("images", "pixels")
+        },
+        confidence={"delta1": (interval.low, interval.high)},
+        parse_rate=sum(answered) / len(answered) if texts else None,
+        speed={
+            "seconds": math.fsum(seconds),
+            "images_per_second": 1 / median(seconds) if median(seconds) > 0 else None,
+            "device": _device(),
+        },
+        environment=_environment(),
+        limit=None if limit is None or limit >= len(eval_set) else limit,
+        checkpoint=system.predictor.checkpoint(),
+        options=json.loads(json.dumps({k: v for k, v in system.options.items() if k != "model"}, default=str)),
+        build_options=eval_set.options,
+    )
+
+
+def _device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    count = torch.get_num_threads()
+    return f"CPU, {count} thread{'' if count == 1 else 's'}"
+
+
+def _environment() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def _bar(disable: bool) -> Progress:

@@ -1,14 +1,15 @@
-"""How sure a score is: bootstrap over images, and paired comparison of two systems."""
+"""Uncertainty of a score: bootstrap over images, and paired comparison of two systems."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .error_sums import Array
+from .metrics import Array
 
 MeanOf: TypeAlias = Literal["images", "strata"]
 
@@ -18,7 +19,7 @@ _CHUNK = 1 << 21
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over images with its percentile bootstrap interval: `low` and `high` at `confidence`."""
+    """A mean over images with its percentile bootstrap interval from `low` to `high` at `confidence`."""
 
     estimate: float
     low: float
@@ -29,16 +30,10 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """First minus second system: `difference`, its interval, and the two-sided p-value of no difference."""
+class Comparison(Interval):
+    """The first minus the second system, with the two-sided p-value of no difference."""
 
-    difference: float
-    low: float
-    high: float
     p_value: float
-    confidence: float
-    images: int
-    samples: int
 
 
 def bootstrap_interval(
@@ -50,26 +45,23 @@ def bootstrap_interval(
     samples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """
-    Percentile bootstrap over images (Efron and Tibshirani 1993, chapter 13).
+    """Return a mean with its percentile bootstrap interval over images (Efron and Tibshirani 1993, chapter 13).
 
     Args:
-        values: the score of each image by id (`MetricAccumulator.values`).
-        weights: of the images by id, for a score of pooled pixels (`MetricAccumulator.pixels`): `sum(w v) / sum(w)`.
-        strata: the set of each image by id; each set is then resampled alone and keeps its size.
-        mean_of: "images", or "strata", the plain mean of the sets' means, as the paper's `Avg.` column.
-        confidence: of the interval, in (0, 1).
-        samples: number of resamples.
-        seed: the same seed gives the same interval.
+        values: Score of each image by id (`MetricAccumulator.values`).
+        weights: Weight of each image by id, for a score of pooled pixels (`MetricAccumulator.pixels`):
+            `sum(w v) / sum(w)`.
+        strata: Set of each image by id; each set is then resampled alone and keeps its size.
+        mean_of: "images", or "strata" for the plain mean of the sets' means, as in the paper's `Avg.` column.
+        confidence: Confidence of the interval, in (0, 1).
+        samples: Number of resamples.
+        seed: Seed; the same seed gives the same interval.
 
     Raises:
-        ValueError: no image, a value that is not finite, weights or strata of other images, or a bad option.
+        ValueError: There is no image, a value is not finite, weights or strata belong to other images, or an option
+            is out of range.
     """
-    groups = _groups(values, weights, strata, mean_of, confidence, samples)
-    estimate = _combine([np.array([[v @ w, w.sum()]]) for v, w in groups], mean_of)[0]
-    means = np.concatenate(list(_resampled(groups, mean_of, samples, seed)))
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(estimate), float(low), float(high), confidence, len(values), samples)
+    return _bootstrap(values, weights, strata, mean_of, confidence, samples, seed)[0]
 
 
 def paired_bootstrap(
@@ -82,29 +74,71 @@ def paired_bootstrap(
     samples: int = 10_000,
     seed: int = 0,
 ) -> Comparison:
-    """
-    Compares two systems on the same images, which are resampled together.
+    """Compare two systems on the same images, which are resampled together.
 
-    The interval is of the percentiles. The p-value is the share of resampled differences as far from the observed one
-    as that is from zero, `(1 + #{|d* - d| >= |d|}) / (1 + samples)` (Efron and Tibshirani 1993, section 16.4).
+    The p-value is the share of resampled differences that are at least as far from the observed difference as that is
+    from zero, `(1 + #{|d* - d| >= |d|}) / (1 + samples)` (Efron and Tibshirani 1993, section 16.4).
 
     Args:
-        first, second: the scores of each image by id, of the same images.
-        weights, strata, mean_of, confidence, samples, seed: as in [`bootstrap_interval`].
+        first: Score of each image by id.
+        second: The same of the other system.
+        weights: As in [`bootstrap_interval`], like the options below.
+        strata: Set of each image by id.
+        mean_of: "images" or "strata".
+        confidence: Confidence of the interval.
+        samples: Number of resamples.
+        seed: Seed.
 
     Raises:
-        ValueError: the images differ, with some of those that do; or as in [`bootstrap_interval`].
+        ValueError: The images differ (the message names some), or as in [`bootstrap_interval`].
     """
     _check_same("The second system", second, first)
-    groups = _groups({k: v - second[k] for k, v in first.items()}, weights, strata, mean_of, confidence, samples)
-    difference = _combine([np.array([[v @ w, w.sum()]]) for v, w in groups], mean_of)[0]
-    means = np.concatenate(list(_resampled(groups, mean_of, samples, seed)))
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    # Equal distances must not be told apart by rounding.
-    slack = 1e-12 * max(abs(difference), float(np.abs(means).max()))
-    extreme = int(np.count_nonzero(np.abs(means - difference) >= abs(difference) - slack))
-    p_value = (1 + extreme) / (1 + samples)
-    return Comparison(float(difference), float(low), float(high), p_value, confidence, len(first), samples)
+    differences = {image: value - second[image] for image, value in first.items()}
+    interval, means = _bootstrap(differences, weights, strata, mean_of, confidence, samples, seed)
+    # Rounding must not tell equal distances apart.
+    slack = 1e-12 * max(abs(interval.estimate), float(np.abs(means).max()))
+    extreme = np.count_nonzero(np.abs(means - interval.estimate) >= abs(interval.estimate) - slack)
+    return Comparison(**vars(interval), p_value=(1 + int(extreme)) / (1 + samples))
+
+
+def _bootstrap(
+    values: Mapping[str, float],
+    weights: Mapping[str, float] | None,
+    strata: Mapping[str, str] | None,
+    mean_of: MeanOf,
+    confidence: float,
+    samples: int,
+    seed: int,
+) -> tuple[Interval, Array]:
+    """Return the interval and the resampled means `(samples,)`."""
+    from scipy.stats import bootstrap
+
+    groups = _groups(values, weights, strata, mean_of, confidence, samples)
+
+    def mean(*drawn: NDArray[np.int64], axis: int = -1) -> Array:
+        # SciPy wants two observations at least; a stratum of one image has a second index that is not read.
+        sums = []
+        for (v, w), indices in zip(groups, drawn, strict=True):
+            chosen = indices[..., : len(v)]
+            sums.append(((v * w)[chosen].sum(axis), w[chosen].sum(axis)))
+        totals, counts = np.moveaxis(np.array(sums), 1, 0)
+        if mean_of == "strata":
+            return (totals / counts).mean(axis=0)
+        return totals.sum(axis=0) / counts.sum(axis=0)
+
+    indices = [np.arange(max(len(v), 2)) % len(v) for v, _ in groups]
+    found = bootstrap(
+        indices,
+        mean,
+        n_resamples=samples,
+        batch=max(1, _CHUNK // len(values)),
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    low, high = map(float, found.confidence_interval)
+    interval = Interval(float(mean(*indices)), low, high, confidence, len(values), samples)
+    return interval, found.bootstrap_distribution
 
 
 def _groups(
@@ -115,7 +149,7 @@ def _groups(
     confidence: float,
     samples: int,
 ) -> list[tuple[Array, Array]]:
-    """Values and weights of each stratum, in an order that does not depend on that of the mapping."""
+    """Return values and weights of each stratum, in an order that does not depend on that of the mappings."""
     if not values:
         raise ValueError("No image was scored, so there is nothing to resample.")
     if not 0 < confidence < 1:
@@ -145,27 +179,6 @@ def _groups(
             raise ValueError("`weights` must be finite and above 0.")
         groups.append((np.array([values[image] for image in images], dtype=np.float64), weight))
     return groups
-
-
-def _resampled(groups: list[tuple[Array, Array]], mean_of: MeanOf, samples: int, seed: int) -> Iterator[Array]:
-    rng = np.random.default_rng(seed)
-    rows = max(1, _CHUNK // sum(len(v) for v, _ in groups))
-    for start in range(0, samples, rows):
-        count = min(rows, samples - start)
-        sums = []
-        for value, weight in groups:
-            chosen = rng.integers(0, len(value), (count, len(value)), dtype=np.int32)
-            sums.append(np.stack([(value * weight)[chosen].sum(axis=1), weight[chosen].sum(axis=1)], axis=1))
-        yield _combine(sums, mean_of)
-
-
-def _combine(sums: list[Array], mean_of: MeanOf) -> Array:
-    """Means from the weighted sums and weights `(samples, 2)` of each stratum."""
-    stacked = np.stack(sums)
-    if mean_of == "strata":
-        return (stacked[..., 0] / stacked[..., 1]).mean(axis=0)
-    total = stacked.sum(axis=0)
-    return total[:, 0] / total[:, 1]
 
 
 def _check_same(name: str, given: Mapping[str, object], expected: Mapping[str, object]) -> None:

@@ -59,9 +59,9 @@ def evaluate(
 
         from ..benchmark.scoring.eval_sets import open_sets
         from ..benchmark.scoring.protocols import get_protocol
-        from ..benchmark.scoring.run_files import check_writable
+        from ..benchmark.scoring.results import check_writable
+        from ..benchmark.scoring.runner import System
         from ..benchmark.scoring.runner import evaluate as run
-        from ..benchmark.scoring.summary import System
         from ..benchmark.systems import find_row, make_predictor
     except ImportError as error:
         raise fail(f'{error}. The benchmark needs its extra: pip install "depthvlm[bench]"', code=2) from None

@@ -19,9 +19,8 @@ from depthvlm.benchmark.build.builder import run_build
 from depthvlm.benchmark.build.plan import plan_build
 from depthvlm.benchmark.scoring.eval_sets import EvalSet
 from depthvlm.benchmark.scoring.protocols import get_protocol
-from depthvlm.benchmark.scoring.runner import evaluate
-from depthvlm.benchmark.scoring.summary import System
-from depthvlm.benchmark.scoring.tasks import make_task
+from depthvlm.benchmark.scoring.runner import System, evaluate
+from depthvlm.benchmark.scoring.tasks import make_example
 from depthvlm.benchmark.sources.frames import Source
 from depthvlm.benchmark.sources.synthetic import Synthetic
 from depthvlm.benchmark.systems.ours import DepthVLM
@@ -63,7 +62,7 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         run_build(plan_build(LargerScenes(), "test", images + batch_size), open_scenes, ".", f"{folder}/build")
         scenes = EvalSet(f"{folder}/build", "synthetic")
-        warm_up = [make_task(scenes.read(i), scenes, get_protocol("dense")).example for i in range(batch_size)]
+        warm_up = [make_example(scenes.read(i), scenes, get_protocol("dense")) for i in range(batch_size)]
         predictor.predict(warm_up)
         for name in ("depthvlm", "dense"):
             started = time.perf_counter()

@@ -17,11 +17,9 @@ from depthvlm.benchmark.build.shard_writer import BuildError
 from depthvlm.benchmark.scoring.eval_sets import EvalSet, open_sets
 from depthvlm.benchmark.scoring.point_clouds import point_cloud_f_score
 from depthvlm.benchmark.scoring.protocols import get_protocol
-from depthvlm.benchmark.scoring.results import Result, lines_path, read_lines
-from depthvlm.benchmark.scoring.run_files import EvaluationError
-from depthvlm.benchmark.scoring.runner import evaluate
-from depthvlm.benchmark.scoring.summary import System
-from depthvlm.benchmark.scoring.tasks import make_task, score_map
+from depthvlm.benchmark.scoring.results import EvaluationError, Result, lines_path, read_lines
+from depthvlm.benchmark.scoring.runner import System, evaluate
+from depthvlm.benchmark.scoring.tasks import make_example, score_map
 from depthvlm.benchmark.systems import PredictorError, make_predictor
 from depthvlm.benchmark.systems.interface import DensePredictor, PointAnswer, PointPredictor
 from torch.nn import functional
@@ -90,31 +88,31 @@ def test_the_oracle_is_right_everywhere(toy, tmp_path):
 def test_a_point_is_read_where_it_lies_in_the_larger_image(toy):
     """Depth pixel c of 32 has its centre at (c + 0.5) * 2 - 0.5 of 64: between 2c and 2c + 1, and nearer to neither."""
     item, protocol = toy.read(0), get_protocol("depthvlm")
-    task = make_task(item, toy, protocol)
+    example = make_example(item, toy, protocol)
     expected = (item.points + 0.5) * 2 - 0.5
-    assert np.array_equal(task.example.points, expected)
+    assert np.array_equal(example.points, expected)
     # A map that says at every pixel which depth pixel it belongs to, scaled to be the truth there.
     upsampled = np.kron(item.depth, np.ones((2, 2), np.float32))
-    assert score_map(task, upsampled, protocol).metrics["abs_rel"] < 1e-6
+    assert score_map(item, example, upsampled, protocol).metrics["abs_rel"] < 1e-6
 
 
 def test_the_published_reading_takes_them_for_pixels_of_the_image(toy):
     item = toy.read(0)
-    task = make_task(item, toy, get_protocol("depthvlm-published"))
-    assert np.array_equal(task.example.points, item.points)
+    example = make_example(item, toy, get_protocol("depthvlm-published"))
+    assert np.array_equal(example.points, item.points)
     # The canonical size is 1000 / 50 times the image's; there the point reads the depth pixel at half its place.
     columns, rows = (item.points * 20 * np.array([32, 24]) // (np.array([64, 48]) * 20)).T
     at_half = item.depth[rows, columns]
-    assert np.allclose(task.example.truth, np.where(at_half > 0, at_half, item.point_depths))
+    assert np.allclose(example.truth, np.where(at_half > 0, at_half, item.point_depths))
 
 
 def test_another_seed_draws_other_points(toy):
     item = toy.read(0)
-    same, other = (make_task(item, toy, get_protocol("depthvlm", seed=seed)) for seed in (0, 1))
-    assert np.array_equal(same.points, item.points)
-    assert not np.array_equal(other.points, item.points)
-    columns, rows = other.points.T
-    assert np.allclose(other.example.truth, item.depth[rows, columns])
+    same, other = (make_example(item, toy, get_protocol("depthvlm", seed=seed)) for seed in (0, 1))
+    assert np.array_equal(same.points, (item.points + 0.5) * 2 - 0.5)
+    assert not np.array_equal(other.points, same.points)
+    columns, rows = ((other.points + 0.5) / 2 - 0.5).astype(int).T
+    assert np.allclose(other.truth, item.depth[rows, columns])
 
 
 def test_a_dense_map_is_read_at_the_pixels_of_the_truth(toy):
@@ -123,7 +121,7 @@ def test_a_dense_map_is_read_at_the_pixels_of_the_truth(toy):
     resized = functional.interpolate(torch.from_numpy(prediction)[None, None], size=(24, 32), mode="bilinear")[0, 0]
     valid = item.depth > 0
     expected = np.mean(np.abs(resized.numpy()[valid] - item.depth[valid]) / item.depth[valid])
-    result = score_map(make_task(item, toy, protocol), prediction, protocol)
+    result = score_map(item, make_example(item, toy, protocol), prediction, protocol)
     assert result.pixels == valid.sum()
     assert result.metrics["abs_rel"] == pytest.approx(expected, rel=1e-5)
 
@@ -131,7 +129,7 @@ def test_a_dense_map_is_read_at_the_pixels_of_the_truth(toy):
 def test_distances_along_the_ray(toy):
     item, protocol = toy.read(0), get_protocol("dense", depth_type="ray")
     z = np.full((48, 64), 2.0, np.float32)
-    result = score_map(make_task(item, toy, protocol), z, protocol)
+    result = score_map(item, make_example(item, toy, protocol), z, protocol)
     fx, fy, cx, cy = INTRINSICS
     rows, columns = np.indices((24, 32))
     x, y = ((columns + 0.5) * 2 - cx) / fx, ((rows + 0.5) * 2 - cy) / fy
@@ -317,7 +315,7 @@ def test_what_cannot_be_read_in_words_is_wrong_and_counted(toy, tmp_path):
 
 def test_a_build_with_too_few_points(build, toy):
     with pytest.raises(ValueError, match=r"scores 20 points an image, the build has 10 .*--points 20"):
-        make_task(toy.read(0), toy, get_protocol("depthvlm", points=20))
+        make_example(toy.read(0), toy, get_protocol("depthvlm", points=20))
 
 
 def test_sets_that_are_not_there(build, tmp_path):

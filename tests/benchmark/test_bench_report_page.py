@@ -41,8 +41,7 @@ from depthvlm.benchmark.report.tables import build_report
 from depthvlm.benchmark.scoring.eval_sets import EvalSet
 from depthvlm.benchmark.scoring.protocols import PROTOCOLS, get_protocol
 from depthvlm.benchmark.scoring.results import ImageResult, lines_path
-from depthvlm.benchmark.scoring.runner import evaluate
-from depthvlm.benchmark.scoring.summary import System
+from depthvlm.benchmark.scoring.runner import System, evaluate
 from depthvlm.benchmark.systems.simple import Constant, Oracle
 from matplotlib.figure import Figure
 from PIL import Image
@@ -130,15 +129,15 @@ class TestPairs:
         lines = read_lines_of(group, [])
         [row] = compare_systems(group, lines, None, [])
         assert (row.first, row.second, row.of) == ("Second", "First", 3)  # against the best
-        assert (row.comparison.difference, row.comparison.low, row.comparison.high) == pytest.approx((-0.25,) * 3)
+        assert (row.comparison.estimate, row.comparison.low, row.comparison.high) == pytest.approx((-0.25,) * 3)
         [row] = compare_systems(group, lines, "Second", [])
-        assert (row.first, row.comparison.difference, row.comparison.images) == ("First", pytest.approx(0.25), 3)
+        assert (row.first, row.comparison.estimate, row.comparison.images) == ("First", pytest.approx(0.25), 3)
 
     def test_common_images_alone(self, tmp_path):
         pair(tmp_path, {"a": 1.0, "b": 1.0}, {"b": 0.5, "c": 0.0})
         [group] = same_images(read_inputs([tmp_path]).measured)
         [row] = compare_systems(group, read_lines_of(group, []), "Second", [])
-        assert (row.comparison.images, row.of, row.comparison.difference) == (1, 2, 0.5)
+        assert (row.comparison.images, row.of, row.comparison.estimate) == (1, 2, 0.5)
 
     def test_never_across_protocols_or_data(self, tmp_path):
         for changes in ({"protocol": "dense"}, {"data_hash": "b" * 64}, {"split": "train"}, {}):

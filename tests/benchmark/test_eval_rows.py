@@ -7,11 +7,9 @@ import pytest
 from bench_builds import build_toy
 from bench_source import make_toy
 from datasets import Dataset, Features, Image, Value
-from depthvlm.benchmark.scoring.eval_rows import EvalRows
-from depthvlm.benchmark.scoring.eval_sets import EvalSet, open_sets
+from depthvlm.benchmark.scoring.eval_sets import EvalRows, EvalSet, open_sets
 from depthvlm.benchmark.scoring.protocols import get_protocol
-from depthvlm.benchmark.scoring.runner import evaluate
-from depthvlm.benchmark.scoring.summary import System
+from depthvlm.benchmark.scoring.runner import System, evaluate
 from depthvlm.benchmark.systems.simple import Constant
 from PIL import ExifTags
 from PIL import Image as Picture

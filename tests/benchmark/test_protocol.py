@@ -6,10 +6,9 @@ import json
 
 import numpy as np
 import pytest
-from depthvlm.benchmark.scoring.error_sums import ErrorSums
-from depthvlm.benchmark.scoring.metrics import MetricAccumulator, delta1
-from depthvlm.benchmark.scoring.point_coordinates import point_pixels, published_truth
+from depthvlm.benchmark.scoring.metrics import ErrorSums, MetricAccumulator, delta1
 from depthvlm.benchmark.scoring.protocols import PROTOCOLS, Protocol, get_protocol
+from depthvlm.benchmark.scoring.tasks import point_pixels, published_truth
 from PIL import Image
 
 from depthvlm.geometry import ray_factors
@@ -97,7 +96,7 @@ class TestProtocol:
             ({"aggregation": "sum"}, "`aggregation` must be"),
             ({"coordinates": "rgb"}, "`coordinates` must be"),
             ({"points": 0}, "`points` must be a whole number from 1"),
-            ({"points": 10, "crop": "kitti-garg"}, "a crop is of a dense map"),
+            ({"points": 10, "crop": "kitti-garg"}, "a crop needs a dense map"),
             ({"coordinates": "published"}, "give `points`"),
             ({"min_depth": 10, "max_depth": 10}, "the range from 10.0 to 10.0 m holds no depth"),
             ({"min_depth": -1}, "holds no depth"),
@@ -141,9 +140,9 @@ class TestMasks:
         assert mask[23:, 13:1229].all()
         with pytest.raises(ValueError, match=r"at least 352x1216 pixels .* got 256x1216.*kb_crop=false"):
             get_protocol("kitti-garg").crop_mask(256, 1216)
-        with pytest.raises(ValueError, match="`kb_crop` is of KITTI's images"):
+        with pytest.raises(ValueError, match="`kb_crop` is for KITTI's images"):
             get_protocol("nyu-eigen", kb_crop=True)
-        with pytest.raises(ValueError, match="a crop is of a dense map"):
+        with pytest.raises(ValueError, match="a crop needs a dense map"):
             get_protocol("depthvlm", kb_crop=True)
 
     @pytest.mark.real_data

@@ -13,9 +13,8 @@ from depthvlm.benchmark.build.plan import plan_build
 from depthvlm.benchmark.scoring.eval_sets import EvalSet
 from depthvlm.benchmark.scoring.protocols import get_protocol
 from depthvlm.benchmark.scoring.results import lines_path, read_lines
-from depthvlm.benchmark.scoring.runner import evaluate, result_path
-from depthvlm.benchmark.scoring.summary import System
-from depthvlm.benchmark.scoring.tasks import make_task
+from depthvlm.benchmark.scoring.runner import System, evaluate, result_path
+from depthvlm.benchmark.scoring.tasks import make_example
 from depthvlm.benchmark.sources import open_source
 from depthvlm.benchmark.sources.frames import SourceError
 from depthvlm.benchmark.sources.lines import AnnotationLines
@@ -228,12 +227,12 @@ class TestPoints:
         assert item.points.tolist() == LINE["pixel_coords"]
         assert item.point_depths.tolist() == LINE["depth"]
         for name in ("depthvlm", "depthlm"):  # of different seeds
-            task = make_task(item, data, get_protocol(name, points=3))
+            example = make_example(item, data, get_protocol(name, points=3))
             # A pixel of the map is 3x3 of the image; its middle is the pixel 3 c + 1.
-            assert task.example.points.tolist() == [[7, 4], [4, 1], [7, 4]]
-            assert task.example.truth.tolist() == LINE["depth"]
+            assert example.points.tolist() == [[7, 4], [4, 1], [7, 4]]
+            assert example.truth.tolist() == LINE["depth"]
         with pytest.raises(ValueError, match=r"scores 10 points an image, the build has 3 .*--change points=3"):
-            make_task(item, data, get_protocol("depthvlm"))
+            make_example(item, data, get_protocol("depthvlm"))
 
     def test_points_and_seed_change_nothing(self, root):
         source = source_of(root, LINE)
@@ -287,15 +286,13 @@ class TestRealLines:
         for index in range(len(scannetpp)):
             item = scannetpp.read(index)
             line = released[int(item.id[:7]) - 1]
-            task = make_task(item, scannetpp, protocol)
-            assert task.example.points.tolist() == line["pixel_coords"], "as if they were pixels of the image"
+            example = make_example(item, scannetpp, protocol)
+            assert example.points.tolist() == line["pixel_coords"], "as if they were pixels of the image"
             raw = Image.open(shared / "data/scannetpp/depth" / line["depth_path"])
             # The truth is read from the map at the canonical size, to which the points are brought too.
             enlarged = np.repeat(np.repeat(np.asarray(raw), 40, axis=0), 40, axis=1)
             width, height = line["canonical_size"]
-            for (column, row), metres, listed in zip(
-                line["pixel_coords"], task.example.truth, line["depth"], strict=True
-            ):
+            for (column, row), metres, listed in zip(line["pixel_coords"], example.truth, line["depth"], strict=True):
                 x, y = round(column * width / 1920), round(row * height / 1440)
                 there = enlarged[int(y * 7680 / height), int(x * 10240 / width)] / 1000
                 assert metres == pytest.approx(there or listed)
@@ -307,7 +304,7 @@ class TestRealLines:
         for index in range(25):
             item = data.read(index)
             line = released[int(item.id[:7]) - 1]
-            task = make_task(item, data, get_protocol("depthvlm"))
-            assert task.example.points.tolist() == line["pixel_coords"]
-            assert task.example.truth.tolist() == line["depth"]
+            example = make_example(item, data, get_protocol("depthvlm"))
+            assert example.points.tolist() == line["pixel_coords"]
+            assert example.truth.tolist() == line["depth"]
             assert list(item.intrinsics) == line["intrinsics"][:4]

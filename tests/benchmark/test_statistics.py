@@ -117,7 +117,7 @@ class TestComparison:
         share = sum(abs(mean - 1) >= 1 for mean in means) / len(means)
         assert 0.2 < share < 0.6
         result = paired_bootstrap(first, second, samples=20_000)
-        assert result.difference == 1
+        assert result.estimate == 1
         assert result.p_value == pytest.approx(share, abs=5 * math.sqrt(share * (1 - share) / 20_000))
         assert result.low == pytest.approx(np.quantile(means, 0.025))
         assert result.high == pytest.approx(np.quantile(means, 0.975))
@@ -125,14 +125,14 @@ class TestComparison:
     def test_signs(self):
         first, second = named([0.5, 0.7, 0.9]), named([0.4, 0.5, 0.6])
         forth, back = paired_bootstrap(first, second), paired_bootstrap(second, first)
-        assert forth.difference == pytest.approx(0.2)
-        assert (back.difference, back.low, back.high) == pytest.approx((-forth.difference, -forth.high, -forth.low))
+        assert forth.estimate == pytest.approx(0.2)
+        assert (back.estimate, back.low, back.high) == pytest.approx((-forth.estimate, -forth.high, -forth.low))
         assert forth.p_value == back.p_value
 
     def test_extremes(self):
         values = named(np.linspace(0, 1, 50))
         same = paired_bootstrap(values, values)
-        assert (same.difference, same.low, same.high, same.p_value) == (0, 0, 0, 1)
+        assert (same.estimate, same.low, same.high, same.p_value) == (0, 0, 0, 1)
         better = paired_bootstrap({k: v + 0.1 for k, v in values.items()}, values, samples=999)
         assert better.p_value == 1 / 1000
         assert (better.low, better.high) == pytest.approx((0.1, 0.1))
@@ -159,10 +159,10 @@ class TestComparison:
 
     def test_weights_and_strata(self):
         first, second = {"a": 0.0, "b": 1.0}, {"a": 0.0, "b": 0.0}
-        assert paired_bootstrap(first, second, weights={"a": 1, "b": 3}).difference == 0.75
+        assert paired_bootstrap(first, second, weights={"a": 1, "b": 3}).estimate == 0.75
         strata = {"a": "x", "b": "y"}
         kept = paired_bootstrap(first, second, strata=strata, mean_of="strata")
-        assert (kept.difference, kept.low, kept.high) == (0.5, 0.5, 0.5)
+        assert (kept.estimate, kept.low, kept.high) == (0.5, 0.5, 0.5)
 
     def test_other_images(self):
         first, second = named(range(8)), named(range(2, 9))

@@ -215,8 +215,7 @@ def test_an_evaluation_of_nano_goes_on_the_card_of_nano_alone(toy: Path, tmp_pat
     from depthvlm.benchmark.build.plan import plan_build
     from depthvlm.benchmark.scoring.eval_sets import EvalSet
     from depthvlm.benchmark.scoring.protocols import PROTOCOLS
-    from depthvlm.benchmark.scoring.runner import evaluate
-    from depthvlm.benchmark.scoring.summary import System
+    from depthvlm.benchmark.scoring.runner import System, evaluate
     from depthvlm.benchmark.sources import open_source
     from depthvlm.benchmark.systems import make_predictor
 
