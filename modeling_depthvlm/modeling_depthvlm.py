@@ -1,5 +1,9 @@
 # Copyright 2026 The DepthVLM authors. Licensed under the Apache License, Version 2.0.
-"""DepthVLM: Qwen3-VL with a depth head on its visual tokens (paper, section 3)."""
+"""DepthVLM: Qwen3-VL with a depth head on its visual tokens (paper, section 3).
+
+An image takes one path, [`DepthVLMForConditionalGeneration.run_backbone`]: vision tower (equation 1), LLM, the feature
+maps that the head reads of both (equation 2), the head (equation 3) and its scale to metres (equation 6).
+"""
 
 import copy
 import os
@@ -21,322 +25,7 @@ from .configuration_depthvlm import DepthVLMConfig
 from .depth_heads_depthvlm import DepthHead, build_depth_head, init_head_layer
 from .losses_depthvlm import resize_depth, silog_loss
 
-
-@dataclass
-class DepthVLMCausalLMOutputWithPast(CausalLMOutputWithPast):
-    """
-    Args:
-        loss (`(1,)`): equation 5, `text_loss + depth_loss_weight * depth_loss`, of what labels were given for.
-        logits (`(batch, kept tokens, vocabulary)`): scores of the next token.
-        past_key_values, hidden_states, attentions: as in Qwen3-VL.
-        text_loss (`(1,)`): cross-entropy of the labelled tokens.
-        depth_loss (`(1,)`): SILog, the mean over the images with depth (equation 4).
-        predicted_depth: one float32 `(H_i, W_i)` per image of the batch, in the order of `image_grid_thw`: z-depth in
-            metres at the resolution of the model's input.
-        cameras (`(images, 7)`): the processor's camera records, handed through for post-processing.
-    """
-
-    text_loss: Tensor | None = None
-    depth_loss: Tensor | None = None
-    predicted_depth: list[Tensor] | None = None
-    cameras: Tensor | None = None
-
-
-class PredictedDepth(list[Tensor]):
-    """A list of depth maps, `(H_i, W_i)` float32 in metres, that post-processing takes as it takes a model output."""
-
-    def __init__(self, depth: Sequence[Tensor], cameras: Tensor | None = None):
-        super().__init__(depth)
-        self.cameras = cameras
-
-    @property
-    def predicted_depth(self) -> list[Tensor]:
-        return self
-
-
-def recorded_states(config: DepthVLMConfig) -> list[int]:
-    """
-    Indices into `hidden_states` of the LLM states that the head reads beside the final one: with
-    `feature_source="llm"` those after a quarter, a half and three quarters of the layers, maps 1 to 3.
-    """
-    if config.head.feature_source != "llm":
-        return []
-    return [max(1, round(config.text.num_hidden_layers * share)) for share in (0.25, 0.5, 0.75)]
-
-
-def token_grids(grid_thw: Sequence[Sequence[int]], merge_size: int) -> list[tuple[int, int]]:
-    """`(h, w)` of every image in visual tokens, from `image_grid_thw` (patches) as a list."""
-    return [(height // merge_size, width // merge_size) for _, height, width in grid_thw]
-
-
-def check_depth_inputs(
-    pixel_values: Tensor | None,
-    grid_thw: Tensor | None,
-    depth_labels: Sequence[Tensor | None] | None,
-    focal_scale: Tensor | None,
-) -> None:
-    """
-    See that there are images, and labels and focal scales for each, where they are given.
-
-    Raises:
-        ValueError: there is no image, or the numbers differ.
-    """
-    if pixel_values is None or grid_thw is None:
-        raise ValueError(
-            "Depth was asked for, but there is no image: pass `pixel_values` and `image_grid_thw` as the processor "
-            "makes them, or `output_depth=False`."
-        )
-    images = grid_thw.shape[0]
-    if depth_labels is not None and len(depth_labels) != images:
-        raise ValueError(
-            f"Got {len(depth_labels)} `depth_labels` for {images} images: give one per image, None where there is "
-            "no depth."
-        )
-    if focal_scale is not None and focal_scale.shape != (images,):
-        raise ValueError(f"`focal_scale` has shape {tuple(focal_scale.shape)}, expected one per image: ({images},).")
-
-
-class PromptStates:
-    """
-    LLM states of one prompt, collected over the calls of its prefill: one, or one per chunk.
-
-    Args:
-        length: positions that the prefill runs; decoding steps come after them.
-    """
-
-    def __init__(self, length: int):
-        self.length = length
-        self.chunks: list[Sequence[Tensor]] = []
-
-    @property
-    def complete(self) -> bool:
-        return sum(chunk[-1].shape[1] for chunk in self.chunks) >= self.length
-
-    def of_rows(self, rows: int) -> list[Tensor]:
-        """One `(rows, length, hidden_size)` per recorded state: of beams and returned sequences the first alone."""
-        joined = [torch.cat(parts, dim=1)[:, : self.length] for parts in zip(*self.chunks, strict=True)]
-        return [state[:: state.shape[0] // rows] for state in joined]
-
-
-def feature_maps(
-    config: DepthVLMConfig, vision: Any, states: Sequence[Tensor], image_mask: Tensor | None, tokens: Sequence[int]
-) -> list[Sequence[Tensor]]:
-    """
-    The head's feature maps: per map, one `(tokens_i, hidden_size)` per image.
-
-    Args:
-        vision: output of `get_image_features`.
-        states: `(batch, positions, hidden_size)` of the LLM: intermediate layers first, the final normed state last.
-        image_mask (`(batch, positions)`): where image tokens stand.
-        tokens: number of visual tokens of every image.
-    """
-    source = config.head.feature_source
-    maps: list[Sequence[Tensor]] = list(vision.deepstack_features) if source in ("vit+llm", "vit") else []
-    if source == "vit":
-        return [*maps, vision.pooler_output]
-    for state in states:
-        maps.append(state[image_mask.to(state.device)].split(list(tokens)))  # type: ignore[union-attr]
-    return maps
-
-
-def run_depth_head(
-    head: DepthHead, maps: Sequence[Sequence[Tensor]], grids: Sequence[tuple[int, int]], focal_scale: Tensor | None
-) -> list[Tensor]:
-    """
-    Depth of every image, `(H_i, W_i)` float32 in metres; images of equal grid go through the head together.
-
-    Args:
-        maps: feature maps as returned by [`feature_maps`].
-        grids: `(h, w)` of every image, in visual tokens.
-        focal_scale (`(images,)`): effective over canonical focal length (equation 6).
-    """
-    weight = head.norm.weight
-    # Weights that `device_map` moved out are nowhere now (meta): its hooks bring the features to where the head runs.
-    device = maps[0][0].device if weight.is_meta else weight.device
-    groups: dict[tuple[int, int], list[int]] = {}
-    for index, grid in enumerate(grids):
-        groups.setdefault(grid, []).append(index)
-    depth: list[Tensor] = [weight] * len(grids)
-    for grid, indices in groups.items():
-        features = [torch.stack([images[i] for i in indices]).to(device, weight.dtype) for images in maps]
-        metres = head(features, grid)
-        if focal_scale is not None:
-            # By views: a list as an index would be copied to the GPU, and waited for.
-            scale = torch.stack([focal_scale[i] for i in indices])
-            metres = metres * scale.to(metres.device, torch.float32)[:, None, None]
-        for index, image in zip(indices, metres, strict=True):
-            depth[index] = image
-    return depth
-
-
 logger = logging.get_logger(__name__)
-
-
-class DepthGenerationMixin:
-    """
-    `generate` that also predicts depth. Stands before transformers' own mixin among a model's bases.
-
-    What a call needs to remember is with the call or on its cache, so that one model serves many threads.
-    """
-
-    @torch.no_grad()
-    def generate(  # type: ignore[override]
-        self: Any,
-        inputs: Tensor | None = None,
-        generation_config: GenerationConfig | None = None,
-        *args: Any,
-        output_depth: bool | None = None,
-        **kwargs: Any,
-    ) -> ModelOutput | torch.LongTensor:
-        """
-        Text, and with `return_dict_in_generate=True` also `predicted_depth` from the same vision pass and prefill, once
-        an image whatever the number of beams or returned sequences. Decoding steps never touch the depth head.
-
-        Rows that are padded on the right are padded on the left instead, in the returned sequences too: a reply goes
-        on where its prompt ends.
-
-        Args:
-            output_depth: whether to add `predicted_depth` (and the processor's `cameras`) to the output. By default
-                where images and `return_dict_in_generate` are given.
-
-        Raises:
-            ValueError: when depth is asked for without images, without `return_dict_in_generate`, or with
-                `inputs_embeds`, in which the image tokens cannot be told; when rows are padded on the right and
-                cannot be padded on the left instead.
-        """
-        focal_scale, cameras = kwargs.pop("focal_scale", None), kwargs.pop("cameras", None)
-        kwargs.pop("depth_labels", None)
-        pixel_values, grid_thw = kwargs.get("pixel_values"), kwargs.get("image_grid_thw")
-        config = generation_config or self.generation_config
-        returns_dict = kwargs.get("return_dict_in_generate", config.return_dict_in_generate)
-        inputs = _pad_left(inputs, kwargs)
-        if output_depth is None:
-            output_depth = pixel_values is not None and bool(returns_dict)
-            if output_depth and kwargs.get("inputs_embeds") is not None:
-                logger.warning_once(
-                    "`generate` got `inputs_embeds`: no depth is predicted. Pass `input_ids` to get it."
-                )
-                output_depth = False
-        if not output_depth:
-            return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
-
-        if kwargs.get("inputs_embeds") is not None:
-            raise ValueError(
-                "`generate` got `inputs_embeds` and `output_depth=True`: image tokens cannot be told in embeddings. "
-                "Pass `input_ids`, or `output_depth=False`."
-            )
-        if not returns_dict:
-            raise ValueError(
-                "`output_depth=True` needs `return_dict_in_generate=True`, or there is no place for depth."
-            )
-        check_depth_inputs(pixel_values, grid_thw, None, focal_scale)
-        input_ids = inputs if inputs is not None else kwargs["input_ids"]
-        length = _prefill_length(input_ids, kwargs.get("attention_mask"), kwargs.get("past_key_values"))
-        vision = self.get_image_features(kwargs.pop("pixel_values"), grid_thw, return_dict=True)
-        # Generation repeats the features for beams in place: keep ours.
-        kept = type(vision)(pooler_output=vision.pooler_output, deepstack_features=vision.deepstack_features)
-        kwargs["mm_encoder_outputs"] = {**(kwargs.get("mm_encoder_outputs") or {}), "image": vision}
-        states = PromptStates(length)
-        output: Any = super().generate(inputs, generation_config, *args, prompt_states=states, **kwargs)  # type: ignore[misc]
-        image_mask = input_ids[:, -length:] == self.config.image_token_id
-        output["predicted_depth"] = self._depth_from_states(
-            kept, states.of_rows(len(input_ids)), image_mask, grid_thw, focal_scale
-        )
-        output["cameras"] = cameras
-        return output
-
-    def prepare_inputs_for_generation(
-        self: Any, *args: Any, prompt_states: PromptStates | None = None, **kwargs: Any
-    ) -> dict[str, Any]:
-        """As in transformers. The prompt's states are collected in the calls of the prefill alone."""
-        model_inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
-        if prompt_states is not None and not prompt_states.complete:
-            model_inputs["prompt_states"] = prompt_states
-        return model_inputs
-
-    def _prepare_position_ids_for_generation(self: Any, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
-        """As in Qwen3-VL, but a cache goes on from its own offsets: the model's are those of its last call."""
-        cache, types = model_kwargs.get("past_key_values"), model_kwargs.get("mm_token_type_ids")
-        past = 0 if cache is None else int(cache.get_seq_length())
-        if (
-            cache is not None
-            and past
-            and hasattr(cache, "rope_deltas")
-            and (types is None or not types[:, past:].any())
-        ):
-            words = GenerationMixin._prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs)
-            deltas = cache.rope_deltas
-            return words[None] if deltas is None else words[None] + deltas.to(words.device)
-        return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)  # type: ignore[misc]
-
-    def _update_model_kwargs_for_generation(
-        self: Any, outputs: ModelOutput, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> dict[str, Any]:
-        """As in transformers; a cache that may be given to `generate` again also learns its offsets."""
-        model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)  # type: ignore[misc]
-        cache, positions = model_kwargs.get("past_key_values"), model_kwargs.get("position_ids")
-        if cache is not None and positions is not None and positions.ndim == 3 and len(positions) == 4:
-            cache.rope_deltas = positions[1, :, -1:] - positions[0, :, -1:]  # words, then time: equal from here on
-        return model_kwargs
-
-
-def positions_of_call(
-    backbone: Any,
-    input_ids: Tensor | None = None,
-    inputs_embeds: Tensor | None = None,
-    past_key_values: Cache | None = None,
-    **inputs: Any,
-) -> tuple[Tensor | None, Tensor | None]:
-    """
-    Positions of the tokens of a call, and the offsets from which the next call on its cache goes on.
-
-    Qwen3-VL keeps these offsets of its last call on the module, where another thread's call would find them; here
-    they lie on the cache.
-    """
-    tokens: Any = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
-    past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
-    own = copy.copy(backbone)  # shallow: the very same weights, its own offsets
-    own.rope_deltas = getattr(past_key_values, "rope_deltas", backbone.rope_deltas) if past else None
-    positions = own.compute_3d_position_ids(
-        input_ids=input_ids,
-        inputs_embeds=tokens[..., None],
-        past_key_values=past_key_values,
-        **{
-            name: inputs.get(name)
-            for name in ("image_grid_thw", "video_grid_thw", "attention_mask", "mm_token_type_ids")
-        },
-    )
-    if positions is None:  # as the LLM counts by itself
-        positions = torch.arange(past, past + tokens.shape[1], device=tokens.device).expand(4, len(tokens), -1)
-    return positions[..., -tokens.shape[1] :], own.rope_deltas
-
-
-def _pad_left(inputs: Tensor | None, kwargs: dict[str, Any]) -> Tensor | None:
-    """`inputs`; rows that end in padding are padded on the left instead, there and in `kwargs`."""
-    input_ids = kwargs.get("input_ids") if inputs is None else inputs
-    mask = kwargs.get("attention_mask")
-    if input_ids is None or mask is None or mask.shape != input_ids.shape or bool(mask[:, -1].all()):
-        return inputs
-    given = [name for name in ("position_ids", "past_key_values", "inputs_embeds") if kwargs.get(name) is not None]
-    if given:
-        raise ValueError(
-            f"`generate` got rows that are padded on the right, and {', '.join(given)}: a reply goes on where its "
-            "prompt ends. Pad on the left (`padding_side='left'`)."
-        )
-    order = mask.argsort(dim=1, stable=True)  # padding first, and what counts in its order
-    for name in ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"):
-        if kwargs.get(name) is not None:
-            kwargs[name] = kwargs[name].gather(1, order)
-    return None if inputs is None else inputs.gather(1, order)
-
-
-def _prefill_length(input_ids: Tensor, attention_mask: Tensor | None, cache: Cache | None) -> int:
-    """Positions that the prefill runs: `input_ids` may hold the cached part as well, or only what is new."""
-    length = input_ids.shape[1]
-    if cache is None or (attention_mask is not None and attention_mask.shape[-1] != length):
-        return length
-    return length - int(cache.get_seq_length())
-
 
 AUTO_MAP = {
     "AutoConfig": "configuration_depthvlm.DepthVLMConfig",
@@ -346,13 +35,137 @@ AUTO_MAP = {
 }
 
 
-class DepthVLMForConditionalGeneration(  # type: ignore[misc]
-    DepthGenerationMixin, CheckpointMixin, Qwen3VLForConditionalGeneration, GenerationMixin
-):
-    """
-    Qwen3-VL that answers in text and in metres: a depth head reads the visual tokens of the one vision pass and the one
-    prefill that the text needs anyway.
+@dataclass
+class DepthVLMCausalLMOutputWithPast(CausalLMOutputWithPast):
+    """Text and depth; the fields that are not listed are Qwen3-VL's.
 
+    Args:
+        loss: Scalar, equation 5: `text_loss + depth_loss_weight * depth_loss`, of those that labels were given for.
+        text_loss: Scalar, cross-entropy of the labelled tokens.
+        depth_loss: Scalar, SILog (equation 4), the mean over the images with depth.
+        predicted_depth: One float32 `(H_i, W_i)` per image of the batch, in the order of `image_grid_thw`: z-depth in
+            metres at the resolution of the model's input.
+        cameras: `(images, 7)`, the processor's camera records, handed through for post-processing.
+    """
+
+    text_loss: Tensor | None = None
+    depth_loss: Tensor | None = None
+    predicted_depth: list[Tensor] | None = None
+    cameras: Tensor | None = None
+
+
+class PredictedDepth(list[Tensor]):
+    """Depth maps, `(H_i, W_i)` float32 in metres, in a list that post-processing takes like a model output."""
+
+    def __init__(self, depth: Sequence[Tensor], cameras: Tensor | None = None):
+        super().__init__(depth)
+        self.cameras = cameras
+
+    @property
+    def predicted_depth(self) -> list[Tensor]:
+        """The list itself."""
+        return self
+
+
+class PromptStates:
+    """LLM states of one prompt, collected over the calls of its prefill: one, or one per chunk.
+
+    Args:
+        length: Positions that the prefill runs; decoding steps come after them.
+    """
+
+    def __init__(self, length: int):
+        self.length = length
+        self.chunks: list[Sequence[Tensor]] = []
+
+    @property
+    def complete(self) -> bool:
+        """True once the whole prompt has been run."""
+        return sum(chunk[-1].shape[1] for chunk in self.chunks) >= self.length
+
+    def of_rows(self, rows: int) -> list[Tensor]:
+        """Return one `(rows, length, hidden_size)` per state; of beams and returned sequences the first alone."""
+        joined = [torch.cat(parts, dim=1)[:, : self.length] for parts in zip(*self.chunks, strict=True)]
+        return [state[:: state.shape[0] // rows] for state in joined]
+
+
+def token_grids(grid_thw: Sequence[Sequence[int]], merge_size: int) -> list[tuple[int, int]]:
+    """Return `(h, w)` of every image in visual tokens, from `image_grid_thw` (patches) as a list."""
+    return [(height // merge_size, width // merge_size) for _, height, width in grid_thw]
+
+
+def check_images(pixel_values: Tensor | None, grid_thw: Tensor | None, focal_scale: Tensor | None) -> None:
+    """Check that there are images to predict depth for, each with a focal scale if any has one."""
+    if pixel_values is None or grid_thw is None:
+        raise ValueError(
+            "Depth was asked for, but there is no image: pass `pixel_values` and `image_grid_thw` as the processor "
+            "makes them, or `output_depth=False`."
+        )
+    if focal_scale is not None and focal_scale.shape != (len(grid_thw),):
+        raise ValueError(
+            f"`focal_scale` has shape {tuple(focal_scale.shape)}, expected one per image: ({len(grid_thw)},)."
+        )
+
+
+def recorded_states(config: DepthVLMConfig) -> list[int]:
+    """Return the indices into `hidden_states` of the LLM states that the head reads beside the final one.
+
+    With `feature_source="llm"` these are the states after a quarter, a half and three quarters of the layers.
+    """
+    if config.head.feature_source != "llm":
+        return []
+    return [max(1, round(config.text.num_hidden_layers * share)) for share in (0.25, 0.5, 0.75)]
+
+
+def feature_maps(
+    config: DepthVLMConfig, vision: Any, states: Sequence[Tensor], image_mask: Tensor | None, tokens: Sequence[int]
+) -> list[Sequence[Tensor]]:
+    """Return the head's feature maps F1 to F4 (equation 2, table 5): per map one `(tokens_i, hidden_size)` per image.
+
+    Args:
+        config: The model's configuration; `depth_config.feature_source` chooses the maps.
+        vision: Output of `get_image_features`.
+        states: `(batch, positions, hidden_size)` of the LLM: intermediate layers first, the final normed state last.
+        image_mask: `(batch, positions)`, true at image tokens.
+        tokens: Number of visual tokens of every image.
+    """
+    source = config.head.feature_source
+    maps: list[Sequence[Tensor]] = list(vision.deepstack_features) if source in ("vit+llm", "vit") else []
+    if source == "vit":
+        return [*maps, vision.pooler_output]
+    return maps + [state[image_mask.to(state.device)].split(list(tokens)) for state in states]  # type: ignore[union-attr]
+
+
+def run_depth_head(
+    head: DepthHead, maps: Sequence[Sequence[Tensor]], grids: Sequence[tuple[int, int]], focal_scale: Tensor | None
+) -> list[Tensor]:
+    """Return the depth of every image, `(H_i, W_i)` float32 in metres; images of one size go through the head together.
+
+    Args:
+        head: The depth head (equation 3).
+        maps: Feature maps, see [`feature_maps`].
+        grids: `(h, w)` of every image, in visual tokens.
+        focal_scale: `(images,)`, effective over canonical focal length (equation 6).
+    """
+    weight = head.norm.weight
+    # Weights that `device_map` moved out are nowhere now (meta): its hooks bring the features to where the head runs.
+    device = maps[0][0].device if weight.is_meta else weight.device
+    depth: dict[int, Tensor] = {}
+    for grid in dict.fromkeys(grids):
+        indices = [index for index, other in enumerate(grids) if other == grid]
+        metres = head([torch.stack([images[i] for i in indices]).to(device, weight.dtype) for images in maps], grid)
+        if focal_scale is not None:
+            # By views: a list as an index would be copied to the GPU, and waited for.
+            scale = torch.stack([focal_scale[i] for i in indices])
+            metres = metres * scale.to(metres.device, torch.float32)[:, None, None]
+        depth |= zip(indices, metres, strict=True)
+    return [depth[index] for index in range(len(grids))]
+
+
+class DepthVLMForConditionalGeneration(CheckpointMixin, Qwen3VLForConditionalGeneration, GenerationMixin):  # type: ignore[misc]
+    """Qwen3-VL that answers in text and in metres.
+
+    A depth head reads the visual tokens of the one vision pass and the one prefill that the text needs anyway.
     `from_pretrained` takes DepthVLM checkpoints, checkpoints of the published implementation, and plain Qwen3-VL
     checkpoints, to which it adds a head that is yet to be trained.
     """
@@ -372,7 +185,7 @@ class DepthVLMForConditionalGeneration(  # type: ignore[misc]
         init_head_layer(module)
 
     @can_return_tuple
-    def forward(  # type: ignore[misc]
+    def forward(  # type: ignore[misc]  # noqa: D417
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: Tensor | None = None,
@@ -393,27 +206,28 @@ class DepthVLMForConditionalGeneration(  # type: ignore[misc]
         output_depth: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | DepthVLMCausalLMOutputWithPast:
-        """
-        Everything of Qwen3-VL's forward, and:
+        """Run the model as Qwen3-VL's `forward` does, and predict depth.
 
         Args:
-            depth_labels: for every image of the batch one `(H, W)` map of z-depth in metres, or None. Zero, negative,
+            depth_labels: For every image of the batch one `(H, W)` map of z-depth in metres, or None. Zero, negative,
                 NaN and infinite pixels do not count. Any resolution: the prediction is resized to it.
-            focal_scale (`(images,)`): effective over canonical focal length, by which the head's output is multiplied
-                to give metres (equation 6). 1 where it is not given.
-            cameras (`(images, 7)`): handed through to the output.
-            output_depth: whether to run the depth head on the batch's images, if it has any. By default in eval mode;
-                always with `depth_labels`.
+            focal_scale: `(images,)`, effective over canonical focal length, by which the head's output is multiplied
+                to give metres (equation 6). 1 by default.
+            cameras: `(images, 7)`, handed through to the output.
+            output_depth: Run the depth head on the batch's images, if it has any. By default in eval mode; always with
+                `depth_labels`.
 
         Raises:
-            ValueError: when `depth_labels` are given and no image is, or when the numbers of images and of
-                `depth_labels` or `focal_scale` differ.
+            ValueError: `depth_labels` are given and no image is, or the number of images differs from that of
+                `depth_labels` or `focal_scale`.
         """
-        if output_depth is None:
-            output_depth = not self.training
+        output_depth = not self.training if output_depth is None else output_depth
         output_depth = bool(depth_labels) or (output_depth and pixel_values is not None)
-        if output_depth:
-            check_depth_inputs(pixel_values, image_grid_thw, depth_labels, focal_scale)
+        if depth_labels and image_grid_thw is not None and len(depth_labels) != len(image_grid_thw):
+            raise ValueError(
+                f"Got {len(depth_labels)} `depth_labels` for {len(image_grid_thw)} images: give one per image, None "
+                "where there is no depth."
+            )
         outputs, predicted_depth = self.run_backbone(
             output_depth,
             focal_scale=focal_scale,
@@ -439,9 +253,9 @@ class DepthVLMForConditionalGeneration(  # type: ignore[misc]
                 logits=logits, labels=labels, vocab_size=self.config.text.vocab_size, **kwargs
             )
         if depth_labels:
-            assert predicted_depth is not None  # checked with the labels, above
+            assert predicted_depth is not None
             depth_loss = silog_loss(predicted_depth, depth_labels, self.config.silog_lambda)
-            weighted = self.config.depth_loss_weight * depth_loss
+            weighted = self.config.depth_loss_weight * depth_loss  # equation 5
             loss = weighted if loss is None else loss + weighted.to(loss.device)
         elif loss is not None and self.training:
             # Distributed training waits for every parameter's gradient: a batch without depth gives zeros.
@@ -467,23 +281,28 @@ class DepthVLMForConditionalGeneration(  # type: ignore[misc]
         prompt_states: PromptStates | None = None,
         **inputs: Any,
     ) -> tuple[Any, list[Tensor] | None]:
-        """
-        The one way through the model: ViT and LLM, and the depth head on their maps, once each; no LM head.
+        """Run ViT, LLM and the depth head on their maps, once each, without the LM head: the one way through the model.
 
         Args:
-            output_depth: whether to run the depth head on the batch's images, which `pixel_values` must then hold.
-            text: False for depth alone: the backbone runs without a graph or a cache and, attention being causal, up
-                to the last image token; with `feature_source="vit"` the LLM does not run at all.
-            prompt_states: where to keep what the head reads of the LLM, for depth after the last call of a prefill.
-            inputs: of `forward`, all but labels.
+            output_depth: Run the depth head on the batch's images, which `pixel_values` must then hold.
+            focal_scale: As in `forward`.
+            text: False for depth alone: the backbone runs without a graph (stage 1 of the training, section 3.2) or a
+                cache and, attention being causal, up to the last image token; with `feature_source="vit"` the LLM does
+                not run at all.
+            prompt_states: Keeps what the head reads of the LLM, for depth after the last call of a prefill.
+            **inputs: Those of `forward`, all but labels.
 
         Returns:
             The backbone's output, and the depth as in `forward`'s output; None for what did not run.
+
+        Raises:
+            ValueError: There is no image, or the numbers of images and focal scales differ.
         """
         vision = outputs = None
         states: list[Tensor] = []
         grid_thw = inputs.get("image_grid_thw")
         if output_depth:
+            check_images(inputs.get("pixel_values"), grid_thw, focal_scale)
             vision = self._encode_images(inputs, text)
         if not text:
             _cut_after_images(inputs, self.config.image_token_id)
@@ -502,7 +321,7 @@ class DepthVLMForConditionalGeneration(  # type: ignore[misc]
         return outputs, self._depth_from_states(vision, states, image_mask, grid_thw, focal_scale)
 
     def _encode_images(self, inputs: dict[str, Any], text: bool) -> Any:
-        """The ViT's output for the images; in `inputs` it takes the place of all pixels."""
+        """Return the ViT's output for the images (equation 1); in `inputs` it takes the place of all pixels."""
         pixel_values = inputs.pop("pixel_values")
         # Checkpointing with adapters asks for gradients at every input: a frozen ViT would go backward for nothing.
         trained = pixel_values.requires_grad or any(p.requires_grad for p in self.model.visual.parameters())
@@ -516,7 +335,7 @@ class DepthVLMForConditionalGeneration(  # type: ignore[misc]
         return vision
 
     def _run_llm(self, inputs: dict[str, Any], record: bool) -> tuple[Any, list[Tensor]]:
-        """The backbone's output, and if asked the states that [`feature_maps`] takes."""
+        """Return the backbone's output, and if asked the states that [`feature_maps`] takes."""
         placed = inputs.get("position_ids") is not None
         if not placed:
             inputs["position_ids"], rope_deltas = positions_of_call(self.model, **inputs)
@@ -530,31 +349,62 @@ class DepthVLMForConditionalGeneration(  # type: ignore[misc]
             outputs.hidden_states = None
         return outputs, states if record else []
 
+    def _depth_from_states(
+        self, vision: Any, states: Sequence[Tensor], image_mask: Tensor | None, grid_thw: Any, scale: Tensor | None
+    ) -> list[Tensor]:
+        grids = token_grids(grid_thw.tolist(), self.config.vision.spatial_merge_size)
+        maps = feature_maps(self.config, vision, states, image_mask, [height * width for height, width in grids])
+        return run_depth_head(self.depth_head, maps, grids, scale)
+
+    def zero_from_head(self, vit: bool = False, llm: bool = False) -> Tensor:
+        """Return a zero that depends on every head parameter, so that ranks without depth stay in step.
+
+        Args:
+            vit: Ask for gradients at the maps of the ViT, as a trained ViT's do.
+            llm: Likewise at the maps of the LLM.
+        """
+        weight = self.depth_head.norm.weight
+        asked = {"vit+llm": [vit] * 3 + [llm], "vit": [vit] * 4, "llm": [llm] * 4, "llm_final": [llm]}
+        width = self.config.text.hidden_size  # a sharded weight has no width of its own
+        maps = [weight.new_zeros(1, 1, width, requires_grad=one) for one in asked[self.config.head.feature_source]]
+        return self.depth_head(maps, (1, 1)).sum() * 0
+
+    def depth_from_frozen_backbone(self, **inputs: Any) -> list[Tensor]:
+        """Return depth with gradients for the head alone: `run_backbone` with `text=False`."""
+        return self.run_backbone(True, text=False, **inputs)[1] or []
+
     @torch.no_grad()
     def predict_depth(
         self,
-        *args: Any,
+        input_ids: torch.LongTensor,
+        pixel_values: Tensor,
+        image_grid_thw: torch.LongTensor,
+        *,
         cameras: Tensor | None = None,
         output_size: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
         **inputs: Any,
     ) -> PredictedDepth:
-        """
-        Depth alone, equal to `forward`'s: no LM head, no cache, and, attention being causal, nothing after the last
-        image token. With `feature_source="vit"` the LLM does not run at all.
+        """Predict depth alone, equal to `forward`'s, without what text alone needs: see `run_backbone`.
 
         Args:
-            args, inputs: the processor's output, as [`depth_from_frozen_backbone`] takes it.
-            cameras (`(images, 7)`): handed through to the output.
+            input_ids: Prompts, as the processor makes them.
+            pixel_values: Patches of all images, likewise.
+            image_grid_thw: `(images, 3)`, patches of every image, likewise.
+            cameras: `(images, 7)`, handed through to the output.
             output_size: `(height, width)` to resize the depth to as post-processing does, one for all images or one
                 each; by default the resolution of the model's input.
+            **inputs: The rest of the processor's output.
 
         Returns:
             One float32 `(H_i, W_i)` per image: z-depth in metres.
 
         Raises:
-            ValueError: as in `forward`, and when `output_size` has another length than there are images.
+            ValueError: As in `forward`, and when `output_size` has another length than there are images.
         """
-        depth = self.depth_from_frozen_backbone(*args, **inputs)
+        inputs.pop("depth_labels", None)
+        inputs |= {"input_ids": input_ids, "pixel_values": pixel_values, "image_grid_thw": image_grid_thw}
+        _, depth = self.run_backbone(True, text=False, **inputs)
+        assert depth is not None
         if output_size is not None:
             sizes: list[Any] = [output_size] * len(depth) if isinstance(output_size[0], int) else list(output_size)
             if len(sizes) != len(depth):
@@ -564,61 +414,138 @@ class DepthVLMForConditionalGeneration(  # type: ignore[misc]
             depth = [resize_depth(d[None], size)[0] for d, size in zip(depth, sizes, strict=True)]
         return PredictedDepth(depth, cameras)
 
-    def depth_from_frozen_backbone(
+    @torch.no_grad()
+    def generate(  # type: ignore[override]
         self,
-        input_ids: torch.LongTensor,
-        pixel_values: Tensor,
-        image_grid_thw: torch.LongTensor,
-        attention_mask: Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        mm_token_type_ids: torch.IntTensor | None = None,
-        focal_scale: Tensor | None = None,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *args: Any,
+        output_depth: bool | None = None,
         **kwargs: Any,
-    ) -> list[Tensor]:
-        """
-        Depth with gradients for the head alone, stage 1 of the training (section 3.2): the backbone runs without a
-        graph, up to the last image token.
+    ) -> ModelOutput | torch.LongTensor:
+        """Generate text, and with `return_dict_in_generate=True` also `predicted_depth` from the same prefill.
 
-        Returns:
-            One float32 `(H_i, W_i)` per image: z-depth in metres, at the resolution of the model's input.
+        Depth is predicted once an image, whatever the number of beams or returned sequences; decoding steps never
+        touch the depth head. Rows that are padded on the right are padded on the left instead, in the returned
+        sequences too: a reply goes on where its prompt ends.
+
+        Args:
+            inputs: Prompts, as in transformers.
+            generation_config: As in transformers.
+            *args: As in transformers.
+            output_depth: Add `predicted_depth` (and the processor's `cameras`) to the output. By default where images
+                and `return_dict_in_generate` are given.
+            **kwargs: The processor's output, and what transformers takes.
 
         Raises:
-            ValueError: as in `forward`.
+            ValueError: Depth is asked for without images, without `return_dict_in_generate`, or with `inputs_embeds`,
+                in which image tokens cannot be told; or rows are padded on the right and cannot be padded on the left.
         """
-        check_depth_inputs(pixel_values, image_grid_thw, None, focal_scale)
-        inputs: dict[str, Any] = {"input_ids": input_ids, "mm_token_type_ids": mm_token_type_ids}
-        inputs |= {"pixel_values": pixel_values, "image_grid_thw": image_grid_thw}
-        inputs |= {"attention_mask": attention_mask, "position_ids": position_ids}
-        _, depth = self.run_backbone(True, focal_scale, text=False, **inputs, **kwargs)
-        assert depth is not None
-        return depth
+        # What a call needs to remember is with the call or on its cache, so that one model serves many threads.
+        focal_scale, cameras = kwargs.pop("focal_scale", None), kwargs.pop("cameras", None)
+        kwargs.pop("depth_labels", None)
+        pixel_values, grid_thw = kwargs.get("pixel_values"), kwargs.get("image_grid_thw")
+        config = generation_config or self.generation_config
+        returns_dict = kwargs.get("return_dict_in_generate", config.return_dict_in_generate)
+        inputs = _pad_left(inputs, kwargs)
+        has_embeds = kwargs.get("inputs_embeds") is not None
+        if output_depth is None:
+            output_depth = pixel_values is not None and bool(returns_dict) and not has_embeds
+            if pixel_values is not None and returns_dict and has_embeds:
+                logger.warning_once(
+                    "`generate` got `inputs_embeds`: no depth is predicted. Pass `input_ids` to get it."
+                )
+        if not output_depth:
+            return super().generate(inputs, generation_config, *args, **kwargs)
+
+        if has_embeds:
+            raise ValueError(
+                "`generate` got `inputs_embeds` and `output_depth=True`: image tokens cannot be told in embeddings. "
+                "Pass `input_ids`, or `output_depth=False`."
+            )
+        if not returns_dict:
+            raise ValueError(
+                "`output_depth=True` needs `return_dict_in_generate=True`, or there is no place for depth."
+            )
+        check_images(pixel_values, grid_thw, focal_scale)
+        input_ids = inputs if inputs is not None else kwargs["input_ids"]
+        length = _prefill_length(input_ids, kwargs.get("attention_mask"), kwargs.get("past_key_values"))
+        vision = self.get_image_features(kwargs.pop("pixel_values"), grid_thw, return_dict=True)
+        # Generation repeats the features for beams in place: keep ours.
+        kept = type(vision)(pooler_output=vision.pooler_output, deepstack_features=vision.deepstack_features)
+        kwargs["mm_encoder_outputs"] = {**(kwargs.get("mm_encoder_outputs") or {}), "image": vision}
+        states = PromptStates(length)
+        output: Any = super().generate(inputs, generation_config, *args, prompt_states=states, **kwargs)
+        image_mask = input_ids[:, -length:] == self.config.image_token_id
+        output["predicted_depth"] = self._depth_from_states(
+            kept, states.of_rows(len(input_ids)), image_mask, grid_thw, focal_scale
+        )
+        output["cameras"] = cameras
+        return output
+
+    def prepare_inputs_for_generation(
+        self, *args: Any, prompt_states: PromptStates | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Prepare inputs as in transformers; the prompt's states are collected in the calls of the prefill alone."""
+        model_inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        if prompt_states is not None and not prompt_states.complete:
+            model_inputs["prompt_states"] = prompt_states
+        return model_inputs
+
+    def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
+        """Place tokens as Qwen3-VL does; a cache goes on from its own offsets, not those of the model's last call."""
+        cache, types = model_kwargs.get("past_key_values"), model_kwargs.get("mm_token_type_ids")
+        past = 0 if cache is None else int(cache.get_seq_length())
+        if past and hasattr(cache, "rope_deltas") and (types is None or not types[:, past:].any()):
+            words = GenerationMixin._prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs)
+            deltas = cache.rope_deltas
+            return words[None] if deltas is None else words[None] + deltas.to(words.device)
+        return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: ModelOutput, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Update as in transformers; a cache that may be given to `generate` again also learns its offsets."""
+        model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+        cache, positions = model_kwargs.get("past_key_values"), model_kwargs.get("position_ids")
+        if cache is not None and positions is not None and positions.ndim == 3 and len(positions) == 4:
+            cache.rope_deltas = positions[1, :, -1:] - positions[0, :, -1:]  # words, then time: equal from here on
+        return model_kwargs
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """As in transformers; the folder also gets the code that loads it where this package is not installed."""
+        """Save as in transformers, with the code that loads the folder where this package is not installed."""
         os.makedirs(save_directory, exist_ok=True)
         self.config.auto_map = dict(AUTO_MAP)
         custom_object_save(self, save_directory)
         super().save_pretrained(save_directory, *args, **kwargs)
 
-    def _depth_from_states(
-        self,
-        vision: Any,
-        states: Sequence[Tensor],
-        image_mask: Tensor | None,
-        grid_thw: Any,
-        focal_scale: Tensor | None,
-    ) -> list[Tensor]:
-        grids = token_grids(grid_thw.tolist(), self.config.vision.spatial_merge_size)
-        maps = feature_maps(self.config, vision, states, image_mask, [height * width for height, width in grids])
-        return run_depth_head(self.depth_head, maps, grids, focal_scale)
 
-    def zero_from_head(self, vit: bool = False, llm: bool = False) -> Tensor:
-        """Zero, with the whole head in its graph; with maps that ask for gradients as a trained ViT's or LLM's do."""
-        weight = self.depth_head.norm.weight
-        asked = {"vit+llm": [vit] * 3 + [llm], "vit": [vit] * 4, "llm": [llm] * 4, "llm_final": [llm]}
-        width = self.config.text.hidden_size  # a sharded weight has no width of its own
-        maps = [weight.new_zeros(1, 1, width, requires_grad=one) for one in asked[self.config.head.feature_source]]
-        return self.depth_head(maps, (1, 1)).sum() * 0
+def positions_of_call(
+    backbone: Any,
+    input_ids: Tensor | None = None,
+    inputs_embeds: Tensor | None = None,
+    past_key_values: Cache | None = None,
+    **inputs: Any,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the positions of a call's tokens, and the offsets from which the next call on its cache goes on.
+
+    Qwen3-VL keeps these offsets of its last call on the module, where another thread's call would find them; here
+    they lie on the cache.
+    """
+    tokens: Any = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
+    past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+    own = copy.copy(backbone)  # shallow: the very same weights, its own offsets
+    own.rope_deltas = getattr(past_key_values, "rope_deltas", backbone.rope_deltas) if past else None
+    names = ("image_grid_thw", "video_grid_thw", "attention_mask", "mm_token_type_ids")
+    positions = own.compute_3d_position_ids(
+        input_ids=input_ids,
+        inputs_embeds=tokens[..., None],
+        past_key_values=past_key_values,
+        **{name: inputs.get(name) for name in names},
+    )
+    if positions is None:  # as the LLM counts by itself
+        positions = torch.arange(past, past + tokens.shape[1], device=tokens.device).expand(4, len(tokens), -1)
+    return positions[..., -tokens.shape[1] :], own.rope_deltas
 
 
 def _cut_after_images(inputs: dict[str, Any], image_token_id: int) -> None:
@@ -632,10 +559,37 @@ def _cut_after_images(inputs: dict[str, Any], image_token_id: int) -> None:
             inputs[name] = inputs[name][..., :end]
 
 
+def _pad_left(inputs: Tensor | None, kwargs: dict[str, Any]) -> Tensor | None:
+    """Return `inputs` with rows that end in padding padded on the left instead; those in `kwargs` likewise."""
+    input_ids = kwargs.get("input_ids") if inputs is None else inputs
+    mask = kwargs.get("attention_mask")
+    if input_ids is None or mask is None or mask.shape != input_ids.shape or bool(mask[:, -1].all()):
+        return inputs
+    given = [name for name in ("position_ids", "past_key_values", "inputs_embeds") if kwargs.get(name) is not None]
+    if given:
+        raise ValueError(
+            f"`generate` got rows that are padded on the right, and {', '.join(given)}: a reply goes on where its "
+            "prompt ends. Pad on the left (`padding_side='left'`)."
+        )
+    order = mask.argsort(dim=1, stable=True)  # padding first, and what counts in its order
+    for name in ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"):
+        if kwargs.get(name) is not None:
+            kwargs[name] = kwargs[name].gather(1, order)
+    return None if inputs is None else inputs.gather(1, order)
+
+
+def _prefill_length(input_ids: Tensor, attention_mask: Tensor | None, cache: Cache | None) -> int:
+    """Return how many positions the prefill runs: `input_ids` may hold the cached part as well, or only what is new."""
+    length = input_ids.shape[1]
+    if cache is None or (attention_mask is not None and attention_mask.shape[-1] != length):
+        return length
+    return length - int(cache.get_seq_length())
+
+
 class DepthVLMForDepthEstimation(DepthVLMForConditionalGeneration):
-    """
-    DepthVLM as a plain depth estimator, from pixels alone: what `AutoModelForDepthEstimation` and
-    `pipeline("depth-estimation")` load. The same weights; the prompt before the image is `config.depth_prompt_ids`.
+    """DepthVLM as a plain depth estimator, from pixels alone, for `AutoModelForDepthEstimation` and pipelines.
+
+    The same weights; the prompt before the image is `config.depth_prompt_ids`.
     """
 
     main_input_name = "pixel_values"
@@ -650,32 +604,28 @@ class DepthVLMForDepthEstimation(DepthVLMForConditionalGeneration):
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> tuple | DepthEstimatorOutput:
-        """
+        """Predict depth.
+
         Args:
-            pixel_values, image_grid_thw, focal_scale, cameras: as made by the image processor.
-            depth_labels: see [`DepthVLMForConditionalGeneration.forward`].
+            pixel_values: The image processor's, as are the next three.
+            image_grid_thw: Patches of every image.
+            focal_scale: See [`DepthVLMForConditionalGeneration.forward`].
+            cameras: See there.
+            depth_labels: See there.
+            return_dict: False for a tuple.
+            **kwargs: Not used.
 
         Returns:
             `predicted_depth`, one float32 `(H_i, W_i)` in metres per image, and with `depth_labels` the depth loss.
         """
         inputs = self._depth_prompt(image_grid_thw)
+        inputs |= {"pixel_values": pixel_values, "image_grid_thw": image_grid_thw, "focal_scale": focal_scale}
+        loss = None
         if depth_labels is None and not self.training:
-            depth = self.predict_depth(
-                pixel_values=pixel_values, image_grid_thw=image_grid_thw, focal_scale=focal_scale, **inputs
-            )
-            loss = None
+            depth: list[Tensor] = self.predict_depth(**inputs)
         else:
-            outputs = super().forward(
-                pixel_values=pixel_values,
-                image_grid_thw=image_grid_thw,
-                focal_scale=focal_scale,
-                depth_labels=depth_labels,
-                output_depth=True,
-                logits_to_keep=1,
-                use_cache=False,
-                return_dict=True,
-                **inputs,
-            )
+            options = {"output_depth": True, "logits_to_keep": 1, "use_cache": False, "return_dict": True}
+            outputs = super().forward(depth_labels=depth_labels, **inputs, **options)
             depth, loss = outputs.predicted_depth, outputs.depth_loss
         output = DepthEstimatorOutput(loss=loss, predicted_depth=list(depth))  # type: ignore[arg-type]
         if cameras is not None:
@@ -683,7 +633,7 @@ class DepthVLMForDepthEstimation(DepthVLMForConditionalGeneration):
         return output if return_dict is not False else output.to_tuple()
 
     def _depth_prompt(self, image_grid_thw: torch.LongTensor) -> dict[str, Any]:
-        """One row per image: `config.depth_prompt_ids`, then the image's tokens; shorter rows are padded right."""
+        """Return a row per image: `config.depth_prompt_ids`, then the image's tokens, padded on the right."""
         prefix = self.config.depth_prompt_ids or []
         merge_size = self.config.vision.spatial_merge_size
         counts = [height * width for height, width in token_grids(image_grid_thw.tolist(), merge_size)]
