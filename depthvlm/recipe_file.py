@@ -16,7 +16,7 @@ RECIPE_FILE = "training_recipe.yaml"
 FORMAT = 1
 
 Stage: TypeAlias = Mapping[str, Any]
-"""One training run; [`~depthvlm.training.recipe_record.stage_record`] makes it."""
+"""One training run; [`~depthvlm.training.card.stage_record`] makes it."""
 
 _CACHED = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<revision>[0-9a-f]{40})")
 

@@ -1,4 +1,4 @@
-"""Training: `DepthSFTTrainer`, its configuration, collator, command and recipes."""
+"""Training: `DepthSFTTrainer`, its configuration, collator, command and recipes; imports hub_cards and below."""
 
 from importlib import import_module
 from importlib.util import find_spec

@@ -1,4 +1,4 @@
-"""What a run writes, and which of its checkpoints are whole: it may be killed while it writes one."""
+"""Checkpoints of a run, and which of them are whole: a run may be killed while it writes one."""
 
 import copy
 import errno
@@ -16,19 +16,19 @@ from transformers import Trainer
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from ..modeling_depthvlm.checkpoints_depthvlm import read_weight_map
-from .recipe_record import save_record, write_card
+from .card import save_record, write_card
 
 logger = logging.getLogger(__name__)
 
 # Written last, under a temporary name first: it lists every file of the checkpoint with its size.
 MANIFEST = "checkpoint_files.json"
 TRAINER_STATE = "trainer_state.json"
-# What transformers reads a pickled file for, and the file that it reads in place of it where there is one.
+# Pickled files that transformers reads, and the files that it prefers to them.
 PICKLED = {WEIGHTS_NAME: SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME: SAFE_WEIGHTS_INDEX_NAME, ADAPTER: SAFE_ADAPTER}
 
 
 def seal_checkpoint(folder: str | os.PathLike) -> None:
-    """Write the manifest that says that a checkpoint is whole. Call it when every rank has written its files."""
+    """Write the manifest of a whole checkpoint; to be called when every rank has written its files."""
     path = Path(folder)
     files = {
         str(file.relative_to(path)): file.stat().st_size
@@ -44,7 +44,7 @@ def seal_checkpoint(folder: str | os.PathLike) -> None:
 
 
 def missing_in(folder: str | os.PathLike) -> str | None:
-    """What a checkpoint lacks, in words, or None where it is whole."""
+    """Return what a checkpoint lacks, in words, or None if it is whole."""
     path = Path(folder)
     manifest = path / MANIFEST
     if not manifest.is_file():
@@ -70,7 +70,7 @@ def missing_in(folder: str | os.PathLike) -> str | None:
 
 
 def numbered_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
-    """The `checkpoint-N` folders of a run, the newest first."""
+    """Return the `checkpoint-N` folders of a run, the newest first."""
     found = []
     for folder in Path(output_dir).glob("checkpoint-*"):
         match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
@@ -80,20 +80,16 @@ def numbered_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
 
 
 def resolve_checkpoint(output_dir: str | os.PathLike, resume: str | bool | None) -> str | None:
-    """
-    The checkpoint that a run goes on from.
+    """Return the checkpoint that a run goes on from, or None to begin at the beginning.
 
     Args:
-        output_dir: of the run.
-        resume: a folder, or True ("latest", "true") for the newest in `output_dir`. An incomplete checkpoint is
-            skipped, with a warning, for the one before it.
-
-    Returns:
-        The folder, or None to begin at the beginning.
+        output_dir: Output folder of the run.
+        resume: Folder of a checkpoint, or True ("latest", "true") for the newest in `output_dir`. An incomplete
+            checkpoint is skipped, with a warning, for the one before it.
 
     Raises:
-        FileNotFoundError: when a folder is named that does not exist.
-        ValueError: when a folder is named that is not whole, and none before it is; when its weights are pickled.
+        FileNotFoundError: If the folder does not exist.
+        ValueError: If the folder is not whole, and none before it is, or its weights are pickled.
     """
     if resume is None or resume is False or str(resume).lower() in ("", "false", "none"):
         return None
@@ -121,12 +117,12 @@ def resolve_checkpoint(output_dir: str | os.PathLike, resume: str | bool | None)
 
 
 def refuse_pickled_weights(checkpoint: Path) -> None:
-    """See that the weights of a checkpoint, of a model or of adapters, are safetensors.
+    """Check that the weights of a checkpoint, of a model or of adapters, are safetensors.
 
-    FSDP's own files are not looked at: they are read as tensors alone, and so are the optimizer's.
+    FSDP's own files and the optimizer's are not checked: both are read as tensors alone.
 
     Raises:
-        ValueError: there are pickled ones that would be read, or an index that names some.
+        ValueError: If pickled weights would be read, or an index names some.
     """
     for folder in (checkpoint, *(path for path in checkpoint.iterdir() if path.is_dir())):
         for pickled, safe in PICKLED.items():
@@ -140,7 +136,7 @@ def refuse_pickled_weights(checkpoint: Path) -> None:
 
 
 def without_tokens(args: Any) -> Any:
-    """Return a copy of a run's arguments without the tokens that they hold."""
+    """Return a copy of a run's arguments without the tokens in them."""
     clean = copy.copy(args)
     clean.hub_token = None
     if isinstance(clean.model_init_kwargs, dict):
@@ -149,7 +145,7 @@ def without_tokens(args: Any) -> Any:
 
 
 def explain_full_disk(error: BaseException, folder: str | os.PathLike) -> OSError | None:
-    """An error that says what is lost and what to do, where `error` is about a disk without space; else None."""
+    """Return an error that says what is lost and what to do if `error` is about a full disk, else None."""
     if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT) and not re.search(
         r"no space left|disk quota|PytorchStreamWriter failed|os error 28", str(error), re.IGNORECASE
     ):
@@ -171,12 +167,12 @@ def _number(folder: Path) -> int:
 
 
 class CheckpointMixin(Trainer):
-    """Saving, for a trainer with `has_depth_head`: whole checkpoints alone, with recipe and card."""
+    """Saves of whole checkpoints, with recipe and card if the trainer's `has_depth_head` is true."""
 
     has_depth_head: bool
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As in transformers, with recipe and card; what a run ends with is whole even if checkpoints are sharded."""
+        """Save as in transformers, with recipe and card; the final model is whole even if checkpoints are sharded."""
         plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
         if plugin is None or _internal_call:
             super().save_model(output_dir, _internal_call)
@@ -191,7 +187,7 @@ class CheckpointMixin(Trainer):
             save_record(self, output_dir or str(self.args.output_dir), card=not _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """As in transformers, without tokens in the arguments that it writes beside the weights."""
+        """Save as in transformers, without tokens in the arguments that it writes beside the weights."""
         given = self.args
         self.args = without_tokens(given)
         try:
@@ -202,7 +198,7 @@ class CheckpointMixin(Trainer):
     def create_model_card(  # type: ignore[override]  # TRL's parameters, which are not those of transformers
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
-        """As in TRL, with the card of DepthVLM: the run as it was made, no number that was not measured."""
+        """Write the card of DepthVLM in place of TRL's: the run as it was made, no number that was not measured."""
         if not self.has_depth_head:
             super().create_model_card(model_name, dataset_name, tags)
         elif self.is_world_process_zero():

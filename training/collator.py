@@ -1,5 +1,8 @@
-"""Rows in, one batch for the model out: text with its labels, images resampled once, cameras, depth in metres."""
+"""Examples in, one batch for the model out: text with labels, images resampled once, cameras, depth in metres."""
 
+import json
+import logging
+import os
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,11 +12,12 @@ from torch import Tensor
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from ..processing import AssumedCameraWarning
-from .bad_samples import BadSampleError, BadSampleLog
 from .replies import ReplyRenderer
-from .rows import DEFAULT_COLUMNS, RowReader, TrainingRow, is_repeated
+from .rows import DEFAULT_COLUMNS, BadSampleError, RowReader, TrainingRow, describe_row, is_repeated
 
 __all__ = ["BatchInfo", "DepthDataCollator"]
+
+logger = logging.getLogger(__name__)
 
 IGNORED = -100
 CAMERA_NAMES = ("intrinsics", "focal_length", "fov")
@@ -22,14 +26,13 @@ TEXT_OUTPUTS = ("input_ids", "attention_mask", "mm_token_type_ids")
 
 @dataclass(frozen=True)
 class BatchInfo:
-    """
-    What a batch is made of.
+    """The contents of a batch.
 
     Args:
-        rows (`tuple[str, ...]`): Its rows, with their files.
-        skipped (`int`): Rows that were left out.
-        images (`int`): Images.
-        depth_images (`int`): Images with a depth map, which has at least one valid pixel.
+        rows: Names of its examples, with their files.
+        skipped: Number of examples that were left out.
+        images: Number of images.
+        depth_images: Number of images with a depth map, which has at least one valid pixel.
     """
 
     rows: tuple[str, ...]
@@ -40,36 +43,36 @@ class BatchInfo:
 
 @dataclass
 class DepthDataCollator(DataCollatorForVisionLanguageModeling):
-    """
-    Makes a batch of rows with or without images, depth and replies, in any mixture. docs/data.md describes a row.
+    """A collator of examples with or without images, depth and replies, in any mixture.
 
-    Files are decoded here, thus in the workers of a DataLoader, and the processor runs once for a batch.
+    docs/data.md describes an example. Files are decoded here, thus in the workers of a DataLoader, and the processor
+    runs once for a batch. The batch has `input_ids`, `attention_mask`, `mm_token_type_ids` and `labels`
+    `(examples, tokens)`, padded on the right; with images `pixel_values`, `image_grid_thw`, `focal_scale` `(images,)`
+    and `cameras` `(images, 7)`, see [`DepthVLMImageProcessor`]; with depth `depth_labels`: for each image
+    `(height, width)` in metres, float32, or None. A batch without a usable example is one row without labels.
 
     Args:
-        processor ([`DepthVLMProcessor`]): Of the model.
-        max_length (`int`, *optional*): Longer rows lose the end of their text. None: nothing is cut.
-        completion_only_loss (`bool`, *optional*): False: prompts of prompt-completion rows are trained too.
-        pad_to_multiple_of (`int`, *optional*): What the padded length is a multiple of.
+        processor ([`DepthVLMProcessor`]): Processor of the model.
+        max_length (`int`, *optional*): Longest row in tokens; longer ones lose their end. None cuts nothing.
+        completion_only_loss (`bool`, *optional*): False trains the prompts of prompt-completion examples too.
+        pad_to_multiple_of (`int`, *optional*): Number that divides the padded length.
         dataset_text_field (`str`): Column of plain text.
-        assistant_only_loss (`bool`): False: all of a conversation is trained, not the assistant's turns alone.
-        chat_template (`str`, *optional*): Instead of the processor's.
+        assistant_only_loss (`bool`): False trains all of a conversation, not the assistant's turns alone.
+        chat_template (`str`, *optional*): Chat template in place of the processor's.
         columns (`dict[str, str | None]`): Names of the columns `depth`, `depth_scale`, `depth_type`, `focal_length`
             and `intrinsics`, where they differ from these; None for one that is not read.
-        image_root, depth_root (`str`, *optional*): Folders that paths in the data start from.
-        on_bad_sample (`str`): `"stop"`, or `"skip"`: a row that cannot be used is left out, counted and listed.
-        bad_samples_file (`str`, *optional*): JSON lines with the rows that were left out.
-        return_info (`bool`): Whether a batch has its [`BatchInfo`] under `batch_info`.
-
-    Returns:
-        `dict` with `input_ids`, `attention_mask`, `mm_token_type_ids` and `labels` `(rows, tokens)`, padded on the
-        right; with images `pixel_values`, `image_grid_thw`, `focal_scale` `(images,)` and `cameras` `(images, 7)`, see
-        [`DepthVLMImageProcessor`]; with depth `depth_labels`: for every image `(H, W)` in metres, float32, or None.
-        A batch without a usable row is one row without labels.
+        image_root (`str`, *optional*): Folder that relative image paths start from.
+        depth_root (`str`, *optional*): Folder that relative depth paths start from.
+        on_bad_sample (`str`): `"stop"` raises an error for an example that cannot be used; `"skip"` leaves it out,
+            counts it and lists it.
+        bad_samples_file (`str`, *optional*): JSON lines `{"row", "file", "reason"}` of the examples left out; every
+            process that loads data appends to it.
+        return_info (`bool`): True adds the [`BatchInfo`] of a batch as `batch_info`.
 
     Raises:
-        BadSampleError: for a row that cannot be used, under `"stop"`.
-        ValueError: if `max_length` would cut an image, or `on_bad_sample` is another word.
-        ChatTemplateError: if the chat template does not tell replies from prompts.
+        BadSampleError: If an example cannot be used, under `"stop"`.
+        ValueError: If `max_length` would cut an image, or `on_bad_sample` is another word.
+        ChatTemplateError: If the chat template does not tell replies from prompts.
     """
 
     processor: Any  # not ProcessorMixin: it knows the ids of its placeholders
@@ -86,7 +89,9 @@ class DepthDataCollator(DataCollatorForVisionLanguageModeling):
         unknown = set(self.columns) - set(DEFAULT_COLUMNS)
         if unknown:
             raise ValueError(f"`columns` has {sorted(unknown)}, expected some of {sorted(DEFAULT_COLUMNS)}.")
-        self._bad_samples = BadSampleLog(self.on_bad_sample, self.bad_samples_file)
+        if self.on_bad_sample not in ("stop", "skip"):
+            raise ValueError(f"`on_bad_sample` is {self.on_bad_sample!r}, expected 'stop' or 'skip'.")
+        self._listed: set[int] = set()
         self._warned = False
         camera = {name: getattr(self.processor.image_processor, name, None) for name in CAMERA_NAMES}
         self._reader = RowReader(
@@ -104,13 +109,13 @@ class DepthDataCollator(DataCollatorForVisionLanguageModeling):
         )
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Makes a batch of `examples`, which stay as they are."""
+        """Make a batch of `examples`, which stay unchanged."""
         rows: list[TrainingRow] = []
         for index, example in enumerate(examples):
             try:
                 rows.append(self._reader.read(example, index))
             except BadSampleError as error:
-                self._bad_samples.report(error)
+                self._report(error)
         rows, features = self._process(rows)
         output = self._text(rows, features)
         output.update({key: value for key, value in features.items() if key not in TEXT_OUTPUTS})
@@ -124,8 +129,27 @@ class DepthDataCollator(DataCollatorForVisionLanguageModeling):
             )
         return output
 
+    def _report(self, error: BadSampleError) -> None:
+        """Raise `error`, or log and list it, once for each numbered example and process, in all epochs together."""
+        if self.on_bad_sample == "stop":
+            raise error
+        if isinstance(error.row, int):
+            if error.row in self._listed:
+                return
+            self._listed.add(error.row)
+        logger.warning(
+            "Left out: %s: %s", describe_row("a row" if error.row is None else error.row, error.file), error.reason
+        )
+        if self.bad_samples_file is None:
+            return
+        line = json.dumps({"row": error.row, "file": error.file, "reason": error.reason}, ensure_ascii=False)
+        os.makedirs(os.path.dirname(os.path.abspath(self.bad_samples_file)), exist_ok=True)
+        # One unbuffered write of a whole line, since loader processes append to the same file.
+        with open(self.bad_samples_file, "ab", buffering=0) as stream:
+            stream.write((line + "\n").encode(errors="backslashreplace"))  # file names may be undecodable
+
     def _process(self, rows: list[TrainingRow]) -> tuple[list[TrainingRow], dict[str, Any]]:
-        """Runs the processor once for all rows, and only if it fails for each, to find those that it cannot take."""
+        """Run the processor once for all rows; if it fails, run it for each of them to find the faulty ones."""
         if not rows:
             return rows, {}
         try:
@@ -137,7 +161,7 @@ class DepthDataCollator(DataCollatorForVisionLanguageModeling):
                     self._call_processor([row])
                     usable.append(row)
                 except (TypeError, ValueError) as error:
-                    self._bad_samples.report(BadSampleError(str(error), row.row, ", ".join(row.files) or None))
+                    self._report(BadSampleError(str(error), row.row, ", ".join(row.files) or None))
             if len(usable) == len(rows):
                 raise
         return usable, self._call_processor(usable) if usable else {}
@@ -155,7 +179,7 @@ class DepthDataCollator(DataCollatorForVisionLanguageModeling):
             if any(one is not None for one in depth):
                 options["depth_maps"] = depth
         with warnings.catch_warnings():
-            # Of the processor's warning on every batch, which numbers images and not rows, one with a name is left.
+            # The processor warns of images by their number in every batch; `_warn_of_assumed` names one example, once.
             warnings.simplefilter("ignore", AssumedCameraWarning)
             features = self.processor(
                 text=[text for row in rows for text, _ in row.segments],
@@ -183,21 +207,15 @@ class DepthDataCollator(DataCollatorForVisionLanguageModeling):
         )
 
     def _text(self, rows: list[TrainingRow], features: dict[str, Any]) -> dict[str, Any]:
-        """Joins the segments of every row, labels what is trained, cuts and pads."""
+        """Join the segments of every row, label what is trained, cut and pad."""
         if not rows:
             # One row that a model can run on and that teaches nothing, so that ranks stay in step.
             ids = torch.full((2,), self.processor.tokenizer.eos_token_id)
             return self._pad([(ids, torch.zeros_like(ids), torch.full_like(ids, IGNORED))])
         kept = features["attention_mask"].bool()
         ids, kinds = features["input_ids"], features["mm_token_type_ids"]
-        placeholders = torch.tensor(
-            [
-                self.processor.image_token_id,
-                self.processor.video_token_id,
-                self.processor.vision_start_token_id,
-                self.processor.vision_end_token_id,
-            ]
-        )
+        names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+        placeholders = torch.tensor([getattr(self.processor, name) for name in names])
         joined, first = [], 0
         for row in rows:
             parts = range(first, first + len(row.segments))

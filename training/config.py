@@ -1,21 +1,26 @@
-"""What can be set about training: everything of TRL's `SFTConfig`, and the depth of equation 5."""
+"""Settings of a training run: everything of TRL's `SFTConfig`, and the depth of equation 5."""
 
+import copy
+import dataclasses
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
 from trl import SFTConfig
+
+logger = logging.getLogger(__name__)
 
 ON_BAD_SAMPLE = ("stop", "skip")
 
 
 @dataclass
 class DepthSFTConfig(SFTConfig):
-    """
-    Configuration of [`DepthSFTTrainer`]: [`trl.SFTConfig`] with what depth adds. Every field is an option of
-    `depthvlm sft` and a key of its YAML.
+    """Configuration of [`DepthSFTTrainer`]: [`trl.SFTConfig`] with the settings for depth.
+
+    Every field is an option of `depthvlm sft` and a key of its YAML.
 
     Raises:
-        ValueError: for a value outside its range, with the range.
+        ValueError: If a value is outside its range, which the message names.
     """
 
     # An image alone is longer than TRL's default of 1,024 tokens.
@@ -39,12 +44,12 @@ class DepthSFTConfig(SFTConfig):
         default=None, metadata={"help": "lambda of equation 4, in [0, 1]. None: the model's own (config.silog_lambda)."}
     )
 
-    # What is trained, and how fast.
+    # Trained parts and their learning rates.
     trainable: list[str] | None = field(
         default=None,
         metadata={
             "nargs": "+",
-            "help": "What is trained: 'head' (stage 1: the backbone runs without gradients, and there is no text "
+            "help": "Trained part: 'head' (stage 1: the backbone runs without gradients, and there is no text "
             "loss), 'head+llm' (stage 2: the ViT and its mergers stay frozen), 'all', or patterns of parameter names "
             "('depth_head.*' 'model.language_model.layers.3?.*'). None: the model as it is given.",
         },
@@ -103,8 +108,8 @@ class DepthSFTConfig(SFTConfig):
     on_bad_sample: str = field(
         default="stop",
         metadata={
-            "help": "What an example that cannot be read does: 'stop' the run, or 'skip': it is left out, counted in "
-            "the log and listed in OUTPUT_DIR/bad_samples.jsonl; never replaced by another.",
+            "help": "For an example that cannot be read, 'stop' the run, or 'skip': it is left out, counted in the log "
+            "and listed in OUTPUT_DIR/bad_samples.jsonl; never replaced by another.",
             "choices": list(ON_BAD_SAMPLE),
         },
     )
@@ -127,7 +132,7 @@ class DepthSFTConfig(SFTConfig):
         },
     )
 
-    # What is shown.
+    # Observation.
     depth_log_images: int = field(
         default=0,
         metadata={"help": "Steps between two pictures (image, truth, prediction) sent to the trackers; 0: none."},
@@ -159,7 +164,7 @@ class DepthSFTConfig(SFTConfig):
                 raise ValueError(f"`{part}_learning_rate` is {rate}, expected a finite number >= 0.")
 
     def to_dict(self) -> dict[str, Any]:
-        """As in transformers, which hides the options' tokens: that of `model_init_kwargs` too. Trackers get it."""
+        """Return the values for trackers, with tokens hidden, that of `model_init_kwargs` included."""
         values = super().to_dict()
         options = values.get("model_init_kwargs")
         if isinstance(options, dict) and options.get("token"):
@@ -167,7 +172,7 @@ class DepthSFTConfig(SFTConfig):
         return values
 
     def group_learning_rates(self) -> dict[str, float | None]:
-        """The peak learning rates by part of the model, None where it is `learning_rate`."""
+        """Return the peak learning rate of each part of the model, or None where it is `learning_rate`."""
         return {
             "head": self.head_learning_rate,
             "llm": self.llm_learning_rate,
@@ -176,7 +181,7 @@ class DepthSFTConfig(SFTConfig):
         }
 
     def columns(self) -> dict[str, Any]:
-        """The data's columns by what they hold."""
+        """Return the names of the data's columns by their contents."""
         return {
             "depth": self.depth_column,
             "depth_scale": self.depth_scale_column,
@@ -184,3 +189,29 @@ class DepthSFTConfig(SFTConfig):
             "focal_length": self.focal_length_column,
             "intrinsics": self.intrinsics_column,
         }
+
+
+def as_depth_config(args: Any, model: Any) -> DepthSFTConfig:
+    """Return the configuration of a run from that of TRL or transformers, or from none.
+
+    Args:
+        args: Configuration as given; its values are kept, `max_length` included.
+        model: Model, or its name, after which the output folder is called if there is no configuration.
+    """
+    if isinstance(args, DepthSFTConfig):
+        if args.packing and args.max_length is None:
+            args = copy.copy(args)
+            args.max_length = SFTConfig.max_length
+            logger.warning("`packing` without `max_length`: examples are packed to TRL's %s tokens.", args.max_length)
+        return args
+    if args is None:
+        name = model if isinstance(model, str) else model.config._name_or_path
+        return DepthSFTConfig(f"{name.rstrip('/').split('/')[-1]}-SFT")
+    if not isinstance(args, SFTConfig):
+        values = args.to_dict()
+        values["hub_token"] = args.hub_token  # `to_dict` hides it
+        return DepthSFTConfig(**values)
+    # TRL's values have been through `__post_init__`, which must not run on them twice.
+    config = object.__new__(DepthSFTConfig)
+    vars(config).update({one.name: one.default for one in dataclasses.fields(DepthSFTConfig)}, **vars(args))
+    return config

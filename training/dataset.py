@@ -1,34 +1,37 @@
 """A `datasets` data set made ready for the collator: columns named, files left undecoded, rows numbered; no copy."""
 
 import copy
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, Image, IterableDataset, LargeList, List, Value
 from datasets.fingerprint import update_fingerprint
+from trl.data_utils import get_dataset_column_names
 
 from .config import DepthSFTConfig
-from .replies import CONVERSATION_COLUMNS
-from .rows import ROW_COLUMN
+from .replies import CONVERSATION_COLUMNS, is_image, marks_image, picture_of
+from .rows import ROW_COLUMN, read_columns
+
+logger = logging.getLogger(__name__)
+
+ROWS_LOOKED_AT = 100  # for images in messages; those that appear only later are refused when their turn comes
 
 
 def prepare_depth_dataset(dataset: Dataset | IterableDataset, config: DepthSFTConfig) -> Dataset | IterableDataset:
-    """
-    Prepares a data set for [`DepthDataCollator`].
+    """Prepare a data set for [`DepthDataCollator`]; no image is read or copied for it.
 
     The image column gets its standard name. Images and depth maps stay undecoded, so that they are decoded in the
     loader's workers and a broken file fails there with its row and reason. Every row gets its number in `__row__`:
     that in the data set as loaded, also after a shuffle or a split; in a stream, its place in the shard of its worker.
 
     Args:
-        dataset (`Dataset` or `IterableDataset`): With or without features.
-        config ([`DepthSFTConfig`]): Its column names.
-
-    Returns:
-        The prepared data set. No image is read or copied for it.
+        dataset: Data set with or without features.
+        config: Configuration with the column names.
 
     Raises:
-        ValueError: if there is no such image column, or its new name is taken.
+        ValueError: If there is no such image column, or its new name is taken.
     """
     names = list(dataset.column_names or next(iter(dataset)))
     prepared = ROW_COLUMN in names and config.image_column not in names
@@ -42,7 +45,19 @@ def prepare_depth_dataset(dataset: Dataset | IterableDataset, config: DepthSFTCo
     for name, feature in undecoded.items():
         if feature != dataset.features[name]:
             dataset = dataset.cast_column(name, feature)
-    return dataset if ROW_COLUMN in names else _number_stream(dataset)
+    if ROW_COLUMN in names:
+        return dataset
+    features = None if dataset.features is None else Features({**dataset.features, ROW_COLUMN: Value("int64")})
+    return dataset.map(_with_number, with_indices=True, features=features)
+
+
+def prepare_eval(eval_dataset: Any, config: DepthSFTConfig) -> Any:
+    """Prepare one data set, or each of a dictionary of them; None stays None."""
+    if eval_dataset is None:
+        return None
+    if isinstance(eval_dataset, dict):
+        return type(eval_dataset)({name: prepare_depth_dataset(part, config) for name, part in eval_dataset.items()})
+    return prepare_depth_dataset(eval_dataset, config)
 
 
 def _rename_images(dataset: Any, names: list[str], column: str) -> tuple[Any, list[str]]:
@@ -64,7 +79,7 @@ def _rename_images(dataset: Any, names: list[str], column: str) -> tuple[Any, li
 
 
 def _undecoded(feature: Any) -> Any:
-    """The feature with its images left as `{"bytes", "path"}`."""
+    """Return the feature with its images left as `{"bytes", "path"}`."""
     if isinstance(feature, Image):
         return Image(mode=feature.mode, decode=False)
     if isinstance(feature, LargeList):
@@ -99,10 +114,79 @@ def _number_rows(dataset: Dataset) -> Dataset:
     return _number_rows(whole).select(order)
 
 
-def _number_stream(dataset: IterableDataset) -> IterableDataset:
-    features = None if dataset.features is None else Features({**dataset.features, ROW_COLUMN: Value("int64")})
-    return dataset.map(_with_number, with_indices=True, features=features)
-
-
 def _with_number(row: dict[str, Any], index: int) -> dict[str, Any]:
     return {ROW_COLUMN: index}
+
+
+def wants_depth(args: DepthSFTConfig, dataset: Any) -> bool:
+    """Tell whether depth is trained, from the depth loss weight and the columns of the data.
+
+    Raises:
+        ValueError: If depth is asked for and the data has none, or depth without images.
+    """
+    if args.depth_loss_weight == 0 or not isinstance(dataset, Dataset | IterableDataset):
+        return False  # TRL says what is wrong with another type
+    columns = get_dataset_column_names(dataset) or []
+    found = args.depth_column in columns or "depth_path" in columns  # the latter in DepthVLM-Bench's annotations
+    if not found and args.depth_loss_weight is not None:
+        raise ValueError(
+            f"`depth_loss_weight` is {args.depth_loss_weight}, but the training data has no column "
+            f"{args.depth_column!r} (it has {', '.join(columns)}). Name it with `depth_column`, or set "
+            "`depth_loss_weight=0` to train on text alone."
+        )
+    if not found:
+        logger.info("The training data has no column %r: text alone is trained.", args.depth_column)
+        return False
+    if not {"image", "images", args.image_column} & set(columns) and not _holds_images(dataset):
+        raise ValueError(
+            f"The training data has depth but no images: no column of them (it has {', '.join(columns)}), and none in "
+            f"the messages of its first {ROWS_LOOKED_AT} rows. Call the column 'images' or 'image', or name it with "
+            "`image_column`."
+        )
+    if args.depth_column in columns and isinstance(dataset, Dataset):
+        column = dataset.data.column(args.depth_column)
+        if column.null_count == len(column):
+            raise ValueError(
+                f"Every value of the column {args.depth_column!r} is null: there is no depth to train on. Set "
+                "`depth_loss_weight=0` to train on text alone."
+            )
+    _warn_of_unread_text(args, columns)
+    return True
+
+
+def _warn_of_unread_text(args: DepthSFTConfig, columns: list[str]) -> None:
+    read = {*read_columns(args.columns(), args.dataset_text_field), args.image_column}
+    unread = [name for name in columns if name not in read]
+    if unread and not {*CONVERSATION_COLUMNS, args.dataset_text_field, "solution"} & set(columns):
+        logger.warning(
+            "The training data has no column of text that is read (%s or %r): every image gets the method's prompt and "
+            "no reply. Not read: %s. Call a question 'prompt' and its reply 'completion' to train on them.",
+            ", ".join(map(repr, CONVERSATION_COLUMNS)),
+            args.dataset_text_field,
+            ", ".join(unread),
+        )
+
+
+def embeds_images(dataset: Any) -> bool:
+    """Tell whether messages hold pictures, or mark their places with `<image>`, both of which TRL would not see."""
+    if not isinstance(dataset, Dataset | IterableDataset):
+        return False
+    has_column = {"image", "images"} & {*(get_dataset_column_names(dataset) or [])}
+    return _holds_images(dataset) or (bool(has_column) and any(map(marks_image, _first_contents(dataset))))
+
+
+def _holds_images(dataset: Any) -> bool:
+    return any(
+        is_image(part) and picture_of(part) is not None
+        for content in _first_contents(dataset)
+        if isinstance(content, list)
+        for part in content
+    )
+
+
+def _first_contents(dataset: Any) -> Iterator[Any]:
+    """Yield the contents of the messages of the first rows, under the names of both forms."""
+    columns = [name for name in CONVERSATION_COLUMNS if name in (get_dataset_column_names(dataset) or [])]
+    for row in dataset.select_columns(columns).take(ROWS_LOOKED_AT) if columns else ():
+        for messages in (row[name] for name in columns if isinstance(row[name], list)):
+            yield from (message.get("content", message.get("value")) for message in messages)

@@ -1,4 +1,4 @@
-"""Depth that can be read and is still wrong: another unit, disparity, previews, a focal length of another size."""
+"""Signs of depth that can be read and is still wrong: another unit, disparity, previews, a wrong focal length."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..modeling_depthvlm.losses_depthvlm import valid_depth
 
-# Images that are looked at before anything is said. What holds for all of them is no matter of one picture.
+# Images that are looked at first. A sign that holds for all of them is no matter of one picture.
 IMAGES_LOOKED_AT = 8
 
 FARTHEST_MEDIAN = 150.0  # metres; outdoor lidar has 10 to 40
@@ -22,16 +22,15 @@ MAPS_FOR_DESCENT = 4
 
 
 def find_nonsense(depth_labels: Sequence[Tensor | None], cameras: Tensor) -> list[str]:
-    """
-    Find signs that true depth or cameras are not what they are taken for.
+    """Find signs that true depth or cameras are not what they are taken for.
 
     Args:
-        depth_labels: For every image `(H, W)` in metres, or None; at least two maps are needed to say anything.
-        cameras (`(images, 7)`): As the processor gives them.
+        depth_labels: `(height, width)` in metres for each image, or None; two maps are needed at least.
+        cameras (`(images, 7)`): Cameras as the processor returns them.
 
     Returns:
-        `list[str]`: For every sign a sentence with the numbers, the likely cause and what to do. None of them is an
-        error: there are telephoto lenses, and pictures of a floor alone.
+        A sentence for each sign, with the numbers, the likely cause and what to do. None of them is an error: there
+        are telephoto lenses, and pictures of a floor alone.
     """
     maps, fields = [], []
     for depth, camera in zip(depth_labels, cameras.tolist(), strict=True):
@@ -84,13 +83,13 @@ def find_nonsense(depth_labels: Sequence[Tensor | None], cameras: Tensor) -> lis
 
 
 def _levels(values: Tensor) -> float:
-    """The farthest depth over the smallest difference between two: how many equal steps could hold them all."""
+    """Return the farthest depth over the smallest difference between two: the equal steps that could hold them all."""
     distinct = values.double().unique()
     return (distinct[-1] / distinct.diff().min()).item() if len(distinct) > 1 else 1.0
 
 
 def _descent(depth: Tensor) -> float:
-    """The rank correlation (Spearman's) of depth with the row, over the valid pixels."""
+    """Return the rank correlation (Spearman's) of depth with the row, over the valid pixels."""
     rows, _ = torch.nonzero(valid_depth(depth), as_tuple=True)
     ranks = torch.stack([rows.double(), _ranks(depth[valid_depth(depth)])])
     return torch.nan_to_num(torch.corrcoef(ranks)[0, 1]).item()

@@ -14,7 +14,7 @@ from ..modeling_depthvlm.losses_depthvlm import valid_depth
 from ..processing import CAMERA_SOURCES
 from .depth_checks import IMAGES_LOOKED_AT, find_nonsense
 from .memory import count_parameters, estimate_flops, estimate_memory
-from .parameter_parts import PARTS, part_of
+from .optimizer import PARTS, part_of
 
 ROWS_SHOWN = 4
 BATCHES_LOOKED_AT = 8  # for signs of wrong depth: small batches have too few images to tell

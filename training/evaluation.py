@@ -1,4 +1,4 @@
-"""The rows of an evaluation over several ranks: as many for each, and those that fill the last batches marked."""
+"""The rows of an evaluation over several ranks: equally many for each, and those that fill the last batches marked."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,17 +9,16 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer
 from trl.models import unwrap_model_for_generation
 
+from .callbacks import TextProbe
 from .config import DepthSFTConfig
+from .dataset import prepare_eval
 from .rows import REPEATED_COLUMN
-from .text_probe import TextProbe
-from .trainer_setup import prepare_eval
 
 
 class EvaluationRows(torch.utils.data.Dataset):
-    """
-    A data set whose indices past its end are its first rows again, marked in `__repeated__`.
+    """A data set whose indices past its end are its first rows again, marked in `__repeated__`.
 
-    Its length stays that of the data set: by it accelerate and transformers count rows and cut gathered logits.
+    Its length stays that of the data set, by which accelerate and transformers count rows and cut gathered logits.
 
     Args:
         rows: Anything with a length and rows by index.
@@ -38,13 +37,13 @@ class EvaluationRows(torch.utils.data.Dataset):
 
 
 class FilledSampler(Sampler[int]):
-    """
-    The indices of a sampler, then those past the data set's end up to a multiple of `multiple`: what accelerate would
-    fill up with first rows, which look as if they were rows of their own, is then full.
+    """The indices of a sampler, then those past the data set's end up to a multiple of `multiple`.
+
+    They fill what accelerate would fill up with first rows, which look as if they were rows of their own.
 
     Args:
-        indices: A sampler of every row once.
-        multiple: Rows that all ranks read at a time.
+        indices: Sampler of every row once.
+        multiple: Number of rows that all ranks read at a time.
     """
 
     def __init__(self, indices: Any, multiple: int):
@@ -59,21 +58,20 @@ class FilledSampler(Sampler[int]):
 
 
 class EvaluationStream(torch.utils.data.IterableDataset):
-    """
-    A stream that goes on with its first row, marked in `__repeated__`, up to a multiple of `multiple`.
+    """A stream that goes on with its first row, marked in `__repeated__`, up to a multiple of `multiple`.
 
     Every rank reads all of it and takes its share: shards of unequal length would leave one rank waiting for another.
 
     Args:
-        rows: The stream; a worker of a loader gets its shards of it.
-        multiple: Rows that all ranks read at a time.
+        rows: Stream; a worker of a loader gets its shards of it.
+        multiple: Number of rows that all ranks read at a time.
     """
 
     def __init__(self, rows: IterableDataset, multiple: int):
         self.rows, self.multiple = rows, multiple
 
     def set_epoch(self, epoch: int) -> None:
-        """As in `datasets`."""
+        """Set the epoch that a shuffle depends on."""
         self.rows.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -88,7 +86,10 @@ class EvaluationStream(torch.utils.data.IterableDataset):
 
 
 class EvaluationMixin(Trainer):
-    """Evaluation, for a trainer with `depth_enabled` and `text_probe`: every row counts once, on any ranks."""
+    """Evaluation in which every row counts once, on any number of ranks.
+
+    The trainer has `depth_enabled`, `reads_cameras` and `text_probe`.
+    """
 
     args: DepthSFTConfig
     depth_enabled: bool
@@ -96,7 +97,7 @@ class EvaluationMixin(Trainer):
     text_probe: TextProbe | None
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As in TRL; data that is given here is prepared as what the trainer was made with."""
+        """Evaluate as in TRL; data given here is prepared like that given to the trainer."""
         if self.reads_cameras and not isinstance(eval_dataset, str):
             eval_dataset = prepare_eval(eval_dataset, self.args)
         return super().evaluate(eval_dataset, *args, **kwargs)
@@ -124,13 +125,13 @@ class EvaluationMixin(Trainer):
         return FilledSampler(range(len(eval_dataset)) if indices is None else indices, self._rows_at_once())
 
     def _rows_at_once(self) -> int:
-        """Rows of one batch of every rank together, which accelerate fills up; 0 where there is nothing to fill."""
+        """Return the rows of one batch of every rank together, which accelerate fills up; 0 if there is one rank."""
         if self.accelerator.num_processes == 1 or self.args.dataloader_drop_last:
             return 0
         return self.args.eval_batch_size * (1 if self.accelerator.split_batches else self.accelerator.num_processes)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, with the text probe's numbers among the metrics."""
+        """Evaluate as in transformers, and add the text probe's numbers to the metrics."""
         output: Any = super().evaluation_loop(*args, **kwargs)
         if self.text_probe is not None:
             prefix = kwargs.get("metric_key_prefix", args[4] if len(args) > 4 else "eval")

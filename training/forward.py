@@ -1,40 +1,205 @@
-"""The module call of a training step: text through TRL's fused LM head and depth through the head, from one backbone
-pass."""
+"""The module call of a training step, the one place where the model's `forward` is replaced.
+
+`install_training_forward` gives the model a `forward` that runs the backbone once, by the model's own `run_backbone`,
+and reads depth (equations 1 to 3) and text from it: depth by the depth head, text by TRL's fused LM head.
+"""
 
 import functools
 import types
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial
+from trl.kernels import ChunkedLogProbFunction
+from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
 
 from ..modeling_depthvlm import DepthVLMForConditionalGeneration
-from .targets import DepthScores, DepthTargets, JointOutput, score_depth
+from ..modeling_depthvlm.losses_depthvlm import resize_depth, silog_per_image, valid_depth
+
+# `score_depth` returns sums of these, in this order.
+TOTALS = ("silog", "depth_images", "delta1", "abs_rel", "valid_pixels", "pixels")
+TEXT_SCORES = ("log_probs", "entropy", "is_top1")
+TILE_WORDS = 32768  # of the vocabulary at a time, as in TRL
 
 
-class _FinishedBackbone:
-    """Stands in for the model where TRL's fused LM head runs the backbone: it has run already, with the depth head."""
+@dataclass
+class DepthTargets:
+    """Depth labels for one module call.
 
-    def __init__(self, model: DepthVLMForConditionalGeneration, outputs: Any):
-        self.model = model
-        self.outputs = outputs
+    They are one object and not tensors among the inputs, since FSDP2 casts every floating tensor that it finds there
+    to the model's dtype, and metres must stay float32.
 
-    def base_model(self, **_: Any) -> Any:
-        return self.outputs
+    Args:
+        maps: One `(height, width)` map in metres for each image, or None.
+        focal_scale (`(images,)`): Effective over canonical focal length.
+        weight: Factor on the sum of the images' losses: alpha over the number of images with depth.
+        head_runs: Least number of runs of the depth head. Where every run gathers its weights from all ranks, it is
+            the number of image sizes in the rank with the most.
+    """
 
-    def get_output_embeddings(self) -> Any:
-        head = self.model.get_output_embeddings()
-        if not isinstance(head.weight, DTensor):
-            return head
-        return types.SimpleNamespace(
-            weight=_gather(head.weight), bias=None if head.bias is None else _gather(head.bias)
-        )
+    maps: Sequence[Tensor | None]
+    focal_scale: Tensor | None
+    weight: Tensor | float = 1.0
+    head_runs: int = 1
+
+
+@dataclass
+class DepthScores:
+    """Findings of a module call about depth, in float32 and without gradients.
+
+    They are one object, since FSDP2 casts the tensors of an output to the model's dtype.
+
+    Args:
+        totals (`(len(TOTALS),)`): Sums over the images that have a valid pixel.
+        prediction: Depth of every image, `(height, width)` in metres.
+    """
+
+    totals: Tensor
+    prediction: list[Tensor] = field(default_factory=list)
+
+
+@dataclass
+class JointOutput(FusedCausalLMOutput):
+    """TRL's fused output, with depth.
+
+    Args:
+        depth_loss: `DepthTargets.weight` times the sum of the images' SILog, with the head in its graph.
+        scores: The [`DepthScores`] to log, if any image was seen.
+    """
+
+    depth_loss: Tensor | None = None
+    scores: Any = None
+
+
+def install_training_forward(
+    model: DepthVLMForConditionalGeneration, silog_lambda: float = 0.5, text: bool = True, sharded: bool = False
+) -> None:
+    """Let `model(..., labels=labels, fused_lm_head=True)` score only the tokens that have a label, and train depth.
+
+    With `depth_targets=` the call returns a [`JointOutput`] with depth, without it one of text alone. Its text scores
+    are flat, `(1, labels)` instead of TRL's `(batch, sequence)`; sums over them are the same. The work is done inside
+    the module's own call, which DDP, FSDP and DeepSpeed hook. Every other call is the forward that the model had.
+
+    Args:
+        model: Model with TRL's fused LM head in place (`trl.trainer.utils.add_fused_lm_head`).
+        silog_lambda: Lambda of equation 4.
+        text: True if there is a text loss. Without it the backbone runs without a graph, up to the last image token.
+        sharded: True if ranks share weights or gradients module by module (FSDP, DeepSpeed). All must then run the
+            same modules, in the same order: a rank whose batch has no image runs the smallest one, and counts it for
+            nothing.
+    """
+    given_forward = model.forward
+
+    @functools.wraps(type(model).forward)  # `generate` validates its arguments against the signature
+    def forward(
+        self: DepthVLMForConditionalGeneration,
+        *args: Any,
+        fused_lm_head: bool = False,
+        depth_targets: DepthTargets | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if not fused_lm_head or kwargs.get("labels") is None:
+            return given_forward(*args, fused_lm_head=fused_lm_head, **kwargs)
+        labels = kwargs.pop("labels")
+        inputs = {name: value for name, value in kwargs.items() if name not in ("cameras", "num_items_in_batch")}
+        inputs["use_cache"] = False
+        if depth_targets is None:
+            inputs.pop("focal_scale", None)
+            outputs, _ = self.run_backbone(False, **inputs)
+            return score_text(self, outputs.last_hidden_state, labels)
+        return joint_step(self, inputs, labels if text else None, depth_targets, silog_lambda, sharded)
+
+    model.forward = types.MethodType(forward, model)  # type: ignore[method-assign]
+
+
+def joint_step(
+    model: DepthVLMForConditionalGeneration,
+    inputs: dict[str, Any],
+    labels: Tensor | None,
+    targets: DepthTargets,
+    silog_lambda: float,
+    sharded: bool,
+) -> JointOutput:
+    """Run backbone, depth head and LM head once each, as [`install_training_forward`] describes.
+
+    Args:
+        model: Model with a depth head.
+        inputs: Inputs of its forward, without labels.
+        labels (`(batch, tokens)`): Labels of the text, or None to train the depth head alone.
+        targets: Depth labels.
+        silog_lambda: Lambda of equation 4.
+        sharded: True if all ranks must run the same modules.
+    """
+    has_images = inputs.get("pixel_values") is not None
+    zero: Tensor | float = 0.0
+    prediction: list[Tensor] | None = None
+    output, hidden = JointOutput(), None
+    asked: dict[str, bool] = {}
+    if labels is not None:
+        if sharded and not has_images:
+            zero = _zero_from_vision(model)  # first, as the ViT is where there are images
+        outputs, prediction = model.run_backbone(has_images, focal_scale=targets.focal_scale, **inputs)
+        hidden = outputs.last_hidden_state
+        trained = any(p.requires_grad for p in model.model.visual.parameters())
+        asked = {"vit": trained and torch.is_grad_enabled(), "llm": hidden.requires_grad}
+    elif has_images:
+        _, prediction = model.run_backbone(True, focal_scale=targets.focal_scale, text=False, **inputs)
+    elif sharded:
+        _, prediction = model.run_backbone(True, text=False, **_smallest_image(model))
+    # The head runs once for every size of image; where there are fewer sizes, it runs on nothing.
+    for _ in range(targets.head_runs - len({image.shape for image in prediction or ()})):
+        zero = zero + model.zero_from_head(**asked)
+    if not has_images and prediction:
+        zero, prediction = zero + 0.0 * prediction[0].sum(), None
+    if labels is not None:  # last, as in every other rank
+        output = score_text(model, hidden, labels)
+    if prediction:
+        loss, totals = score_depth(prediction, targets.maps, silog_lambda)
+        # Images without depth too keep the head in the graph: distributed training waits for every gradient.
+        loss = loss + 0.0 * torch.stack([image[0, 0] for image in prediction]).sum() + zero
+        output.scores = DepthScores(totals, [image.detach() for image in prediction])
+    else:
+        loss = torch.as_tensor(zero)
+    # Scaled here, not on the way back, where FSDP2 would round the factor to the model's dtype.
+    output.depth_loss = loss * targets.weight
+    return output
+
+
+def score_text(model: DepthVLMForConditionalGeneration, hidden: Tensor, labels: Tensor) -> JointOutput:
+    """Score the tokens that have a label with TRL's fused LM head, which never builds the logits.
+
+    Args:
+        model: Model with an LM head.
+        hidden (`(batch, tokens, width)`): Last states of the backbone.
+        labels (`(batch, tokens)`): Token ids; -100 where there is nothing to learn.
+
+    Returns:
+        `log_probs`, `entropy`, `is_top1` and `label_mask`, `(1, labels)`, and `loss`, their mean.
+    """
+    head = model.get_output_embeddings()
+    scored = labels[:, 1:] != -100
+    # With the model split across devices (`device_map`), the backbone can end on another device than the head.
+    hidden = hidden[:, :-1][scored].to(head.weight.device)
+    labels = labels[:, 1:][scored].to(head.weight.device)
+    weight, bias = (_gather(one) if isinstance(one, DTensor) else one for one in (head.weight, head.bias))
+    with maybe_gather_lm_head_ctx(weight, bias):
+        # Temperature 1, no soft cap, logits as they are.
+        per_token = ChunkedLogProbFunction.apply(hidden, weight, bias, labels, 1.0, TILE_WORDS, None, 1.0, TEXT_SCORES)
+    log_probs, entropy, _, _, is_top1 = (None if one is None else one[None] for one in per_token)
+    return JointOutput(
+        loss=-log_probs.sum() / max(1, len(labels)),
+        log_probs=log_probs,
+        entropy=entropy,
+        is_top1=is_top1,
+        label_mask=torch.ones_like(labels, dtype=torch.bool)[None],
+    )
 
 
 def _gather(parameter: DTensor) -> Tensor:
-    """
-    All of a sharded parameter, with a gradient that is averaged over ranks as FSDP2 averages those of its modules.
+    """Return all of a sharded parameter, with a gradient averaged over ranks as FSDP2 averages those of its modules.
 
     TRL 1.16 gathers with `full_tensor()`, whose gradient is each rank's own, never reduced.
     """
@@ -46,7 +211,7 @@ def _gather(parameter: DTensor) -> Tensor:
 
 
 def _smallest_image(model: DepthVLMForConditionalGeneration) -> dict[str, Any]:
-    """A black image of one visual token, alone in a prompt."""
+    """Return the inputs for a black image of one visual token, alone in a prompt."""
     config, vision = model.config, model.config.vision
     width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     side = vision.spatial_merge_size
@@ -60,7 +225,7 @@ def _smallest_image(model: DepthVLMForConditionalGeneration) -> dict[str, Any]:
 
 
 def _zero_from_vision(model: DepthVLMForConditionalGeneration) -> Tensor:
-    """Zero, with the ViT in its graph where it is trained."""
+    """Return zero, with the ViT in its graph if it is trained."""
     image = _smallest_image(model)
     trained = any(p.requires_grad for p in model.model.visual.parameters())
     with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
@@ -69,97 +234,44 @@ def _zero_from_vision(model: DepthVLMForConditionalGeneration) -> Tensor:
     return 0.0 * torch.stack([m.float().sum() for m in maps]).sum()
 
 
-def score_replies_alone(model: DepthVLMForConditionalGeneration) -> None:
-    """
-    Let TRL's fused LM head, where it would score every position (without Triton, as on a CPU), score those alone that
-    have a label. Its output is then flat, (1, labels) instead of (batch, sequence); the sums over it are the same.
+def score_depth(
+    prediction: Sequence[Tensor], depth_labels: Sequence[Tensor | None], silog_lambda: float
+) -> tuple[Tensor, Tensor]:
+    """Compute SILog (equation 4) and metrics over the images that have true depth.
 
     Args:
-        model: with TRL's fused LM head in place (`trl.trainer.utils.add_fused_lm_head`).
+        prediction: `(h_i, w_i)` for each image, metres.
+        depth_labels: `(H_i, W_i)` for each image, metres, or None; the prediction is resized to it.
+        silog_lambda: Lambda of equation 4.
+
+    Returns:
+        The sum of the images' losses, with gradients, and the sums named in [`TOTALS`]: float32.
     """
-    fused_forward = model.forward
+    device = prediction[0].device
+    loss = torch.zeros((), device=device)
+    totals = torch.zeros(len(TOTALS), device=device)
+    groups: dict[tuple[torch.Size, torch.Size], list[tuple[Tensor, Tensor]]] = {}
+    for image, truth in zip(prediction, depth_labels, strict=True):
+        if truth is not None:
+            groups.setdefault((image.shape, truth.shape), []).append((image, truth))
+    for (_, size), pairs in groups.items():
+        truth = torch.stack([one.to(device, torch.float32) for _, one in pairs])
+        stacked = torch.stack([image for image, _ in pairs]).float()
+        stacked = resize_depth(stacked, (size[0], size[1]), align_corners=True)  # as in the loss itself
+        losses, has_depth = silog_per_image(stacked, truth, silog_lambda)
+        loss = loss + losses.sum()
+        totals = totals + _totals(stacked.detach(), truth, losses.detach(), has_depth)
+    return loss, totals
 
-    @functools.wraps(type(model).forward)  # `generate` validates its arguments against the signature
-    def forward(self: Any, *args: Any, fused_lm_head: bool = False, labels: Tensor | None = None, **kwargs: Any) -> Any:
-        if not fused_lm_head or labels is None or labels.device.type != "cpu":
-            return fused_forward.__func__(  # type: ignore[attr-defined]
-                self, *args, fused_lm_head=fused_lm_head, labels=labels, **kwargs
-            )
-        outputs = self.base_model(*args, **{**kwargs, "use_cache": False})
-        scored = labels[:, 1:] != -100
-        outputs.last_hidden_state = outputs.last_hidden_state[:, :-1][scored][None]
-        return fused_forward.__func__(  # type: ignore[attr-defined]
-            _FinishedBackbone(self, outputs), fused_lm_head=True, shift_labels=labels[:, 1:][scored][None]
-        )
 
-    model.forward = types.MethodType(forward, model)  # type: ignore[method-assign]
-
-
-def add_depth_forward(
-    model: DepthVLMForConditionalGeneration, silog_lambda: float, text: bool, sharded: bool = False
-) -> None:
-    """
-    Let `model(..., fused_lm_head=True, depth_targets=targets)` return a [`JointOutput`].
-
-    The work is done inside the module's own call, which DDP, FSDP and DeepSpeed hook; every other call is the forward
-    that the model had.
-
-    Args:
-        model: with TRL's fused LM head in place (`trl.trainer.utils.add_fused_lm_head`).
-        silog_lambda: of equation 4.
-        text: whether there is a text loss. Without it the backbone runs without a graph, up to the last image token.
-        sharded: whether ranks share weights or gradients module by module (FSDP, DeepSpeed). All must then run the
-            same modules, in the same order: a rank whose batch has no image runs the smallest one, and counts it for
-            nothing.
-    """
-    fused_forward = model.forward
-
-    @functools.wraps(type(model).forward)  # `generate` validates its arguments against the signature
-    def depth_forward(
-        self: DepthVLMForConditionalGeneration, *args: Any, depth_targets: DepthTargets | None = None, **kwargs: Any
-    ) -> Any:
-        if depth_targets is None:
-            return fused_forward(*args, **kwargs)
-        labels = kwargs.pop("labels")
-        kwargs.pop("fused_lm_head")
-        kwargs.pop("cameras", None)
-        has_images = kwargs.get("pixel_values") is not None
-        scale = depth_targets.focal_scale
-        zero: Tensor | float = 0.0
-        prediction: list[Tensor] | None = None
-        asked: dict[str, bool] = {}
-        if text:
-            if sharded and not has_images:
-                zero = _zero_from_vision(self)  # first, as the ViT is where there are images
-            outputs, prediction = self.run_backbone(has_images, focal_scale=scale, **kwargs)
-            trained = any(p.requires_grad for p in self.model.visual.parameters())
-            asked = {"vit": trained and torch.is_grad_enabled(), "llm": outputs.last_hidden_state.requires_grad}
-        else:
-            kwargs.pop("use_cache", None)
-            if has_images:
-                prediction = self.depth_from_frozen_backbone(focal_scale=scale, **kwargs)
-            elif sharded:
-                prediction = self.depth_from_frozen_backbone(**_smallest_image(self))
-        # The head runs once for every size of image; where there are fewer, it runs on nothing.
-        for _ in range(depth_targets.head_runs - len({image.shape for image in prediction or ()})):
-            zero = zero + self.zero_from_head(**asked)
-        if not has_images and prediction:
-            zero, prediction = zero + 0.0 * prediction[0].sum(), None
-        output = JointOutput()
-        if text:  # last, as in every other rank
-            scored = fused_forward.__func__(  # type: ignore[attr-defined]
-                _FinishedBackbone(self, outputs), fused_lm_head=True, labels=labels
-            )
-            output = JointOutput(**scored)
-        if prediction:
-            loss, totals = score_depth(prediction, depth_targets.maps, silog_lambda)
-            # Images without depth too keep the head in the graph: distributed training waits for every gradient.
-            loss = loss + 0.0 * torch.stack([image[0, 0] for image in prediction]).sum() + zero
-            output.scores = DepthScores(totals, [image.detach() for image in prediction])
-        else:
-            loss = torch.as_tensor(zero)
-        # Scaled here, not on the way back, where FSDP2 would round the factor to the model's dtype.
-        output.depth_loss = loss * depth_targets.weight
-        return output
-
-    model.forward = types.MethodType(depth_forward, model)  # type: ignore[method-assign]
+@torch.no_grad()
+def _totals(prediction: Tensor, truth: Tensor, losses: Tensor, has_depth: Tensor) -> Tensor:
+    valid = valid_depth(truth)
+    truth = torch.where(valid, truth, 1.0)
+    ratio = torch.maximum(prediction / truth, truth / prediction)
+    count = valid.sum((-2, -1))
+    pixels = count.clamp(min=1)
+    delta1 = (valid & (ratio < 1.25)).sum((-2, -1)) / pixels
+    abs_rel = torch.where(valid, (prediction - truth).abs() / truth, 0.0).sum((-2, -1)) / pixels
+    size = has_depth * float(valid[0].numel())
+    return torch.stack([x.float().sum() for x in (losses, has_depth, delta1, abs_rel, count, size)])

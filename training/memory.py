@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..modeling_depthvlm import DepthHeadConfig, DepthVLMConfig, DepthVLMForConditionalGeneration
 from ..modeling_depthvlm.depth_heads_depthvlm import DepthHead, build_depth_head
 from ..modeling_depthvlm.losses_depthvlm import silog_per_image
-from .parameter_parts import CHOICES, PARTS, part_of
+from .optimizer import CHOICES, PARTS, part_of
 
 # The fused LM head of TRL works on tiles of at most this many tokens by this many words.
 TILE_TOKENS, TILE_WORDS = 4096, 32768

@@ -1,8 +1,10 @@
 """The model that a training run begins with."""
 
+import copy
 from typing import Any
 
-from transformers import set_seed
+from accelerate.utils import is_peft_model
+from transformers import AutoConfig, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl.trainer.utils import create_model_from_path
 
@@ -15,13 +17,13 @@ from .config import DepthSFTConfig
 def load_model(
     name: str, args: DepthSFTConfig, quantization_config: Any = None
 ) -> tuple[DepthVLMForConditionalGeneration, DepthVLMProcessor]:
-    """
-    Load the model of that name with its depth head as `SFTTrainer` would (float32 unless `model_init_kwargs` say
-    otherwise, on one device in distributed training), and its processor, from the same commit. A plain Qwen3-VL gets a
-    new head, drawn by `args.seed`.
+    """Load a model with its depth head, and its processor, from the same commit.
+
+    The model is loaded as `SFTTrainer` would: in float32 unless `model_init_kwargs` say otherwise, on one device in
+    distributed training. A plain Qwen3-VL gets a new head, drawn by `args.seed`.
 
     Raises:
-        ValueError: when the quantisation is given twice.
+        ValueError: If the quantisation is given twice.
     """
     set_seed(args.seed)
     options = init_options(args)
@@ -48,6 +50,31 @@ def load_model(
 
 
 def init_options(args: DepthSFTConfig) -> dict[str, Any]:
-    """A copy of `model_init_kwargs`, which are parsed by now where they came as text."""
+    """Return a copy of `model_init_kwargs`, which are parsed by now if they came as text."""
     options: Any = args.model_init_kwargs
     return dict(options or {})
+
+
+def has_depth_head(model: Any, args: DepthSFTConfig) -> bool:
+    """Tell whether a model, or the checkpoint of that name, has a depth head."""
+    if not isinstance(model, str):
+        core = model.get_base_model() if is_peft_model(model) else model
+        return hasattr(core, "depth_head")
+    options = init_options(args)
+    options.setdefault("trust_remote_code", args.trust_remote_code)
+    config = AutoConfig.from_pretrained(model, **hub_keywords(model, options))
+    return config.model_type == "depthvlm"
+
+
+def adapter_with_head(peft_config: Any, commit: str | None) -> Any:
+    """Return an adapter's configuration that also trains the depth head, saves it whole, and names the base's commit.
+
+    Args:
+        peft_config: Configuration of the adapter.
+        commit: Commit of the base model on the Hub, if it comes from there.
+    """
+    config = copy.deepcopy(peft_config)
+    modules = list(getattr(config, "modules_to_save", None) or [])
+    config.modules_to_save = modules if "depth_head" in modules else [*modules, "depth_head"]
+    config.revision = config.revision or commit
+    return config

@@ -1,37 +1,95 @@
-"""Muon for the matrices of hidden layers and AdamW for everything else, as one optimiser."""
+"""The parts of the model that are trained, or not, and how fast; Muon for models trained from nothing."""
 
+import re
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from pytorch_optimizer import Muon
-from pytorch_optimizer.optimizer.utils.matrix import zero_power_via_newton_schulz_5
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+PARTS = ("head", "llm", "merger", "vit")
+CHOICES = {"head": ("head",), "head+llm": ("head", "llm"), "all": PARTS}
 
-class MuonAdamW(Muon):
-    """[`pytorch_optimizer.Muon`], which on a CPU orthogonalises in float32: many of them have no bfloat16 arithmetic,
-    and take a hundred times as long with it."""
+# PEFT, torch.compile and activation checkpointing put these into names.
+_WRAPPERS = re.compile(
+    r"^(module\.|base_model\.model\.|_orig_mod\.)+|_orig_mod\.|_checkpoint_wrapped_module\.|modules_to_save\.[^.]+\."
+)
 
-    @staticmethod
-    def _orthogonalize(group: dict[str, Any], updates: list[Tensor]) -> list[Tensor]:
-        if updates[0].device.type != "cpu":
-            return Muon._orthogonalize(group, updates)
-        return [
-            zero_power_via_newton_schulz_5(
-                update.flatten(1), num_steps=group["ns_steps"], weights=group["ns_coeffs"], dtype=torch.float32
-            )
-            for update in updates
-        ]
+
+def part_of(name: str) -> str:
+    """Return which of [`PARTS`] a parameter belongs to; DeepStack's mergers are mergers, embeddings the LLM's."""
+    name = _WRAPPERS.sub("", name)
+    if name.startswith("depth_head."):
+        return "head"
+    if ".visual." in f".{name}":
+        return "merger" if ".merger." in name or ".deepstack_merger_list." in name else "vit"
+    return "llm"
+
+
+def set_trainable(model: nn.Module, trainable: Iterable[str]) -> None:
+    """Freeze all of the model except what is named.
+
+    Args:
+        model: Model whose parameters are frozen or released.
+        trainable: "head", "head+llm", "all", or patterns of parameter names as in a shell ("depth_head.*").
+
+    Raises:
+        ValueError: If no parameter matches a pattern.
+    """
+    chosen = list(trainable)
+    parameters = dict(model.named_parameters())
+    used: set[str] = set()
+    for name, parameter in parameters.items():
+        hits = [c for c in chosen if (part_of(name) in CHOICES[c] if c in CHOICES else fnmatchcase(name, c))]
+        used.update(hits)
+        # Quantised weights are integers, which have no gradient.
+        parameter.requires_grad_(bool(hits) and (parameter.is_floating_point() or parameter.is_complex()))
+    unused = [c for c in chosen if c not in used]
+    if unused:
+        raise ValueError(
+            f"`trainable` names {', '.join(map(repr, unused))}, but no parameter of {type(model).__name__} is called "
+            f"so. Choose of {', '.join(CHOICES)}, or give patterns such as 'depth_head.*', 'model.language_model.*' "
+            f"(its parameters are called, for example, {next(iter(parameters))!r})."
+        )
+
+
+def trained_parts(model: nn.Module) -> list[str]:
+    """Return those of [`PARTS`] that have gradients; the head alone means stage 1 of the paper."""
+    found = {part_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return [part for part in PARTS if part in found]
+
+
+def name_parameter_groups(optimizer: Optimizer, model: nn.Module, learning_rates: dict[str, Any]) -> None:
+    """Split an optimiser's groups by part, each with its own learning rate and a `name`.
+
+    Args:
+        optimizer: Optimiser that has not taken a step yet.
+        model: Model that it trains.
+        learning_rates: Peak learning rate by part; None, and Muon's groups, keep the rate that they have.
+    """
+    parts = {id(parameter): part_of(name) for name, parameter in model.named_parameters()}
+    groups = []
+    for group in optimizer.param_groups:
+        for part in PARTS:
+            parameters = [p for p in group["params"] if parts.get(id(p), "llm") == part]
+            if parameters:
+                muon = group.get("use_muon", False)
+                rate = None if muon else learning_rates[part]
+                name = f"{part}_muon" if muon else part
+                groups.append(
+                    {**group, "params": parameters, "name": name, "lr": group["lr"] if rate is None else rate}
+                )
+    optimizer.param_groups[:] = groups
 
 
 class MuonFactory:
-    """
-    Builds the optimiser for `Trainer(optimizer_cls_and_kwargs=(MuonFactory, keywords))`.
+    """A builder of Muon and AdamW as one optimiser, as `Trainer(optimizer_cls_and_kwargs=(MuonFactory, {...}))`.
 
     Muon (Jordan et al., 2024) replaces the momentum of a weight matrix by the nearest matrix with orthogonal rows or
     columns. It gets the trained weights of two and more dimensions, convolutions as matrices of (output, the rest);
-    embeddings, the output layer of words, norms and biases are AdamW's.
+    AdamW gets embeddings, the output layer of words, norms and biases.
     """
 
     def __call__(
@@ -44,7 +102,7 @@ class MuonFactory:
         betas: tuple[float, float],
         eps: float,
     ) -> Optimizer:
-        """The optimiser of `model`, its groups without those that have no parameter."""
+        """Build the optimiser of `model`, without groups that have no parameter."""
         matrices, others, plain = [], [], []
         embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
         for name, parameter in model.named_parameters():
@@ -62,4 +120,27 @@ class MuonFactory:
             {"params": others, "weight_decay": weight_decay, **adamw},
             {"params": plain, "weight_decay": 0.0, **adamw},
         ]
-        return MuonAdamW([group for group in groups if group["params"]], foreach=False)
+        return build_muon([group for group in groups if group["params"]])
+
+
+def build_muon(groups: list[dict[str, Any]]) -> Optimizer:
+    """Return [`pytorch_optimizer.Muon`] for `groups`, which on a CPU orthogonalises in float32.
+
+    Many CPUs have no bfloat16 arithmetic, and take a hundred times as long with it.
+    """
+    from pytorch_optimizer import Muon  # a package of many optimisers, imported only for this one
+    from pytorch_optimizer.optimizer.utils.matrix import zero_power_via_newton_schulz_5
+
+    class MuonAdamW(Muon):
+        @staticmethod
+        def _orthogonalize(group: dict[str, Any], updates: list[Tensor]) -> list[Tensor]:
+            if updates[0].device.type != "cpu":
+                return Muon._orthogonalize(group, updates)
+            return [
+                zero_power_via_newton_schulz_5(
+                    update.flatten(1), num_steps=group["ns_steps"], weights=group["ns_coeffs"], dtype=torch.float32
+                )
+                for update in updates
+            ]
+
+    return MuonAdamW(groups, foreach=False)

@@ -1,4 +1,4 @@
-"""The text of a row, cut where training starts and stops: a reply and its end-of-turn token are learnt, prompts not."""
+"""The text of an example, cut where training starts and stops: replies are learnt with their end, prompts not."""
 
 import base64
 import copy
@@ -16,7 +16,7 @@ from trl.data_utils import prepare_multimodal_messages
 
 from ..processing import DEPTH_PROMPT, DEPTH_SYSTEM_PROMPT
 
-# A piece of text, and whether its tokens are trained.
+# A piece of text, and True if its tokens are trained.
 Segment = tuple[str, bool]
 
 CONVERSATION_COLUMNS = ("messages", "prompt", "completion", "conversations")
@@ -32,23 +32,22 @@ PAYLOADS = ("image", "image_url", "url", "path", "base64")
 
 
 class ChatTemplateError(RuntimeError):
-    """A chat template that no row can be written with: not the fault of a row."""
+    """A chat template that no example can be written with: not the fault of an example."""
 
 
 @dataclass
 class ReplyRenderer:
-    """
-    Turns a row into segments of text.
+    """A writer of an example's text, in segments.
 
     Segments are tokenized one by one. At inference a reply starts after a tokenized prompt, so no token spans the
     boundary there; nor does one here, which offsets into a text tokenized as a whole could not promise.
 
     Args:
-        processor ([`DepthVLMProcessor`]): Its chat template, its tokenizer's end-of-sequence token, its placeholders.
-        chat_template (`str`, *optional*): Instead of the processor's.
-        text_field (`str`): Column of plain text.
-        completion_only (`bool`): Whether only the completion of a prompt-completion row is trained.
-        assistant_only (`bool`): Whether only the assistant's turns of `messages` are trained.
+        processor: [`DepthVLMProcessor`] with the chat template, the end-of-sequence token and the placeholders.
+        chat_template: Chat template in place of the processor's.
+        text_field: Column of plain text.
+        completion_only: True to train only the completion of a prompt-completion example.
+        assistant_only: True to train only the assistant's turns of `messages`.
     """
 
     processor: Any
@@ -59,11 +58,10 @@ class ReplyRenderer:
 
     @cached_property
     def template(self) -> str:
-        """
-        The chat template: the one given, or the processor's, or TRL's version of that with `{% generation %}` marks.
+        """The chat template as given, or the processor's, or TRL's version of it with `{% generation %}` marks.
 
         Raises:
-            ChatTemplateError: if there is none, or none with marks although they are needed.
+            ChatTemplateError: If there is none, or none with marks although they are needed.
         """
         template = self.processor.chat_template if self.chat_template is None else self.chat_template
         template = template["default"] if isinstance(template, dict) else template
@@ -84,15 +82,14 @@ class ReplyRenderer:
             ) from error
 
     def segments(self, row: dict[str, Any], images: int) -> list[Segment]:
-        """
-        The text of a row, its segments in order. A row without any text has the method's prompt and no reply.
+        """Return the text of an example in segments. One without any text has the method's prompt and no reply.
 
         Args:
-            row (`dict`): Without nulls; its messages hold placeholders, or nothing, for the images.
-            images (`int`): How many images it has.
+            row: Example without nulls; its messages hold placeholders, or nothing, for the images.
+            images: Number of its images.
 
         Raises:
-            ValueError: if the row has no text and no image, or its text does not fit its images.
+            ValueError: If it has no text and no image, or its text does not fit its images.
         """
         found = self._segments(row, images)
         found = [(text, trained) for text, trained in found if text]
@@ -165,7 +162,7 @@ class ReplyRenderer:
     def _render(
         self, row: dict[str, Any], messages: list[dict[str, Any]], **options: Any
     ) -> tuple[str, list[tuple[int, int]]]:
-        """The text of messages, and where in it the assistant speaks: start and end in characters."""
+        """Return the text of messages, and start and end, in characters, of the assistant's turns in it."""
         options = {**self.processor.tokenizer.special_tokens_map, **(row.get("chat_template_kwargs") or {}), **options}
         marked = self.assistant_only and not options.get("continue_final_message", False)
         rendered: Any = render_jinja_template(
@@ -180,18 +177,17 @@ class ReplyRenderer:
 
 
 def standard_conversations(row: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
-    """
-    Brings the conversations of a row into one form, without touching the row that was given.
+    """Bring the conversations of an example into one form, in a copy.
 
     `from`/`value` become `role`/`content`, LLaVA's names those of the chat template, and `<image>` in a message that is
     not the assistant's a placeholder; keys that a Parquet file filled with nulls are dropped; images inside of messages
     are taken out.
 
     Args:
-        row (`dict`): Without nulls at its top level.
+        row: Example without nulls at its top level.
 
     Returns:
-        `tuple[dict, list]`: the row, and the images that its messages held, in order.
+        The example, and the images that its messages held, in order.
     """
     row, images = dict(row), []
     for column in CONVERSATION_COLUMNS:

@@ -1,36 +1,44 @@
-"""One row of a data set, decoded: its images, their cameras and true depth, its text; or the reason why not."""
+"""One example of a data set, read: its images with their cameras and depth, and its text, or the reason why not."""
 
 import operator
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
+import torch
 from jinja2 import TemplateError
 from PIL import Image
 
-from ..annotated_depth import AnnotatedDepth
+from ..annotated_depth import DEPTH_COLUMNS, AnnotatedDepth, is_ray_distance, listed_points, map_size, points_to_map
 from ..geometry import ray_to_z
-from ..processing import Camera, resolve_camera
+from ..processing import DEPTH_PROMPT, DEPTH_SYSTEM_PROMPT, Camera, read_depth, resolve_camera
 from ..processing.camera_depthvlm import exif_orientation, read_exif
-from ..processing.images_depthvlm import FULL_SIZE_KEY
-from .annotation_lines import ANNOTATION_COLUMNS, annotation_row, is_annotation
-from .bad_samples import BadSampleError, describe_row
-from .replies import TEXT_COLUMNS, ReplyRenderer, Segment, standard_conversations
-from .row_files import file_name, read_depth_map, read_image
+from ..processing.images_depthvlm import FULL_SIZE_KEY, load_pixels, open_image, upright_image
+from .replies import TEXT_COLUMNS, ChatTemplateError, ReplyRenderer, Segment, standard_conversations
 
-# The column of row numbers that `prepare_depth_dataset` adds.
+# `prepare_depth_dataset` adds this column of row numbers.
 ROW_COLUMN = "__row__"
-# That of rows which only fill up the last batch of an evaluation: see `evaluation_rows`.
+# Marks rows that only fill up the last batch of an evaluation, see `evaluation.py`.
 REPEATED_COLUMN = "__repeated__"
-OWN_COLUMNS = (ROW_COLUMN, REPEATED_COLUMN)
 
 DEFAULT_COLUMNS: dict[str, str | None] = {
     name: name for name in ("depth", "depth_scale", "depth_type", "focal_length", "intrinsics")
 }
 DEPTH_TYPES = ("z_depth", "ray_distance")
+# Columns of the released DepthVLM-Bench annotation lines, besides those that all data have in common.
+ORIGINAL_CAMERA = ("original_fx", "original_fy", "original_cx", "original_cy")
+ANNOTATION_COLUMNS = (*DEPTH_COLUMNS, "original_rgb_size", *ORIGINAL_CAMERA, "solution")
 
+LONGEST_PATH = 1000  # characters; a longer text is an image in base64
+REMEDY = (
+    "Correct or remove it, or leave such rows out with `--on_bad_sample skip` (they are counted and listed, never "
+    "replaced)."
+)
 NO_CAMERA = (
     "its focal length is null, and its image has no EXIF data to tell it, so metres cannot be learnt from its depth "
     "map. Give `focal_length` (pixels) or `intrinsics`, or no depth map."
@@ -43,24 +51,46 @@ NO_VALID_PIXEL = (
     "its depth map has no valid pixel, so it teaches nothing. 0, negative, NaN and infinite values are not valid; "
     "check the file and its `depth_scale`."
 )
-# What comes of a value of a kind that nobody foresaw; RuntimeError of a tensor that is asked whether it is true.
+# Raised for values of unforeseen types; RuntimeError by a tensor that is used as a truth value.
 _UNUSUAL_VALUES = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError, TemplateError)
+
+
+class BadSampleError(ValueError):
+    """An example that cannot be used.
+
+    Args:
+        reason: What is wrong with it, as a sentence.
+        row: Its number in the data set, or words that say which one it is.
+        file: Name of the file, or files, at fault.
+    """
+
+    def __init__(self, reason: str, row: int | str | None = None, file: str | None = None) -> None:
+        # A DataLoader rebuilds the errors of its workers from their text, which begins with a traceback.
+        reason = reason.rpartition(f"{type(self).__name__}: ")[2].rstrip("\n")
+        super().__init__(reason if row is None else f"{describe_row(row, file)} cannot be used: {reason} {REMEDY}")
+        self.reason, self.row, self.file = reason, row, file
+
+
+def describe_row(row: int | str, file: str | None = None) -> str:
+    """Return words for an example, such as `row 12 (room/3.jpg)`."""
+    name = f"row {row}" if isinstance(row, int) else row
+    # File names that no encoding can write are escaped, or the handler of a log would fail.
+    return f"{name} ({file})".encode(errors="backslashreplace").decode() if file else name
 
 
 @dataclass
 class TrainingRow:
-    """
-    A row as the processor takes it.
+    """An example in the form that the processor takes.
 
     Args:
-        row (`int` or `str`): Its number in the data set, or which of the batch it is.
-        segments (`list[tuple[str, bool]]`): Its text, and what of it is trained.
-        images (`list[PIL.Image.Image]`): Decoded.
-        files (`list[str]`): Names of the files of its images and depth maps, as far as they have one.
-        cameras (`list[dict]`): For every image what is known of `intrinsics`, `focal_length` and `fov`.
-        depth (`list[np.ndarray | None]`): For every image z-depth `(H, W)` in metres, float32, or None.
-        assumed (`bool`): Whether it has depth for an image whose camera is nowhere given.
-        repeated (`bool`): Whether it was counted before: it has no label and no depth then.
+        row: Its number in the data set, or words that say which one of the batch it is.
+        segments: Its text in pieces, each with a flag for the pieces that are trained.
+        images: Decoded images.
+        files: Names of the files of its images and depth maps, as far as they have one.
+        cameras: Known values of `intrinsics`, `focal_length` and `fov`, for each image.
+        depth: Z-depth in metres for each image, `(height, width)` float32, or None.
+        assumed: True if an image with depth has no known camera.
+        repeated: True if it was counted before; it then has no label and no depth.
     """
 
     row: int | str
@@ -74,21 +104,21 @@ class TrainingRow:
 
     @property
     def name(self) -> str:
-        """`str`: which row it is, with its files."""
+        """Words for this example, with its files."""
         return describe_row(self.row, ", ".join(self.files))
 
 
 @dataclass
 class RowReader:
-    """
-    Reads rows.
+    """A reader of examples.
 
     Args:
-        renderer ([`ReplyRenderer`]): Makes their text.
-        columns (`dict`): Names of the columns `depth`, `depth_scale`, `depth_type`, `focal_length` and `intrinsics`;
-            None for one that is not read.
-        image_root, depth_root (`str`, *optional*): Folders that paths start from.
-        default_camera (`dict`): The camera of images whose row names none.
+        renderer: Writes their text.
+        columns: Names of the columns `depth`, `depth_scale`, `depth_type`, `focal_length` and `intrinsics`; None for
+            one that is not read.
+        image_root: Folder that relative image paths start from.
+        depth_root: Folder that relative depth paths start from.
+        default_camera: Camera of images whose example names none.
     """
 
     renderer: ReplyRenderer
@@ -98,65 +128,53 @@ class RowReader:
     default_camera: dict[str, Any] = field(default_factory=dict)
 
     def read(self, row: dict[str, Any], index: int) -> TrainingRow:
-        """
-        Reads the `index`-th row of a batch.
+        """Read the example at `index` of a batch.
 
         Raises:
-            BadSampleError: for a row that cannot be used, with its number, file and reason.
+            BadSampleError: If it cannot be used, with its number, file and reason.
+            ChatTemplateError: If no example can be written with the chat template.
         """
         name, repeated = _row_name(row, index), is_repeated(row)
         nulls = {key for key, value in row.items() if value is None}
         row = {key: value for key, value in row.items() if value is not None}
         try:
+            columns = self.columns
             if is_annotation(row):
-                row, columns = annotation_row(row, nulls, self.image_root), {**DEFAULT_COLUMNS}
-                columns["depth"] = "depth" if self.columns["depth"] else None
-            else:
-                columns = self.columns
+                row = annotation_row(row, nulls, self.image_root)
+                columns = {**DEFAULT_COLUMNS, "depth": "depth" if columns["depth"] else None}
             row, embedded = standard_conversations(row)
             images = _one_list(_as_list(row), embedded)
             segments = self.renderer.segments(row, len(images))
             if repeated:
                 segments = [(text, False) for text, _ in segments]
-            result = TrainingRow(name, segments, repeated=repeated)
-            maps = [None] * len(images) if repeated else self._maps(row, columns, len(images))
-            lists = {key: _per_image(row, columns[key], len(images)) for key in ("depth_scale", "depth_type")}
+            maps = [None] * len(images) if repeated else _maps(row, columns["depth"], len(images))
+            scales = _per_image(row, columns["depth_scale"], len(images))
+            kinds = _per_image(row, columns["depth_type"], len(images))
             cameras = _cameras(row, columns, len(images))
+        except ChatTemplateError:
+            raise
         except _UNUSUAL_VALUES as error:
             reason = f"it lacks the key {error}." if isinstance(error, KeyError) else str(error)
-            raise BadSampleError(reason, name, _first_name(row)) from error
+            first = next(iter(_as_list(row)), None)
+            raise BadSampleError(reason, name, file_name(first)) from error
 
+        result = TrainingRow(name, segments, repeated=repeated)
         nullable = any(columns[key] in nulls or columns[key] in row for key in ("focal_length", "intrinsics"))
-        for i, image in enumerate(images):
-            file = file_name(image)
+        for image, depth_map, scale, kind, given in zip(images, maps, scales, kinds, cameras, strict=True):
+            file, depth = file_name(image), None
             picture = _attempt(name, file, "its image cannot be read", read_image, image, self.image_root)
-            known = {key: value for key, value in cameras[i].items() if value is not None} or dict(self.default_camera)
+            known = {key: value for key, value in given.items() if value is not None} or dict(self.default_camera)
             camera = _attempt(name, file, "its camera cannot be used", _camera, picture, known)
-            depth = None
-            if maps[i] is not None:
+            if depth_map is not None:
                 if camera.source == "assumed" and nullable:
                     raise BadSampleError(NO_CAMERA, name, file)
-                depth = self._depth(name, maps[i], lists["depth_scale"][i], lists["depth_type"][i], camera)
+                depth = self._depth(name, depth_map, scale, kind, camera)
             result.images.append(picture)
             result.cameras.append(known)
             result.depth.append(depth)
-            result.files += [one for one in (file, _depth_file(maps[i])) if one]
+            result.files += [one for one in (file, _depth_file(depth_map)) if one]
             result.assumed |= depth is not None and camera.source == "assumed"
         return result
-
-    def _maps(self, row: dict[str, Any], columns: dict[str, str | None], images: int) -> list[Any]:
-        column = columns["depth"]
-        if column is None or column not in row:
-            return [None] * images
-        maps = _as_maps(row[column])
-        if len(maps) == images:
-            return maps
-        if not any(one is not None for one in maps):
-            return [None] * images
-        raise ValueError(
-            f"it has {len(maps)} depth map(s) for {images} image(s). `{column}` needs one for each image, null for an "
-            "image without."
-        )
 
     def _depth(self, name: int | str, value: Any, scale: Any, kind: Any, camera: Camera) -> np.ndarray:
         file = _depth_file(value)
@@ -177,14 +195,143 @@ class RowReader:
 
 
 def is_repeated(row: dict[str, Any]) -> bool:
-    """Whether a row only fills up a batch; what else a data set may have in a column of that name says nothing."""
+    """Tell whether an example only fills up a batch; other values that a data set has in that column do not count."""
     return row.get(REPEATED_COLUMN) is True
 
 
 def read_columns(columns: dict[str, str | None] | None = None, text_field: str = "text") -> list[str]:
-    """Every column of a data set that the collator looks at."""
+    """Return every column of a data set that the collator reads."""
     named = [name for name in {**DEFAULT_COLUMNS, **(columns or {})}.values() if name is not None]
-    return [*dict.fromkeys(["images", "image", *TEXT_COLUMNS, text_field, *named, *ANNOTATION_COLUMNS, *OWN_COLUMNS])]
+    own = (*ANNOTATION_COLUMNS, ROW_COLUMN, REPEATED_COLUMN)
+    return [*dict.fromkeys(["images", "image", *TEXT_COLUMNS, text_field, *named, *own])]
+
+
+def is_annotation(row: dict[str, Any]) -> bool:
+    """Tell whether an example is an annotation line: with a map (`depth_path`, `original_fx`), or points alone."""
+    known = {"messages", "completion", "text"} & set(row)
+    return not known and (("depth_path" in row and "original_fx" in row) or "pixel_coords" in row)
+
+
+def annotation_row(row: dict[str, Any], null_columns: set[str], image_root: str | None = None) -> dict[str, Any]:
+    """Return the example that an annotation line stands for, without opening a file.
+
+    Args:
+        row: The line, without its nulls.
+        null_columns: Its columns that hold null; one for an unknown `original_fx` is added.
+        image_root: Folder of the images, also for a path that begins with a slash.
+
+    Returns:
+        `image`, `depth`, the camera, `messages` and, if there is one, `__row__`, under their standard names.
+
+    Raises:
+        ValueError: If there are points and no size of their map.
+    """
+    result: dict[str, Any] = {name: row[name] for name in ("image", "images", "depth_type", ROW_COLUMN) if name in row}
+    if is_ray_distance(row):
+        result["depth_type"] = "ray_distance"
+    if isinstance(row.get("image"), str):
+        # In these lines a path that begins with a slash is relative too.
+        result["image"] = row["image"] if image_root is None else locate(row["image"].lstrip("/"), image_root)
+    user = {"role": "user", "content": row.get("prompt", DEPTH_PROMPT)}
+    result["messages"] = [{"role": "system", "content": DEPTH_SYSTEM_PROMPT}, user]
+    # The lines are the paper's training data, whose stage 2 learns the constant reply, so a `solution` is the reply.
+    # Without that column (`columns:` of a mixture) the same lines train depth alone.
+    if row.get("solution"):
+        result["messages"].append({"role": "assistant", "content": row["solution"]})
+
+    if "original_fx" in row:
+        fx, size = row["original_fx"], list(row.get("original_rgb_size") or [])
+        if size and not all(name in row for name in ORIGINAL_CAMERA):  # the released lines have the size alone
+            row = {"original_fy": fx, "original_cx": size[0] / 2, "original_cy": size[1] / 2, **row}
+        if all(name in row for name in ORIGINAL_CAMERA):
+            result["intrinsics"] = [*(row[name] for name in ORIGINAL_CAMERA), *size]
+        else:
+            result["focal_length"] = fx
+    elif "original_fx" in null_columns:
+        null_columns.add("focal_length")
+    if "depth_path" in row:
+        result["depth"] = AnnotatedDepth.of_line(row)
+        return result
+    if "intrinsics" in row:
+        result["intrinsics"] = row["intrinsics"]  # fx, fy, cx, cy, width, height
+    result["depth"] = points_to_map(listed_points(row), map_size(row))
+    return result
+
+
+def file_name(value: Any) -> str | None:
+    """Return the name of the file that `value` is or came from, or None if it has none or is too long to be one."""
+    if isinstance(value, dict):
+        value = value.get("path")
+    elif isinstance(value, Image.Image):
+        value = getattr(value, "filename", None)  # only images that Pillow opened from a file have it
+    if not isinstance(value, (str, os.PathLike)) or not 0 < len(os.fspath(value)) <= LONGEST_PATH:
+        return None
+    return os.fspath(value)
+
+
+def locate(path: str | os.PathLike, root: str | None) -> str:
+    """Return `path` below `root`; an absolute path, a URL and base64 text stay as they are."""
+    name = os.fspath(path)
+    is_path = 0 < len(name) <= LONGEST_PATH and "://" not in name and not name.startswith("data:")
+    if root is None or not is_path or os.path.isabs(name):
+        return name
+    return os.path.join(root, name)
+
+
+def read_image(value: Any, root: str | None = None) -> Image.Image:
+    """Decode one image, without turning it and with its EXIF data.
+
+    Args:
+        value: A path, a URL, bytes, `{"bytes", "path"}`, a PIL image, an array, a tensor or nested lists.
+        root: Folder that a relative path starts from.
+
+    Raises:
+        OSError, ValueError: If it cannot be read; Pillow raises further errors for corrupt files.
+    """
+    value = _payload(value, root)
+    if isinstance(value, (str, bytes)):
+        return open_image(value)
+    if isinstance(value, Image.Image):
+        load_pixels(value, "It")
+        return value
+    if isinstance(value, list):
+        value = np.asarray(value)
+        value = value.astype(np.uint8) if value.dtype == np.int64 and value.min() >= 0 and value.max() < 256 else value
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return upright_image(value)[0]
+    raise ValueError(f"An image must be a path, bytes, a PIL image or an array, got {type(value).__name__}.")
+
+
+def read_depth_map(value: Any, scale: Any = None, root: str | None = None) -> np.ndarray:
+    """Read one depth map into metres: [`read_depth`] for more forms of data.
+
+    Args:
+        value: A path, a URL, bytes of an image, an `.npy` or an `.npz` file, `{"bytes", "path"}`, a PIL image, an
+            array, a tensor or nested lists of shape `(height, width)`.
+        scale: Raw value divided by metres.
+        root: Folder that a relative path starts from.
+
+    Returns:
+        `(height, width)` float32: metres as stored (z or ray), 0 at invalid pixels.
+
+    Raises:
+        OSError, ValueError: If it cannot be read or its unit is not known.
+    """
+    value = _payload(value, root)
+    return read_depth(np.asarray(value) if isinstance(value, list) else value, scale)
+
+
+def _payload(value: Any, root: str | None) -> Any:
+    """Return the bytes, the located path or the object itself."""
+    if isinstance(value, dict):
+        value = value["path"] if value.get("bytes") is None else value["bytes"]
+    if isinstance(value, (str, Path)):
+        value = locate(value, root)
+        if "://" in value:
+            # Streamed data sets: `hf://`, and files inside archives, `zip://a.jpg::https://...`.
+            with fsspec.open(value, "rb") as stream:
+                return stream.read()
+    return value
 
 
 def _row_name(row: dict[str, Any], index: int) -> int | str:
@@ -199,7 +346,7 @@ def _attempt(row: int | str, file: str | None, problem: str, read: Callable[...,
         return read(*args)
     except MemoryError:
         raise
-    except Exception as error:  # decoders raise whatever corrupt bytes lead them to
+    except Exception as error:  # corrupt bytes make decoders raise errors of any kind
         reason = str(error) or type(error).__name__
         raise BadSampleError(f"{problem}: {reason.rstrip('.')}.", row, file) from error
 
@@ -208,7 +355,7 @@ def _camera(picture: Image.Image, known: dict[str, Any]) -> Camera:
     try:
         exif = read_exif(picture)
     except ValueError:
-        exif = None  # the processor warns of it
+        exif = None  # the processor warns about it
     width, height = picture.info.get(FULL_SIZE_KEY, picture.size)
     if exif_orientation(exif) >= 5:  # turned by a quarter
         width, height = height, width
@@ -234,7 +381,7 @@ def _cameras(row: dict[str, Any], columns: dict[str, str | None], images: int) -
 
 
 def _is_matrix(value: Any) -> bool:
-    """Whether it is one camera, not a list of them: four numbers, or three rows of three."""
+    """Tell whether a value is one camera (numbers, or three rows of three), not a list of cameras."""
     if not isinstance(value, (list, tuple)) or any(item is None for item in value):
         return False
     if all(isinstance(item, (int, float)) for item in value):
@@ -253,7 +400,7 @@ def _per_image(row: dict[str, Any], column: str | None, images: int) -> list[Any
 
 
 def _as_list(row: dict[str, Any]) -> list[Any]:
-    """The images of a row."""
+    """Return the images of a row."""
     images: Any = row.get("images")
     image: Any = row.get("image")
     if not isinstance(images, (list, tuple)):
@@ -266,7 +413,7 @@ def _as_list(row: dict[str, Any]) -> list[Any]:
 
 
 def _one_list(column: list[Any], embedded: list[Any]) -> list[Any]:
-    """The images of a row that may stand in its column, in its messages, or, the same ones, in both."""
+    """Return the images of a row, which may stand in its column, in its messages, or, the same ones, in both."""
     if not column or not embedded:
         return column or embedded
     names = [file_name(image) for image in column]
@@ -278,8 +425,23 @@ def _one_list(column: list[Any], embedded: list[Any]) -> list[Any]:
     return column
 
 
+def _maps(row: dict[str, Any], column: str | None, images: int) -> list[Any]:
+    """Return the depth map, or None, of each image."""
+    if column is None or column not in row:
+        return [None] * images
+    maps = _as_maps(row[column])
+    if len(maps) == images:
+        return maps
+    if not any(one is not None for one in maps):
+        return [None] * images
+    raise ValueError(
+        f"it has {len(maps)} depth map(s) for {images} image(s). `{column}` needs one for each image, null for an "
+        "image without."
+    )
+
+
 def _as_maps(value: Any) -> list[Any]:
-    """The depth maps of a row, where one may itself be a nested list of numbers."""
+    """Return the depth maps of a row; one of them may itself be a nested list of numbers."""
     if hasattr(value, "ndim") and value.ndim == 3 and value.shape[-1] != 1:
         return list(value)
     if not isinstance(value, (list, tuple)):
@@ -293,8 +455,3 @@ def _as_maps(value: Any) -> list[Any]:
 
 def _depth_file(value: Any) -> str | None:
     return value.path if isinstance(value, AnnotatedDepth) else file_name(value)
-
-
-def _first_name(row: dict[str, Any]) -> str | None:
-    images = _as_list(row)
-    return file_name(images[0]) if images else None

@@ -1,5 +1,4 @@
-"""
-The script behind `depthvlm sft`: parses, loads, builds, trains, saves.
+"""The script behind `depthvlm sft`: it parses, loads, builds, trains and saves.
 
 It takes every option and YAML key of `trl sft`, those of [`DepthSFTConfig`], and the few of [`DepthScriptArguments`].
 
@@ -26,7 +25,6 @@ if __name__ == "__main__":
 os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # read by datasets when it is imported: no call is counted
 check_versions()  # before the first name is taken from TRL
 
-from depthvlm.training.bad_samples import BadSampleError  # noqa: E402
 from depthvlm.training.config import DepthSFTConfig  # noqa: E402
 from rich.console import Console  # noqa: E402
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser  # noqa: E402
@@ -43,16 +41,15 @@ DESCRIPTION = (
 
 
 class ArgumentError(ValueError):
-    """What the user asked for cannot be: said in one line, without a traceback."""
+    """A request of the user that cannot be met: reported in one line, without a traceback."""
 
 
 @dataclass
 class DepthScriptArguments(ScriptArguments):
-    """
-    TRL's [`~trl.ScriptArguments`], data made by a function, and the dry run.
+    """TRL's [`~trl.ScriptArguments`], data made by a function, and the dry run.
 
     Raises:
-        ValueError: `dataset_generator_kwargs` is not a JSON object.
+        ValueError: If `dataset_generator_kwargs` is not a JSON object.
     """
 
     dataset_generator: str | None = field(
@@ -90,7 +87,7 @@ class DepthScriptArguments(ScriptArguments):
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
-    """The parser of all options; `prog` is the command's name in its help."""
+    """Return the parser of all options; `prog` is the command's name in its help."""
     types: Any = (DepthScriptArguments, DepthSFTConfig, ModelConfig, DatasetMixtureConfig)
     # The usage line would name every one of some 250 options, before each error.
     usage = "%(prog)s [--config FILE] [--accelerate_config FILE] [options]   (--help lists all)"
@@ -98,11 +95,10 @@ def make_parser(prog: str | None = None) -> TrlParser:
 
 
 def check_arguments(script_args: DepthScriptArguments, model_args: ModelConfig, dataset_args: Any) -> None:
-    """
-    See that model and data are named and, where they are files, there.
+    """Check that model and data are named and, if they are files, exist.
 
     Raises:
-        ArgumentError: they are not, with what was given and what to do.
+        ArgumentError: If they do not, with what was given and what to do.
     """
     if not model_args.model_name_or_path:
         raise ArgumentError("No model is named: give `model_name_or_path`, a folder or a name on the Hub.")
@@ -133,18 +129,19 @@ def check_arguments(script_args: DepthScriptArguments, model_args: ModelConfig, 
 def load_data(
     script_args: DepthScriptArguments, dataset_args: Any, splits: Sequence[str], seed: int = 0
 ) -> dict[str, Any]:
-    """
-    Load the data that the arguments name.
+    """Load the data that the arguments name.
 
     Args:
-        splits: the splits that will be used.
-        seed: of the rows that `test_split_size` holds out: the same on every rank and when a run goes on.
+        script_args: Arguments with the data's name or generator.
+        dataset_args: TRL's mixture of data sets.
+        splits: Splits that will be used.
+        seed: Seed of the rows that `test_split_size` holds out: the same on every rank and when a run goes on.
 
     Returns:
-        Each of them, a `datasets.Dataset` or `IterableDataset`.
+        A `datasets.Dataset` or `IterableDataset` for each split.
 
     Raises:
-        ArgumentError: the data has no such split, cannot be split, or the generator cannot be called.
+        ArgumentError: If the data has no such split, cannot be split, or the generator cannot be called.
     """
     if dataset_args.test_split_size is not None:
         return _held_out(script_args, dataset_args, splits, seed)
@@ -182,7 +179,7 @@ def _named(load: Callable[[], Any]) -> Any:
 
 
 def _held_out(script_args: DepthScriptArguments, dataset_args: Any, splits: Sequence[str], seed: int) -> dict[str, Any]:
-    """The training split cut in two; TRL cuts mixtures alone, and elsewhere on every rank."""
+    """Cut the training split in two; TRL cuts only mixtures, and anew on every rank."""
     from datasets import Dataset
 
     share, train = dataset_args.test_split_size, script_args.dataset_train_split
@@ -216,11 +213,10 @@ def _load_named(script_args: DepthScriptArguments) -> Mapping[str, Any]:
 
 
 def generate(generator: str, script_args: DepthScriptArguments, split: str) -> Any:
-    """
-    Call `package.module:function` for a split.
+    """Call `package.module:function` for a split.
 
     Raises:
-        ArgumentError: there is no such function, or it returned something else than a data set.
+        ArgumentError: If there is no such function, or it returned something else than a data set.
     """
     from datasets import Dataset, IterableDataset
 
@@ -285,9 +281,9 @@ def dry_run(
 def build_trainer(
     script_args: DepthScriptArguments, training_args: DepthSFTConfig, model_args: ModelConfig, dataset_args: Any
 ) -> Any:
-    """The trainer with its model and data, as the arguments name them."""
+    """Build the trainer with the model and the data that the arguments name."""
     from depthvlm.modeling_depthvlm import DepthVLMConfig
-    from depthvlm.training.recipe_record import name_data
+    from depthvlm.training.card import name_data
     from depthvlm.training.trainer import DepthSFTTrainer
     from trl import get_peft_config, get_quantization_config
 
@@ -328,7 +324,9 @@ def build_trainer(
 
 
 def run(args: Sequence[str] | None = None) -> None:
-    """Parse, check, and [`main`]. An error in the arguments ends it with one line and exit code 2, a bad row with 1."""
+    """Parse, check and run [`main`]; exit with one line and code 2 for bad arguments, with 1 for a bad example."""
+    from depthvlm.training.rows import BadSampleError
+
     try:
         try:
             # Keys of a YAML file that are not ours are the launcher's.

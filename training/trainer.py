@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterator
+from enum import Enum
 from functools import partial
 from typing import Any
 
@@ -17,54 +18,45 @@ from trl import SFTConfig, SFTTrainer
 
 from .._bundled import resolve_model_path
 from ..modeling_depthvlm import DepthVLMForConditionalGeneration
+from .callbacks import DepthMeter, LearningRates, TextProbe, log_picture, picture_grid, probe_rows
+from .card import HubPushMixin, count_data, earlier_stages
 from .checkpoints import CheckpointMixin, resolve_checkpoint
 from .collator import BatchInfo, DepthDataCollator
-from .config import DepthSFTConfig
-from .dataset import prepare_depth_dataset
+from .config import DepthSFTConfig, as_depth_config
+from .dataset import embeds_images, prepare_depth_dataset, prepare_eval, wants_depth
 from .depth_checks import IMAGES_LOOKED_AT, find_nonsense
 from .evaluation import EvaluationMixin
-from .forward import add_depth_forward, score_replies_alone
-from .meter import DepthMeter, LearningRates
-from .model_loading import load_model
-from .parameter_parts import name_parameter_groups, set_trainable, trains_head_alone
-from .pictures import log_picture, picture_grid
-from .push import HubPushMixin
-from .recipe_record import count_data, earlier_stages
+from .forward import DepthTargets, install_training_forward
+from .model_loading import adapter_with_head, has_depth_head, load_model
+from .optimizer import MuonFactory, name_parameter_groups, set_trainable, trained_parts
 from .rows import read_columns
-from .targets import DepthTargets
-from .text_probe import TextProbe, probe_rows
-from .trainer_setup import (
-    as_depth_config,
-    collate_seeing,
-    holds_images,
-    muon_optimizer,
-    names_depth_head,
-    places_images,
-    prepare_eval,
-    refuse_unsupported,
-    wants_depth,
-    with_head,
-    without_checkpointing,
-)
 
 logger = logging.getLogger(__name__)
 
 
+class Mode(Enum):
+    """What a run trains, and who reads its data."""
+
+    TRL = "text, in examples that TRL reads"
+    TEXT = "text, in examples that DepthDataCollator reads"
+    JOINT = "text and depth"
+    HEAD = "the depth head alone"
+
+
 class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer):
-    """
-    [`trl.SFTTrainer`] for models with a depth head and data with a depth column.
+    """[`trl.SFTTrainer`] for models with a depth head and data with a depth column.
 
     On data with a depth column the loss is `text_loss + alpha * depth_loss` (equation 5): cross-entropy over the
     reply's tokens, and SILog over the images with depth, each a mean over the whole accumulated, global batch, however
     it is cut into micro-batches and ranks. On data without one, or with `depth_loss_weight=0`, it is `SFTTrainer`.
 
-    The arguments are those of `SFTTrainer`. A model that is named by a string may also be a plain Qwen3-VL, which gets
-    a new head, or a checkpoint of the published implementation.
+    The arguments are those of `SFTTrainer`. A model given by its name may also be a plain Qwen3-VL, which gets a new
+    head, or a checkpoint of the published implementation.
 
     Raises:
-        ValueError: when depth is to be trained and there is none in the data, or the model has no depth head; when
-            `trainable` and PEFT are both given; for what TRL deprecates and this loss does not support.
-        FloatingPointError: in training, when the loss is not finite; it names the batch.
+        ValueError: If depth is to be trained and there is none in the data, or the model has no depth head; if
+            `trainable` and PEFT are both given; for deprecated arguments of TRL that this loss does not support.
+        FloatingPointError: In training, if the loss is not finite; the message names the batch.
     """
 
     args: DepthSFTConfig
@@ -94,16 +86,19 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         if isinstance(model, str | os.PathLike):
             model = resolve_model_path(str(model))
         args = as_depth_config(args, model)
-        self.depth_enabled = wants_depth(args, train_dataset)
-        self.has_depth_head = has_head = names_depth_head(model, args) or self.depth_enabled
-        if self.depth_enabled:
-            refuse_unsupported(args, compute_loss_func)
+        depth = wants_depth(args, train_dataset)
+        self.has_depth_head = has_depth_head(model, args) or depth
+        if depth and (compute_loss_func is not None or args.label_smoothing_factor > 0):
+            raise ValueError(
+                "`compute_loss_func` and `label_smoothing_factor`, which TRL deprecates, are not supported with a "
+                "depth loss. Leave them out, or subclass DepthSFTTrainer and override `compute_loss`."
+            )
         init_kwargs = args.model_init_kwargs
-        if isinstance(model, str) and has_head:
+        if isinstance(model, str) and self.has_depth_head:
             model, processor = load_model(model, args, quantization_config)
             processing_class = processing_class or processor
             quantization_config = args.model_init_kwargs = None  # used; TRL would say that it ignores them
-        if self.depth_enabled and not hasattr(model, "depth_head") and not is_peft_model(model):
+        if depth and not hasattr(model, "depth_head") and not is_peft_model(model):
             raise ValueError(
                 f"The data has depth, but {type(model).__name__} has no depth head. Pass the model's name, or load it "
                 "with DepthVLMForConditionalGeneration.from_pretrained, which adds one to a plain Qwen3-VL."
@@ -115,17 +110,19 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
                     "are trained: leave `trainable` out."
                 )
             set_trainable(model, args.trainable)
-        self.head_alone = self.depth_enabled and peft_config is None and trains_head_alone(model)
+        embedded = embeds_images(train_dataset)
+        if depth:
+            self.mode = Mode.HEAD if peft_config is None and trained_parts(model) == ["head"] else Mode.JOINT
+        else:
+            self.mode = Mode.TEXT if args.use_depth_collator or embedded else Mode.TRL
         if self.head_alone:
-            without_checkpointing(args)
-        if peft_config is not None and has_head:
-            peft_config = with_head(peft_config, getattr(model.config, "_commit_hash", None))
+            _turn_checkpointing_off(args)
+        if peft_config is not None and self.has_depth_head:
+            peft_config = adapter_with_head(peft_config, getattr(model.config, "_commit_hash", None))
         if args.muon_learning_rate is not None:
-            optimizer_cls_and_kwargs = muon_optimizer(args, optimizer_cls_and_kwargs)
+            optimizer_cls_and_kwargs = _muon_and_keywords(args, optimizer_cls_and_kwargs)
         self.data_names: list[str] = []  # for the record of this run; `depthvlm sft` knows them
         self.data_counts = count_data(train_dataset)
-        embedded = holds_images(train_dataset) or places_images(train_dataset)
-        self.reads_cameras = self.depth_enabled or args.use_depth_collator or embedded
         if embedded:  # TRL would read every picture now, make tokens of it and drop its pixels
             if args.packing:
                 raise ValueError("Messages that hold images cannot be packed: set `packing=False`.")
@@ -156,7 +153,7 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
             formatting_func=formatting_func,
         )
         args.model_init_kwargs = init_kwargs
-        self.earlier_stages = earlier_stages(self.depth_model.config) if has_head else []
+        self.earlier_stages = earlier_stages(self.depth_model.config) if self.has_depth_head else []
         self.text_probe: TextProbe | None = None
         if args.text_probe is not None:
             rows = probe_rows(args.text_probe, args.text_probe_split, args.text_probe_samples)
@@ -164,18 +161,20 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
             self.text_probe = TextProbe(rows, self.processing_class, file)
         if data_collator is None and self.reads_cameras:
             self.data_collator = self._depth_collator(args)
-        if self.reads_cameras:
-            score_replies_alone(self.depth_model)
-        if not self.depth_enabled:
-            return
+        if self.depth_enabled:
+            self._prepare_depth_loss()
+        elif self.reads_cameras and self.has_depth_head:
+            install_training_forward(self.depth_model)
 
-        core = self.depth_model
-        alpha = core.config.depth_loss_weight if args.depth_loss_weight is None else args.depth_loss_weight
-        silog_lambda = core.config.silog_lambda if args.silog_lambda is None else args.silog_lambda
-        self.depth_loss_weight = alpha
-        core.config.depth_loss_weight, core.config.silog_lambda = alpha, silog_lambda
+    def _prepare_depth_loss(self) -> None:
+        config, args = self.depth_model.config, self.args
+        if args.depth_loss_weight is not None:
+            config.depth_loss_weight = args.depth_loss_weight
+        if args.silog_lambda is not None:
+            config.silog_lambda = args.silog_lambda
+        self.depth_loss_weight = config.depth_loss_weight
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        add_depth_forward(core, silog_lambda, text=not self.head_alone, sharded=sharded)
+        install_training_forward(self.depth_model, config.silog_lambda, text=not self.head_alone, sharded=sharded)
         # Qwen3-VL says no, and would get a mean of means: `compute_loss` here does normalise by the step's tokens.
         self.model_accepts_loss_kwargs = True
         self._meters = {mode: DepthMeter(self.accelerator) for mode in ("train", "eval")}
@@ -187,8 +186,23 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         self._depth_images_in_step: Tensor | None = None
 
     @property
+    def depth_enabled(self) -> bool:
+        """True if there is a depth loss."""
+        return self.mode in (Mode.JOINT, Mode.HEAD)
+
+    @property
+    def head_alone(self) -> bool:
+        """True in stage 1: the backbone runs without gradients, and there is no text loss."""
+        return self.mode is Mode.HEAD
+
+    @property
+    def reads_cameras(self) -> bool:
+        """True if [`DepthDataCollator`] reads the data."""
+        return self.mode is not Mode.TRL
+
+    @property
     def depth_model(self) -> DepthVLMForConditionalGeneration:
-        """The model with the depth head, out of PEFT's wrapper."""
+        """The model with the depth head, without PEFT's wrapper."""
         return self.model.get_base_model() if is_peft_model(self.model) else self.model
 
     def _depth_collator(self, args: DepthSFTConfig) -> DepthDataCollator:
@@ -208,26 +222,26 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         )
 
     def _send_telemetry(self) -> None:
-        """Send nothing, where TRL reports each run to the Hub."""
+        """Send nothing; TRL reports each run to the Hub here."""
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         if self.reads_cameras:
-            # What the collator reads must not be dropped for not being a model input.
+            # Columns that the collator reads must not be dropped for not being a model input.
             self._signature_columns: Any = read_columns(self.args.columns(), self.args.dataset_text_field)
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         collator = self.data_collator
         if not isinstance(collator, DepthDataCollator):
             token = getattr(self.depth_model.config, "image_token_id", None)
-            self.data_collator = partial(collate_seeing, collator, token)
+            self.data_collator = partial(collate_with_pixels, collator, token)
         try:
             return super()._get_dataloader(*args, **kwargs)
         finally:
             self.data_collator = collator
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """As in transformers, with one group, and one learning rate, for each part of the model."""
+        """Create the optimiser as in transformers, with a group and a learning rate for each part of the model."""
         fresh = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
         if fresh and self.depth_enabled:
@@ -238,7 +252,7 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor | int | None]:
-        """As in transformers; it also counts the images with depth of the accumulated, global batch."""
+        """Take the batches of a step as in transformers, and count the images with depth of the global batch."""
         batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.depth_enabled:
             images = sum(_info(batch).depth_images for batch in batches)
@@ -255,7 +269,7 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """`text_loss + alpha * depth_loss`, each normalised over the whole accumulated, global batch."""
+        """Compute `text_loss + alpha * depth_loss`, each normalised over the whole accumulated, global batch."""
         if not self.depth_enabled:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs = dict(inputs)
@@ -301,7 +315,7 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         return (loss, returned) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As in TRL, with the numbers of depth; those of an evaluation are exact over its tokens and images."""
+        """Log as in TRL, with the numbers of depth; those of an evaluation are exact over its tokens and images."""
         if self.depth_enabled:
             training = self.model.training
             numbers = self._meters["train" if training else "eval"].read(
@@ -321,7 +335,7 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         super().log(logs, start_time)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; incomplete checkpoints are skipped."""
+        """Train as in transformers; incomplete checkpoints are skipped."""
         checkpoint = resolve_checkpoint(str(self.args.output_dir), resume_from_checkpoint)
         if self.text_probe is not None:
             if self.is_world_process_zero():  # the checkpoint is loaded later: this is the base model
@@ -332,7 +346,7 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         return super().train(checkpoint, *args, **kwargs)
 
     def end(self) -> None:
-        """Ends the run as the base class does, after which neither training nor evaluation can go on."""
+        """End the run as the base class does, after which neither training nor evaluation can go on."""
         # DDP's reducer must not be the last to hold the process group: freed with it, under Python's lock, the group
         # waits for its threads, and one of them may be waiting for that lock (gloo; torch 2.13). Then nothing ends.
         self.model_wrapped = self.model
@@ -355,7 +369,7 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
             self._looked_at = ([], [])
 
     def _depth_weight(self, info: BatchInfo) -> Tensor | float:
-        """What the sum of this micro-batch's SILog is multiplied by: alpha over the step's images with depth."""
+        """Return the factor on the sum of this micro-batch's SILog: alpha over the step's images with depth."""
         alpha = self.depth_loss_weight
         if not self.model.training or self._depth_images_in_step is None:
             return alpha / max(1, info.depth_images)
@@ -364,7 +378,7 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         return alpha * ranks / self._depth_images_in_step.clamp(min=1)
 
     def _head_runs(self, inputs: dict[str, Any]) -> int:
-        """How often the depth head runs in this batch: once for every size of image, in ZeRO-3 in any rank's batch."""
+        """Return the runs of the depth head in this batch: one for each image size, in ZeRO-3 of any rank's batch."""
         grids = inputs.get("image_grid_thw")
         if not is_deepspeed_zero3_enabled():
             return 1
@@ -400,6 +414,50 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
             tokens=tokens,
             **text,
         )
+
+
+def collate_with_pixels(
+    collator: Callable[[Any], dict[str, Any]], image_token: int | None, rows: Any
+) -> dict[str, Any]:
+    """Let a collator make a batch, and check that it has pixels if its text has image tokens.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    inputs = collator(rows)
+    if image_token is None or "input_ids" not in inputs or inputs.get("pixel_values") is not None:
+        return inputs
+    if count := int((inputs["input_ids"] == image_token).sum()):
+        raise ValueError(
+            f"A batch has {count} image tokens in its text and no image: the model would learn to answer without "
+            "seeing. Give the images in a column 'images', or set `use_depth_collator=True`, which also reads those "
+            "inside of messages."
+        )
+    return inputs
+
+
+def _turn_checkpointing_off(args: DepthSFTConfig) -> None:
+    """Turn off what would make a frozen backbone go backward: stage 1 keeps none of its activations."""
+    if args.gradient_checkpointing or args.activation_offloading:
+        logger.info("The head alone is trained: gradient checkpointing and activation offloading are off.")
+    args.gradient_checkpointing = args.activation_checkpointing = args.activation_offloading = False
+    if args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = False
+
+
+def _muon_and_keywords(args: DepthSFTConfig, given: Any) -> tuple[Any, dict[str, Any]]:
+    if given is not None:
+        raise ValueError(
+            f"Both `muon_learning_rate` ({args.muon_learning_rate}) and `optimizer_cls_and_kwargs` were given: leave "
+            "one of them out."
+        )
+    return MuonFactory, {
+        "muon_learning_rate": args.muon_learning_rate,
+        "learning_rate": args.learning_rate,
+        "weight_decay": args.weight_decay,
+        "betas": (args.adam_beta1, args.adam_beta2),
+        "eps": args.adam_epsilon,
+    }
 
 
 def _info(batch: dict[str, Any]) -> BatchInfo:

@@ -1,4 +1,4 @@
-"""The versions of TRL and transformers that training was tested with, and what is said outside them."""
+"""The versions of TRL and transformers that training was tested with, and the errors outside them."""
 
 import logging
 import warnings
@@ -6,29 +6,25 @@ from importlib.metadata import version
 
 from packaging.version import Version
 
-# Package: (first, last) version tested. Below the first, what training is built on is not there; a release after the
-# last may work. Patch releases of the last count as tested.
+# Package: (first, last) version tested. Before the first, the features that training needs are missing; a release
+# after the last may work. Patch releases of the last count as tested.
 TESTED = {"trl": ("1.16", "1.16"), "transformers": ("5.18", "5.23")}
 
 
 def version_range(package: str) -> str:
-    """`"5.18 to 5.23"`, or one number where first and last are the same."""
+    """Return the tested versions as `"5.18 to 5.23"`, or one number if first and last are the same."""
     first, last = TESTED[package]
     return first if first == last else f"{first} to {last}"
 
 
 def check_versions(installed: dict[str, str] | None = None) -> None:
-    """
-    Check TRL and transformers, before anything of them is used.
+    """Check TRL and transformers, before anything of them is used; warn if one is newer than the tested range.
 
     Args:
-        installed: version by package name; by default, what is installed.
+        installed: Version by package name; by default those installed.
 
     Raises:
-        ImportError: one is older than the tested range, with the range and the command that mends it.
-
-    Warns:
-        UserWarning: one is newer than the tested range, with the range.
+        ImportError: If one is older than the tested range, with the range and the command that mends it.
     """
     for package, (first, last) in TESTED.items():
         found = version(package) if installed is None else installed[package]
@@ -47,7 +43,7 @@ def check_versions(installed: dict[str, str] | None = None) -> None:
 
 
 def quiet_libraries() -> None:
-    """For the command: leave out what libraries say at its start that its user can do nothing about."""
+    """Silence what libraries say at the start of the command that its user can do nothing about."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a kernel that a CPU does not need
     logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)  # its defaults are ours
     # Names that transformers 5.23 has new ones for, and 5.18 has not.

@@ -21,9 +21,8 @@ import typer
 from depthvlm.modeling_depthvlm import DepthVLMForConditionalGeneration, silog_loss
 from depthvlm.processing import DepthVLMProcessor
 from depthvlm.training.collator import DepthDataCollator
-from depthvlm.training.forward import add_depth_forward
-from depthvlm.training.parameter_parts import set_trainable
-from depthvlm.training.targets import DepthTargets
+from depthvlm.training.forward import DepthTargets, install_training_forward
+from depthvlm.training.optimizer import set_trainable
 from forward import build_inputs, build_model, compare, console
 from PIL import Image
 from torch import Tensor
@@ -124,7 +123,7 @@ def main(
 
         return call
 
-    add_depth_forward(model, 0.5, text=False)
+    install_training_forward(model, 0.5, text=False)
     head_forward = model.forward
     name = "frozen LLM in the graph"
     candidates = {
@@ -158,7 +157,7 @@ def main(
         prediction = model.depth_head(maps, (height // 32, width // 32))
         silog_loss(prediction, depth).backward()
 
-    add_depth_forward(model, 0.5, text=True)
+    install_training_forward(model, 0.5, text=True)
     joint_forward = model.forward
 
     def with_forward(forward: Any, run: Any) -> Any:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from datasets import Dataset
 from depthvlm.hub_cards.cards.model_card import make_model_card
-from depthvlm.training.recipe_record import base_model, count_data, name_data
+from depthvlm.training.card import base_model, count_data, name_data
 from huggingface_hub import ModelCard
 from peft import LoraConfig
 from toy_checkpoint import save_toy_checkpoint

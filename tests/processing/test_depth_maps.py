@@ -9,7 +9,7 @@ import pytest
 import torch
 from depthvlm.processing import read_depth
 from depthvlm.processing.depth_maps_depthvlm import depth_labels, reduce_depth
-from depthvlm.training.row_files import read_depth_map
+from depthvlm.training.rows import read_depth_map
 from PIL import Image, PngImagePlugin
 
 RAW = np.array([[0, 1000, 2500], [65535, 500, 1]], dtype=np.uint16)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset, load_dataset
-from depthvlm.training.bad_samples import BadSampleError
 from depthvlm.training.collator import DepthDataCollator
+from depthvlm.training.rows import BadSampleError
 from toy_checkpoint import save_toy_checkpoint
 from toy_rows import toy_processor
 from toy_training import settings, toy_row

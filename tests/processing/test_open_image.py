@@ -21,7 +21,7 @@ from depthvlm.benchmark.sources.frames import FrameError
 from depthvlm.processing import DepthVLMImageProcessorPil, read_depth
 from depthvlm.processing.depth_maps_depthvlm import load_array
 from depthvlm.processing.images_depthvlm import open_image, upright_image
-from depthvlm.training.row_files import read_depth_map, read_image
+from depthvlm.training.rows import read_depth_map, read_image
 from PIL import EpsImagePlugin, ExifTags, Image
 
 from depthvlm import load

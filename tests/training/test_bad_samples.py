@@ -9,8 +9,8 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from depthvlm.training.bad_samples import BadSampleError
 from depthvlm.training.collator import BatchInfo, DepthDataCollator
+from depthvlm.training.rows import BadSampleError
 from PIL import Image
 from torch.utils.data import DataLoader
 from toy_rows import depth_row, jpeg, millimetres, picture, toy_processor, turn

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Features, Image, IterableDataset, List, Value, concatenate_datasets, load_dataset
-from depthvlm.training.bad_samples import BadSampleError
 from depthvlm.training.collator import DepthDataCollator
 from depthvlm.training.config import DepthSFTConfig
 from depthvlm.training.dataset import prepare_depth_dataset
+from depthvlm.training.rows import BadSampleError
 from depthvlm.training.sft import ArgumentError, DepthScriptArguments, load_data
 from PIL import Image as PILImage
 from torch.utils.data import DataLoader

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from depthvlm.training.forward import add_depth_forward, score_replies_alone
-from depthvlm.training.targets import DepthTargets
+from depthvlm.training.forward import DepthTargets, install_training_forward
 from torch.nn import functional
 from toy_checkpoint import toy_config
 from trl.trainer.utils import add_fused_lm_head
@@ -18,7 +17,7 @@ def scored(alone: bool) -> tuple[object, DepthVLMForConditionalGeneration, dict[
     model = DepthVLMForConditionalGeneration(toy_config()).train()
     add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
     if alone:
-        score_replies_alone(model)
+        install_training_forward(model)
     ids = torch.randint(0, 64, (3, 12))
     labels = ids.clone()
     labels[0, :7] = labels[1, 3:9] = -100
@@ -85,7 +84,7 @@ def test_all_ranks_run_the_same_modules_in_the_same_order(text: bool):
     model.requires_grad_(text)
     model.depth_head.requires_grad_(True)
     add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
-    add_depth_forward(model, 0.5, text=text, sharded=True)
+    install_training_forward(model, 0.5, text=text, sharded=True)
     order: list[str] = []
 
     def note(name: str, given: Any, output: torch.Tensor) -> None:

@@ -34,7 +34,7 @@ def start_weights(checkpoint: str) -> dict[str, torch.Tensor]:
 
 
 def changed_parts(trainer: Any, before: dict[str, torch.Tensor]) -> set[str]:
-    from depthvlm.training.parameter_parts import part_of
+    from depthvlm.training.optimizer import part_of
 
     return {part_of(name) for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from depthvlm.training.optimizer import MuonAdamW, MuonFactory
+from depthvlm.training.optimizer import MuonFactory, build_muon
 from torch import nn
 from toy_checkpoint import save_toy_checkpoint
 from toy_training import settings, toy_dataset, toy_rows
@@ -24,7 +24,7 @@ def test_three_steps_are_pytorchs(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     ours = nn.Parameter(torch.randn(shape))
     theirs = nn.Parameter(ours.detach().flatten(1).clone())
-    optimizer = MuonAdamW([{"params": [ours], "use_muon": True, "lr": 0.02, "weight_decay": 0.1}], foreach=False)
+    optimizer = build_muon([{"params": [ours], "use_muon": True, "lr": 0.02, "weight_decay": 0.1}])
     reference = torch.optim.Muon([theirs], lr=0.02, weight_decay=0.1, adjust_lr_fn="original")
     for _ in range(3):
         ours.grad = torch.randn(shape)
@@ -41,7 +41,7 @@ def test_a_step_keeps_the_gradients_directions_and_evens_their_lengths() -> None
     gradient = left @ torch.diag(torch.linspace(0.5, 5, 12)) @ right
     weight = nn.Parameter(torch.zeros(12, 20))
     weight.grad = gradient.clone()
-    MuonAdamW([{"params": [weight], "use_muon": True, "lr": 1.0, "momentum": 0.0}], foreach=False).step()
+    build_muon([{"params": [weight], "use_muon": True, "lr": 1.0, "momentum": 0.0}]).step()
     seen = -left.T @ weight.detach() @ right.T
     lengths = seen.diagonal()
     torch.testing.assert_close(seen, torch.diag(lengths), rtol=0, atol=1e-5)

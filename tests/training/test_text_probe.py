@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from depthvlm.training.text_probe import TextProbe, _coarse_kl, probe_prompt
+from depthvlm.training.callbacks import TextProbe, _coarse_kl, probe_prompt
 from toy_checkpoint import save_toy_checkpoint
 from toy_training import settings, toy_dataset, toy_row, toy_rows
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from depthvlm.training.pictures import input_image, picture_grid
+from depthvlm.training.callbacks import input_image, picture_grid
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy_checkpoint import save_toy_checkpoint

@@ -7,10 +7,8 @@ import math
 import numpy as np
 import pytest
 from depthvlm.processing import DEPTH_PROMPT, DEPTH_REPLY, Camera, DepthVLMImageProcessor, DepthVLMProcessor
-from depthvlm.training.bad_samples import BadSampleError
 from depthvlm.training.collator import DepthDataCollator
-from depthvlm.training.row_files import read_depth_map, read_image
-from depthvlm.training.rows import read_columns
+from depthvlm.training.rows import BadSampleError, read_columns, read_depth_map, read_image
 from PIL import ExifTags, Image
 from toy_rows import toy_processor
 from toy_tokenizer import build_toy_tokenizer

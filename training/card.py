@@ -1,22 +1,32 @@
-"""What a training run was, in values that may be published: no path, no token, no name of a machine."""
+"""The record of a training run, its model card and its push to the Hub: no path, no token, no name of a machine."""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import platform
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import Future
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset
+from huggingface_hub import CommitInfo
+from transformers import Trainer
+from transformers.trainer_utils import HubStrategy
+from transformers.utils import PushInProgress
 
-from .parameter_parts import PARTS, part_of
+from ..recipe_file import hub_name, is_hub_name, read_recipe, write_recipe
+from .optimizer import trained_parts
 
-# Always told, then those that are told where they differ from the default. What is in neither list never is.
+logger = logging.getLogger(__name__)
+
+# Settings that are always told, and those that are told if they differ from the default. No other is.
 _BASIC = (
     "optim",
     "learning_rate",
@@ -38,11 +48,10 @@ _PACKAGES = ("depthvlm", "torch", "transformers", "trl", "accelerate", "datasets
 
 
 def stage_record(trainer: Any) -> dict[str, Any]:
-    """
-    This run as it stands, for [`~depthvlm.recipe_file.write_recipe`].
+    """Return the record of a run as it stands, for [`~depthvlm.recipe_file.write_recipe`].
 
     Args:
-        trainer: a [`DepthSFTTrainer`] of a model with a depth head. Nothing is gathered: any rank may call it.
+        trainer: [`DepthSFTTrainer`] of a model with a depth head. Nothing is gathered: any rank may call this.
     """
     args, core = trainer.args, trainer.depth_model
     base, revision = base_model(core.config)
@@ -50,8 +59,7 @@ def stage_record(trainer: Any) -> dict[str, Any]:
     record: dict[str, Any] = {"base_model": base}
     if revision:
         record["base_revision"] = revision
-    trained = {part_of(name) for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
-    record["trained"] = [part for part in PARTS if part in trained]
+    record["trained"] = trained_parts(trainer.model)
     if is_peft_model(trainer.model):
         record["adapter"] = _adapter(trainer.model.active_peft_config)
     record["loss"] = (
@@ -67,7 +75,7 @@ def stage_record(trainer: Any) -> dict[str, Any]:
         "per_device_batch_size": micro,
         "gradient_accumulation_steps": accumulation,
         "global_batch_size": micro * accumulation * ranks,
-        "device": _device(args),
+        "device": torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type.upper(),
         "settings": _settings(args),
         "versions": _versions(trainer),
     }
@@ -75,21 +83,21 @@ def stage_record(trainer: Any) -> dict[str, Any]:
 
 
 def count_data(dataset: Any) -> dict[str, Any]:
-    """Rows of a data set, and how many come from which source of DepthVLM-Bench where it has that column."""
+    """Count the rows of a data set, and those of each source of DepthVLM-Bench if it has that column."""
     from ..hub_cards.cards.card_text import TERMS
 
     if not isinstance(dataset, Dataset):
         return {}
     counts: dict[str, Any] = {"rows": len(dataset)}
     if "source" in dataset.column_names and getattr(dataset.features["source"], "dtype", None) == "string":
-        # A column of that name may also hold what is nobody's business.
+        # A column of that name may also hold names that are private.
         column = Counter(name if name in TERMS else "other" for name in dataset.with_format(None)["source"])
         counts["sources"] = dict(sorted(column.items()))
     return counts
 
 
 def name_data(script_args: Any, dataset_args: Any) -> list[str]:
-    """The data of `depthvlm sft` by name: on the Hub, a function, or a local file or folder without its path."""
+    """Return the names of the data of `depthvlm sft`: on the Hub, a function, or a file or folder without its path."""
     if script_args.dataset_generator:
         return [f"made by {script_args.dataset_generator}"]
     names = [dataset.path for dataset in dataset_args.datasets] or [script_args.dataset_name]
@@ -98,25 +106,18 @@ def name_data(script_args: Any, dataset_args: Any) -> list[str]:
 
 
 def base_model(config: Any) -> tuple[str | None, str | None]:
-    """Name on the Hub, and revision, of what the weights were loaded from; None for a local folder."""
-    from ..recipe_file import hub_name
-
-    name = str(config._name_or_path or "")
-    found, revision = hub_name(name)
+    """Return name on the Hub, and revision, of the weights that a run began with; None for a local folder."""
+    found, revision = hub_name(str(config._name_or_path or ""))
     return found, revision or (getattr(config, "_commit_hash", None) if found else None)
 
 
 def earlier_stages(config: Any) -> list[Any]:
-    """The record beside the weights that a run begins with. Read at once: the run may write to the same folder."""
-    from ..recipe_file import read_recipe
-
+    """Read the record beside the weights that a run begins with, before the run writes to the same folder."""
     name = str(config._name_or_path or "")
     return list(read_recipe(name)) if name and Path(name).is_dir() else []
 
 
 def _public_name(name: str) -> str:
-    from ..recipe_file import is_hub_name
-
     local = Path(name).expanduser().exists() or Path(name).suffix in (".json", ".jsonl")
     on_hub = not local and ("/" not in name or is_hub_name(name))  # the oldest data sets have no owner
     return name if on_hub else f"local: {Path(name).name}"
@@ -148,12 +149,6 @@ def _adapter(config: Any) -> dict[str, Any]:
     return found | {"modules_to_save": list(config.modules_to_save or [])}
 
 
-def _device(args: Any) -> str:
-    import torch
-
-    return torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type.upper()
-
-
 def _versions(trainer: Any) -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in (*_PACKAGES, *(["peft"] if is_peft_model(trainer.model) else [])):
@@ -165,14 +160,12 @@ def _versions(trainer: Any) -> dict[str, str]:
 
 
 def record_stages(trainer: Any) -> list[Any]:
-    """All runs that led to the trainer's model, this one last."""
+    """Return all runs that led to the trainer's model, this one last."""
     return [*trainer.earlier_stages, stage_record(trainer)]
 
 
 def save_record(trainer: Any, folder: str, card: bool) -> None:
-    """Write the recipe beside weights that were just saved, and the model card where it is asked for."""
-    from ..recipe_file import write_recipe
-
+    """Write the recipe beside weights that were just saved, and with `card` the model card."""
     write_recipe(folder, record_stages(trainer))
     if card or (Path(folder) / "README.md").is_file():  # PEFT has written one, with the base model's local path
         write_card(trainer, folder)
@@ -185,19 +178,20 @@ def write_card(
     dataset_name: str | None = None,
     tags: str | Sequence[str] | None = None,
 ) -> None:
-    """
-    Write README.md: of the weights in the folder where they are the trainer's as it stands, else of the trainer, as at
-    a checkpoint, whose weights lie deeper.
+    """Write README.md into a folder.
+
+    It describes the weights in the folder if they are the trainer's as it stands, else the trainer, as at a
+    checkpoint, whose weights lie deeper.
 
     Args:
-        folder: gets the card.
-        model_name: its title; by default the name of the repository, or of the folder.
-        dataset_name: of the training data, where the trainer was not told.
-        tags: besides those of TRL and ours.
+        trainer: [`DepthSFTTrainer`] of a model with a depth head.
+        folder: Folder for the card.
+        model_name: Title; by default the name of the repository, or of the folder.
+        dataset_name: Name of the training data, if the trainer was not told.
+        tags: Tags besides those of TRL and DepthVLM.
     """
     from ..hub_cards.cards.model_card import render_model_card
     from ..hub_cards.cards.model_facts import read_facts
-    from ..recipe_file import read_recipe, write_recipe
 
     stages = record_stages(trainer)
     saved = read_recipe(folder) == stages
@@ -210,7 +204,7 @@ def write_card(
     facts = read_facts(Path(folder)) if saved else _live_facts(trainer, stages)
     title = (model_name or repo_id or Path(folder).resolve().name).split("/")[-1]
     given = [tags] if isinstance(tags, str) else list(tags or [])
-    # Sorted as in no set: the same run writes the same card.
+    # In one order, not a set's, so that the same run writes the same card.
     all_tags = ["generated_from_trainer", *trainer._tag_names, *given]
     render_model_card(facts, repo_id, title, tags=all_tags).save(str(Path(folder) / "README.md"))
 
@@ -226,3 +220,103 @@ def _live_facts(trainer: Any, stages: Sequence[Any]) -> Any:
     reader = trainer.processing_class
     processor = {"image_processor": reader.image_processor.to_dict()} if isinstance(reader, DepthVLMProcessor) else {}
     return ModelFacts(trainer.depth_model.config.to_dict(), adapter, processor, stages=stages)
+
+
+class HubPushMixin(Trainer):
+    """Pushes with the files and the card of `depthvlm push`, for a trainer with `has_depth_head`.
+
+    A trainer of another model pushes as transformers does.
+    """
+
+    has_depth_head: bool
+    push_in_progress: Any
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> CommitInfo:
+        """Push as in transformers, with the files and checks of `depthvlm push` except its proof.
+
+        Weights in safetensors (of an adapter those of the adapter), processor, code and card go in one commit, which
+        is compared with the files afterwards. The run's own state is not pushed.
+
+        Raises:
+            PushError: If the checkpoint is not whole, or the Hub did not take it. The checkpoint stays in `output_dir`.
+        """
+        if not self.has_depth_head:
+            given = {} if private is None else {"private": private}  # transformers 5.18 does not know it
+            return super().push_to_hub(commit_message, blocking, token, revision, **given, **kwargs)
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:  # called with `push_to_hub=False`
+            if private is not None:
+                self.args.hub_private_repo = private
+            self.init_hf_repo(token=token)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None  # type: ignore[return-value]  # as in transformers
+        model_name = kwargs.pop("model_name", None) or str(self.hub_model_id).split("/")[-1]
+        self.create_model_card(model_name=model_name, **kwargs)
+        self._finish_current_push()
+        push = self._start_push(
+            Path(str(self.args.output_dir)),
+            commit_message or "End of training",
+            token or self.args.hub_token,
+            revision or self.args.hub_revision,
+        )
+        return push.result() if blocking else push  # type: ignore[return-value]  # a Future, as in transformers
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self.has_depth_head:
+            super()._push_from_checkpoint(checkpoint_folder)
+            return
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            logger.warning(
+                "`hub_strategy=%r`: the model is pushed at every save, and the state of the optimizer is not. Copy %s "
+                "itself to go on from it elsewhere.",
+                HubStrategy(self.args.hub_strategy).value,
+                checkpoint_folder,
+            )
+        under_way = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if under_way and not self.args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        message = f"Training in progress, step {self.state.global_step}"
+        push = self._start_push(Path(checkpoint_folder), message, self.args.hub_token, self.args.hub_revision)
+        push.add_done_callback(_warn_of_failure)
+        if under_way:
+            self.push_in_progress.jobs.append(push)
+        else:
+            self.push_in_progress = PushInProgress([push])  # type: ignore[arg-type]  # it wants a list
+
+    def _start_push(self, folder: Path, message: str, token: str | None, revision: str | None) -> Future[CommitInfo]:
+        """Choose and check the files now, and send them in the background."""
+        from ..hub_cards.push.package import (
+            CARD,
+            adapter_upload,
+            model_upload,
+            select_adapter_files,
+            select_checkpoint_files,
+        )
+        from ..hub_cards.push.upload import Hub
+
+        repo_id = str(self.hub_model_id)
+        card = Path(str(self.args.output_dir), CARD).read_text(encoding="utf-8")
+        if is_peft_model(self.model):
+            upload = adapter_upload(select_adapter_files(folder).files, repo_id, card)
+        else:
+            upload = model_upload(select_checkpoint_files(folder).files, repo_id, card)
+        hub = Hub(token)
+        return hub.api.run_as_future(lambda: hub.push(upload, revision=revision, message=message).info)
+
+
+def _warn_of_failure(push: Future[CommitInfo]) -> None:
+    error = None if push.cancelled() else push.exception()
+    if error is not None:
+        logger.warning("The push of a checkpoint failed, and training goes on: %s", error)
