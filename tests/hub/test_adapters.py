@@ -4,8 +4,8 @@ import pytest
 import torch
 from depthvlm.modeling_depthvlm import DepthVLMForConditionalGeneration
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file, save_file
-from toy_checkpoint import save_toy_checkpoint
+from safetensors.torch import load_file
+from toy_checkpoint import leave_out, save_toy_checkpoint
 from transformers import AutoModel
 
 import depthvlm
@@ -14,13 +14,6 @@ import depthvlm
 @pytest.fixture
 def checkpoint(tmp_path):
     return save_toy_checkpoint(tmp_path / "base")
-
-
-def leave_out(checkpoint, part):
-    """Rewrite a checkpoint without the weights whose names hold `part`."""
-    weights = load_file(checkpoint / "model.safetensors")
-    kept = {name: weight for name, weight in weights.items() if part not in name}
-    save_file(kept, checkpoint / "model.safetensors", {"format": "pt"})
 
 
 @pytest.fixture
@@ -34,16 +27,15 @@ def adapter(checkpoint, tmp_path):
     return tmp_path / "adapter"
 
 
-def loaders():
-    """Every way to a model through an adapter."""
-    return [
+@pytest.mark.parametrize(
+    "load",
+    [
         DepthVLMForConditionalGeneration.from_pretrained,
         AutoModel.from_pretrained,
         lambda path: depthvlm.load(path, device="cpu").model,
-    ]
-
-
-@pytest.mark.parametrize("load", loaders(), ids=["class", "auto", "load"])
+    ],
+    ids=["class", "auto", "load"],
+)
 class TestAdapters:
     def test_it_is_put_on_its_model(self, adapter, checkpoint, load):
         alone, both = load_file(adapter / "adapter_model.safetensors"), dict(load(adapter).named_parameters())

@@ -1,19 +1,21 @@
 """from_pretrained and save_pretrained: our checkpoints, published ones, plain Qwen3-VL, and broken ones."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from depthvlm.modeling_depthvlm import DepthHeadConfig, DepthVLMConfig, DepthVLMForConditionalGeneration
 from safetensors.torch import load_file, save_file
-from toy_checkpoint import save_toy_checkpoint
+from toy_checkpoint import change_config, change_weights, leave_out, save_toy_checkpoint
 from toy_models import last_layer, toy_config, toy_inputs, toy_model
 from transformers import (
     AutoModel,
     AutoModelForDepthEstimation,
     AutoModelForImageTextToText,
     BitsAndBytesConfig,
+    Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
 )
 
@@ -23,38 +25,39 @@ from depthvlm.conversation import Conversation
 INPUTS = toy_inputs([[2, (2, 3), 4], [(1, 2), 3]])
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def model():
     return toy_model()
 
 
-@pytest.fixture
-def checkpoint(model, tmp_path):
-    model.save_pretrained(tmp_path / "own")
-    return tmp_path / "own"
-
-
-@pytest.fixture
-def qwen(model, tmp_path):
-    """A plain Qwen3-VL checkpoint with the toy's weights."""
-    config = json.loads(toy_config().to_json_string(use_diff=False))
-    plain = Qwen3VLForConditionalGeneration(
-        type(toy_config()).__mro__[1](
-            **{k: config[k] for k in ("text_config", "vision_config", "image_token_id", "video_token_id")}
-        )
-    )
+@pytest.fixture(scope="module")
+def saved(model, tmp_path_factory):
+    """The toy model as it saves itself, and its backbone as a plain Qwen3-VL: for copies."""
+    folder = tmp_path_factory.mktemp("saved")
+    model.save_pretrained(folder / "own")
+    config = {name: getattr(model.config, name) for name in ("image_token_id", "video_token_id")}
+    config |= {name: getattr(model.config, name).to_dict() for name in ("text_config", "vision_config")}
+    plain = Qwen3VLForConditionalGeneration(Qwen3VLConfig(**config))
     plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("depth_head.")})
-    plain.save_pretrained(tmp_path / "qwen")
-    return tmp_path / "qwen"
+    plain.save_pretrained(folder / "qwen")
+    return folder
+
+
+@pytest.fixture
+def checkpoint(saved, tmp_path):
+    return shutil.copytree(saved / "own", tmp_path / "own")
+
+
+@pytest.fixture
+def qwen(saved, tmp_path):
+    return shutil.copytree(saved / "qwen", tmp_path / "qwen")
 
 
 @pytest.fixture
 def published(model, qwen):
     """The published layout: Qwen3-VL's config with two more keys, the head's widths in its weights alone."""
-    config = json.loads((qwen / "config.json").read_text())
-    config |= {"depth_head_type": "dpt", "depth_loss_weight": 0.7}
-    (qwen / "config.json").write_text(json.dumps(config))
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, qwen / "model.safetensors", {"format": "pt"})
+    change_config(qwen, depth_head_type="dpt", depth_loss_weight=0.7)
+    change_weights(qwen, lambda _: {k: v.contiguous() for k, v in model.state_dict().items()})
     return qwen
 
 
@@ -116,8 +119,7 @@ def test_published_layout_in_shards(model, published):
 
 
 def test_published_layout_without_its_head(published):
-    weights = {k: v for k, v in load_file(published / "model.safetensors").items() if not k.startswith("depth_head.")}
-    save_file(weights, published / "model.safetensors", {"format": "pt"})
+    leave_out(published, "depth_head.")
     with pytest.raises(ValueError, match="no `depth_head"):
         DepthVLMForConditionalGeneration.from_pretrained(published)
 
@@ -175,13 +177,8 @@ def test_config_round_trips(tmp_path):
             DepthVLMConfig(**kwargs)
 
 
-def rewrite(folder, change):
-    weights = load_file(folder / "model.safetensors")
-    save_file(change(weights), folder / "model.safetensors", {"format": "pt"})
-
-
 def test_checkpoint_without_a_head(model, checkpoint):
-    rewrite(checkpoint, lambda weights: {k: v for k, v in weights.items() if not k.startswith("depth_head.")})
+    leave_out(checkpoint, "depth_head.")
     with pytest.raises(ValueError, match="no `depth_head"):
         DepthVLMForConditionalGeneration.from_pretrained(checkpoint)
     _, info = DepthVLMForConditionalGeneration.from_pretrained(checkpoint, output_loading_info=True)
@@ -190,29 +187,27 @@ def test_checkpoint_without_a_head(model, checkpoint):
 
 @pytest.mark.parametrize("lost", ["depth_head.projects.2.weight", "model.visual.blocks.1.attn.proj.bias"])
 def test_checkpoint_without_one_weight(lost, checkpoint, qwen):
-    rewrite(checkpoint, lambda weights: {k: v for k, v in weights.items() if k != lost})
+    leave_out(checkpoint, lost)
     for auto in (DepthVLMForConditionalGeneration, AutoModel, AutoModelForDepthEstimation):
         with pytest.raises(ValueError, match=rf"lacks 1 of the model's weights: {lost}\. Copy"):
             auto.from_pretrained(checkpoint)
     if "visual" in lost:  # in a plain Qwen3-VL only the head is new
-        rewrite(qwen, lambda weights: {k: v for k, v in weights.items() if k != lost})
+        leave_out(qwen, lost)
         with pytest.raises(ValueError, match=lost):
             DepthVLMForConditionalGeneration.from_pretrained(qwen)
 
 
 def test_more_layers_than_the_weights_have_are_refused_before_they_are_built(checkpoint):
-    config = json.loads((checkpoint / "config.json").read_text())
     for part, key in (("text_config", "num_hidden_layers"), ("vision_config", "depth")):
-        changed = config | {part: config[part] | {key: 10**9}}
-        (checkpoint / "config.json").write_text(json.dumps(changed))
+        change_config(checkpoint, **{part: {key: 10**9}})
         with pytest.raises(ValueError, match=rf"{part}\.{key}=1000000000, but its weights hold 4"):
             DepthVLMForConditionalGeneration.from_pretrained(checkpoint)
+        change_config(checkpoint, **{part: {key: 4}})
 
 
 @pytest.mark.parametrize("model_type", ["qwen3_vl_moe", "qwen2_5_vl", "llava", "qwen3_5", "nonsense", None])
 def test_other_backbones_are_refused_at_once(model_type, qwen):
-    config = json.loads((qwen / "config.json").read_text()) | {"model_type": model_type}
-    (qwen / "config.json").write_text(json.dumps(config))
+    change_config(qwen, model_type=model_type)
     (qwen / "model.safetensors").unlink()  # nothing of it is looked at
     for cls in (DepthVLMForConditionalGeneration, DepthVLMConfig):
         with pytest.raises(ValueError, match=rf"model_type={model_type!r}.*Supported are qwen3_vl"):
@@ -221,9 +216,7 @@ def test_other_backbones_are_refused_at_once(model_type, qwen):
 
 @pytest.mark.parametrize("levels", [[0, 1], [0, 1, 2, 3], [1, 1, 2], [0, 1, 4], []])
 def test_deepstack_levels_that_the_head_cannot_read(levels, qwen):
-    config = json.loads((qwen / "config.json").read_text())
-    config["vision_config"]["deepstack_visual_indexes"] = levels
-    (qwen / "config.json").write_text(json.dumps(config))
+    change_config(qwen, vision_config={"deepstack_visual_indexes": levels})
     for cls in (DepthVLMForConditionalGeneration, DepthVLMConfig):
         with pytest.raises(ValueError, match=r"deepstack_visual_indexes.*with 4 ViT layers.*reads three"):
             cls.from_pretrained(qwen)
@@ -257,10 +250,10 @@ def test_load_and_predict_refuse_untrained_and_broken_heads(tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     image = np.zeros((64, 64, 3), np.uint8)
 
-    rewrite(tmp_path, lambda _: weights | {"model.language_model.norm.weight": torch.full((32,), torch.nan)})
+    change_weights(tmp_path, lambda _: weights | {"model.language_model.norm.weight": torch.full((32,), torch.nan)})
     with pytest.raises(ValueError, match="holds NaN or infinity"):
         depthvlm.predict(image, tmp_path, fov=60, device="cpu")
-    rewrite(tmp_path, lambda _: {k: torch.full_like(v, torch.nan) for k, v in weights.items()})
+    change_weights(tmp_path, lambda _: {k: torch.full_like(v, torch.nan) for k, v in weights.items()})
     with pytest.raises(ValueError, match=r"head's weights .* hold NaN"):
         depthvlm.load(tmp_path, device="cpu")
 
@@ -329,12 +322,10 @@ def test_published_mlp_heads(mode, qwen):
     shapes = {"norm.weight": (width,), "norm.bias": (width,), "mlp.0.weight": (24, width), "mlp.0.bias": (24,)}
     shapes |= {"mlp.2.weight": (1024, 24), "mlp.2.bias": (1024,)}
     head = {name: torch.randn(shape) for name, shape in shapes.items()}
-    rewrite(qwen, lambda weights: weights | {f"depth_head.{k}": v for k, v in head.items()})
-    config = json.loads((qwen / "config.json").read_text())
-    config |= {"depth_head_type": "mlp", "depth_head_mlp_hidden": 24}
+    change_weights(qwen, lambda weights: weights | {f"depth_head.{k}": v for k, v in head.items()})
+    change_config(qwen, depth_head_type="mlp", depth_head_mlp_hidden=24)
     if mode in ("sum", "llm_last"):
-        config["depth_head_feature_mode"] = mode
-    (qwen / "config.json").write_text(json.dumps(config))
+        change_config(qwen, depth_head_feature_mode=mode)
     given = {"depth_config": {"feature_source": "vit+llm", "mlp_fusion": "sum"}} if "by" in mode else {}
     model = DepthVLMForConditionalGeneration.from_pretrained(qwen, **given).eval()
     inputs = toy_inputs([[2, (1, 1), 3]])
@@ -352,9 +343,7 @@ def test_published_mlp_heads(mode, qwen):
 
 
 def test_checkpoint_with_a_head_of_other_widths(checkpoint):
-    config = json.loads((checkpoint / "config.json").read_text())
-    config["depth_config"]["features"] = 32
-    (checkpoint / "config.json").write_text(json.dumps(config))
+    change_config(checkpoint, depth_config={"features": 32})
     with pytest.raises(RuntimeError, match="mismatch"):
         DepthVLMForConditionalGeneration.from_pretrained(checkpoint)
 

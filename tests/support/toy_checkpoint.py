@@ -4,7 +4,9 @@ import functools
 import json
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -37,6 +39,25 @@ def _original() -> tempfile.TemporaryDirectory[str]:
     return folder
 
 
+def change_config(folder: Path, **changes: Any) -> dict[str, Any]:
+    """Change values of `config.json`, those of parts by their names; the configuration as it then is."""
+    config = json.loads((folder / "config.json").read_text())
+    for name, value in changes.items():
+        config[name] = config[name] | value if isinstance(config.get(name), dict) else value
+    (folder / "config.json").write_text(json.dumps(config))
+    return config
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    """Write the weights that `change` makes of those that are there."""
+    save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors", {"format": "pt"})
+
+
+def leave_out(folder: Path, part: str) -> None:
+    """Drop the weights whose names hold `part`."""
+    change_weights(folder, lambda weights: {name: tensor for name, tensor in weights.items() if part not in name})
+
+
 def save_toy_checkpoint(folder: Path) -> Path:
     """Images become at most 128x128 pixels (16 visual tokens) in it; depth varies over the image."""
     return Path(shutil.copytree(_original().name, folder, dirs_exist_ok=True))
@@ -56,9 +77,7 @@ def save_foreign_checkpoint(folder: Path, published: bool) -> Path:
     if published:
         config |= {"depth_head_type": "dpt", "depth_loss_weight": weight}
     else:
-        weights = load_file(folder / "model.safetensors")
-        kept = {name: tensor for name, tensor in weights.items() if not name.startswith("depth_head.")}
-        save_file(kept, folder / "model.safetensors", {"format": "pt"})
+        leave_out(folder, "depth_head.")
     given = images["image_processor"]
     settings = {name: given[name] for name in ("size", "patch_size", "merge_size", "temporal_patch_size")}
     settings |= {"image_processor_type": "Qwen2VLImageProcessorFast", "processor_class": "Qwen3VLProcessor"}
