@@ -12,9 +12,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from ...result_records import ResultRecord, recorded
-from .manifest import build_name
 from .shard_writer import STATE_FOLDER, BuildError
-from .shards import finished_builds, shard_paths
+from .shards import build_name, finished_builds, shard_paths
 
 # `datasets` passes over folders with such names; among the files of another it would take the build for a folder of
 # images.
@@ -26,12 +25,14 @@ CANONICAL_FX = 1000.0
 def write_annotations(
     folder: str | Path, source: str, split: str, advance: Callable[[int], None] = lambda count: None
 ) -> Path:
-    """Writes `SOURCE-SPLIT.jsonl` of a finished build, whose `image` and `depth_path` are relative to the folder. The
-    lines have the released keys, and `id`, `original_fy`, `original_cx` and `original_cy` besides.
+    """Write `SOURCE-SPLIT.jsonl` of a finished build, whose `image` and `depth_path` are relative to the folder.
+
+    The lines have the released keys, and `id`, `original_fy`, `original_cx` and `original_cy` besides.
 
     Args:
-        folder: of the build.
-        source, split: of the build.
+        folder: folder of the build.
+        source: source of the build.
+        split: split of the build.
         advance: called with 1 for each image.
 
     Returns:
@@ -76,11 +77,11 @@ def check_replaceable(folder: str | Path, name: str) -> Path:
 
 
 def annotation_line(row: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """The released line of a row; points stay in the frame of the depth map, as they were released.
+    """Return the released line of a record; points stay in the frame of the depth map, as they were released.
 
     Args:
-        row: of a build, with its files undecoded.
-        prefix: of the paths of its files.
+        row: record of a build, with its files undecoded.
+        prefix: prefix of the paths of its files.
     """
     fx, fy, cx, cy = row["intrinsics"]
     scale = CANONICAL_FX / fx

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
+import threading
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from importlib import metadata
+from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -14,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, features
 
-from .manifest import add_to_manifest, build_lock, check_parameters
+from ...result_records import file_hash
 from .plan import BuildPlan
 from .records import RowMaker, benchmark_features, depth_messages
 from .shard_writer import (
@@ -22,19 +28,28 @@ from .shard_writer import (
     BuildError,
     ShardJob,
     ShardRecord,
+    ShardTask,
     SourceOpener,
     check_bad,
-    is_intact,
     open_once,
     read_record,
+    write_shard,
 )
-from .workers import available_cpus, in_processes, on_ray
+from .shards import add_to_manifest, available_cpus, build_lock, check_parameters
 
+Advance = Callable[[int], None]
 Engine = Literal["processes", "ray"]
 
 
+POLL_SECONDS = 0.2
+RAY_RETRIES = 3
+
+# State of a worker process that all its shards share.
+_state: dict[str, Any] = {}
+
+
 class BuildEvents(NamedTuple):
-    """What a build tells while it runs.
+    """Callbacks of a running build.
 
     Args:
         begin: called once, with the number of images and how many of them finished shards have.
@@ -60,7 +75,7 @@ def run_build(
     retry_bad: bool = False,
     events: BuildEvents | None = None,
 ) -> dict[str, Any]:
-    """Executes a plan, or what is left of it. The bytes depend on neither workers nor engine nor interruptions.
+    """Execute a plan, or what is left of it. The bytes depend on neither workers nor engine nor interruptions.
 
     Args:
         plan: from [`plan_build`].
@@ -125,14 +140,19 @@ def _job(plan: BuildPlan, opener: SourceOpener, root: str | Path, folder: Path, 
 
 
 def _finished(plan: BuildPlan, folder: Path, retry_bad: bool, say: Callable[[str], None]) -> dict[str, ShardRecord]:
-    """The records of finished shards, whose bytes are what the records say."""
+    """Return the records of finished shards whose bytes are what the records say."""
     found = [record for task in plan.tasks if (record := read_record(folder, task.file, plan.hash))]
     if retry_bad:
         found = [record for record in found if not record.bad]
     records = {}
+
+    def intact(record: ShardRecord) -> bool:
+        path = folder / record.file
+        return path.stat().st_size == record.bytes and file_hash(path) == record.sha256
+
     with ThreadPoolExecutor(available_cpus()) as pool:
-        for record, intact in zip(found, pool.map(lambda one: is_intact(folder, one), found), strict=True):
-            if intact:
+        for record, whole in zip(found, pool.map(intact, found), strict=True):
+            if whole:
                 records[record.file] = record
             else:
                 say(f"{record.file} is not what its record says: it is made again.")
@@ -142,7 +162,7 @@ def _finished(plan: BuildPlan, folder: Path, retry_bad: bool, say: Callable[[str
 
 
 def _remove_unfinished(folder: Path, name: str) -> None:
-    """What killed workers have left; one that still writes has its file open, and its shard is made again."""
+    """Remove what killed workers left; one that still writes has its file open, and its shard is made again."""
     for begin in (f"{name}-", f".{name}-", f"{name}.jsonl."):
         for path in (folder / STATE_FOLDER).glob(f"{begin}*.tmp"):
             path.unlink(missing_ok=True)
@@ -158,7 +178,7 @@ def _reasons(plan: BuildPlan, records: dict[str, ShardRecord]) -> str:
 
 
 def _entry(plan: BuildPlan, records: dict[str, ShardRecord]) -> dict[str, Any]:
-    """What the manifest says of a build; nothing in it tells one machine, or one run, from another."""
+    """Make a build's entry of the manifest; nothing in it tells one machine, or one run, from another."""
     done = [records[task.file] for task in plan.tasks]
     bad = _bad(plan, records)
     refs = [ref for task in plan.tasks for ref in task.refs]
@@ -205,7 +225,7 @@ def _entry(plan: BuildPlan, records: dict[str, ShardRecord]) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str | None]:
-    """Of what decides about the bytes."""
+    """List the versions of the packages that affect the output bytes."""
     return {
         "depthvlm": metadata.version("depthvlm"),
         "numpy": np.__version__,
@@ -213,3 +233,152 @@ def _versions() -> dict[str, str | None]:
         "pyarrow": pa.__version__,
         "zlib": features.version("zlib"),
     }
+
+
+class _Stopped(Exception):
+    """The build ends, so this worker's shard is of no use any more."""
+
+
+def in_processes(job: ShardJob, tasks: Sequence[ShardTask], workers: int, advance: Advance) -> Iterator[ShardRecord]:
+    """Write shards in this process (one worker) or in a pool.
+
+    Args:
+        job: what all shards share.
+        tasks: shards to write.
+        workers: number of processes.
+        advance: called now and then with the number of frames read since.
+
+    Yields:
+        The record of each shard as it is finished.
+
+    Raises:
+        BuildError: see [`write_shard`]; or a worker was killed.
+    """
+    if workers == 1:
+        for task in tasks:
+            yield write_shard(job, task, advance)
+        return
+    # Forking would copy locks that threads of this process hold.
+    context = multiprocessing.get_context("spawn")
+    counter, stop = context.Value("q", 0), context.Event()
+    pool = ProcessPoolExecutor(
+        min(workers, len(tasks)), context, initializer=_begin_worker, initargs=(job, counter, stop)
+    )
+    try:
+        waiting: set[Future[ShardRecord]] = {pool.submit(_write_in_worker, task) for task in tasks}
+        seen = 0
+        while waiting:
+            done, waiting = wait(waiting, POLL_SECONDS, FIRST_COMPLETED)
+            read = counter.value
+            advance(read - seen)
+            seen = read
+            for future in done:
+                yield future.result()
+    except BrokenProcessPool:
+        raise BuildError(
+            "A worker process was killed, perhaps because memory ran out. Finished shards are kept: run the same "
+            "command again to go on, with fewer --workers if it happens again."
+        ) from None
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+
+
+def on_ray(
+    job: ShardJob, tasks: Sequence[ShardTask], workers: int | None, address: str | None, advance: Advance
+) -> Iterator[ShardRecord]:
+    """Write shards as tasks of a Ray cluster, or of a Ray started here and ended afterwards.
+
+    Every node sees `job.root` and `job.out` under the same paths and has this package. A shard whose worker dies is
+    made again, up to three times.
+
+    Args:
+        job: what all shards share.
+        tasks: shards to write.
+        workers: shards in the making at a time; by default as many as the cluster has processors.
+        address: of the cluster; None: the one this process is connected to, or a new one on this machine.
+        advance: called with the number of frames of each finished shard.
+
+    Yields:
+        The record of each shard as it is finished.
+
+    Raises:
+        ImportError: Ray is not installed.
+        BuildError: see [`write_shard`]; the cluster cannot be reached; or workers died too often.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError('The engine "ray" needs Ray: pip install "depthvlm[ray]"') from error
+
+    begun_here = not ray.is_initialized()
+    if begun_here:
+        _connect(ray, workers, address)
+    try:
+        limit = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        shared = ray.put(job)
+        remote = ray.remote(num_cpus=1, max_retries=RAY_RETRIES)(_write_on_ray)
+        rest = list(reversed(tasks))
+        running: dict[Any, ShardTask] = {}
+        while rest or running:
+            while rest and len(running) < limit:
+                task = rest.pop()
+                running[remote.remote(shared, task)] = task
+            ready, _ = ray.wait(list(running), num_returns=1)
+            task = running.pop(ready[0])
+            try:
+                record = ray.get(ready[0])
+            except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError):
+                raise BuildError(
+                    f"The worker of {task.file} died {RAY_RETRIES + 1} times, perhaps because memory ran out. Finished "
+                    "shards are kept: run the same command again to go on, with fewer --workers if it happens again."
+                ) from None
+            except ray.exceptions.RayTaskError as error:
+                raise (error.cause if isinstance(error.cause, BuildError) else error) from None
+            advance(len(task.refs))
+            yield record
+    finally:
+        if begun_here:
+            ray.shutdown()
+
+
+def _connect(ray: Any, workers: int | None, address: str | None) -> None:
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
+    if address is None:
+        # Ray would report the use of what it starts to its makers; nobody has asked for that.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        address = "local"
+        options |= {"num_cpus": workers or available_cpus(), "include_dashboard": False}
+    try:
+        ray.init(address=address, **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise BuildError(f"No Ray cluster can be reached at {address}: {error}") from error
+
+
+def _write_on_ray(job: ShardJob, task: ShardTask) -> ShardRecord:
+    return write_shard(job, task, lambda count: None)
+
+
+def _begin_worker(job: ShardJob, counter: Any, stop: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets Ctrl-C too, and ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _state.update(job=job, counter=counter, stop=stop)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone, even killed: nobody would read what it writes."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait_for([parent.sentinel])
+        os._exit(1)
+
+
+def _write_in_worker(task: ShardTask) -> ShardRecord:
+    return write_shard(_state["job"], task, _advance_in_worker)
+
+
+def _advance_in_worker(count: int) -> None:
+    if _state["stop"].is_set():
+        raise _Stopped
+    with _state["counter"].get_lock():
+        _state["counter"].value += count

@@ -1,4 +1,4 @@
-"""What a build will write, decided before anything is read."""
+"""The plan of a build, made before anything is read."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from operator import attrgetter
 from typing import Any
 
 from ..sources.frames import FrameRef, Source
-from .manifest import PIXEL_CENTRE, build_name
 from .sampling import POINTS_PER_IMAGE, default_images, points_per_image, sample_frames
 from .shard_writer import BuildError, ShardTask
+from .shards import PIXEL_CENTRE, build_name
 
 # Rows of a shard: enough shards for sixteen workers, and files of half a gigabyte where there are many images.
 FEWEST_ROWS, MOST_ROWS, USUAL_SHARDS = 50, 1000, 16
@@ -27,7 +27,7 @@ _ID = re.compile(r"(?!\.{1,2}(/|$))[\w.-]+(/(?!\.{1,2}(/|$))[\w.-]+)*", re.ASCII
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """What a build will write, down to the frames of each shard: the same for the same frames and parameters.
+    """The shards that a build will write and their frames: the same for the same frames and parameters.
 
     Args:
         source: class of the source, for its name and terms.
@@ -47,7 +47,7 @@ class BuildPlan:
 
     @property
     def name(self) -> str:
-        """Of the build: "ddad-test"."""
+        """Name of the build: "ddad-test"."""
         return build_name(self.source.name, self.split)
 
     @property
@@ -63,12 +63,12 @@ class BuildPlan:
 
     @property
     def default_max_bad(self) -> int:
-        """How many frames may be unusable where nobody says: 1 %, at least 10."""
+        """Number of frames that may be unusable by default: 1 %, at least 10."""
         return max(FEWEST_BAD, int(BAD_SHARE * self.images))
 
     @property
     def hash(self) -> str:
-        """Of everything that decides about the bytes, save the files themselves."""
+        """Hash of everything that decides about the bytes, save the files themselves."""
         return _hash([json.dumps(self.parameters, sort_keys=True)])
 
 

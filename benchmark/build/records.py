@@ -1,4 +1,4 @@
-"""One frame of a source as one row of the benchmark."""
+"""One frame of a source as one record of the benchmark."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "TIFF": ".tif", "PPM"
 
 
 def benchmark_features() -> Features:
-    """The columns of a row.
+    """Return the columns of a record.
 
     Pixels and intrinsics are those of the image as stored, points those of the depth map. `depth` is z-depth: raw value
     / `depth_scale` = metres, 0 where there is none, in a 16-bit PNG or a float32 TIFF. Depth metres out of
@@ -67,7 +67,7 @@ def benchmark_features() -> Features:
 
 
 def depth_messages() -> list[dict[str, str]]:
-    """The conversation of every row: the paper's system text, prompt and constant reply."""
+    """Return the conversation of every record: the paper's system text, prompt and constant reply."""
     from ...processing import DEPTH_PROMPT, DEPTH_REPLY, DEPTH_SYSTEM_PROMPT
 
     said = (("system", DEPTH_SYSTEM_PROMPT), ("user", DEPTH_PROMPT), ("assistant", DEPTH_REPLY))
@@ -90,7 +90,7 @@ def encode_depth(depth: NDArray[np.uint16] | NDArray[np.float32], scale: float) 
 
 
 def _float_tiff(depth: NDArray[Any]) -> bytes:
-    """A TIFF of float32 `(h, w)` in one deflated strip.
+    """Encode float32 `(h, w)` as a TIFF of one deflated strip.
 
     Not by Pillow: its libtiff leaves a byte of uninitialised memory before the directory where the strip's length is
     odd, so that the same map would not always give the same file.
@@ -118,7 +118,7 @@ def _float_tiff(depth: NDArray[Any]) -> bytes:
 
 @dataclass(frozen=True)
 class RowMaker:
-    """Makes rows of frames.
+    """Maker of records from frames.
 
     Args:
         source, split: as on the command line.
@@ -191,7 +191,7 @@ class RowMaker:
 
 
 def _valid(frame: Frame, depth_range: tuple[float, float]) -> NDArray[np.bool_]:
-    """Where `frame.metres(depth_range)` is not 0."""
+    """Tell where `frame.metres(depth_range)` is not 0."""
     if frame.depth.dtype != np.uint16:
         return frame.metres(depth_range) > 0
     low, high = _raw_range(frame.depth_scale, depth_range)
@@ -201,7 +201,7 @@ def _valid(frame: Frame, depth_range: tuple[float, float]) -> NDArray[np.bool_]:
 
 @lru_cache(maxsize=16)
 def _raw_range(scale: float, depth_range: tuple[float, float]) -> tuple[np.uint16, np.uint16]:
-    """The least and the greatest raw value that count as measured; comparing these is quicker than making metres."""
+    """Return the least and greatest raw value that count as measured; comparing these is quicker than making metres."""
     values = np.arange(2**16, dtype=np.uint16)[None]
     found = np.flatnonzero(Frame(FrameRef("", ""), b"", (1, 1), values, scale, (1, 1, 0, 0)).metres(depth_range))
     return (np.uint16(found[0]), np.uint16(found[-1])) if len(found) else (np.uint16(1), np.uint16(0))
@@ -220,7 +220,7 @@ def _check_depth(frame: Frame) -> None:
 
 
 def _check_image(frame: Frame) -> str:
-    """The suffix for an image's file, from its header; its pixels stay undecoded."""
+    """Return the suffix for an image's file, from its header; its pixels stay undecoded."""
     from ...processing.images_depthvlm import open_raster
 
     try:

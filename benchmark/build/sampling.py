@@ -1,4 +1,4 @@
-"""Which frames of a source and which pixels of a frame: even over scenes and cameras, the same on every machine."""
+"""Sampling of frames of a source and pixels of a frame: even over scenes and cameras, the same on every machine."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ EVALUATION_SET_IMAGES = 1000
 
 
 def default_images(source: str, split: str) -> int | None:
-    """Number of images in the paper's tables 9 ("train") and 10 ("test"); None, all, for a source not in them."""
+    """Return the number of images in the paper's tables 9 ("train") and 10 ("test"); None, all, for other sources."""
     source = SAME_IMAGES.get(source, source)
     return (EVALUATION_IMAGES if split == "test" else TRAINING_IMAGES).get(source)
 
 
 def points_per_image(source: str, split: str, images: int, points: int, oversample: bool = True) -> list[int]:
-    """How many points each image of a set gets: `points`, or more in an evaluation set of the paper that is small.
+    """Count the points that each image of a set gets: `points`, or more in a small evaluation set of the paper.
 
     The paper scores 10 pixels an image, 10k a set, "oversampling smaller datasets when needed" (section 3.3). Here that
     means more pixels of each image, none twice: an evaluation set of table 10 with fewer than 1000 images has
@@ -57,7 +57,8 @@ def points_per_image(source: str, split: str, images: int, points: int, oversamp
     (454) 22 or 23, iBims-1 (100) 100.
 
     Args:
-        source, split: as on the command line.
+        source: name on the command line.
+        split: "train" or "test".
         images: number of images in the set.
         points: of an image.
         oversample: False where a user chose the number of images: then each has `points`.
@@ -102,7 +103,7 @@ def sample_frames(refs: Sequence[FrameRef], count: int | None) -> list[FrameRef]
 
 
 def _level(sizes: NDArray[np.int64], count: int) -> int:
-    """The largest level with `minimum(sizes, level).sum() <= count`, where `count < sizes.sum()`."""
+    """Find the largest level with `minimum(sizes, level).sum() <= count`, where `count < sizes.sum()`."""
     low, high = 0, int(sizes.max())
     while high - low > 1:
         middle = (low + high) // 2
@@ -111,7 +112,7 @@ def _level(sizes: NDArray[np.int64], count: int) -> int:
 
 
 def _spread(keys: Sequence[tuple[str, str]], values: Sequence[int], count: int) -> list[int]:
-    """The `values` of `count` of the (scene, camera) keys, even over scenes and then over cameras."""
+    """Choose the `values` of `count` of the (scene, camera) keys, even over scenes and then over cameras."""
     if 2 * count > len(keys):
         left_out = set(_spread(keys, values, len(keys) - count))
         return [value for value in values if value not in left_out]
@@ -134,7 +135,7 @@ def _spread(keys: Sequence[tuple[str, str]], values: Sequence[int], count: int) 
 
 
 def sample_points(valid: NDArray[np.bool_], count: int, *key: object) -> NDArray[np.int64]:
-    """Pixels drawn uniformly among the valid ones, none twice.
+    """Draw pixels uniformly among the valid ones, none twice.
 
     Args:
         valid: `(h, w)`, where the depth map may be sampled.
@@ -155,7 +156,7 @@ def sample_points(valid: NDArray[np.bool_], count: int, *key: object) -> NDArray
 
 
 def _draw(bits: np.random.PCG64, size: int, count: int) -> NDArray[np.int64]:
-    """`count` different numbers of `range(size)`."""
+    """Draw `count` different numbers of `range(size)`."""
     if 4 * count > size:
         return np.argsort(bits.random_raw(size), kind="stable")[:count]
     drawn: dict[int, None] = {}

@@ -43,7 +43,7 @@ class TooManyBadFramesError(BuildError):
 
 @dataclass(frozen=True)
 class ShardTask:
-    """What becomes one file.
+    """The frames of one file.
 
     Args:
         file: its name.
@@ -58,7 +58,7 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class ShardJob:
-    """What all shards of a build share; goes to every worker, so all of it can be pickled.
+    """Everything that the shards of a build share; it can be pickled for the workers.
 
     Args:
         opener: makes the source, once in every process.
@@ -83,7 +83,7 @@ class ShardJob:
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """What a finished shard is; lies beside it, as JSON.
+    """A finished shard's record, beside it as JSON.
 
     Args:
         file, sha256, bytes: of the Parquet file.
@@ -104,10 +104,11 @@ class ShardRecord:
 
 
 def write_shard(job: ShardJob, task: ShardTask, advance: Callable[[int], None]) -> ShardRecord:
-    """Writes one shard and then its record, each first under a temporary name.
+    """Write one shard and then its record, each first under a temporary name.
 
     Args:
-        job, task: what to write.
+        job: what all shards share.
+        task: the shard.
         advance: called with 1 for each frame that was read.
 
     Raises:
@@ -151,7 +152,7 @@ def write_shard(job: ShardJob, task: ShardTask, advance: Callable[[int], None]) 
 
 
 def read_record(folder: Path, file: str, plan: str) -> ShardRecord | None:
-    """The record of a shard of this plan; None if there is none, or it is of another plan, or the shard is gone."""
+    """Return the record of a shard of this plan; None if it is missing or of another plan, or the shard is gone."""
     try:
         stored = json.loads(record_path(folder, file).read_text(encoding="utf-8"))
         stored["bad"] = tuple((str(one), str(reason)) for one, reason in stored["bad"])
@@ -161,19 +162,8 @@ def read_record(folder: Path, file: str, plan: str) -> ShardRecord | None:
     return record if record.plan == plan and (folder / file).is_file() else None
 
 
-def is_intact(folder: Path, record: ShardRecord) -> bool:
-    """Whether the shard's bytes are those of its record."""
-    path = folder / record.file
-    if path.stat().st_size != record.bytes:
-        return False
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == record.sha256
-
-
 def check_bad(bad: Sequence[tuple[str, str]], max_bad: int) -> None:
-    """Raises:
-    TooManyBadFramesError: there are more than `max_bad`; the message lists the first twenty.
-    """
+    """Raise TooManyBadFramesError, with the first twenty, if there are more than `max_bad`."""
     if len(bad) <= max_bad:
         return
     lines = [f"  {one}: {reason}" for one, reason in bad[:20]]
@@ -191,12 +181,12 @@ def check_bad(bad: Sequence[tuple[str, str]], max_bad: int) -> None:
 
 
 def record_path(folder: Path, file: str) -> Path:
-    """Where the record of a shard lies."""
+    """Return the path of a shard's record."""
     return folder / STATE_FOLDER / f"{file}.json"
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file whole, or not at all."""
+    """Write a text file whole, or not at all."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         temporary.write_text(text + "\n", encoding="utf-8")
@@ -213,6 +203,7 @@ class HashedFile(io.FileIO):
         self.sha256 = hashlib.sha256()
 
     def write(self, data: Any) -> int:
+        """Write and hash all of `data`."""
         view = memoryview(data).cast("B")
         self.sha256.update(view)
         written = 0
@@ -259,7 +250,7 @@ class _ShardFile:
 
 @lru_cache(maxsize=1)
 def open_once(opener: SourceOpener, name: str, root: str, options: str) -> Source:
-    """The source, made once in a process; options as JSON, since lists and dictionaries cannot be cache keys."""
+    """Open a source once in a process; options as JSON, since lists and dictionaries cannot be cache keys."""
     return opener(name, root, **json.loads(options))
 
 

@@ -1,34 +1,164 @@
-"""Finished builds, read: only whole ones, and only what their manifest says."""
+"""Folders of builds: their manifest, locks and parameters, and finished builds read as they are said to be."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from hashlib import file_digest
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .manifest import MANIFEST, PIXEL_CENTRE, read_manifest
+from filelock import FileLock, Timeout
+
+from ...result_records import file_hash
 from .shard_writer import STATE_FOLDER, BuildError, write_atomically
-from .workers import available_cpus
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+# Where intrinsics have the centre of the first pixel; builds whose parameters do not say it have it at 0.
+PIXEL_CENTRE = 0.5
+
+
 _CHECKED = "checked"  # hashes of shards by name, with size and times of the file; without .json, which means a build
+
+CANONICAL_FOCAL_LENGTH = 1000.0  # pixels; images of this focal length are not resized
+
+
+def available_cpus() -> int:
+    """Return the number of processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def build_name(source: str, split: str) -> str:
+    """Return the name of a build in its folder: "ddad-test"."""
+    return f"{source}-{split}"
+
+
+def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """Read the finished builds of a folder by their names, empty if there is none.
+
+    Raises:
+        BuildError: the manifest is damaged, or of a format that this version does not know.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version, builds = content["format"], content["builds"]
+        if version == FORMAT:
+            for entry in builds.values():
+                _check_entry(entry)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise BuildError(f"{path} is damaged ({reason}). Delete it and run its builds again to have it anew.") from None
+    if version != FORMAT:
+        raise BuildError(f"{path} has the format {version}, this version reads {FORMAT}: use the one that built it.")
+    return builds
+
+
+def _check_entry(entry: Any) -> None:
+    """Raise KeyError, TypeError or ValueError where an entry lacks what a reader of a build needs."""
+    texts = [entry[key] for key in ("source", "split", "title", "licence")]
+    parameters, counts, shards = entry["parameters"], entry["counts"], entry["shards"]
+    texts += [shard[key] for shard in shards for key in ("file", "sha256")]
+    numbers = [counts["rows"], *(shard[key] for shard in shards for key in ("bytes", "rows"))]
+    if not isinstance(parameters, dict) or "seed" not in parameters:
+        raise ValueError("the parameters of a build are missing")
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(number, int) for number in numbers):
+        raise ValueError("something is of the wrong type")
+    if not shards:
+        raise ValueError("a build without shards")
+
+
+def add_to_manifest(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
+    """Add a finished build, or put it in the place of its older self; builds of other names stay."""
+    with FileLock(folder / STATE_FOLDER / "manifest.lock"):
+        builds = read_manifest(folder) | {name: dict(entry)}
+        content = {"format": FORMAT, "builds": builds}
+        write_atomically(folder / MANIFEST, json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False))
+
+
+@contextmanager
+def build_lock(folder: Path, name: str) -> Iterator[None]:
+    """Hold the lock that keeps a second process from the same build. A killed process loses it.
+
+    Raises:
+        BuildError: another process has it.
+    """
+    lock = FileLock(folder / STATE_FOLDER / f"{name}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BuildError(
+            f"Another process is building {name} in {folder}. Wait for it, or choose another --out."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def check_parameters(folder: Path, name: str, parameters: Mapping[str, Any], files: Sequence[str] = ()) -> None:
+    """Check that a build goes on as it was begun, and note the parameters of one that begins.
+
+    Args:
+        folder: folder of builds.
+        name: name of the build.
+        parameters: what was asked.
+        files: names of its shards, of which none may be there when it begins.
+
+    Raises:
+        BuildError: it was begun with others, or a file is there that no build wrote; the message says which.
+    """
+    path = folder / STATE_FOLDER / f"{name}.json"
+    begun: dict[str, Any] | None = None
+    if path.is_file():
+        try:
+            begun = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (TypeError, ValueError) as error:
+            raise BuildError(f"{path} is damaged ({error}). Delete it and run the build again.") from None
+    elif name in read_manifest(folder):
+        begun = read_manifest(folder)[name]["parameters"]
+    if begun is None:
+        if there := [file for file in files if os.path.lexists(folder / file)]:
+            raise BuildError(
+                f"{folder} has {', '.join(there[:5])}, which no build wrote: choose another --out, or move it away."
+            )
+        write_atomically(path, json.dumps(dict(parameters), indent=1, sort_keys=True))
+        return
+    # Through JSON, where a tuple is a list.
+    asked = json.loads(json.dumps(dict(parameters)))
+    differing = [key for key in sorted(asked | begun) if asked.get(key) != begun.get(key)]
+    if differing:
+        lines = [f"  {key}: {begun.get(key)!r} there, {asked.get(key)!r} now" for key in differing]
+        raise BuildError(
+            "\n".join(
+                [
+                    f"{name} was begun in {folder} with other parameters:",
+                    *lines,
+                    "Run it with those to go on, or choose another --out.",
+                ]
+            )
+        )
 
 
 def finished_builds(
     folder: str | Path, split: str | None = None, source: str | None = None
 ) -> dict[str, dict[str, Any]]:
-    """The entries of a folder's manifest, by name.
+    """Return the entries of a folder's manifest, by name.
 
     Args:
         folder: of `depthvlm bench build`.
-        split, source: only those of this split and this source.
+        split: only builds of this split.
+        source: only builds of this source.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -55,13 +185,13 @@ def finished_builds(
 
 
 def build_hash(entry: Mapping[str, Any]) -> str:
-    """sha256 of a build's shards, by which results know their data; `entry` is of the manifest."""
+    """Hash a build's shards; by it results know their data; `entry` is of the manifest."""
     hashes = [shard["sha256"] for shard in entry["shards"]]
     return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
 
 def shard_paths(folder: str | Path, entry: dict[str, Any], verify: bool = False) -> list[Path]:
-    """The Parquet files of a build, in their order.
+    """Return the Parquet files of a build, in their order.
 
     Args:
         folder: of the build.
@@ -93,8 +223,9 @@ def shard_paths(folder: str | Path, entry: dict[str, Any], verify: bool = False)
 def load_build(
     folder: str | Path, split: str, source: str | None = None, verify: bool = False, **options: Any
 ) -> Dataset:
-    """A finished build as a data set; [`benchmark_features`] describes its columns. Intrinsics of builds that put the
-    centre of the first pixel at (0, 0) are brought to (0.5, 0.5).
+    """Load a finished build as a data set; [`benchmark_features`] describes its columns.
+
+    Intrinsics of builds that put the centre of the first pixel at (0, 0) are brought to (0.5, 0.5).
 
     Args:
         folder: of `depthvlm bench build`.
@@ -119,8 +250,24 @@ def load_build(
     return concatenate_datasets(parts)
 
 
+def raw_images(split: str, folder: str) -> Dataset:
+    """Load a build with the canonical focal length for every image, so that training leaves images and metres alone.
+
+    This is table 7's "raw mixed-source": images are trained on at their own size.
+
+    Args:
+        split: split of the build.
+        folder: folder of the build, as `depthvlm bench build` wrote it.
+
+    Raises:
+        FileNotFoundError, BuildError: see [`load_build`].
+    """
+    data = load_build(folder, split).remove_columns(["intrinsics", "focal_length"])
+    return data.add_column("focal_length", [CANONICAL_FOCAL_LENGTH] * len(data))
+
+
 def _with_centre(rows: Dataset, centre: float) -> Dataset:
-    """The rows of a build whose intrinsics have the centre of the first pixel at `centre`, in today's convention."""
+    """Convert intrinsics that have the centre of the first pixel at `centre` to today's convention."""
     if centre == PIXEL_CENTRE or "intrinsics" not in rows.column_names:
         return rows
     shift = PIXEL_CENTRE - centre
@@ -130,7 +277,7 @@ def _with_centre(rows: Dataset, centre: float) -> Dataset:
 
 
 def _hashes(folder: Path, paths: Sequence[Path]) -> list[str]:
-    """The sha256 of files of a build: of those that are as they were at their last check, the one found then."""
+    """Hash files of a build; those that are as they were at their last check keep the hash found then."""
     record = folder / STATE_FOLDER / _CHECKED
     known: dict[str, Any] = {}
     with suppress(OSError, ValueError, TypeError):  # there is none, or it is damaged: all are read
@@ -155,9 +302,3 @@ def _hashes(folder: Path, paths: Sequence[Path]) -> list[str]:
 
 def _is_record(path: Path) -> bool:
     return path.name.endswith(".parquet.json")
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()

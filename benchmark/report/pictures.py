@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from ..build.picture_labels import draw_labels
+from ..build.inspection import draw_labels
 from .analysis import PointRow
 
 PICTURE_WIDTH = 420  # pixels

@@ -72,8 +72,8 @@ def build(
 
     from ..benchmark.build.annotations import check_replaceable, write_annotations
     from ..benchmark.build.builder import BuildEvents, run_build
-    from ..benchmark.build.manifest import build_name
     from ..benchmark.build.plan import plan_build
+    from ..benchmark.build.shards import build_name
     from ..benchmark.sources import open_source
     from .named_values import named_values
 
@@ -137,7 +137,7 @@ def inspect(
     from rich.console import Console
     from rich.table import Table
 
-    from ..benchmark.build.inspect_page import write_inspection
+    from ..benchmark.build.inspection import write_inspection
     from ..result_records import recorded
 
     console = Console(highlight=False, markup=False)

@@ -128,9 +128,8 @@ def pack_build(build: Path, repo_id: str) -> Package:
         FileNotFoundError: there is no such folder.
         PushError: the name cannot be used, no build is finished there, or a shard is not what the manifest says.
     """
-    from ...benchmark.build.manifest import MANIFEST
     from ...benchmark.build.shard_writer import BuildError
-    from ...benchmark.build.shards import finished_builds, shard_paths
+    from ...benchmark.build.shards import MANIFEST, finished_builds, shard_paths
     from ..cards.dataset_card import make_dataset_card, restricted_sources
 
     check_repo_id(repo_id)

@@ -13,8 +13,7 @@ import pytest
 import typer
 from bench_source import ToySource654, make_toy, open_toy, toy_image
 from depthvlm.benchmark.build.builder import run_build
-from depthvlm.benchmark.build.inspect_page import write_inspection
-from depthvlm.benchmark.build.inspect_pictures import row_pictures
+from depthvlm.benchmark.build.inspection import row_pictures, write_inspection
 from depthvlm.benchmark.build.plan import plan_build
 from depthvlm.benchmark.build.records import encode_depth
 from PIL import Image

@@ -51,7 +51,7 @@ def test_a_fault_of_the_reader_arrives_as_such(tmp_path):
 
 
 def test_a_worker_that_always_dies(tmp_path, monkeypatch):
-    monkeypatch.setattr("depthvlm.benchmark.build.workers.RAY_RETRIES", 0)
+    monkeypatch.setattr("depthvlm.benchmark.build.builder.RAY_RETRIES", 0)
     root = make_toy(tmp_path / "root", die=["scene1/right_000"])
     with pytest.raises(BuildError, match=r"worker of toy-train-0000\d-of-00006.parquet died 1 time"):
         build(root, tmp_path / "out", "ray")

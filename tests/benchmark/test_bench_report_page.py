@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from bench_source import make_toy, open_toy
 from depthvlm.benchmark.build.builder import run_build
-from depthvlm.benchmark.build.picture_labels import label_corners
+from depthvlm.benchmark.build.inspection import label_corners
 from depthvlm.benchmark.build.plan import plan_build
 from depthvlm.benchmark.report.analysis import (
     bars_of,

@@ -12,10 +12,10 @@ import yaml
 from bench_builds import build_toy
 from datasets import get_dataset_config_names, load_dataset
 from depthvlm.benchmark.build.builder import run_build
-from depthvlm.benchmark.build.manifest import MANIFEST
 from depthvlm.benchmark.build.plan import plan_build
 from depthvlm.benchmark.build.records import benchmark_features
 from depthvlm.benchmark.build.shard_writer import BuildError
+from depthvlm.benchmark.build.shards import MANIFEST
 from depthvlm.benchmark.sources import open_source
 from depthvlm.hub_cards.cards.card_text import closed_sources, licence_table
 from depthvlm.hub_cards.cards.dataset_card import COLUMNS, make_dataset_card, restricted_sources

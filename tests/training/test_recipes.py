@@ -85,7 +85,7 @@ ROWS: dict[str, tuple[int, dict[str, Any]]] = {
     "table5_llm": (1, {"feature_source": "llm"}),
     "table6_stage2_only": (2, {"model_name_or_path": "Qwen/Qwen3-VL-4B-Instruct"}),
     "table6_unfrozen_vit": (2, {"trainable": ["all"]}),
-    "table7_raw": (1, {"dataset_generator": "depthvlm.benchmark.build.raw_rows:rows"}),
+    "table7_raw": (1, {"dataset_generator": "depthvlm.benchmark.build.shards:raw_images"}),
     "table7_fc800": (1, {"canonical_focal_length": 800.0}),
     "table7_fc1200": (1, {"canonical_focal_length": 1200.0}),
 }
