@@ -15,10 +15,7 @@ from .processing_depthvlm import DEPTH_PROMPT, DEPTH_REPLY, DEPTH_SYSTEM_PROMPT,
 
 
 def register_auto_classes(config_class: type) -> None:
-    """
-    Makes `AutoProcessor` and `AutoImageProcessor` find these classes for checkpoints of `config_class`, without remote
-    code.
-    """
+    """Make the Auto classes find these processors for checkpoints of `config_class`, without remote code."""
     image_processors: dict[str, type] = {"pil": DepthVLMImageProcessorPil}
     if is_torchvision_available():
         image_processors["torchvision"] = DepthVLMImageProcessor

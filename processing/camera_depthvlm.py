@@ -1,5 +1,5 @@
 # Copyright 2026 The DepthVLM authors. Licensed under the Apache License, Version 2.0.
-"""Pinhole cameras: given, read from EXIF data, or assumed."""
+"""Pinhole cameras: given, read from EXIF data, or assumed (f of equation 6)."""
 
 import math
 import re
@@ -30,21 +30,22 @@ class AssumedCameraWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Camera:
-    """
-    A pinhole camera of an upright picture. The centre of the first pixel is at (0.5, 0.5), so scaling an image
-    multiplies all four numbers; where a calibration puts it at (0, 0), as OpenCV does, add 0.5 to its `cx` and `cy`.
+    """Pinhole camera of an upright picture.
+
+    The centre of the first pixel is at (0.5, 0.5), so scaling an image multiplies all four numbers; where a calibration
+    puts it at (0, 0), as OpenCV does, add 0.5 to its `cx` and `cy`.
 
     Args:
-        fx (`float`): Focal length along the width, in pixels.
-        fy (`float`): Focal length along the height, in pixels.
-        cx (`float`): Principal point from the left border, in pixels.
-        cy (`float`): Principal point from the top border, in pixels.
-        width (`int`): Width of the image that the numbers belong to, in pixels, after its EXIF orientation.
-        height (`int`): Height of that image, in pixels.
-        source (`str`): Where it came from: `"intrinsics"`, `"focal_length"`, `"fov"`, `"exif"` or `"assumed"`.
+        fx: Focal length along the width, in pixels.
+        fy: Focal length along the height, in pixels.
+        cx: Principal point from the left border, in pixels.
+        cy: Principal point from the top border, in pixels.
+        width: Width of the image that the numbers belong to, in pixels, after its EXIF orientation.
+        height: Height of that image, in pixels.
+        source: One of `CAMERA_SOURCES`: where the camera came from.
 
     Raises:
-        ValueError: for a size below one pixel, a focal length that is not positive, or an unknown source.
+        ValueError: A size is below one pixel, a focal length is not positive, or the source is unknown.
     """
 
     fx: float
@@ -69,51 +70,45 @@ class Camera:
 
     @property
     def focal_length(self) -> float:
-        """`float`: the focal length that the method means, along the width, in pixels."""
+        """Focal length that the method means, along the width, in pixels."""
         return self.fx
 
     @property
     def fov(self) -> float:
-        """`float`: the horizontal field of view of a centred camera of this focal length, in degrees."""
+        """Horizontal field of view of a centred camera of this focal length, in degrees."""
         return math.degrees(2 * math.atan(self.width / (2 * self.fx)))
 
     @property
     def off_centre(self) -> float:
-        """`float`: how far the principal point is from the middle, in shares of the width or the height."""
+        """Distance of the principal point from the middle, as a share of the width or the height."""
         return max(abs(self.cx / self.width - 0.5), abs(self.cy / self.height - 0.5))
 
     @property
     def intrinsics(self) -> torch.Tensor:
-        """`torch.Tensor` of shape `(3, 3)`, float32, in pixels: the matrix `[[fx, 0, cx], [0, fy, cy], [0, 0, 1]]`."""
+        """The matrix `[[fx, 0, cx], [0, fy, cy], [0, 0, 1]]`, `(3, 3)` float32, in pixels."""
         return torch.tensor([[self.fx, 0.0, self.cx], [0.0, self.fy, self.cy], [0.0, 0.0, 1.0]])
 
     def scaled_to(self, width: int, height: int) -> "Camera":
-        """The same camera for the same picture resized to `width` x `height` pixels."""
+        """Return the camera of the same picture resized to `width` x `height` pixels."""
         across, down = width / self.width, height / self.height
-        return replace(
-            self,
-            fx=self.fx * across,
-            fy=self.fy * down,
-            cx=self.cx * across,
-            cy=self.cy * down,
-            width=int(width),
-            height=int(height),
+        return Camera(
+            *(self.fx * across, self.fy * down, self.cx * across, self.cy * down), int(width), int(height), self.source
         )
 
     def turned(self, orientation: int) -> "Camera":
-        """The camera of the upright picture, from that of the stored one with an EXIF orientation of 5 to 8."""
+        """Return the camera of the upright picture, from that of the stored one with an EXIF orientation of 5 to 8."""
         across = self.cy if orientation in (5, 8) else self.height - self.cy
         down = self.cx if orientation in (5, 6) else self.width - self.cx
         return replace(self, fx=self.fy, fy=self.fx, cx=across, cy=down, width=self.height, height=self.width)
 
     def to_row(self) -> list[float]:
-        """The seven numbers in which a camera travels through the model, see [`Camera.from_row`]."""
+        """Return the seven numbers in which a camera travels through the model, see [`Camera.from_row`]."""
         source = CAMERA_SOURCES.index(self.source)
         return [self.fx, self.fy, self.cx, self.cy, float(self.height), float(self.width), float(source)]
 
     @classmethod
     def from_row(cls, row: Sequence[float] | torch.Tensor) -> "Camera":
-        """The camera of one row `(7,)` of `cameras`: fx, fy, cx, cy, height, width, index into `CAMERA_SOURCES`."""
+        """Return the camera of a row `(7,)`: fx, fy, cx, cy, height, width, index into `CAMERA_SOURCES`."""
         fx, fy, cx, cy, height, width, source = (float(number) for number in row)
         return cls(fx, fy, cx, cy, round(width), round(height), CAMERA_SOURCES[round(source)])
 
@@ -127,32 +122,29 @@ def resolve_cameras(
     assumed_fov: float = DEFAULT_ASSUMED_FOV,
     image_names: Sequence[str] | None = None,
 ) -> list[Camera]:
-    """
-    One camera for every image, from the first that knows it: `intrinsics`, `focal_length`, `fov`, the image's EXIF
-    data, an assumed field of view. Each of the first three is one value for all or a list with one, or None, for each.
+    """Return the camera of every image, from the first that knows it.
+
+    These are `intrinsics`, `focal_length`, `fov`, the image's EXIF data, and an assumed field of view. Each of the
+    first three is one value for all images or a list with one, or None, for each. Warns of EXIF data that contradict
+    themselves or the image, of values that no pinhole camera has, and, once for all images, of unknown focal lengths
+    (`AssumedCameraWarning`).
 
     Args:
-        sizes (`Sequence[tuple[int, int]]`): Height and width of every image in pixels, after its EXIF orientation.
-        exifs (`Sequence[PIL.Image.Exif | None]`, *optional*): The EXIF data of every image, orientation tag included.
+        sizes: `(height, width)` of every image in pixels, after its EXIF orientation.
+        exifs: The EXIF data of every image, orientation tag included.
         intrinsics: A 3x3 matrix or `[fx, fy, cx, cy]` (tensor, array or list), in pixels of the upright image. Or with
             the size of the picture that they belong to, `[fx, fy, cx, cy, width, height]`, a dictionary of these six
             or a [`Camera`]: they are scaled to the image if that has the same shape. Where EXIF data turn the image by
             a quarter, the size may be that of the stored one, and the camera is turned with it.
-        focal_length: Focal length in pixels of the image as given, not in millimetres.
+        focal_length: In pixels of the image as given, not in millimetres.
         fov: Horizontal field of view in degrees.
-        assumed_fov (`float`): Field of view in degrees across the longer side where nothing is known.
-        image_names (`Sequence[str]`, *optional*): What messages call the images; their numbers by default.
-
-    Returns:
-        `list[Camera]`: one for every image; `source` says where it came from.
+        assumed_fov: Field of view in degrees across the longer side where nothing is known.
+        image_names: What messages call the images; their numbers by default.
 
     Raises:
-        ValueError: for a value that is not a finite positive number, not a pinhole matrix, of a picture of another
-            shape, an angle outside 0 to 180 degrees or in radians, a list whose length is not the number of images,
-            or a panorama without a camera.
-
-    Warns once for all images without a known focal length, for EXIF data that contradict themselves or the image, and
-    for values that no pinhole camera has.
+        ValueError: A value is not a finite positive number, not a pinhole matrix, of a picture of another shape, or an
+            angle outside 0 to 180 degrees or in radians; the number of values differs from that of images; or an
+            image is a panorama without a camera.
     """
     count = len(sizes)
     given = cameras_per_image(count, intrinsics, focal_length, fov)
@@ -161,16 +153,14 @@ def resolve_cameras(
 
     cameras, unknown = [], []
     for index, (height, width) in enumerate(sizes):
-        centre = (width / 2, height / 2)
         name = image_names[index] if image_names else f"Image {index}"
-        matrix, length, angle = (given[name][index] for name in ("intrinsics", "focal_length", "fov"))
+        matrix, length, angle = (given[key][index] for key in ("intrinsics", "focal_length", "fov"))
         if matrix is not None:
             camera = _camera_of_picture(matrix, width, height, exif_orientation(exifs[index]), name)
-        elif length is not None:
-            camera = Camera(length, length, *centre, width, height, "focal_length")
-        elif angle is not None:
-            length = width / (2 * math.tan(math.radians(angle) / 2))
-            camera = Camera(length, length, *centre, width, height, "fov")
+        elif length is not None or angle is not None:
+            source = "fov" if length is None else "focal_length"
+            length = length or width / (2 * math.tan(math.radians(angle) / 2))
+            camera = Camera(length, length, width / 2, height / 2, width, height, source)
         else:
             camera, known = _camera_from_exif(exifs[index], width, height, assumed, name)
             unknown += [] if known else [name if image_names else f"{index}"]
@@ -198,13 +188,13 @@ def resolve_camera(
     assumed_fov: float = DEFAULT_ASSUMED_FOV,
     image_name: str | None = None,
 ) -> Camera:
-    """[`resolve_cameras`] for one image of `size` (height, width)."""
+    """Return the camera of one image of `size` (height, width): see [`resolve_cameras`]."""
     names = None if image_name is None else [image_name]
     return resolve_cameras([size], [exif], intrinsics, focal_length, fov, assumed_fov, names)[0]
 
 
 def per_image(value: Any, count: int, name: str) -> list[Any]:
-    """`value` for each of `count` images: itself for all, or, if it is a list, tuple, array or tensor, its entries."""
+    """Return `value` for each of `count` images: itself for all, or the entries of a list, tuple, array or tensor."""
     if isinstance(value, (np.ndarray, torch.Tensor)):
         value = value.tolist()
     if not isinstance(value, (list, tuple)):
@@ -222,9 +212,9 @@ def per_image(value: Any, count: int, name: str) -> list[Any]:
 def cameras_per_image(
     count: int, intrinsics: Any = None, focal_length: Any = None, fov: Any = None
 ) -> dict[str, list[Any]]:
-    """
-    `intrinsics` (four or six numbers), `focal_length` and `fov` of each image, None where it is not given, checked as
-    far as that needs no image: see [`resolve_cameras`].
+    """Return the checked `intrinsics` (four or six numbers), `focal_length` and `fov` of each image, None if not given.
+
+    See [`resolve_cameras`]; what needs the image's size is not checked.
     """
     matrices = _intrinsics_per_image(intrinsics, count)
     lengths, angles = per_image(focal_length, count, "focal_length"), per_image(fov, count, "fov")
@@ -238,7 +228,7 @@ def cameras_per_image(
 def _camera_from_exif(
     exif: Image.Exif | None, width: int, height: int, assumed: float, name: str
 ) -> tuple[Camera, bool]:
-    """The camera that EXIF data tell, or an assumed one, and whether all has been said about it."""
+    """Return the camera that EXIF data tell, or an assumed one, and whether the user has been told about it."""
     reason = panorama_reason(exif, width, height)
     if reason is not None:
         raise ValueError(
@@ -261,7 +251,7 @@ def _camera_from_exif(
 
 
 def _camera_of_picture(numbers: list[float], width: int, height: int, orientation: int, name: str) -> Camera:
-    """A given camera at the size of an upright picture, or the reason why it is not the camera of that picture."""
+    """Return a given camera at the size of an upright picture; raise if it is not the camera of that picture."""
     fx, fy, cx, cy, *size = numbers
     if size:
         camera = Camera(fx, fy, cx, cy, round(size[0]), round(size[1]), "intrinsics")
@@ -292,7 +282,7 @@ def _same_shape(width: int, height: int, other_width: int, other_height: int) ->
 
 
 def _intrinsics_per_image(value: Any, count: int) -> list[Any]:
-    """Splits `intrinsics`, where one image's value is itself a list, an array or a tensor."""
+    """Split `intrinsics`, where one image's value is itself a list, an array or a tensor."""
     if value is None or isinstance(value, (Mapping, Camera)):
         return [value] * count
     entries = list(value) if isinstance(value, (list, tuple, np.ndarray, torch.Tensor)) else [value]
@@ -333,7 +323,7 @@ def _to_array(value: Any) -> np.ndarray:
 
 
 def camera_numbers(value: Any) -> list[float]:
-    """fx, fy, cx, cy and, where they are given, width and height."""
+    """Return fx, fy, cx, cy and, where they are given, width and height of one image's `intrinsics`."""
     matrix = _to_array(value)
     given = f"got {matrix.tolist()}"
     if not np.isfinite(matrix).all():
@@ -379,19 +369,20 @@ def _angle(value: Any, name: str) -> float | None:
 
 def _warn_if_implausible(camera: Camera, name: str) -> None:
     size = f"{camera.width}x{camera.height} pixels"
+    problem = None
     if camera.fov > WIDEST_PLAUSIBLE_FOV:
-        warnings.warn(
-            f"{name}: a focal length of {camera.fx:g} pixels in an image of {size} is a field of view of "
-            f"{camera.fov:.0f} degrees. The focal length must be in pixels of the image as given, not in millimetres "
-            "and not divided by the width.",
-            stacklevel=4,
+        problem = (
+            f"a focal length of {camera.fx:g} pixels in an image of {size} is a field of view of {camera.fov:.0f} "
+            "degrees. The focal length must be in pixels of the image as given, not in millimetres and not divided by "
+            "the width."
         )
     elif not (0 <= camera.cx <= camera.width and 0 <= camera.cy <= camera.height):
-        warnings.warn(
-            f"{name}: the principal point ({camera.cx:g}, {camera.cy:g}) lies outside the image of {size}. "
-            "Scale `intrinsics` if they belong to another size, or append that size to [fx, fy, cx, cy].",
-            stacklevel=4,
+        problem = (
+            f"the principal point ({camera.cx:g}, {camera.cy:g}) lies outside the image of {size}. Scale `intrinsics` "
+            "if they belong to another size, or append that size to [fx, fy, cx, cy]."
         )
+    if problem:
+        warnings.warn(f"{name}: {problem}", stacklevel=4)
 
 
 Base = ExifTags.Base
@@ -420,57 +411,53 @@ AGREEMENT = 1.1
 # No image sensor in use has a diagonal outside of these, in millimetres.
 SENSOR_DIAGONALS = (3.0, 70.0)
 
-# Cameras with one sensor: a pattern that is searched in "make model", width and height of the sensor in millimetres, as
-# the makers' specifications print them. The first that is found counts.
-SENSORS = (
-    (r"canon eos-1ds|canon eos-1d [xc]|canon eos (5d|6d|r[13568](m\d)?\b|ra?\b|rp\b)", 36.0, 24.0),
-    (r"canon eos-1d", 27.9, 18.6),
-    (r"canon eos|canon powershot g1 x mark iii", 22.3, 14.9),
-    (r"canon powershot g1 x", 18.7, 14.0),
-    (r"canon powershot g[3579] x", 13.2, 8.8),
-    (r"canon powershot (g([79]|1[0-6])|s(9[05]|1[0-2]0))\b", 7.44, 5.58),
-    (r"canon powershot sx(1|[2-7]0|[2-7]\d0)\b", 6.17, 4.55),
-    (r"nikon (d[3-6][sx]?|d6[01]0|d7[058]0|d8[015]0[ea]?|df|z ?[5-9](_[23])?|z ?f)\b", 35.9, 23.9),
-    (r"nikon (d\d+[a-z]*|z ?[35]0(_2)?|z ?fc|coolpix a)\b", 23.5, 15.6),
-    (r"nikon 1 ", 13.2, 8.8),
-    (r"coolpix (p[569]\d0|p1[01]00|b\d00)\b", 6.17, 4.55),
-    (r"sony (ilce-[179]|ilca-99|slt-a99|dslr-a(850|900)|dsc-rx1(r|rm2)?\b|zv-e1\b)", 35.8, 23.9),
-    (r"sony (ilce|ilca|slt|dslr|nex|zv-e10)", 23.5, 15.6),
-    (r"sony (dsc-rx10|zv-1)", 13.2, 8.8),
-    (r"fujifilm gfx", 43.8, 32.9),
-    (r"fujifilm (finepix )?(x[123]0|x-s1|xf1|xq[12])\b", 8.8, 6.6),
-    (r"fujifilm (finepix )?(x-?pro|x-[aehmst]|x100|x70)", 23.6, 15.6),
-    (r"(olympus|om digital).* (e-(m|p|pl|pm|\d)|om-)", 17.3, 13.0),
-    (r"panasonic (dmc|dc)-(g|gf|gh|gm|gx|l)\d", 17.3, 13.0),
-    (r"panasonic dc-s\d", 35.6, 23.8),
-    (r"panasonic (dmc|dc)-(fz(1000|2000|2500)|[tz][sz]?[12]00|lx1[05]\b)", 13.2, 8.8),
-    (r"(pentax|ricoh).* 645", 43.8, 32.8),
-    (r"(pentax|ricoh).* k-1\b", 35.9, 24.0),
-    (r"(pentax|ricoh).* k-?[\dmprsx]|ricoh gr(?! digital)", 23.5, 15.6),
-    (r"samsung nx\d", 23.5, 15.7),
-    (r"leica (m9|m1[01]|m \(typ|m mono|q|sl)", 36.0, 24.0),
-    (r"hasselblad (x1d|x2d|907x)", 43.8, 32.9),
-    (r"dji fc(6310|3411)|hasselblad l1d", 13.2, 8.8),
-    (r"dji fc(2\d\d|300|330|7[23]03)", 6.17, 4.55),
-)
-
-# A phone has several: its camera is known by the lens. A pattern, focal lengths in millimetres, width and height of the
-# sensor (pixel pitch times number of pixels, by the makers' specifications).
-PHONE_SENSORS = (
-    ("apple iphone", (1.54, 1.57, 6.0, 6.6, 7.5, 9.0), 4.03, 3.02),
-    ("apple iphone", (3.85, 4.28), 4.55, 3.41),
-    ("apple iphone", (3.99, 4.15), 4.89, 3.67),
-    ("apple iphone", (2.22, 4.2, 4.25), 5.64, 4.23),
-    ("apple iphone", (5.1,), 6.85, 5.14),
-    ("apple iphone", (5.7,), 7.66, 5.75),
-    ("apple iphone", (5.96,), 8.06, 6.05),
-    ("apple iphone", (6.765, 6.86), 9.84, 7.38),
-    (r"lge nexus 5\b", (3.97,), 4.57, 3.43),
-    ("lge nexus 5x|huawei nexus 6p|google pixel", (4.67,), 6.27, 4.72),
-    ("google pixel", (4.38, 4.44, 4.46), 5.64, 4.23),
-    ("google pixel", (6.81, 6.9), 9.79, 7.37),
-    ("samsung sm-g9[3-7]", (4.2, 4.25, 4.3, 4.32), 5.64, 4.23),
-    ("samsung sm-g9[89]", (5.4,), 7.26, 5.44),
+# Width and height of sensors in millimetres, as the makers' specifications print them (of phones: pixel pitch times
+# number of pixels); focal lengths in millimetres of a phone's lens, which tells which of its cameras it was; a pattern
+# that is searched in "make model". The first that fits counts.
+SENSORS: tuple[tuple[float, float, tuple[float, ...], str], ...] = (
+    (36.0, 24.0, (), r"canon eos-1ds|canon eos-1d [xc]|canon eos (5d|6d|r[13568](m\d)?\b|ra?\b|rp\b)"),
+    (27.9, 18.6, (), "canon eos-1d"),
+    (22.3, 14.9, (), "canon eos|canon powershot g1 x mark iii"),
+    (18.7, 14.0, (), "canon powershot g1 x"),
+    (13.2, 8.8, (), "canon powershot g[3579] x"),
+    (7.44, 5.58, (), r"canon powershot (g([79]|1[0-6])|s(9[05]|1[0-2]0))\b"),
+    (6.17, 4.55, (), r"canon powershot sx(1|[2-7]0|[2-7]\d0)\b"),
+    (35.9, 23.9, (), r"nikon (d[3-6][sx]?|d6[01]0|d7[058]0|d8[015]0[ea]?|df|z ?[5-9](_[23])?|z ?f)\b"),
+    (23.5, 15.6, (), r"nikon (d\d+[a-z]*|z ?[35]0(_2)?|z ?fc|coolpix a)\b"),
+    (13.2, 8.8, (), "nikon 1 "),
+    (6.17, 4.55, (), r"coolpix (p[569]\d0|p1[01]00|b\d00)\b"),
+    (35.8, 23.9, (), r"sony (ilce-[179]|ilca-99|slt-a99|dslr-a(850|900)|dsc-rx1(r|rm2)?\b|zv-e1\b)"),
+    (23.5, 15.6, (), "sony (ilce|ilca|slt|dslr|nex|zv-e10)"),
+    (13.2, 8.8, (), "sony (dsc-rx10|zv-1)"),
+    (43.8, 32.9, (), "fujifilm gfx"),
+    (8.8, 6.6, (), r"fujifilm (finepix )?(x[123]0|x-s1|xf1|xq[12])\b"),
+    (23.6, 15.6, (), "fujifilm (finepix )?(x-?pro|x-[aehmst]|x100|x70)"),
+    (17.3, 13.0, (), r"(olympus|om digital).* (e-(m|p|pl|pm|\d)|om-)"),
+    (17.3, 13.0, (), r"panasonic (dmc|dc)-(g|gf|gh|gm|gx|l)\d"),
+    (35.6, 23.8, (), r"panasonic dc-s\d"),
+    (13.2, 8.8, (), r"panasonic (dmc|dc)-(fz(1000|2000|2500)|[tz][sz]?[12]00|lx1[05]\b)"),
+    (43.8, 32.8, (), "(pentax|ricoh).* 645"),
+    (35.9, 24.0, (), r"(pentax|ricoh).* k-1\b"),
+    (23.5, 15.6, (), r"(pentax|ricoh).* k-?[\dmprsx]|ricoh gr(?! digital)"),
+    (23.5, 15.7, (), r"samsung nx\d"),
+    (36.0, 24.0, (), r"leica (m9|m1[01]|m \(typ|m mono|q|sl)"),
+    (43.8, 32.9, (), "hasselblad (x1d|x2d|907x)"),
+    (13.2, 8.8, (), "dji fc(6310|3411)|hasselblad l1d"),
+    (6.17, 4.55, (), r"dji fc(2\d\d|300|330|7[23]03)"),
+    (4.03, 3.02, (1.54, 1.57, 6.0, 6.6, 7.5, 9.0), "apple iphone"),
+    (4.55, 3.41, (3.85, 4.28), "apple iphone"),
+    (4.89, 3.67, (3.99, 4.15), "apple iphone"),
+    (5.64, 4.23, (2.22, 4.2, 4.25), "apple iphone"),
+    (6.85, 5.14, (5.1,), "apple iphone"),
+    (7.66, 5.75, (5.7,), "apple iphone"),
+    (8.06, 6.05, (5.96,), "apple iphone"),
+    (9.84, 7.38, (6.765, 6.86), "apple iphone"),
+    (4.57, 3.43, (3.97,), r"lge nexus 5\b"),
+    (6.27, 4.72, (4.67,), "lge nexus 5x|huawei nexus 6p|google pixel"),
+    (5.64, 4.23, (4.38, 4.44, 4.46), "google pixel"),
+    (9.79, 7.37, (6.81, 6.9), "google pixel"),
+    (5.64, 4.23, (4.2, 4.25, 4.3, 4.32), "samsung sm-g9[3-7]"),
+    (7.26, 5.44, (5.4,), "samsung sm-g9[89]"),
 )
 
 # Cameras whose pictures of 2:1 are whole spheres.
@@ -481,9 +468,10 @@ SPHERE_CAMERAS = (
 
 
 def read_exif(image: Image.Image) -> Image.Exif | None:
-    """
-    The EXIF data of an image, its XMP data among them as `XMLPacket`; None where it has none. Raises ValueError, with
-    the reason, if they are corrupt.
+    """Return the EXIF data of an image, its XMP data among them as `XMLPacket`; None where it has none.
+
+    Raises:
+        ValueError: They are corrupt; the message says how.
     """
     try:
         exif = image.getexif()
@@ -497,13 +485,13 @@ def read_exif(image: Image.Image) -> Image.Exif | None:
 
 
 def exif_orientation(exif: Image.Exif | None) -> int:
-    """The orientation tag, 1 (upright) to 8; 1 where it is missing or not one of these."""
+    """Return the orientation tag, 1 (upright) to 8; 1 where it is missing or not one of these."""
     value = 1 if exif is None else exif.get(Base.Orientation, 1)
     return value if isinstance(value, int) and value in ORIENTATIONS else 1
 
 
 def panorama_reason(exif: Image.Exif | None, width: int, height: int) -> str | None:
-    """Why a picture is a panorama, which no pinhole camera takes: as its data say; None where they do not."""
+    """Return why its data say that a picture is a panorama, which no pinhole camera takes; None where they do not."""
     if exif is None:
         return None
     xmp = exif.get(Base.XMLPacket, b"")
@@ -522,20 +510,20 @@ def panorama_reason(exif: Image.Exif | None, width: int, height: int) -> str | N
 def focal_length_from_exif(
     exif: Image.Exif | None, width: int, height: int
 ) -> tuple[tuple[float, float] | None, str | None]:
-    """
-    The focal lengths along the width and the height of an upright picture, in pixels.
+    """Return the focal lengths along the width and the height of an upright picture, in pixels.
 
     There are three ways to it: the 35 mm equivalent, by the diagonal rule `f = f35 * sqrt(W^2 + H^2) / 43.27` of
     CIPA; the focal length in millimetres with the focal-plane resolution; and the same with the sensor of a known
     camera. They are held against one another, and against what a sensor and a lens can be.
 
     Args:
-        exif (`PIL.Image.Exif`, *optional*): The EXIF data, with the orientation tag as the file has it.
-        width, height (`int`): Size of the upright picture, in pixels.
+        exif: The EXIF data, with the orientation tag as the file has it.
+        width: Width of the upright picture, in pixels.
+        height: Its height, in pixels.
 
     Returns:
-        `tuple[tuple[float, float] | None, str | None]`: the focal lengths, None where the EXIF data do not tell them;
-        and what was wrong with the data, None if nothing was.
+        The focal lengths, None where the EXIF data do not tell them; and what was wrong with the data, None if nothing
+        was.
     """
     if exif is None:
         return None, None
@@ -544,11 +532,11 @@ def focal_length_from_exif(
 
 
 class _Reader:
-    """The tags of one picture, and what is wrong with them. Focal lengths are pairs along the upright width, height."""
+    """Tags of one picture, and what is wrong with them. Focal lengths are pairs along the upright width, height."""
 
     def __init__(self, exif: Image.Exif, width: int, height: int) -> None:
         self.tags = {**exif, **exif.get_ifd(ExifTags.IFD.Exif)}
-        with suppress(Exception):  # where it is missing or corrupt, Pillow raises whatever that leads to
+        with suppress(Exception):  # missing or corrupt, Pillow raises whatever that leads to
             self.tags |= exif.get_ifd(ExifTags.IFD.Interop)
         self.camera = _camera_name(exif)
         self.width, self.height = width, height
@@ -558,7 +546,7 @@ class _Reader:
         self.side = math.nan  # millimetres
 
     def focal_lengths(self) -> Pair | None:
-        """The pair that is best supported, None where there is none to rely on."""
+        """Return the pair that is best supported, None where there is none to rely on."""
         zoom = max(1.0, self.number(Base.DigitalZoomRatio, 0.01, 1000) or 1.0)
         frame = self.frame()
         if frame is None:
@@ -605,7 +593,7 @@ class _Reader:
         return chosen
 
     def number(self, tag: ExifTags.Base, low: float, high: float) -> float | None:
-        """A tag's value; None where it is missing, 0 or x/0 (unknown), or not within `low` and `high`."""
+        """Return a tag's value; None where it is missing, 0 or x/0 (unknown), or not within `low` and `high`."""
         value = self.tags.get(tag)
         if value is None or value == 0 or getattr(value, "denominator", 1) == 0:
             return None
@@ -616,9 +604,9 @@ class _Reader:
         return number
 
     def frame(self) -> tuple[float, float, bool] | None:
-        """
-        The size that the focal-plane resolution counts, along the upright width and height, and whether the file's x
-        axis is the upright y axis. None for a picture of another shape: it was cropped.
+        """Return the size that the focal-plane resolution counts, along the upright width and height.
+
+        Third is whether the file's x axis is the upright y axis. None for a picture of another shape: it was cropped.
         """
         taken = self.number(Base.ExifImageWidth, 1, 1e6), self.number(Base.ExifImageHeight, 1, 1e6)
         if None in taken:
@@ -639,11 +627,11 @@ class _Reader:
         return found
 
     def stretch(self, size: tuple[float, float, bool]) -> float:
-        """By how much the shape of `size` differs from the picture's."""
+        """Return by how much the shape of `size` differs from the picture's."""
         return abs(math.log(self.width / size[0] * size[1] / self.height))
 
     def millimetres(self) -> float | None:
-        """FocalLength, None where the lens cannot have it."""
+        """Return FocalLength, None where the lens cannot have it."""
         millimetres = self.number(Base.FocalLength, 0.1, 10000)
         limits = self.tags.get(Base.LensSpecification)
         if millimetres is None or not isinstance(limits, tuple) or len(limits) < 2:
@@ -658,25 +646,22 @@ class _Reader:
         return millimetres
 
     def sensor(self, millimetres: float | None) -> Pair | None:
-        """Width and height in millimetres of a known camera's sensor."""
-        for pattern, *size in SENSORS:
-            if re.search(pattern, self.camera):
-                return size[0], size[1]
-        for pattern, lenses, *size in PHONE_SENSORS:
-            near = millimetres and any(abs(millimetres - lens) < 0.015 for lens in lenses)
+        """Return width and height in millimetres of a known camera's sensor."""
+        for width, height, lenses, pattern in SENSORS:
+            near = not lenses or (millimetres and any(abs(millimetres - lens) < 0.015 for lens in lenses))
             if near and re.search(pattern, self.camera):
-                return size[0], size[1]
+                return width, height
         return None
 
     def by_sensor(self, millimetres: float | None, sensor: Pair | None, zoom: float) -> Pair | None:
-        """From a known sensor, of which a picture of another shape has one whole side."""
+        """Return the pair by a known sensor, of which a picture of another shape has one whole side."""
         if millimetres is None or sensor is None:
             return None
         length = millimetres * zoom * max(self.long / sensor[0], self.short / sensor[1])
         return (length, length) if self.is_plausible(length) else None
 
     def by_plane(self, millimetres: float | None, frame: tuple[float, float, bool], zoom: float) -> Pair | None:
-        """From the focal-plane resolution."""
+        """Return the pair by the focal-plane resolution."""
         across = self.number(Base.FocalPlaneXResolution, 1e-9, 1e9)
         down = self.number(Base.FocalPlaneYResolution, 1e-9, 1e9)
         across, down = across or down, down or across
@@ -699,7 +684,7 @@ class _Reader:
         return lengths
 
     def trusts_plane_alone(self, length: float, side: float, pixels: float) -> bool:
-        """Says that nothing confirms the focal-plane resolution, and whether it can be that of the whole picture."""
+        """Return whether an unconfirmed focal-plane resolution can be that of the whole picture, and note it."""
         given = f"EXIF FocalLength and its resolution give {length:.0f} pixels and a sensor {side:.3g} mm wide"
         # Sensors under 13 mm have smaller pixels: with these, the resolution is that of a picture before its reduction.
         if side * self.long / self.width < 13 and side / pixels > 0.0036:
@@ -709,7 +694,7 @@ class _Reader:
         return True
 
     def by_film(self, millimetres: float | None, zoom: float, other: Pair | None) -> Pair | None:
-        """From the 35 mm equivalent, which some cameras write with the digital zoom and some without."""
+        """Return the pair by the 35 mm equivalent, which some cameras write with the digital zoom and some without."""
         equivalent = self.number(Base.FocalLengthIn35mmFilm, 0.1, 65535)
         if equivalent is None:
             return None
@@ -737,7 +722,7 @@ class _Reader:
         return length * factors[0], length * factors[0]
 
     def check_crop(self, lengths: Pair) -> None:
-        """Says by how much the focal length differs if it is that of the whole 4:3 sensor, where that is much."""
+        """Note by how much the focal length differs if it is that of the whole 4:3 sensor, where that is much."""
         factor = max(self.long, self.short * 4 / 3) * 1.25 / math.hypot(self.long, self.short)
         if factor > AGREEMENT:
             self.problems.append(
@@ -746,11 +731,12 @@ class _Reader:
             )
 
     def is_plausible(self, length: float) -> bool:
+        """Return whether a lens can have this focal length."""
         return PLAUSIBLE_FOV[0] <= math.degrees(2 * math.atan2(self.long / 2, length)) <= PLAUSIBLE_FOV[1]
 
 
 def _camera_name(exif: Image.Exif) -> str:
-    """Make and model in small letters, without the zeros that pad them; the model alone where it repeats the make."""
+    """Return make and model in lower case, without padding; the model alone where it repeats the make."""
     texts = (exif.get(tag) for tag in (Base.Make, Base.Model))
     make, model = (text.replace("\0", " ").lower().split() if isinstance(text, str) else [] for text in texts)
     return " ".join(model if model and model[0] in make else make + model)
@@ -765,7 +751,7 @@ def _is_sensor(diagonal: float) -> bool:
 
 
 def _to_float(value: Any) -> float:
-    """A finite number; NaN where it is none."""
+    """Return a finite number; NaN where `value` is none."""
     try:
         number = math.nan if isinstance(value, (str, bytes)) else float(value)
     except (TypeError, ValueError, ZeroDivisionError, OverflowError):

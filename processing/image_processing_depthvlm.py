@@ -1,5 +1,8 @@
 # Copyright 2026 The DepthVLM authors. Licensed under the Apache License, Version 2.0.
-"""Image processors: the paper's focal-length normalisation (equation 6) before Qwen3-VL's patches, on two backends."""
+"""Image processors: the paper's focal-length normalisation (equation 6) before Qwen3-VL's patches, on two backends.
+
+Also the way back, from predicted depth to metres at the size of each image.
+"""
 
 import difflib
 import functools
@@ -7,7 +10,8 @@ import inspect
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import numpy as np
@@ -33,7 +37,7 @@ from .images_depthvlm import FULL_SIZE_KEY, image_list, open_image, upright_imag
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# What `from_pretrained` takes for the Hub and for a model, which pipelines hand to every part, and for a tokenizer.
+# Keywords of `from_pretrained` for the Hub and for a model, which pipelines hand to every part, and for a tokenizer.
 _LOADING = """
 cache_dir force_download local_files_only token revision subfolder proxies trust_remote_code code_revision use_fast
 backend user_agent return_unused_kwargs resume_download image_processor_filename dtype torch_dtype device_map max_memory
@@ -52,29 +56,24 @@ SETTINGS_KEYWORDS = LOADING_KEYWORDS.union(_TOKENIZER.split(), TextKwargs.__anno
 
 # Rounded to bfloat16 these would be wrong by up to 0.4 %.
 FULL_PRECISION = ("focal_scale", "cameras", "depth_labels")
-
-
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 def hub_keywords(given: dict[str, Any]) -> dict[str, Any]:
-    """Those of `from_pretrained`'s keywords that say where a file comes from."""
+    """Return those of `from_pretrained`'s keywords that say where a file comes from."""
     return {name: given[name] for name in HUB_KEYWORDS if given.get(name) is not None}
 
 
 def read_json(model: Any, name: str, hub: dict[str, Any]) -> dict[str, Any]:
-    """A JSON file of a checkpoint, a folder or a name on the Hub; empty where it has none."""
+    """Return a JSON file of a checkpoint, a folder or a name on the Hub; empty where it has none."""
     if os.path.isfile(model):
         return {}
     file = cached_file(model, name, _raise_exceptions_for_missing_entries=False, **hub)
-    if file is None:
-        return {}
-    with open(file, encoding="utf-8") as stream:
-        return json.load(stream)
+    return json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
 
 
 def check_keywords(given: Iterable[str], known: Iterable[str], where: str) -> None:
-    """Raises TypeError for the first name that is not known, with the nearest one that is."""
+    """Raise TypeError for the first name that is not known, with the nearest one that is."""
     known = sorted(known)
     for name in given:
         if name not in known and not name.startswith("_"):
@@ -84,7 +83,7 @@ def check_keywords(given: Iterable[str], known: Iterable[str], where: str) -> No
 
 
 def names_keywords(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a function without `**kwargs` name the nearest keyword too when it gets one that it does not know."""
+    """Let a function without `**kwargs` name the nearest keyword when it gets one that it does not know."""
     known = inspect.signature(function).parameters
 
     @functools.wraps(function)
@@ -96,9 +95,10 @@ def names_keywords(function: Callable[P, R]) -> Callable[P, R]:
 
 
 class DepthVLMBatchFeature(BatchFeature):
-    """
-    What the processor returns, ready for `model(**inputs)`. `.to(device, dtype)` moves everything, the tensors inside
-    `depth_labels` included, but leaves `focal_scale`, `cameras` and `depth_labels` in float32.
+    """Output of the processor, ready for `model(**inputs)`.
+
+    `.to(device, dtype)` moves everything, the tensors inside `depth_labels` included, but leaves `focal_scale`,
+    `cameras` and `depth_labels` in float32.
     """
 
     def __init__(self, data: dict[str, Any] | None = None, tensor_type: Any = None, skip_tensor_conversion: Any = None):
@@ -110,37 +110,19 @@ class DepthVLMBatchFeature(BatchFeature):
         self.__init__(state["data"])  # type: ignore[misc]
 
     def to(self, *args: Any, **kwargs: Any) -> "DepthVLMBatchFeature":
-        """
-        Moves and casts in place, as the parent does.
-
-        Args:
-            args, kwargs: Of [`torch.Tensor.to`]: a device, a dtype, `non_blocking`.
-
-        Returns:
-            [`DepthVLMBatchFeature`]: itself.
-        """
-        kept = {key: self.data[key] for key in FULL_PRECISION if key in self.data}
-        order = list(self.data)
-        self.data = {key: value for key, value in self.data.items() if key not in kept}
+        """Move and cast in place as [`torch.Tensor.to`] takes its arguments; what must stay float32 is only moved."""
+        full = {key: self.data[key] for key in FULL_PRECISION if key in self.data}
         super().to(*args, **kwargs)
         device = kwargs.get("device") or next((arg for arg in args if not isinstance(arg, torch.dtype)), None)
         if device is not None:
-            kept = {key: _move(value, device, kwargs.get("non_blocking", False)) for key, value in kept.items()}
-        self.data = {key: kept[key] if key in kept else self.data[key] for key in order}
+            full = BatchFeature(full).to(device=device, non_blocking=kwargs.get("non_blocking", False)).data
+        self.data.update(full)
         return self
-
-
-def _move(value: Any, device: Any, non_blocking: bool) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.to(device=device, non_blocking=non_blocking)
-    if isinstance(value, (list, tuple)):
-        return type(value)(_move(item, device, non_blocking) for item in value)
-    return value
 
 
 MAX_ASPECT_RATIO = 200
 
-# Of `qwen_vl_utils.process_vision_info`, made for the patches of Qwen2-VL.
+# Rounding of `qwen_vl_utils.process_vision_info`, made for the patches of Qwen2-VL.
 QWEN_VL_UTILS_MULTIPLE = 28
 
 
@@ -152,30 +134,29 @@ def canonical_size(
     max_pixels: int,
     qwen_vl_utils_rounding: bool = False,
 ) -> tuple[int, int, float]:
-    """
-    The size at which the model sees an image, and what its depth must then be multiplied by.
+    """Return the size at which the model sees an image, and the factor that brings its depth to metres (equation 6).
 
-    Equation 6 of the paper scales an image by `s = f_c / f`, so that every camera becomes the canonical one. Here the
-    scaled size is rounded once, to whole cells of the model: the image counts as canonical, `focal_scale = 1`, as in
-    the published method. Where the pixel budget does not allow that size, the image is scaled to the largest (or
-    smallest) one that it allows, with a whole number of cells on one side; it is then seen at `f_eff = f * s`, and
-    metres are recovered with `focal_scale = f_eff / f_c`. There `s` depends on the image's size alone, so depths are
-    exactly proportional to the focal length.
+    Equation 6 scales an image by `s = f_c / f`, so that every camera becomes the canonical one. Here the scaled size is
+    rounded once, to whole cells of the model: the image counts as canonical, `focal_scale = 1`, as in the published
+    method. Where the pixel budget does not allow that size, the image is scaled to the largest (or smallest) one that
+    it allows, with a whole number of cells on one side; it is then seen at `f_eff = f * s`, and metres are recovered
+    with `focal_scale = f_eff / f_c`. There `s` depends on the image's size alone, so depths are exactly proportional to
+    the focal length.
 
     Args:
-        camera ([`Camera`]): The camera of the image as given.
-        canonical_focal_length (`float`): `f_c`, in pixels.
-        cell (`int`): Side of the square that makes one visual token, in pixels: patch size times merge size.
-        min_pixels (`int`): Least area of the result, in pixels.
-        max_pixels (`int`): Greatest area of the result, in pixels.
-        qwen_vl_utils_rounding (`bool`): Round the sides to whole pixels and to multiples of 28 before cells, as the
-            published implementation does, for whose checkpoints it gives the grid that they were trained on.
+        camera: The camera of the image as given, `f`.
+        canonical_focal_length: `f_c`, in pixels.
+        cell: Side of the square that makes one visual token, in pixels: patch size times merge size.
+        min_pixels: Least area of the result, in pixels.
+        max_pixels: Greatest area of the result, in pixels.
+        qwen_vl_utils_rounding: Round the sides to whole pixels and to multiples of 28 before cells, as the published
+            implementation does; for its checkpoints that gives the grid that they were trained on.
 
     Returns:
-        `tuple[int, int, float]`: height and width in pixels, multiples of `cell`, and `focal_scale`.
+        Height and width in pixels, multiples of `cell`, and `focal_scale`.
 
     Raises:
-        ValueError: if one side is more than 200 times the other, or the budget cannot hold one row of cells.
+        ValueError: One side is more than 200 times the other, or the budget cannot hold one row of cells.
     """
     height, width = camera.height, camera.width
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
@@ -214,7 +195,7 @@ def _cells(height: float, width: float, scale: float, cell: int) -> tuple[int, i
 
 
 def _bound(height: int, width: int, cell: int, scale: float, pixels: int, largest: bool) -> tuple[float, int, int]:
-    """The scale nearest to `scale`, with its cells, that keeps within `pixels` and cuts one side into whole cells."""
+    """Return the scale nearest to `scale`, with its cells, that keeps within `pixels` and fits whole cells on a side."""
     found = []
     for side in (height, width):
         # A hair of tolerance: an exact multiple must not be lost to the rounding of floats.
@@ -233,22 +214,16 @@ def _bound(height: int, width: int, cell: int, scale: float, pixels: int, larges
 CAMERA_KEYWORDS = ("intrinsics", "focal_length", "fov")
 
 VISION_TOWER_SETTINGS = (
-    "image_mean",
-    "image_std",
-    "rescale_factor",
-    "patch_size",
-    "temporal_patch_size",
-    "merge_size",
+    *("image_mean", "image_std", "rescale_factor", "patch_size", "temporal_patch_size", "merge_size"),
     "qwen_vl_utils_rounding",
 )
-
-
 # What a file of settings holds besides them.
 SAVED_NAMES = ("image_processor_type", "processor_class", "feature_extractor_type", "auto_map")
 
 
 class DepthVLMImageProcessorKwargs(Qwen2VLImageProcessorKwargs, total=False):
-    r"""
+    r"""Keywords of the image processor beside Qwen2-VL's.
+
     focal_length (`float` or `list[float | None]`, *optional*):
         Focal length in pixels of the image as given: one for all images, or one, or None, for each.
     fov (`float` or `list[float | None]`, *optional*):
@@ -266,8 +241,7 @@ class DepthVLMImageProcessorKwargs(Qwen2VLImageProcessorKwargs, total=False):
     assumed_fov (`float`, *optional*, defaults to 60.0):
         Field of view in degrees across the longer side of an image whose camera is not known.
     qwen_vl_utils_rounding (`bool`, *optional*, defaults to `False`):
-        Round to multiples of 28 pixels before visual tokens, as the published implementation does; on for its
-        checkpoints.
+        Round to multiples of 28 pixels first, as the published implementation does; on for its checkpoints.
     """
 
     focal_length: Any
@@ -282,9 +256,9 @@ class DepthVLMImageProcessorKwargs(Qwen2VLImageProcessorKwargs, total=False):
 
 
 class DepthVLMBaseImageProcessor(BaseImageProcessor):
-    """
-    What both backends share. One resampling takes an image from its own size to the model's: equation 6 of the paper,
-    `s = f_c / f`, bounded by the pixel budget and rounded once to multiples of `patch_size * merge_size`.
+    """Image processing that both backends share.
+
+    One resampling takes an image from its own size to that of [`canonical_size`] (equation 6).
 
     The budget is `size = {"shortest_edge": least area, "longest_edge": greatest area}` in pixels, named as Qwen3-VL
     does; `min_pixels` and `max_pixels` set it too, here and in a call. The default of 3,145,728 pixels (3,072 visual
@@ -313,13 +287,12 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
         super().__init__(**kwargs)
 
     def preprocess(self, images: ImageInput, **kwargs: Any) -> DepthVLMBatchFeature:
-        """
-        Prepares images for the model.
+        """Prepare images for the model.
 
         Args:
             images: What [`open_image`] takes (a path, a URL, bytes, a PIL image, an array, ...), or many of them: a
                 (nested) list, a column of `datasets`, a generator, a batch `(N, H, W, 3)` of pixels.
-            kwargs: See [`DepthVLMImageProcessorKwargs`].
+            **kwargs: See [`DepthVLMImageProcessorKwargs`].
 
         Returns:
             [`DepthVLMBatchFeature`] with
@@ -331,8 +304,9 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
               or None.
 
         Raises:
-            FileNotFoundError, ValueError: for an image, a camera, a depth map or a budget that cannot be used.
-            TypeError: for a keyword that is not known.
+            FileNotFoundError: There is no such file.
+            ValueError: An image, a camera, a depth map or a budget cannot be used.
+            TypeError: A keyword is not known.
         """
         check_keywords(kwargs, self.valid_kwargs.__annotations__, "The image processor")
         if any(kwargs.get(name) is not None for name in CAMERA_KEYWORDS):
@@ -341,7 +315,7 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
         return super().preprocess(images, **kwargs)
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
-        """Opens whatever [`open_image`] takes as PIL images that keep their EXIF data; leaves pixels as they are."""
+        """Open whatever [`open_image`] takes as PIL images that keep their EXIF data; leave pixels as they are."""
         many = image_list(image_url_or_urls)
         if len(many) != 1 or many[0] is not image_url_or_urls:
             return [self.fetch_images(one) for one in many]
@@ -353,19 +327,19 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
     def depth_labels(
         self, depth_maps: Any, depth_scale: Any, cameras: Any, image_grid_thw: Any, image_names: Any = None
     ) -> list[Any]:
-        """The `depth_labels` of images already prepared, with their `cameras` and `image_grid_thw`."""
+        """Return the `depth_labels` of images already prepared, with their `cameras` and `image_grid_thw`."""
         image_sizes = [(round(float(row[4])), round(float(row[5]))) for row in cameras]
         input_sizes = [(int(grid[1]) * self.patch_size, int(grid[2]) * self.patch_size) for grid in image_grid_thw]
         return depth_labels(depth_maps, depth_scale, image_sizes, input_sizes, image_names)
 
     @names_keywords
     def post_process_depth_estimation(self, outputs: Any, target_sizes: Any = None) -> list[dict[str, Any]]:
-        """Depth in metres at the size of each image, with its camera: see [`post_process_depth`]."""
+        """Return depth in metres at the size of each image, with its camera: see [`post_process_depth`]."""
         return post_process_depth(outputs, target_sizes)
 
     def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict[str, Any] | None = None) -> int:
-        """The number of patches of an image of `height` x `width` pixels; `images_kwargs` may name its camera."""
-        options = {**self._defaults(), **(images_kwargs or {})}
+        """Return the number of patches of an image of `height` x `width` pixels; `images_kwargs` may name its camera."""
+        options = {name: getattr(self, name, None) for name in self._valid_kwargs_names} | (images_kwargs or {})
         options = self._standardize_kwargs(**options)
         camera = self._cameras([(height, width)], [None], options)[0]
         rows, columns, _ = self._target(camera, options)
@@ -373,25 +347,20 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
 
     @classmethod
     def get_image_processor_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
-        """The saved settings; those of a published checkpoint are Qwen3-VL's, and get its own code's rounding."""
+        """Read the saved settings; those of a published checkpoint are Qwen3-VL's, with its own code's rounding."""
         hub = hub_keywords(kwargs)
         settings, kwargs = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
-        is_own = settings.get("image_processor_type", "").startswith("DepthVLM")
-        if (
-            not is_own
-            and read_json(pretrained_model_name_or_path, "config.json", hub).get("depth_head_type") is not None
-        ):
-            settings = {**settings, "qwen_vl_utils_rounding": True}
+        if not settings.get("image_processor_type", "").startswith("DepthVLM"):
+            config = read_json(pretrained_model_name_or_path, "config.json", hub)
+            if config.get("depth_head_type") is not None:
+                settings = {**settings, "qwen_vl_utils_rounding": True}
         return settings, kwargs
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """
-        From its saved settings, or from those of a Qwen3-VL image processor: of these only what describes the vision
-        tower is taken, as their sizes and their filter are not DepthVLM's.
+        """Make a processor from its saved settings, or from those of a Qwen3-VL image processor.
 
-        Raises:
-            TypeError: for a keyword that is not known.
+        Of the latter only what describes the vision tower is taken: their sizes and their filter are not DepthVLM's.
         """
         check_keywords(kwargs, {*cls.valid_kwargs.__annotations__, *SETTINGS_KEYWORDS}, "The image processor")
         if not image_processor_dict.get("image_processor_type", "DepthVLM").startswith("DepthVLM"):
@@ -400,7 +369,7 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
         return super().from_dict(image_processor_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Its attributes, so that either backend loads what the other has saved."""
+        """Return its attributes, so that either backend loads what the other has saved."""
         output = super().to_dict()
         output["image_processor_type"] = "DepthVLMImageProcessor"
         auto_map = dict(output.get("auto_map", {}))
@@ -416,15 +385,10 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
     def _standardize_kwargs(  # type: ignore[override]
         self, size: Any = None, min_pixels: int | None = None, max_pixels: int | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Settles the pixel budget: what is given, then the processor's own, then the class's."""
-        own = dict(self.size) if self.size is not None else {}
-        given = {key: value for key, value in (dict(size) if size is not None else {}).items() if value is not None}
+        """Settle the pixel budget: what is given, then the processor's own, then the class's."""
         names = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
-        given = {names.get(key, key): value for key, value in given.items()}
-        if min_pixels is not None:
-            given["shortest_edge"] = min_pixels
-        if max_pixels is not None:
-            given["longest_edge"] = max_pixels
+        asked = [*dict(size or {}).items(), ("min_pixels", min_pixels), ("max_pixels", max_pixels)]
+        given = {names.get(key, key): value for key, value in asked if value is not None}
         unknown = set(given) - {"shortest_edge", "longest_edge"}
         if unknown:
             raise ValueError(
@@ -434,7 +398,7 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
         canonical = kwargs.get("canonical_focal_length")
         if canonical is not None and not 0 < canonical < math.inf:
             raise ValueError(f"`canonical_focal_length` must be a finite number above 0, in pixels, got {canonical!r}.")
-        budget = {**type(self).size, **own, **given}
+        budget = {**type(self).size, **dict(self.size or {}), **given}
         least, greatest = budget["shortest_edge"], budget["longest_edge"]
         cell = (kwargs.get("patch_size") or self.patch_size) * (kwargs.get("merge_size") or self.merge_size)
         if not 1 <= least <= greatest or greatest < cell**2:
@@ -447,17 +411,15 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
     def _preprocess_image_like_inputs(  # type: ignore[override]
         self, images: ImageInput, *args: Any, **kwargs: Any
     ) -> DepthVLMBatchFeature:
-        """Resizes every image to its own target, then lets Qwen's code normalise and cut them into patches."""
+        """Resize every image to its own target, then let Qwen's code normalise and cut them into patches."""
         depth_maps, depth_scale = kwargs.pop("depth_maps", None), kwargs.pop("depth_scale", None)
         layout, names = kwargs.pop("input_data_format", None), kwargs.pop("image_names", None)
-        pictures, exifs = [], []
         flat: Any = self._prepare_images_structure(images)
         if names and len(names) != len(flat):
             raise ValueError(f"`image_names` has {len(names)} entries for {len(flat)} image(s): give one for each.")
-        for index, image in enumerate(flat):
-            picture, exif = upright_image(image, names[index] if names else f"Image {index}", layout)
-            pictures.append(picture)
-            exifs.append(exif)
+        labels = names or [f"Image {index}" for index in range(len(flat))]
+        upright = [upright_image(image, label, layout) for image, label in zip(flat, labels, strict=True)]
+        pictures, exifs = [picture for picture, _ in upright], [exif for _, exif in upright]
         # A camera is of the image as given, which may have been read at a smaller size.
         given = [picture.info.get(FULL_SIZE_KEY, picture.size) for picture in pictures]
         cameras = self._cameras([(height, width) for width, height in given], exifs, kwargs, names)
@@ -503,11 +465,8 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
         return canonical_size(camera, canonical, cell, *budget, bool(options["qwen_vl_utils_rounding"]))
 
     def _resize_once(self, picture: Image.Image, height: int, width: int, options: dict[str, Any]) -> Any:
-        """The picture as `(3, height, width)` uint8 values of the backend's kind."""
+        """Return the picture as `(3, height, width)` uint8 values of the backend's kind."""
         raise NotImplementedError
-
-    def _defaults(self) -> dict[str, Any]:
-        return {name: getattr(self, name, None) for name in self._valid_kwargs_names}
 
 
 def _is_float(image: Any) -> bool:
@@ -517,7 +476,7 @@ def _is_float(image: Any) -> bool:
 
 
 class DepthVLMImageProcessorPil(DepthVLMBaseImageProcessor, Qwen2VLImageProcessorPil):
-    """The image processor of DepthVLM on Pillow and numpy: see [`DepthVLMBaseImageProcessor`]."""
+    """Image processor of DepthVLM on Pillow and numpy: see [`DepthVLMBaseImageProcessor`]."""
 
     def _resize_once(self, picture: Image.Image, height: int, width: int, options: dict[str, Any]) -> np.ndarray:
         if picture.size != (width, height):
@@ -529,7 +488,7 @@ if is_torchvision_available():
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 
     class DepthVLMImageProcessor(DepthVLMBaseImageProcessor, Qwen2VLImageProcessor):
-        """The image processor of DepthVLM on torchvision: see [`DepthVLMBaseImageProcessor`]."""
+        """Image processor of DepthVLM on torchvision: see [`DepthVLMBaseImageProcessor`]."""
 
         def _resize_once(self, picture: Image.Image, height: int, width: int, options: dict[str, Any]) -> torch.Tensor:
             pixels = self.process_image(picture, device=options["device"])
@@ -545,23 +504,21 @@ else:
 
 @names_keywords
 def post_process_depth(outputs: Any, target_sizes: Any = None) -> list[dict[str, Any]]:
-    """
-    Depth in metres at the size of each image, with the camera that was used.
+    """Return depth in metres at the size of each image, with the camera that was used.
 
     Args:
-        outputs ([`~transformers.utils.ModelOutput`]): Has `predicted_depth`, a list with one `(h, w)` tensor for every
-            image or one `(N, h, w)` tensor, in metres, and may have `cameras`, the `(N, 7)` tensor of the processor.
-        target_sizes (`list[tuple[int, int]]` or `torch.Tensor` of shape `(N, 2)`, *optional*): Height and width in
-            pixels for every image. By default the size of the image as given, or of the prediction without `cameras`.
+        outputs: Has `predicted_depth`, a list with one `(h, w)` tensor for every image or one `(N, h, w)` tensor, in
+            metres, and may have `cameras`, the `(N, 7)` tensor of the processor.
+        target_sizes: `(height, width)` in pixels for every image (or None): a list or a tensor `(N, 2)`. By default the
+            size of the image as given, or of the prediction without `cameras`.
 
     Returns:
-        `list[dict]`, for every image: `predicted_depth` (`torch.Tensor` of shape `(H, W)`, float32, metres), `camera`
-        ([`Camera`] at that size, None where unknown), `intrinsics` (`torch.Tensor` of shape `(3, 3)`, pixels of that
-        size, or None) and `focal_source` (`str` or None).
+        For every image `predicted_depth` (`(H, W)` float32, metres), `camera` ([`Camera`] at that size), `intrinsics`
+        (`(3, 3)`, pixels of that size) and `focal_source` (`str`); the last three None without `cameras`.
 
     Raises:
-        ValueError: if there is no predicted depth, it is not finite, or the numbers of images, cameras and sizes
-            differ.
+        ValueError: There is no predicted depth, it is not finite, a size is below 1 pixel, or the numbers of images,
+            cameras and sizes differ.
     """
     predicted = outputs.predicted_depth
     if predicted is None:
@@ -581,7 +538,11 @@ def post_process_depth(outputs: Any, target_sizes: Any = None) -> list[dict[str,
     for index, depth in enumerate(predicted):
         camera = None if rows is None else Camera.from_row(rows[index].tolist())
         if target_sizes is not None and target_sizes[index] is not None:
-            height, width = _size(target_sizes[index], index)
+            height, width = (int(side) for side in target_sizes[index])
+            if min(height, width) < 1:
+                raise ValueError(
+                    f"`target_sizes[{index}]` must be a height and a width of at least 1 pixel, got {height, width}."
+                )
         elif camera is not None:
             height, width = camera.height, camera.width
         else:
@@ -604,12 +565,3 @@ def post_process_depth(outputs: Any, target_sizes: Any = None) -> list[dict[str,
             }
         )
     return results
-
-
-def _size(size: Sequence[int] | torch.Tensor, index: int) -> tuple[int, int]:
-    height, width = (int(side) for side in size)
-    if height < 1 or width < 1:
-        raise ValueError(
-            f"`target_sizes[{index}]` must be a height and a width of at least 1 pixel, got {tuple(size)}."
-        )
-    return height, width

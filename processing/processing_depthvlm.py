@@ -40,18 +40,17 @@ CALL_KEYWORDS = IMAGE_KEYWORDS.union(
 
 
 class DepthVLMProcessor(Qwen3VLProcessor):
-    """
-    Prepares text, images with their cameras, depth maps, and videos (with torchvision) for DepthVLM.
+    """Processor of text, images with their cameras, depth maps, and videos (with torchvision) for DepthVLM.
 
     Args:
-        image_processor ([`DepthVLMImageProcessor`]): Prepares images and depth maps.
-        tokenizer ([`PreTrainedTokenizerBase`]): A Qwen3-VL tokenizer.
-        video_processor ([`Qwen3VLVideoProcessor`] or `dict`, *optional*): Prepares videos, or its settings. Qwen3-VL's
-            defaults without it. On a machine without torchvision the settings are kept for the next save.
-        chat_template (`str`, *optional*): A Jinja template; the tokenizer's by default.
+        image_processor: A [`DepthVLMImageProcessor`].
+        tokenizer: A Qwen3-VL tokenizer.
+        video_processor: A [`Qwen3VLVideoProcessor`] or its settings; Qwen3-VL's defaults without it. On a machine
+            without torchvision the settings are kept for the next save.
+        chat_template: A Jinja template; the tokenizer's by default.
 
     Raises:
-        TypeError: if `image_processor` is not DepthVLM's.
+        TypeError: `image_processor` is not DepthVLM's.
     """
 
     skip_tensor_conversion: Any = (*ProcessorMixin.skip_tensor_conversion, "depth_labels")
@@ -72,10 +71,8 @@ class DepthVLMProcessor(Qwen3VLProcessor):
             )
         chat_template = getattr(tokenizer, "chat_template", None) if chat_template is None else chat_template
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
-        if isinstance(video_processor, dict):
-            self._video_settings = {**video_processor, "video_processor_type": "Qwen3VLVideoProcessor"}
-        else:
-            self._video_settings = {"video_processor_type": "Qwen3VLVideoProcessor"}
+        settings = video_processor if isinstance(video_processor, dict) else {}
+        self._video_settings = {**settings, "video_processor_type": "Qwen3VLVideoProcessor"}
         if video_processor is not None and not isinstance(video_processor, dict):
             self.video_processor = video_processor
         elif is_torchvision_available():
@@ -85,7 +82,7 @@ class DepthVLMProcessor(Qwen3VLProcessor):
 
     @classmethod
     def get_attributes(cls) -> list[str]:
-        """The parts that must be there: the video processor cannot be without torchvision, so it is handled here."""
+        """Return the parts that must be there; the video processor, which needs torchvision, is handled here."""
         return ["image_processor", "tokenizer"]
 
     def __call__(
@@ -101,28 +98,27 @@ class DepthVLMProcessor(Qwen3VLProcessor):
         depth_scale: Any = None,
         **kwargs: Any,
     ) -> DepthVLMBatchFeature:
-        """
-        Prepares a batch for `model(**inputs)` and `model.generate(**inputs)`.
+        """Prepare a batch for `model(**inputs)` and `model.generate(**inputs)`.
 
         Args:
-            images: What [`open_image`] takes (a path, a URL, bytes, a PIL image, an array, ...), or many of them: a
-                list, a list for every text, a column of `datasets`, a generator, a batch `(N, H, W, 3)` of pixels.
-            text (`str` or `list[str]`): Prompts with one `<|image_pad|>` for every image.
+            images: See [`DepthVLMImageProcessor.preprocess`]; or a list for every text.
+            text: One prompt or many, with one `<|image_pad|>` for every image.
             videos: As Qwen3-VL takes them; needs torchvision.
-            focal_length, fov, intrinsics: The camera, for all images or one, or None, for each: see
-                [`DepthVLMImageProcessorKwargs`]. Without them, EXIF data, or an assumed field of view with a warning.
+            focal_length: This, `fov` or `intrinsics` is the camera, for all images or one, or None, for each: see
+                [`resolve_cameras`]. Without them, EXIF data, or an assumed field of view with a warning.
+            fov: See there.
+            intrinsics: See there.
             depth_maps: True depth, one, or None, for each image: see [`read_depth`].
-            depth_scale (`float` or `list`): Raw value of the depth maps divided by metres.
-            kwargs: Of [`Qwen3VLProcessor`] and [`DepthVLMImageProcessorKwargs`], such as `image_names`.
+            depth_scale: Raw value of the depth maps divided by metres, likewise.
+            **kwargs: Those of [`Qwen3VLProcessor`] and [`DepthVLMImageProcessorKwargs`], such as `image_names`.
 
         Returns:
-            [`DepthVLMBatchFeature`]: the tokenizer's and the image processor's outputs, see
-            [`DepthVLMImageProcessor.preprocess`].
+            The tokenizer's and the image processor's outputs, see [`DepthVLMImageProcessor.preprocess`].
 
         Raises:
-            ImportError: for a video on a machine without torchvision.
-            TypeError: for a keyword that is not known.
-            ValueError: for input that cannot be used, with what to do.
+            ImportError: A video is given on a machine without torchvision.
+            TypeError: A keyword is not known.
+            ValueError: Input cannot be used; the message says what to do.
         """
         check_keywords(kwargs, CALL_KEYWORDS, "The processor")
         if videos is not None and not hasattr(self, "video_processor"):
@@ -130,9 +126,9 @@ class DepthVLMProcessor(Qwen3VLProcessor):
         images = None if _is_empty(images) else image_list(images)
         cameras = {"focal_length": focal_length, "fov": fov, "intrinsics": intrinsics}
         cameras = {name: value for name, value in cameras.items() if value is not None}
-        if images is None and (cameras or depth_maps is not None):
-            given = [*cameras, *(["depth_maps"] if depth_maps is not None else [])]
-            if any(not _is_empty(value) for value in (*cameras.values(), depth_maps)):
+        if images is None:
+            given = [name for name, value in {**cameras, "depth_maps": depth_maps}.items() if not _is_empty(value)]
+            if given:
                 raise ValueError(
                     f"{', '.join(f'`{name}`' for name in given)} was passed, but no image. Pass `images` too."
                 )
@@ -148,7 +144,7 @@ class DepthVLMProcessor(Qwen3VLProcessor):
     def apply_chat_template(  # type: ignore[override]
         self, conversation: Any, chat_template: Any = None, **kwargs: Any
     ) -> Any:
-        """As its parent does; a keyword that neither it, nor the processor, nor the template knows is a TypeError."""
+        """Apply the template; a keyword that neither it, nor the processor, nor transformers knows is a TypeError."""
         template = str(chat_template or self.chat_template)
         known = CALL_KEYWORDS.union(inspect.signature(super().apply_chat_template).parameters)
         given = [name for name in kwargs if not re.search(rf"\b{re.escape(name)}\b", template)]
@@ -158,17 +154,16 @@ class DepthVLMProcessor(Qwen3VLProcessor):
 
     @names_keywords
     def post_process_depth_estimation(self, outputs: Any, target_sizes: Any = None) -> list[dict[str, Any]]:
-        """Depth in metres at the size of each image, with its camera: see [`post_process_depth`]."""
+        """Return depth in metres at the size of each image, with its camera: see [`post_process_depth`]."""
         return self.image_processor.post_process_depth_estimation(outputs, target_sizes)
 
     @property
     def model_input_names(self) -> list[str]:
-        """`list[str]`: the names of all that the model takes."""
-        video_processor = [self.video_processor] if hasattr(self, "video_processor") else []
-        return [*super().model_input_names, *(name for part in video_processor for name in part.model_input_names)]
+        """Names of all that the model takes."""
+        return [*super().model_input_names, *getattr(getattr(self, "video_processor", None), "model_input_names", ())]
 
     def to_dict(self) -> dict[str, Any]:
-        """Its settings; those of the video processor also where torchvision is missing, for a machine that has it."""
+        """Return its settings, with those of the video processor also where torchvision is missing."""
         output = super().to_dict()
         output.setdefault("video_processor", dict(self._video_settings))
         return output
@@ -177,7 +172,7 @@ class DepthVLMProcessor(Qwen3VLProcessor):
     def get_processor_dict(
         cls, pretrained_model_name_or_path: Any, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The processor's settings, with those of the video processor, which Qwen3-VL keeps in a file of their own."""
+        """Read the settings, with those of the video processor, which Qwen3-VL keeps in a file of their own."""
         hub = hub_keywords(kwargs)
         settings, kwargs = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
         if "video_processor" not in settings:
@@ -189,7 +184,7 @@ class DepthVLMProcessor(Qwen3VLProcessor):
     def _get_arguments_from_pretrained(
         cls, pretrained_model_name_or_path: Any, processor_dict: dict[str, Any] | None = None, **kwargs: Any
     ) -> list[Any]:
-        """Loads the parts, and makes a DepthVLM image processor of a Qwen3-VL one. TypeError for unknown keywords."""
+        """Load the parts, and make a DepthVLM image processor of a Qwen3-VL one."""
         check_keywords(kwargs, IMAGE_KEYWORDS | SETTINGS_KEYWORDS, "The processor")
         image_processor, tokenizer = super()._get_arguments_from_pretrained(
             pretrained_model_name_or_path, processor_dict, **kwargs
@@ -203,9 +198,10 @@ class DepthVLMProcessor(Qwen3VLProcessor):
 
     @classmethod
     def _load_tokenizer_from_pretrained(cls, sub_processor_type: str, *args: Any, **kwargs: Any) -> Any:
-        """
-        Keeps image settings from the tokenizer, which would repeat them at every call and save them as its own. It pads
-        on the left where nothing else is asked for, as `generate` needs it; collators for training name their side.
+        """Load the tokenizer, without image settings, which it would repeat at every call and save as its own.
+
+        It pads on the left where nothing else is asked for, as `generate` needs it; collators for training name their
+        side.
         """
         kwargs = {name: value for name, value in kwargs.items() if name not in IMAGE_KEYWORDS}
         kwargs.setdefault("padding_side", "left")
@@ -213,5 +209,5 @@ class DepthVLMProcessor(Qwen3VLProcessor):
 
 
 def _is_empty(value: Any) -> bool:
-    """Whether there is nothing in it, as in the image lists of a batch of conversations without images."""
+    """Return whether nothing is in it, as in the image lists of a batch of conversations without images."""
     return value is None or (isinstance(value, (list, tuple)) and all(_is_empty(item) for item in value))
