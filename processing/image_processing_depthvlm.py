@@ -195,7 +195,7 @@ def _cells(height: float, width: float, scale: float, cell: int) -> tuple[int, i
 
 
 def _bound(height: int, width: int, cell: int, scale: float, pixels: int, largest: bool) -> tuple[float, int, int]:
-    """Return the scale nearest to `scale`, with its cells, that keeps within `pixels` and fits whole cells on a side."""
+    """Return the scale nearest to `scale`, with its cells, that keeps within `pixels`, with whole cells on a side."""
     found = []
     for side in (height, width):
         # A hair of tolerance: an exact multiple must not be lost to the rounding of floats.
@@ -338,7 +338,7 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
         return post_process_depth(outputs, target_sizes)
 
     def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict[str, Any] | None = None) -> int:
-        """Return the number of patches of an image of `height` x `width` pixels; `images_kwargs` may name its camera."""
+        """Count the patches of an image of `height` x `width` pixels; `images_kwargs` may name the camera."""
         options = {name: getattr(self, name, None) for name in self._valid_kwargs_names} | (images_kwargs or {})
         options = self._standardize_kwargs(**options)
         camera = self._cameras([(height, width)], [None], options)[0]
