@@ -4,15 +4,16 @@ Importing the package registers its classes with transformers' Auto classes, whi
 names below are imported on first use.
 """
 
+import functools
 import sys
+import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._registration import register
-
 if TYPE_CHECKING:
-    from .inference import DepthVLM, load, predict
+    from .conversation import Conversation
+    from .inference import DepthPredictor, load, predict
     from .modeling_depthvlm import (
         DepthHeadConfig,
         DepthVLMConfig,
@@ -21,36 +22,20 @@ if TYPE_CHECKING:
         silog_loss,
     )
     from .prediction import Prediction
-    from .processing import DepthVLMImageProcessor, DepthVLMProcessor
+    from .processing import Camera, DepthVLMImageProcessor, DepthVLMProcessor
     from .training import DepthDataCollator, DepthSFTConfig, DepthSFTTrainer
     from .video import predict_video
 
 __version__ = "0.1.0"
 
-_MODULES = {
-    "DepthDataCollator": "training",
-    "DepthHeadConfig": "modeling_depthvlm",
-    "DepthSFTConfig": "training",
-    "DepthSFTTrainer": "training",
-    "DepthVLM": "inference",
-    "DepthVLMConfig": "modeling_depthvlm",
-    "DepthVLMForConditionalGeneration": "modeling_depthvlm",
-    "DepthVLMForDepthEstimation": "modeling_depthvlm",
-    "DepthVLMImageProcessor": "processing",
-    "DepthVLMProcessor": "processing",
-    "Prediction": "prediction",
-    "load": "inference",
-    "predict": "inference",
-    "predict_video": "video",
-    "silog_loss": "modeling_depthvlm",
-}
-
 __all__ = [
+    "Camera",
+    "Conversation",
     "DepthDataCollator",
     "DepthHeadConfig",
+    "DepthPredictor",
     "DepthSFTConfig",
     "DepthSFTTrainer",
-    "DepthVLM",
     "DepthVLMConfig",
     "DepthVLMForConditionalGeneration",
     "DepthVLMForDepthEstimation",
@@ -64,8 +49,31 @@ __all__ = [
     "silog_loss",
 ]
 
+_MODULES = {
+    name: module
+    for module, names in {
+        "conversation": ("Conversation",),
+        "inference": ("DepthPredictor", "load", "predict"),
+        "modeling_depthvlm": (
+            "DepthHeadConfig",
+            "DepthVLMConfig",
+            "DepthVLMForConditionalGeneration",
+            "DepthVLMForDepthEstimation",
+            "silog_loss",
+        ),
+        "prediction": ("Prediction",),
+        "processing": ("Camera", "DepthVLMImageProcessor", "DepthVLMProcessor"),
+        "training": ("DepthDataCollator", "DepthSFTConfig", "DepthSFTTrainer"),
+        "video": ("predict_video",),
+    }.items()
+    for name in names
+}
+
 
 def __getattr__(name: str) -> Any:
+    if name == "DepthVLM":
+        warnings.warn("`depthvlm.DepthVLM` is now `depthvlm.DepthPredictor`.", FutureWarning, stacklevel=2)
+        return __getattr__("DepthPredictor")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(f".{_MODULES[name]}", __name__), name)
@@ -76,6 +84,24 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-# The `depthvlm` command answers `--help` before anything heavy is imported, and registers where it loads a model.
-if Path(sys.argv[0]).stem != "depthvlm":
+@functools.cache
+def register() -> None:
+    """Make transformers' Auto classes know the model, configuration and processor classes; once."""
+    from .modeling_depthvlm import DepthVLMConfig
+    from .modeling_depthvlm import register_auto_classes as register_models
+    from .processing import register_auto_classes as register_processors
+
+    register_models()
+    register_processors(DepthVLMConfig)
+
+
+def _is_command() -> bool:
+    """Return whether this process is `depthvlm` or `python -m depthvlm`."""
+    if sys.argv[:1] == ["-m"]:  # what stands there until the module to run is found
+        return "depthvlm" in sys.orig_argv[sys.orig_argv.index("-m") + 1 :][:1]
+    return Path(sys.argv[0]).stem == "depthvlm"
+
+
+# The command answers `--help` before anything heavy is imported, and registers where it loads a model.
+if not _is_command():
     register()

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteriaList, TextIteratorStreamer
 
-from ._keywords import check_generation
-from .inference import DepthVLM, ImageInput, check_context, load
+from .inference import DepthPredictor, ImageInput, check_context, load
+from .loading import check_generation
 from .prediction import Prediction
 from .processing import DEPTH_PROMPT, DEPTH_SYSTEM_PROMPT
 from .processing.image_processing_depthvlm import names_keywords
@@ -64,14 +64,14 @@ class Conversation:
     def __init__(
         self,
         image: ImageInput,
-        model: str | PathLike[str] | DepthVLM | None = None,
+        model: str | PathLike[str] | DepthPredictor | None = None,
         *,
         focal_length: float | None = None,
         fov: float | None = None,
         intrinsics: Any = None,
         system: str = DEPTH_SYSTEM_PROMPT,
     ) -> None:
-        self.depthvlm = model if isinstance(model, DepthVLM) else load(model)
+        self.depthvlm = model if isinstance(model, DepthPredictor) else load(model)
         self.messages: list[dict[str, str]] = []
         self._system = system
         self._camera = {"focal_length": focal_length, "fov": fov, "intrinsics": intrinsics}

@@ -5,8 +5,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ._loading import hub_keywords, load_parts
-from .export import partial_path, remove_partial_files
+from .files import partial_path, remove_partial_files
+from .loading import hub_keywords, load_parts
 from .recipe_file import convert_recipe
 
 

@@ -1,23 +1,15 @@
-"""Writers of depth maps, point clouds and meshes. Every file appears whole or not at all.
+"""Writers of depth maps, point clouds and meshes.
 
 Depth is z-depth in metres. PLY is in the camera's frame as computer vision has it (x right, y down, z forward); GLB as
 glTF wants it (x right, y up, looking along -z), so that a viewer shows the scene the right way up.
 """
 
-import hashlib
 import io
 import json
-import os
-import platform
-import re
-import shutil
 import struct
-import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import trimesh
@@ -25,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from .files import atomic_write
 from .visualize import valid_mask
 
 if TYPE_CHECKING:
@@ -33,73 +26,9 @@ if TYPE_CHECKING:
 
 _UINT16_MAX = 65535
 _MAX_TEXTURE_SIZE = 4096  # what every WebGL viewer takes
-_PARTIAL_NAME = re.compile(r"\.[0-9a-f]{8}\.(?P<node>[0-9a-f]{8})\.(?P<process>\d+)\.part")
-_STALE = 24 * 3600  # seconds after which nobody writes any more
 _PNG_LEVEL = 4  # of zlib; a third of the time of its default, 6, for 8 % more bytes
 _OPENCV_TO_GLTF = np.array([1.0, -1.0, -1.0], dtype=np.float32)
 _FLOAT, _UNSIGNED = 5126, 5125  # what glTF calls float32 and uint32
-
-
-@contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that takes its place at `path` when the block ends well, and vanishes when it does not.
-
-    What is left of a process that was killed, `remove_partial_files` removes.
-
-    Raises:
-        OSError: the file cannot be written; the message names `path`.
-    """
-    partial = partial_path(path)
-    try:
-        with open(partial, "wb") as file:
-            yield file
-        os.replace(partial, path)
-    except OSError as error:
-        if error.errno is not None and error.filename in (None, str(partial)):
-            raise OSError(error.errno, error.strerror, str(path)) from None
-        raise
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def partial_path(path: Path) -> Path:
-    """The name under which this process writes what takes its place at `path` in the end."""
-    return path.with_name(f".{_digest(path.name)}.{_digest(platform.node())}.{os.getpid()}.part")
-
-
-def remove_partial_files(folder: Path) -> None:
-    """Remove from a folder what processes that were killed have left under names of `partial_path`."""
-    for path in folder.glob(".*.part"):
-        parts = _PARTIAL_NAME.fullmatch(path.name)
-        if parts and (_is_gone(parts["node"], int(parts["process"])) or _age(path) > _STALE):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-
-
-def _is_gone(node: str, process: int) -> bool:
-    """Whether a process of this machine has ended; false of another machine's."""
-    if node != _digest(platform.node()) or os.name == "nt":  # where a signal of 0 would end it
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return process == os.getpid()  # in containers each run may get the same number
-
-
-def _age(path: Path) -> float:
-    try:
-        return time.time() - path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
-
-
-def _digest(name: str) -> str:
-    return hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
 
 
 def write_npy(path: Path, depth: NDArray[np.floating]) -> None:
@@ -260,26 +189,3 @@ def _surface(
 def _whole(size: int) -> int:
     """The next multiple of four, in which GLB counts."""
     return -(-size // 4) * 4
-
-
-def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write a record as readable JSON (no NaN: JSON has none)."""
-    with atomic_write(path) as file:
-        text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        file.write(text.encode(errors="backslashreplace"))  # bytes of a file's name that are no text: as JSON escapes
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds.
-
-    Raises:
-        OSError: it cannot be opened.
-        ValueError: it is no JSON, or no object; the message names it.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON file that can be read: {error}.") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds {type(content).__name__} where a JSON object is expected.")
-    return content

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ._bundled import BUNDLED_MODEL, BUNDLED_MODEL_NOTE
-from ._keywords import check_generation
-from ._loading import load_checkpoint, processor_of
+from .checkpoint import BUNDLED_MODEL, BUNDLED_MODEL_NOTE
+from .loading import check_generation, load_checkpoint, processor_of
 from .modeling_depthvlm import DepthVLMForConditionalGeneration
 from .prediction import Prediction
 from .processing import DEPTH_PROMPT, DEPTH_SYSTEM_PROMPT, AssumedCameraWarning, DepthVLMProcessor
@@ -40,11 +39,11 @@ ImageInput: TypeAlias = (
 
 def load(
     model: str | PathLike[str] | None = None, device: str = "auto", dtype: str | torch.dtype = "auto", **kwargs: Any
-) -> "DepthVLM":
+) -> "DepthPredictor":
     """Load a model and its processor.
 
     Args:
-        model: a checkpoint's folder or its name on the Hub: DepthVLM's own, or in the published layout. None: the
+        model: a checkpoint's folder or its name on the Hub: DepthPredictor's own, or in the published layout. None: the
             small `depthvlm-nano` that comes with the package, with a warning that it is that.
         device: `cuda`, `cuda:1`, `mps`, `cpu`; `auto`: the first of these that is there.
         dtype: `float32`, `bfloat16`, `float16`; `auto`: the checkpoint's own, but float32 for a small model on a CPU.
@@ -59,12 +58,12 @@ def load(
     name = BUNDLED_MODEL if model is None else str(model)
     if model is None:
         logger.warning("Using %s.", BUNDLED_MODEL_NOTE)
-    return DepthVLM(*load_checkpoint(name, device, dtype, **kwargs), name)
+    return DepthPredictor(*load_checkpoint(name, device, dtype, **kwargs), name)
 
 
 def predict(
     images: ImageInput | Iterable[ImageInput],
-    model: "str | PathLike[str] | DepthVLM | torch.nn.Module | None" = None,
+    model: "str | PathLike[str] | DepthPredictor | torch.nn.Module | None" = None,
     *,
     device: str = "auto",
     dtype: str | torch.dtype = "auto",
@@ -87,7 +86,7 @@ def predict(
         model: see [`load`]; or what it returned, so as to load only once.
         device, dtype: see [`load`]; not used with a loaded model.
         **kwargs: `focal_length`, `fov`, `intrinsics`, `prompt`, `batch_size`, `max_new_tokens`: see
-            [`DepthVLM.predict`].
+            [`DepthPredictor.predict`].
 
     Returns:
         One `Prediction` for every image, in their order. A list also for one image.
@@ -96,21 +95,23 @@ def predict(
         TypeError: a keyword is not known.
         ValueError: an image cannot be read or used; the message names it.
     """
-    if not isinstance(model, DepthVLM):  # before a model is loaded
-        check_generation(kwargs, "predict", inspect.signature(DepthVLM.predict_iter).parameters)
+    if not isinstance(model, DepthPredictor):  # before a model is loaded
+        check_generation(kwargs, "predict", inspect.signature(DepthPredictor.predict_iter).parameters)
     if isinstance(model, torch.nn.Module):
         network: Any = getattr(model, "get_base_model", lambda: model)()  # out of PEFT's wrapper
         training = network.training
         try:
-            return DepthVLM(network.eval(), processor_of(network), type(network).__name__).predict(images, **kwargs)
+            return DepthPredictor(network.eval(), processor_of(network), type(network).__name__).predict(
+                images, **kwargs
+            )
         finally:
             network.train(training)
-    loaded = model if isinstance(model, DepthVLM) else load(model, device, dtype)
+    loaded = model if isinstance(model, DepthPredictor) else load(model, device, dtype)
     return loaded.predict(images, **kwargs)
 
 
 @dataclass(eq=False)
-class DepthVLM:
+class DepthPredictor:
     """A model with its processor, ready to predict. `load` makes one.
 
     Attributes:
@@ -200,7 +201,7 @@ class DepthVLM:
 class _Run:
     """One call of `predict_iter`: the images whose turn it is, the cameras of all, and the settings."""
 
-    depthvlm: DepthVLM
+    depthvlm: DepthPredictor
     cameras: dict[str, list[Any]]
     prompt: str | None
     generation: dict[str, Any]

@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers.utils.hub import cached_file, cached_files
 
-from ._bundled import BUNDLED_MODEL, resolve_model_path, split_revision
-from .export import atomic_write
+from .checkpoint import BUNDLED_MODEL, resolve_model_path, split_revision
+from .files import atomic_write
 from .modeling_depthvlm import DepthVLMConfig
 from .modeling_depthvlm.depth_heads_depthvlm import DepthHead, build_depth_head
 

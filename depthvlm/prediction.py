@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .files import write_json
 from .visualize import valid_mask
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ class Prediction:
             "color": lambda path: export.write_png(path, color_picture(self.depth)),
             "ply": lambda path: export.write_ply(path, self.to_point_cloud()),
             "glb": lambda path: export.write_glb(path, *self._surface()[:2], self.image, self.camera),
-            "json": lambda path: export.write_json(path, record),
+            "json": lambda path: write_json(path, record),
         }
         with ThreadPoolExecutor() as threads:
             written = [threads.submit(writers[name], path) for name, path in paths.items() if name != "json"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any, TypeAlias
 
 import yaml
 
-from ._bundled import hub_name_problem
+from .checkpoint import hub_name_problem
+from .files import write_text
 
 RECIPE_FILE = "training_recipe.yaml"
 FORMAT = 1
@@ -56,9 +56,7 @@ def write_recipe(folder: str | Path, stages: Sequence[Stage]) -> None:
     """Write the record, whole or not at all."""
     path = Path(folder) / RECIPE_FILE
     content = {"format": FORMAT, "stages": [dict(stage) for stage in stages]}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(_HEADER + yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, _HEADER + yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
 def is_hub_name(name: str) -> bool:
@@ -83,7 +81,7 @@ def convert_recipe(source: str, destination: str | Path, base: str, commit: str 
         source: folder or Hub name.
         base: folder or Hub name of the model that the weights were loaded from: the source, or what an adapter is for.
         commit: of the base on the Hub.
-        origin: see [`~depthvlm._loading.hub_keywords`].
+        origin: see [`~depthvlm.loading.hub_keywords`].
     """
     from transformers.utils.hub import cached_file
 

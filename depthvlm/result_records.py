@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .export import remove_partial_files, write_json
+from .files import file_hash, remove_partial_files, write_json
 
 FOLDER = ".depthvlm"
 _HEAD = 32  # bytes, by which a file that was cut off is told from another one
@@ -138,41 +138,6 @@ def own_names(folder: Path) -> set[str]:
 def fingerprint(origin: Mapping[str, Any]) -> str:
     """A short hash of what results are made from: input, model, camera, settings."""
     return hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def file_hash(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def weights_identity(model: str) -> str:
-    """
-    What tells a model's weights from others: the Hub's commit; of a folder a hash of its configuration files, and of
-    names, sizes and times of its weights.
-
-    Args:
-        model: see `depthvlm._bundled.resolve_model_path`.
-
-    Raises:
-        OSError: there is no such folder, or the Hub cannot be reached and the model is not in the cache.
-    """
-    from ._bundled import resolve_model_path, split_revision
-
-    folder = Path(resolve_model_path(model))
-    if not folder.is_dir():
-        from huggingface_hub import resolve_revision
-
-        name, revision = split_revision(str(folder))
-        return resolve_revision(name, revision=revision).resolved
-    parts: list[Any] = []
-    for file in sorted(folder.iterdir()):
-        if file.suffix == ".json" and file.is_file():
-            parts.append([file.name, file_hash(file)])
-        elif file.suffix == ".safetensors" and file.is_file():
-            status = file.stat()
-            parts.append([file.name, status.st_size, status.st_mtime_ns])
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def check_names(paths: Iterable[Path]) -> None:

@@ -11,22 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._bundled import BUNDLED_MODEL
+from .checkpoint import BUNDLED_MODEL, weights_identity
 from .processing.image_processing_depthvlm import names_keywords
-from .result_records import weights_identity
 from .video_frames import open_clip
 from .video_run import ClipFiles, ClipPrediction, ClipRun, ClipSettings, Progress
 from .visualize import DepthRange
 
 if TYPE_CHECKING:
-    from .inference import DepthVLM
+    from .inference import DepthPredictor
 
 
 @names_keywords
 def predict_video(
     clip: str | PathLike[str],
     out: str | PathLike[str],
-    model: "str | PathLike[str] | DepthVLM | None" = None,
+    model: "str | PathLike[str] | DepthPredictor | None" = None,
     *,
     device: str = "auto",
     dtype: Any = "auto",
@@ -57,8 +56,9 @@ def predict_video(
         clip: a video file, or a folder of images that are its frames.
         out: the folder for the results.
         model, device, dtype: see [`load`]; or what it returned.
-        focal_length, fov, intrinsics: the camera of all frames (see [`DepthVLM.predict_iter`]), of the upright frame.
-            None: EXIF data of a folder's first image, or an assumed field of view, with a warning.
+        focal_length, fov, intrinsics: the camera of all frames, of the upright frame (see
+            [`DepthPredictor.predict_iter`]). None: EXIF data of a folder's first image, or an assumed field of view,
+            with a warning.
         depth_range: metres of the first and the last colour. None: percentiles 1 and 99 of all pixels of the clip.
         every: take every n-th frame.
         max_frames: take at most that many frames.
@@ -75,18 +75,18 @@ def predict_video(
         ValueError: the clip cannot be read, a frame has another size than the first, an option is out of its range,
             or `out` holds frames that were made with other settings.
     """
-    from .inference import DepthVLM, load
+    from .inference import DepthPredictor, load
 
     settings = ClipSettings(
         focal_length, fov, None if intrinsics is None else np.asarray(intrinsics, float).tolist(), every, max_frames
     )
-    name = model.name if isinstance(model, DepthVLM) else BUNDLED_MODEL if model is None else str(model)
+    name = model.name if isinstance(model, DepthPredictor) else BUNDLED_MODEL if model is None else str(model)
     run = ClipRun(
         open_clip(clip, fps),
         ClipFiles.of(Path(out), stem or Path(clip).resolve().stem),
         settings,
         name,
-        cache(lambda: model if isinstance(model, DepthVLM) else load(model, device, dtype)),
+        cache(lambda: model if isinstance(model, DepthPredictor) else load(model, device, dtype)),
         weights=_identity(name),
         depth_range=None if depth_range is None else DepthRange(*depth_range),
         batch_size=batch_size,

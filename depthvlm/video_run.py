@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .export import atomic_write, read_png16, remove_partial_files, write_json, write_png16, write_png16_values
+from .export import read_png16, write_png16, write_png16_values
+from .files import atomic_write, file_hash, remove_partial_files, write_json
 from .processing import Camera, resolve_camera
-from .result_records import file_hash
 from .video_frames import Frame, FrameSource
 from .video_writer import SideBySide, write_video
 from .visualize import DepthRange
 
 if TYPE_CHECKING:
-    from .inference import DepthVLM
+    from .inference import DepthPredictor
 
 INDEPENDENT = "Frames are predicted independently: nothing ties the depth of one to that of the next."
 _PERCENTILES = (1.0, 99.0)
@@ -155,7 +155,7 @@ class ClipRun:
         files: ClipFiles,
         settings: ClipSettings,
         model: str,
-        load: "Callable[[], DepthVLM]",
+        load: "Callable[[], DepthPredictor]",
         *,
         weights: str | None,
         depth_range: DepthRange | None,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .export import atomic_write
+from .files import atomic_write
 from .video_frames import require_av
 from .visualize import DepthRange, colorize, scale_bar
 

@@ -14,12 +14,13 @@ from accelerate import Accelerator
 from datasets import load_dataset, load_from_disk
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 from trl.data_utils import is_conversational, prepare_multimodal_messages
 
+from ..files import atomic_write
 from ..modeling_depthvlm.losses_depthvlm import resize_depth
 from ..visualize import colorize, depth_range, scale_bar
 from .forward import TOTALS
@@ -229,9 +230,8 @@ class TextProbe:
             }
             replies.append(self.processor.tokenizer.decode(reply, skip_special_tokens=True))
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.file.with_name(self.file.name + ".tmp")
-        save_file(tensors, temporary, {"replies": json.dumps(replies)})
-        os.replace(temporary, self.file)
+        with atomic_write(self.file) as file:
+            file.write(save(tensors, {"replies": json.dumps(replies)}))
 
     def compare(self, model: Any) -> dict[str, float]:
         """Compare `model` with the base model.

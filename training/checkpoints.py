@@ -15,6 +15,7 @@ from peft.utils import WEIGHTS_NAME as ADAPTER
 from transformers import Trainer
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
+from ..files import write_text
 from ..modeling_depthvlm.checkpoints_depthvlm import read_weight_map
 from .card import save_record, write_card
 
@@ -35,12 +36,7 @@ def seal_checkpoint(folder: str | os.PathLike) -> None:
         for file in sorted(path.rglob("*"))
         if file.is_file() and file.name != MANIFEST
     }
-    temporary = path / f"{MANIFEST}.tmp"
-    with temporary.open("w", encoding="utf-8") as stream:
-        json.dump(files, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path / MANIFEST)
+    write_text(path / MANIFEST, json.dumps(files, indent=1), sync=True)
 
 
 def missing_in(folder: str | os.PathLike) -> str | None:

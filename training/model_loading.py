@@ -8,7 +8,7 @@ from transformers import AutoConfig, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl.trainer.utils import create_model_from_path
 
-from .._loading import hub_keywords
+from ..loading import hub_keywords
 from ..modeling_depthvlm import DepthVLMForConditionalGeneration
 from ..processing import DepthVLMProcessor
 from .config import DepthSFTConfig

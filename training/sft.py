@@ -29,7 +29,7 @@ from depthvlm.training.config import DepthSFTConfig  # noqa: E402
 from rich.console import Console  # noqa: E402
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser  # noqa: E402
 
-from depthvlm._bundled import resolve_model_path  # noqa: E402
+from depthvlm.checkpoint import resolve_model_path  # noqa: E402
 
 BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 GENERATOR_FORM = "package.module:function"
@@ -287,7 +287,7 @@ def build_trainer(
     from depthvlm.training.trainer import DepthSFTTrainer
     from trl import get_peft_config, get_quantization_config
 
-    from depthvlm._loading import hub_keywords
+    from depthvlm.loading import hub_keywords
 
     if training_args.hub_token:
         # For model, data and push alike; and with the arguments it would be written to disk.

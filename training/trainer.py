@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import SFTConfig, SFTTrainer
 
-from .._bundled import resolve_model_path
+from ..checkpoint import resolve_model_path
 from ..modeling_depthvlm import DepthVLMForConditionalGeneration
 from .callbacks import DepthMeter, LearningRates, TextProbe, log_picture, picture_grid, probe_rows
 from .card import HubPushMixin, count_data, earlier_stages

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ...files import file_hash
 from ...geometry import ray_to_z
 from ...processing import read_depth, resolve_camera
 from ...processing.depth_maps_depthvlm import load_array
 from ...processing.images_depthvlm import open_image, open_raster, upright_image
 from ..build.sampling import POINTS_PER_IMAGE, sample_points
-from ..build.shards import build_hash, file_hash, finished_builds, load_build
+from ..build.shards import build_hash, finished_builds, load_build
 from ..sources.files import same_shape
 
 _RANGE = (0.001, 1000.0)  # metres that count where a row has no `depth_range`

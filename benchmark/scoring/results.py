@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from ...files import write_text
 
 FORMAT = 1
 
@@ -123,7 +124,7 @@ class Result:
 
     def save(self, path: str | Path) -> None:
         """Write the summary as JSON, whole or not at all."""
-        write_whole(path, json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+        write_text(path, json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Result:
@@ -219,7 +220,7 @@ def claim(summary: Path, settings: dict[str, Any]) -> None:
                 f"{' and '.join(map(str, there))}: there already, and no {path.name} beside says which run wrote it. "
                 "Choose another --out, or move it away."
             )
-        write_whole(path, json.dumps(wanted, indent=1, sort_keys=True) + "\n")
+        write_text(path, json.dumps(wanted, indent=1, sort_keys=True) + "\n")
         return
     try:
         begun = dict(json.loads(path.read_text(encoding="utf-8")))
@@ -275,12 +276,3 @@ def mend(part: Path) -> None:
     text = part.read_bytes() if part.is_file() else b""
     if text and not text.endswith(b"\n"):
         part.write_bytes(text[: text.rfind(b"\n") + 1])
-
-
-def write_whole(path: str | Path, text: str) -> None:
-    """Write text under its final name once all of it is on the disk."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

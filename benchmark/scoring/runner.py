@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ...files import write_text
 from ..systems.interface import DensePredictor, Example, PointAnswer, PointPredictor
 from .eval_sets import EvalItem, EvalSet
 from .metrics import METRICS, ErrorSums, MetricAccumulator
@@ -32,7 +33,6 @@ from .results import (
     mend,
     parts_of,
     read_parts,
-    write_whole,
 )
 from .statistics import bootstrap_interval
 from .tasks import EXTRA_METRICS, make_example, score_answers, score_map
@@ -262,7 +262,7 @@ def _finish(
         )
     results = [found[image] for image in ids]
     result = _summarise(system, eval_set, protocol, results, limit)
-    write_whole(lines_path(summary), "".join(one.to_json() + "\n" for one in results))
+    write_text(lines_path(summary), "".join(one.to_json() + "\n" for one in results))
     result.save(summary)
     for part in parts_of(summary):
         part.unlink()

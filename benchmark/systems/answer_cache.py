@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+from ...files import write_text
 
 
 @dataclass(frozen=True)
@@ -81,17 +81,7 @@ class AnswerCache:
     def put(self, key: str, answer: CachedAnswer) -> None:
         """Keep an answer, in the place of an earlier one."""
         path = self.path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{key[:8]}-", suffix=".tmp", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                json.dump(asdict(answer), stream, ensure_ascii=False)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        write_text(path, json.dumps(asdict(answer), ensure_ascii=False), sync=True)
 
     def __len__(self) -> int:
         """How many answers it holds; this reads the folders."""

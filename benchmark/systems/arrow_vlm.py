@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.utils import is_torchvision_available
 
-from ..._loading import hub_keywords
+from ...loading import hub_keywords
 from ...processing import DEPTH_SYSTEM_PROMPT
 from .answers import ARROW_PROMPT, parse_metres
 from .arrow import ARROW_LENGTH, LONGEST_EDGE, draw_arrow, fit_image, scale_points

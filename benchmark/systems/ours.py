@@ -14,9 +14,8 @@ from huggingface_hub import snapshot_download
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..._bundled import split_revision
-from ..._loading import load_checkpoint
-from ...checkpoint_hash import checkpoint_hash, weight_files
+from ...checkpoint import checkpoint_hash, split_revision, weight_files
+from ...loading import load_checkpoint
 from ...processing import DEPTH_PROMPT, DEPTH_SYSTEM_PROMPT
 from .dense import PredictorError, checkpoint_path, rgb_pixels
 from .interface import DensePredictor, Example

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..._loading import hub_keywords
+from ...loading import hub_keywords
 from .dense import PredictorError, checkpoint_path, load_whole, pick_device, pick_dtype, stacked_pixels, to_maps
 from .interface import DensePredictor, Example
 

@@ -104,7 +104,7 @@ def _write(
 ) -> list[Path]:
     from ..benchmark.report.formats import to_csv, to_json, to_markdown
     from ..benchmark.report.page import to_page
-    from ..benchmark.scoring.results import write_whole
+    from ..files import write_text
     from ..result_records import recorded
 
     texts = {
@@ -116,5 +116,5 @@ def _write(
     files = [out / name for name in texts]
     with recorded(out, "report", files, str(out.resolve()), overwrite):
         for path, text in zip(files, texts.values(), strict=True):
-            write_whole(path, text)
+            write_text(path, text)
     return files

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 import typer
 
-from .._bundled import BUNDLED_MODEL, BUNDLED_MODEL_NOTE
+from ..checkpoint import BUNDLED_MODEL, BUNDLED_MODEL_NOTE
 from .failures import fail
 
 

@@ -15,10 +15,9 @@ from rich.table import Table
 from safetensors import SafetensorError, safe_open
 from transformers.utils.hub import cached_file
 
-from .._bundled import BUNDLED_MODEL, resolve_model_path, split_revision
-from .._loading import ADAPTER_CONFIG, CONFIG, find_adapter, hub_keywords
-from ..checkpoint_hash import weight_files
-from ..export import read_json
+from ..checkpoint import BUNDLED_MODEL, resolve_model_path, split_revision, weight_files
+from ..files import read_json
+from ..loading import ADAPTER_CONFIG, CONFIG, find_adapter, hub_keywords
 from ..modeling_depthvlm.checkpoints_depthvlm import published_head
 
 _PACKAGES = ("depthvlm", "torch", "torchvision", "transformers", "trl", "safetensors", "numpy", "pillow")

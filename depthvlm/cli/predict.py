@@ -24,10 +24,10 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from .._bundled import BUNDLED_MODEL, BUNDLED_MODEL_NOTE, PUBLISHED_MODEL_NOTE
+from ..checkpoint import BUNDLED_MODEL, BUNDLED_MODEL_NOTE, PUBLISHED_MODEL_NOTE, weights_identity
 from ..inputs import FoundImages, look_for_images, result_stems
 from ..prediction import DEFAULT_SAVE, Prediction, output_paths
-from ..result_records import prepared_folder, weights_identity
+from ..result_records import prepared_folder
 from .camera_files import read_cameras
 from .failures import INTERRUPTED, explain, fail, is_expected, printable, show_fault
 from .predict_clips import ClipOptions, check_clips, is_video_name, predict_clip, split_clips
@@ -204,7 +204,7 @@ def _check_prompt(prompt: str) -> None:
 
 def _check_options(device: str, dtype: str, focal_length: float | None, fov: float | None, cameras: list[Any]) -> None:
     """Raises ValueError for what would be refused once the model is loaded."""
-    from .._loading import pick_device, pick_dtype
+    from ..loading import pick_device, pick_dtype
     from ..processing.camera_depthvlm import cameras_per_image
 
     pick_device(device)

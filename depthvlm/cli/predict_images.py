@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ..export import read_json, write_json
+from ..files import file_hash, read_json, write_json
 from ..prediction import FORMATS, Prediction, output_paths
-from ..result_records import ResultRecord, check_names, file_hash, fingerprint, own_names
+from ..result_records import ResultRecord, check_names, fingerprint, own_names
 
 _MOST_NAMED = 10  # in a message
 _CAMERA_OPTIONS = ("focal_length", "fov", "intrinsics")

@@ -100,7 +100,7 @@ def _told_apart(arguments: list[str], has_results: bool) -> tuple[str | None, li
 
 
 def _pack(source: str | None, repo: str, results: list[Path], license: str | None, kind: str = "model") -> Package:
-    from .._bundled import BUNDLED_MODEL, bundled_model_path
+    from ..checkpoint import BUNDLED_MODEL, bundled_model_path
     from ..hub_cards.push.package import pack_build, pack_checkpoint, pack_metric, pack_space
 
     if source is None:

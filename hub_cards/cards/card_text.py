@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..._bundled import hub_name_problem
+from ...checkpoint import hub_name_problem
 
 CODE_LICENCE = "Apache-2.0"
 PAPER = "Unlocking Dense Metric Depth Estimation in VLMs"

@@ -14,7 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ...checkpoint_hash import checkpoint_hash, weight_files
+from ...checkpoint import checkpoint_hash, weight_files
 from ...recipe_file import Stage, base_of, hub_name, read_recipe
 from .card_text import table
 

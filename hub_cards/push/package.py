@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from ..._bundled import BUNDLED_MODEL, hub_name_problem
+from ...checkpoint import BUNDLED_MODEL, hub_name_problem
 from . import prove
 from .prove import PushError
 from .upload import Upload

@@ -19,9 +19,9 @@ import gradio as gr
 import numpy as np
 from gradio.data_classes import ImageData
 
-from ..._bundled import BUNDLED_MODEL
+from ...checkpoint import BUNDLED_MODEL
 from ...conversation import Conversation
-from ...inference import DepthVLM
+from ...inference import DepthPredictor
 from ...modeling_depthvlm import DepthVLMForConditionalGeneration
 from ...prediction import Prediction
 from ...processing import DEPTH_PROMPT, Camera
@@ -64,7 +64,7 @@ class Demo:
         limits: what a visitor may ask for.
     """
 
-    def __init__(self, depthvlm: DepthVLM, files: Files, limits: Limits | None = None) -> None:
+    def __init__(self, depthvlm: DepthPredictor, files: Files, limits: Limits | None = None) -> None:
         self.depthvlm = depthvlm
         self.files = files
         self.limits = limits or Limits()

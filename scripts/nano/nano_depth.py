@@ -18,7 +18,7 @@ from rich.progress import track
 from rich.table import Table
 from transformers import BitsAndBytesConfig
 
-from depthvlm import DepthVLM, load
+from depthvlm import DepthPredictor, load
 
 HELD_OUT = 1_000_000_000
 CONSTANTS = np.geomspace(0.5, 80, 400)
@@ -56,7 +56,9 @@ def quantized(bits: int, dtype: str) -> dict[str, Any]:
     return {"quantization_config": config}
 
 
-def predict_scenes(network: DepthVLM, scenes: int, batch_size: int) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+def predict_scenes(
+    network: DepthPredictor, scenes: int, batch_size: int
+) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
     """For "room", "street" and "both" and every scene: predicted and true metres, where there is a truth."""
     kinds: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {"room": [], "street": []}
     for kind, pairs in kinds.items():

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from depthvlm import DepthVLM, load
+from depthvlm import DepthPredictor, load
 
 
 def main(
@@ -41,7 +41,7 @@ def main(
     console.print(f"{network.name}, float32, {scenes} scenes", table)
 
 
-def ask(network: DepthVLM, asked: list[tuple[int, Question]], batch_size: int) -> list[tuple[Question, str]]:
+def ask(network: DepthPredictor, asked: list[tuple[int, Question]], batch_size: int) -> list[tuple[Question, str]]:
     """Every question, given with the seed of its scene, and the model's reply."""
     replies: list[str] = []
     for start in track(range(0, len(asked), batch_size), description="questions"):
@@ -54,7 +54,7 @@ def share_right(answered: list[tuple[Question, str]]) -> float:
     return sum(is_right(question, reply) for question, reply in answered) / max(len(answered), 1)
 
 
-def _replies(network: DepthVLM, asked: list[tuple[int, Question]]) -> list[str]:
+def _replies(network: DepthPredictor, asked: list[tuple[int, Question]]) -> list[str]:
     processor, scenes = network.processor, [draw_scene(seed) for seed, _ in asked]
     conversations = [
         [

@@ -30,7 +30,7 @@ from rich.table import Table
 from transformers import TrainerCallback
 from trl import get_peft_config
 
-from depthvlm._bundled import bundled_model_path
+from depthvlm.checkpoint import bundled_model_path
 
 RECIPES = Path(__file__).resolve().parents[2] / "training" / "recipes"
 WARM_UP = 2

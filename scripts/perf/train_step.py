@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from trl.trainer.utils import add_fused_lm_head
 
-from depthvlm._bundled import bundled_model_path
+from depthvlm.checkpoint import bundled_model_path
 
 
 def training_batch(

@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, Page
 
 import depthvlm
 from depthvlm import Prediction
-from depthvlm._bundled import BUNDLED_MODEL
+from depthvlm.checkpoint import BUNDLED_MODEL
 
 # The first of nano's held-out rooms from 1_000_700_000 on that shows six objects, each with a depth within 10 % of the
 # truth at its own pixel. It says nothing of nano's accuracy, which docs/benchmarks/nano.md has.

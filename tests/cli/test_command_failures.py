@@ -12,10 +12,10 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from depthvlm._bundled import bundled_model_path
+from depthvlm.checkpoint import bundled_model_path
 from depthvlm.cli.app import app
 from depthvlm.cli.failures import expected_failures, printable
-from depthvlm.export import partial_path
+from depthvlm.files import partial_path
 
 
 def run(*arguments: object) -> Result:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from toy_training import toy_dataset, toy_rows
 from typer.testing import CliRunner
 
-from depthvlm._bundled import bundled_model_path
+from depthvlm.checkpoint import bundled_model_path
 from depthvlm.cli.app import app
 
 NANO = bundled_model_path()

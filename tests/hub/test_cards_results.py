@@ -17,7 +17,7 @@ from toy_cards import results_of, with_trained_head
 from toy_checkpoint import save_toy_checkpoint
 from toy_results import make
 
-from depthvlm.checkpoint_hash import checkpoint_hash
+from depthvlm.checkpoint import checkpoint_hash
 
 NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:e-?\d+)?(?![\w])")
 

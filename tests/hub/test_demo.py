@@ -21,8 +21,8 @@ from depthvlm.processing import DEPTH_PROMPT, DEPTH_REPLY, Camera
 from PIL import ExifTags, Image
 
 import depthvlm
-from depthvlm import DepthVLM, Prediction
-from depthvlm._bundled import BUNDLED_MODEL
+from depthvlm import DepthPredictor, Prediction
+from depthvlm.checkpoint import BUNDLED_MODEL
 from depthvlm.conversation import Conversation
 
 ROOM = REPOSITORY / "depthvlm" / "assets" / "room.jpg"
@@ -30,17 +30,17 @@ LIMITS = Limits()
 
 
 @pytest.fixture(scope="module")
-def nano() -> DepthVLM:
+def nano() -> DepthPredictor:
     return depthvlm.load(BUNDLED_MODEL, device="cpu")
 
 
 @pytest.fixture
-def demo(nano: DepthVLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Demo:
+def demo(nano: DepthPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Demo:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "served"))
     return demo_of(nano, tmp_path, live_caches=2, new_tokens=16)
 
 
-def demo_of(nano: DepthVLM, folder: Path, **limits: Any) -> Demo:
+def demo_of(nano: DepthPredictor, folder: Path, **limits: Any) -> Demo:
     return Demo(nano, Files(folder / "served", Limits(**limits)), Limits(**limits))
 
 

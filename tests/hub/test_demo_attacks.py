@@ -23,7 +23,7 @@ from depthvlm.hub_cards.space.server import known_hosts
 from depthvlm.hub_cards.space.visitors import Files, Limits
 
 import depthvlm
-from depthvlm._bundled import BUNDLED_MODEL
+from depthvlm.checkpoint import BUNDLED_MODEL
 
 ROOM = (REPOSITORY / "depthvlm" / "assets" / "room.jpg").read_bytes()
 BALLAST = 2**30  # bytes of weights; untouched zeros take no memory until someone copies them

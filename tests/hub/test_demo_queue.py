@@ -14,8 +14,8 @@ from depthvlm.processing import DEPTH_PROMPT, DEPTH_REPLY
 from PIL import Image
 
 import depthvlm
-from depthvlm import DepthVLM
-from depthvlm._bundled import BUNDLED_MODEL
+from depthvlm import DepthPredictor
+from depthvlm.checkpoint import BUNDLED_MODEL
 from depthvlm.conversation import Conversation
 
 WAITING = 2
@@ -23,12 +23,12 @@ SECONDS = 300  # until a test gives up; the steps take one or two
 
 
 @pytest.fixture(scope="module")
-def nano() -> DepthVLM:
+def nano() -> DepthPredictor:
     return depthvlm.load(BUNDLED_MODEL, device="cpu")
 
 
 @pytest.fixture
-def url(nano: DepthVLM, tmp_path: Path) -> Iterator[str]:
+def url(nano: DepthPredictor, tmp_path: Path) -> Iterator[str]:
     with serving(nano, tmp_path / "served", waiting=WAITING) as (_, address):
         yield address
 

@@ -20,7 +20,7 @@ from toy_training import settings, toy_dataset, toy_row
 from typer.testing import CliRunner
 
 from depthvlm import DepthSFTTrainer, __version__
-from depthvlm.checkpoint_hash import checkpoint_hash
+from depthvlm.checkpoint import checkpoint_hash
 from depthvlm.cli.app import app
 
 

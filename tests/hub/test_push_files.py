@@ -16,7 +16,7 @@ from depthvlm.hub_cards.push.package import (
 from safetensors.numpy import load_file, save_file
 from toy_checkpoint import save_toy_checkpoint
 
-from depthvlm._bundled import hub_name_problem, resolve_model_path
+from depthvlm.checkpoint import hub_name_problem, resolve_model_path
 from depthvlm.recipe_file import is_hub_name
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -46,7 +46,7 @@ threads = [threading.Thread(target=run, args=(name,)) for name in ("llama", "ber
 [thread.start() for thread in threads]
 [thread.join() for thread in threads]
 assert not failed, failed
-for name in ("depthvlm", "depthvlm._registration", "transformers.models.dpt.modeling_dpt"):
+for name in ("depthvlm", "transformers.models.dpt.modeling_dpt"):
     importlib.reload(importlib.import_module(name))
 from transformers import AutoConfig
 assert AutoConfig.for_model("depthvlm").model_type == "depthvlm"

@@ -12,7 +12,7 @@ from toy_models import toy_inputs, toy_model
 from transformers import pipeline
 
 import depthvlm
-from depthvlm._bundled import resolve_model_path
+from depthvlm.checkpoint import resolve_model_path
 from depthvlm.conversation import Conversation
 
 SIZES = [(96, 64), (64, 128), (128, 96), (160, 64)]

@@ -15,8 +15,8 @@ from PIL import Image
 from toy_checkpoint import save_toy_checkpoint
 
 import depthvlm
-from depthvlm import DepthVLM
-from depthvlm._bundled import BUNDLED_MODEL
+from depthvlm import DepthPredictor
+from depthvlm.checkpoint import BUNDLED_MODEL
 from depthvlm.conversation import Conversation, _stripped
 
 SYSTEM = "You are a helpful assistant."
@@ -24,17 +24,17 @@ QUESTIONS = [DEPTH_PROMPT, "How far is the wall?", "Wie weit? 多远?", "How far
 
 
 @pytest.fixture(scope="module")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> DepthVLM:
+def toy(tmp_path_factory: pytest.TempPathFactory) -> DepthPredictor:
     return depthvlm.load(save_toy_checkpoint(tmp_path_factory.mktemp("toy")), device="cpu")
 
 
 @pytest.fixture(scope="module")
-def nano() -> DepthVLM:
+def nano() -> DepthPredictor:
     return depthvlm.load(BUNDLED_MODEL, device="cpu")
 
 
 @pytest.fixture(params=["toy", "nano"])
-def model(request: pytest.FixtureRequest) -> DepthVLM:
+def model(request: pytest.FixtureRequest) -> DepthPredictor:
     return request.getfixturevalue(request.param)
 
 
@@ -42,7 +42,7 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def fresh_reply(model: DepthVLM, image: Image.Image, focal_length: float, turns: list[dict], tokens: int) -> str:
+def fresh_reply(model: DepthPredictor, image: Image.Image, focal_length: float, turns: list[dict], tokens: int) -> str:
     """The reply to the last turn from the pixels and one prefill of the whole conversation."""
     messages = [{"role": "system", "content": [{"type": "text", "text": SYSTEM}]}]
     for index, turn in enumerate(turns):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from transformers import AutoImageProcessor, AutoProcessor
 
+import depthvlm
 from depthvlm import DepthVLMImageProcessor, DepthVLMProcessor, load, predict, predict_video
-from depthvlm._bundled import bundled_model_path
+from depthvlm.checkpoint import bundled_model_path
 from depthvlm.conversation import Conversation
 
 PATH = str(bundled_model_path())
@@ -122,3 +123,8 @@ def test_model_and_processor_of_different_canonical_focal_lengths(tmp_path):
     loaded = load(folder, canonical_focal_length=trained)
     expected = load(PATH).predict(PIXELS, fov=60.0)[0].depth
     np.testing.assert_array_equal(loaded.predict(PIXELS, fov=60.0)[0].depth, expected)
+
+
+def test_the_predictors_old_name_works_with_a_warning():
+    with pytest.warns(FutureWarning, match="now `depthvlm.DepthPredictor`"):
+        assert depthvlm.DepthVLM is depthvlm.DepthPredictor

@@ -15,7 +15,7 @@ HELD_OUT = 1_000_500_000  # of the held-out seeds, others than those of scripts/
 
 
 @pytest.fixture(scope="module")
-def nano() -> "depthvlm.DepthVLM":
+def nano() -> "depthvlm.DepthPredictor":
     return depthvlm.load()
 
 

@@ -10,8 +10,8 @@ from PIL import Image
 from toy_checkpoint import save_toy_checkpoint
 
 import depthvlm
-from depthvlm import DepthVLM, Prediction
-from depthvlm._bundled import BUNDLED_MODEL
+from depthvlm import DepthPredictor, Prediction
+from depthvlm.checkpoint import BUNDLED_MODEL
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(checkpoint: Path) -> DepthVLM:
+def model(checkpoint: Path) -> DepthPredictor:
     return depthvlm.load(checkpoint, device="cpu")
 
 
@@ -207,7 +207,7 @@ class TestLoad:
 
     def test_the_bundled_model_says_what_it_is(self, checkpoint, monkeypatch, caplog):
         monkeypatch.setattr(
-            "depthvlm._loading.resolve_model_path", lambda name: {"depthvlm-nano": str(checkpoint)}[name]
+            "depthvlm.loading.resolve_model_path", lambda name: {"depthvlm-nano": str(checkpoint)}[name]
         )
         assert depthvlm.load(device="cpu").name == "depthvlm-nano"
         assert "bundled depthvlm-nano, trained on synthetic scenes only" in caplog.text

@@ -16,7 +16,7 @@ from toy_clips import FOCAL, write_clip
 from typer.testing import CliRunner, Result
 
 from depthvlm.cli.app import app
-from depthvlm.export import atomic_write, remove_partial_files
+from depthvlm.files import atomic_write, remove_partial_files
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from depthvlm.visualize import DepthRange, colorize, scale_bar
 
 
 @pytest.fixture(scope="module")
-def nano() -> depthvlm.DepthVLM:
+def nano() -> depthvlm.DepthPredictor:
     return depthvlm.load()
 
 
@@ -35,7 +35,7 @@ def done(clip, nano, tmp_path_factory):
     return depthvlm.predict_video(clip, tmp_path_factory.mktemp("done"), nano, focal_length=FOCAL, batch_size=1)
 
 
-def farther(factor: float) -> depthvlm.DepthVLM:
+def farther(factor: float) -> depthvlm.DepthPredictor:
     """nano with depths about `factor` times as far: its rooms end below 65.535 m, its streets beyond."""
     model = depthvlm.load()
     layer = last_layer(model.model.depth_head)

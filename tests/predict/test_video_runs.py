@@ -21,7 +21,7 @@ from depthvlm.video_frames import open_clip
 
 
 @pytest.fixture(scope="module")
-def nano() -> depthvlm.DepthVLM:
+def nano() -> depthvlm.DepthPredictor:
     return depthvlm.load()
 
 

@@ -20,7 +20,7 @@ from depthvlm.hub_cards.space.demo import Demo
 from depthvlm.hub_cards.space.server import serve
 from depthvlm.hub_cards.space.visitors import Files, Limits
 
-from depthvlm import DepthVLM
+from depthvlm import DepthPredictor
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so their children.
 START = """
@@ -76,7 +76,7 @@ class DemoProcess:
 
 
 @contextmanager
-def serving(depthvlm: DepthVLM, folder: Path, **limits: Any) -> Iterator[tuple[Demo, str]]:
+def serving(depthvlm: DepthPredictor, folder: Path, **limits: Any) -> Iterator[tuple[Demo, str]]:
     """The demo in this process, on a free port: the demo, and its address."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(folder))

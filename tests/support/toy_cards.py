@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from toy_results import make
 
-from depthvlm.checkpoint_hash import checkpoint_hash
+from depthvlm.checkpoint import checkpoint_hash
 
 
 def with_trained_head(source: Path, folder: Path) -> Path:

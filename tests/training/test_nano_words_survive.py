@@ -15,7 +15,7 @@ from toy_training import FEATURES, SCALE, settings
 
 import depthvlm
 from depthvlm import DepthSFTTrainer
-from depthvlm._bundled import bundled_model_path
+from depthvlm.checkpoint import bundled_model_path
 
 pytestmark = pytest.mark.slow
 

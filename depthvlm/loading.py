@@ -1,20 +1,23 @@
 """Load a model and its processor by name: what says where files come from reaches both, and both are of one commit."""
 
+import inspect
 import json
+from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import GenerationConfig, GenerationMixin
 from transformers.utils.hub import cached_file, resolve_revision
 
-from ._bundled import resolve_model_path, split_revision
-from ._keywords import check_loading
-from ._registration import register
+from . import register
+from .checkpoint import resolve_model_path, split_revision
 from .modeling_depthvlm import DepthVLMConfig, DepthVLMForConditionalGeneration
 from .modeling_depthvlm.checkpoints_depthvlm import ADAPTER_CONFIG, CONFIG, adapter_folder
 from .modeling_depthvlm.configuration_depthvlm import HUB_KWARGS
 from .processing import DepthVLMProcessor
+from .processing.image_processing_depthvlm import LOADING_KEYWORDS, check_keywords
 
 register()  # for the `depthvlm` command; otherwise done when the package was imported
 
@@ -227,3 +230,16 @@ def pick_dtype(name: str | torch.dtype) -> str | torch.dtype:
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"The dtype {name!r} is not known: give 'auto', 'float32', 'bfloat16' or 'float16'.")
     return dtype
+
+
+def check_generation(given: Iterable[str], where: str, own: Iterable[str] = ()) -> None:
+    """Raise TypeError for a keyword that neither `own` nor `generate` knows, before anything is loaded."""
+    generate = {*inspect.signature(GenerationMixin.generate).parameters, *GenerationConfig().to_dict()}
+    check_keywords(given, {*own, *generate} - {"images", "self", "kwargs"}, where)
+
+
+def check_loading(given: Iterable[str], where: str) -> None:
+    """Raise TypeError for a keyword that `from_pretrained` of the model does not take."""
+    own = inspect.signature(DepthVLMForConditionalGeneration.from_pretrained).parameters
+    known = {*own, *LOADING_KEYWORDS, *DepthVLMConfig().to_dict()}
+    check_keywords(given, known - {"args", "kwargs"}, where)
