@@ -50,7 +50,7 @@ class Question:
 
 
 def caption(scene: SyntheticScene, rng: np.random.Generator) -> str:
-    """Names the four nearest objects from near to far, with their distances or with their sides as `rng` chooses."""
+    """Name the four nearest objects from near to far, with their distances or with their sides as `rng` chooses."""
     told, width = [], scene.depth.shape[1]
     by_distance = rng.random() < 0.5
     for o in sorted(_clear(scene), key=lambda o: o.depth)[:4]:
@@ -84,10 +84,10 @@ def object_map(scene: SyntheticScene, rows: int = 6, columns: int = 8) -> str:
 def positions(
     scene: SyntheticScene, rng: np.random.Generator, turns: tuple[int, int] = (3, 6), rows: int = 6, columns: int = 8
 ) -> list[tuple[str, str]]:
-    """A conversation about where things are, at most `turns[0]` to `turns[1]` questions: which of two is left of the
-    other, each two once, then in which cell of `object_map` the middle of something lies.
+    """Ask where things are, in at most `turns[0]` to `turns[1]` questions.
 
-    The sides come first, for the cells would tell them.
+    First, which of two is left of the other, each two once; then, in which cell of `object_map` the middle of something
+    lies. The sides come first, for the cells would tell them.
     """
     height, width = scene.depth.shape
     found, count = _referable(scene), int(rng.integers(turns[0], turns[1], endpoint=True))
@@ -104,16 +104,14 @@ def positions(
 
 
 def questions(scene: SyntheticScene, rng: np.random.Generator) -> list[Question]:
-    """One question of every kind that the scene allows, its objects and wording drawn by `rng`, in the order of
-    `KINDS`.
-    """
+    """Ask one question of every kind that the scene allows, drawn by `rng`, in the order of `KINDS`."""
     return [Question(kind, *found, kind in CLOSED_KINDS) for kind, ask in _ASK.items() if (found := ask(scene, rng))]
 
 
 def conversation(
     scene: SyntheticScene, rng: np.random.Generator, turns: tuple[int, int] = (3, 6), *, captioned: bool = False
 ) -> list[tuple[str, str]]:
-    """Questions and answers in one conversation, `turns[0]` to `turns[1]` of them where the scene allows so many.
+    """Draw a conversation of `turns[0]` to `turns[1]` questions with answers, where the scene allows so many.
 
     With `captioned`, one of them asks for the caption.
     """
@@ -129,9 +127,7 @@ def conversation(
 
 
 def is_right(question: Question, reply: str) -> bool:
-    """Whether a reply is the answer: the same words, whatever their case and final period; of a distance, its only
-    number is within 25 % of the answer's.
-    """
+    """Tell if a reply has the answer's words, but for case and final period, or one number within 25 % of it."""
     if question.closed:
         return _plain(reply) == _plain(question.answer)
     numbers = re.findall(r"\d+(?:\.\d+)?", reply)
@@ -140,7 +136,7 @@ def is_right(question: Question, reply: str) -> bool:
 
 
 def meters(depth: float) -> str:
-    """A distance in words: one decimal below 10 m, none above."""
+    """Put a distance in words: one decimal below 10 m, none above."""
     return f"{depth:.1f} meters" if round(depth, 1) < 10 else f"{depth:.0f} meters"
 
 
@@ -169,13 +165,13 @@ def _clear(scene: SyntheticScene) -> list[SceneObject]:
 
 
 def _may_be(o: SceneObject, name: str, color: str | None = None) -> bool:
-    """Whether an object could be meant by a name: a gym ball is a ball too."""
+    """Tell if an object could be meant by a name: a gym ball is a ball too."""
     named = o.name == name or {o.name, name} == {"ball", "gym ball"}
     return named and (color is None or o.color == color)
 
 
 def _referable(scene: SyntheticScene) -> list[SceneObject]:
-    """The clearly seen objects that `_describe` tells from all others, however small."""
+    """List the clearly seen objects that `_describe` tells from all others, however small."""
     found = []
     for o in _clear(scene):
         color = None if o.name in _UNCOLORED else o.color
@@ -190,7 +186,7 @@ def _draw(rng: np.random.Generator, items: Sequence[T], weights: Iterable[float]
 
 
 def _counts(scene: SyntheticScene) -> dict[str, int]:
-    """How many objects of a name there are, for the names of which all, and nothing alike, are clearly seen."""
+    """Count the objects of each name of which all, and nothing alike, are clearly seen."""
     clear, counts = _clear(scene), {}
     for name in PRESENCE[scene.kind]:
         count = sum(o.name == name for o in clear)
@@ -200,7 +196,7 @@ def _counts(scene: SyntheticScene) -> dict[str, int]:
 
 
 def _weight(scene: SyntheticScene, name: str, present: bool) -> float:
-    """Makes a name as often present as absent in what is asked, so that words alone do not tell the answer."""
+    """Make a name as often present as absent in what is asked, so that words alone do not tell the answer."""
     share = PRESENCE[scene.kind][name]
     return 1 - share if present else share
 

@@ -68,7 +68,7 @@ class Light:
     ambient: float
 
     def on(self, normal: NDArray[np.floating]) -> Array:
-        """Light (3, n) that reaches surfaces of unit normals (3, n)."""
+        """Compute the light (3, n) that reaches surfaces of unit normals (3, n)."""
         # Half-Lambert: faces turned away from the light still differ from one another.
         lambert = (0.5 + 0.5 * (self.direction @ normal)) ** 2
         light: Vector = (self.ambient + (1 - self.ambient) * lambert) * self.color[:, None]
@@ -77,9 +77,10 @@ class Light:
 
 @dataclass(frozen=True)
 class Hits:
-    """What each pixel sees: `inverse_depth` (H, W) in 1/m, `surface` (H, W) int16 (quads, then spheres; -1: nothing).
+    """The surfaces that pixels see.
 
-    `plane`: (n_quads, 3, 3), the affine coefficients on (x, y, 1) of 1/z, s/z and q/z.
+    `inverse_depth` (H, W) in 1/m; `surface` (H, W) int16 (quads, then spheres; -1: nothing).
+    `plane` (n_quads, 3, 3): the affine coefficients on (x, y, 1) of 1/z, s/z and q/z.
     """
 
     inverse_depth: Array
@@ -89,14 +90,14 @@ class Hits:
 
 @lru_cache(maxsize=16)
 def _axes(width: int, height: int, focal_length: float) -> tuple[Vector, Vector]:
-    """Normalised image coordinates of the pixel centres: x (W,) and y (H,)."""
+    """Compute normalised image coordinates of the pixel centres: x (W,) and y (H,)."""
     x = np.arange(width, dtype=np.float64) + (0.5 - width / 2)
     y = np.arange(height, dtype=np.float64) + (0.5 - height / 2)
     return x / focal_length, y / focal_length
 
 
 def trace(quads: list[Quad], spheres: list[Sphere], camera: Camera, max_depth: float) -> Hits:
-    """Finds the nearest surface of every pixel, up to `max_depth` metres of z-depth."""
+    """Find the nearest surface of every pixel, up to `max_depth` metres of z-depth."""
     xs, ys = _axes(camera.width, camera.height, camera.focal_length)
     inverse = np.full((camera.height, camera.width), 1 / max_depth, np.float32)
     surface = np.full(inverse.shape, -1, np.int16)
@@ -148,7 +149,7 @@ def trace(quads: list[Quad], spheres: list[Sphere], camera: Camera, max_depth: f
 
 
 def _clip_near(polygon: Vector) -> Vector:
-    """The part of a convex polygon (n, 3) with z >= `_NEAR`."""
+    """Clip a convex polygon (n, 3) to z >= `_NEAR`."""
     kept = []
     for start, end in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
         if start[2] > _NEAR:
@@ -186,7 +187,7 @@ def _trace_sphere(
 
 
 def group_pixels(surface: NDArray[np.int16], n_surfaces: int) -> list[NDArray[np.intp]]:
-    """Flat pixel indices by surface: entry 0 is what hits nothing, entry k + 1 is surface k."""
+    """Group flat pixel indices by surface: entry 0 is what hits nothing, entry k + 1 is surface k."""
     flat = surface.ravel()
     order = np.argsort(flat, kind="stable")
     counts = np.bincount(flat + 1, minlength=n_surfaces + 1)
@@ -202,7 +203,7 @@ def shade(
     light: Light,
     sky: tuple[Vector, Vector],
 ) -> Array:
-    """Colours (3, H, W) float32 of all pixels; `sky` holds its colours (3,) at the horizon and at the zenith."""
+    """Compute the colours (3, H, W) float32 of all pixels; `sky` holds those (3,) at the horizon and the zenith."""
     xs, ys = _axes(camera.width, camera.height, camera.focal_length)
     inverse = hits.inverse_depth.ravel()
     image = np.empty((3, inverse.size), np.float32)

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-from depthvlm.processing import DEPTH_PROMPT, DEPTH_REPLY, DEPTH_SYSTEM_PROMPT
 from numpy.typing import NDArray
 from PIL import Image
 
+from ...processing import DEPTH_PROMPT, DEPTH_REPLY, DEPTH_SYSTEM_PROMPT
 from .dialogues import (
     CAPTION_PROMPT,
     KINDS,
@@ -40,7 +40,7 @@ _CELL = 32  # pixels that one image token covers, at the canonical focal length
 
 @dataclasses.dataclass(frozen=True)
 class _Recipe:
-    """What rows are like, apart from their seed."""
+    """Settings of rows, apart from their seed."""
 
     focal_length: float
     shares: tuple[float, ...]
@@ -67,8 +67,9 @@ def training_rows(
     group: int = 16,
     ranks: int = 1,
 ) -> IterableDataset:
-    """Rows of synthetic scenes, one a scene, each made when it is read. A row depends on its seed and on the other
-    arguments alone, not on the process that makes it.
+    """Make rows of synthetic scenes, one a scene, each when it is read.
+
+    A row depends on its seed and on the other arguments alone, not on the process that makes it.
 
     Columns: `messages` (roles and plain text; the image belongs before the first user's text, where TRL puts it),
     `images` (one PIL image), `depth` (float32 (H, W), z-depth in metres, 0 where there is none; or None) and
@@ -133,11 +134,12 @@ def training_rows(
 
 
 def held_out_questions(scenes: int, start: int = 0, per_scene: int = 3) -> list[tuple[int, Question]]:
-    """Questions about held-out scenes, with the seeds by which [`draw_scene`] draws them, balanced over their kinds.
+    """Ask questions about held-out scenes, balanced over their kinds, with the seeds for [`draw_scene`].
 
     Args:
-        scenes: number of scenes, from the seed `HELD_OUT + start` on. Those that allow nothing but kinds of questions
+        scenes: number of scenes. Those that allow nothing but kinds of questions
             that were asked more often than the rarest kind, by `per_scene` or more, are passed over.
+        start: the first seed is `HELD_OUT + start`.
         per_scene: questions about each, at most, of different kinds.
     """
     asked: Counter[str] = Counter(dict.fromkeys(KINDS, 0))
@@ -152,7 +154,7 @@ def held_out_questions(scenes: int, start: int = 0, per_scene: int = 3) -> list[
 
 
 def draw_scene(seed: int, focal_length: float = 160.0, group: int = 16) -> SyntheticScene:
-    """The scene of a seed as training sees it: with a camera and light of its own, up to 1.9 times oversampled.
+    """Draw the scene of a seed as training sees it: with a camera and light of its own, up to 1.9 times oversampled.
 
     `group` scenes, from a multiple of it on, have images of one size at the canonical `focal_length`.
     """
@@ -202,7 +204,7 @@ def _row(seed: int, recipe: _Recipe) -> dict[str, Any]:
 
 
 def _camera(rng: np.random.Generator, focal_length: float) -> tuple[float, tuple[int, int], tuple[int, int]]:
-    """Field of view in degrees, width and height of the image, and rows and columns of the tokens it becomes."""
+    """Draw the field of view in degrees, width and height of the image, and rows and columns of its tokens."""
     fov = rng.uniform(45, 80)
     spread = 2 * math.tan(math.radians(fov / 2))
     width = round(spread * focal_length * (rng.uniform(1.0, 1.9) if rng.random() < 1 / 3 else 1.0))
@@ -212,7 +214,7 @@ def _camera(rng: np.random.Generator, focal_length: float) -> tuple[float, tuple
 
 
 def _jitter(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Gamma and white balance, mildly: no light must be a cue for distance."""
+    """Change gamma and white balance mildly: no light must be a cue for distance."""
     tone = np.linspace(0, 1, 256)[:, None] ** rng.uniform(0.75, 1.3) * rng.uniform(0.9, 1.1, 3)
     table = (tone.clip(0, 1) * 255).astype(np.uint8)
     return np.stack([table[:, channel][image[..., channel]] for channel in range(3)], axis=-1)

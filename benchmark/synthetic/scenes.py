@@ -2,7 +2,7 @@
 
 Monocular metric depth can only be learned where some sizes are known. Here they are: the camera is 1.6 m (within 3 %)
 above the ground, floor tiles are 0.5 m, bricks 0.25 x 0.075 m, doors 0.9 x 2.0 m, storeys 3.0 m, lane marks 3.0 m, and
-every kind of object has one size (`scene_world.SIZES`). Rooms, distances, positions, colours, light and focal length
+every kind of object has one size (`world.SIZES`). Rooms, distances, positions, colours, light and focal length
 are free.
 """
 
@@ -29,7 +29,7 @@ MIN_VISIBLE = 0.002  # share of the image that an object needs to be listed
 class SceneObject:
     """An object that can be seen.
 
-    `name` and `color` are keys of `SIZES` and `COLORS` (scene_world.py); `size` is width, height, depth in metres;
+    `name` and `color` are keys of `SIZES` and `COLORS` (world.py); `size` is width, height, depth in metres;
     `pixel` is (column, row) of one of its visible pixels, near their centre; `depth` the z-depth there in metres;
     `visible` its number of visible pixels.
     """
@@ -70,12 +70,13 @@ class SyntheticScene:
 def render_scene(
     seed: int, *, kind: Kind | None = None, width: int = 256, height: int = 192, fov: float | None = None
 ) -> SyntheticScene:
-    """Renders the scene of a seed; the same arguments give the same bytes.
+    """Render the scene of a seed; the same arguments give the same bytes.
 
     Args:
         seed: any integer >= 0. The scene does not depend on the resolution; its objects are placed in view.
         kind: "room" or "street"; by default the seed chooses.
-        width, height: of the image in pixels, at least 16.
+        width: width of the image in pixels, at least 16.
+        height: height of the image in pixels, at least 16.
         fov: horizontal field of view in degrees, in [20, 120]; by default the seed chooses in [45, 80].
 
     Raises:
@@ -118,7 +119,7 @@ def render_scene(
 
 
 def _expose(color: textures.Array, exposure: float, noise: float, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Sensor: (3, H, W) float -> (H, W, 3) uint8, with gain and noise."""
+    """Expose (3, H, W) float as (H, W, 3) uint8, with gain and noise."""
     grain = rng.standard_normal(color.shape, np.float32)
     grain *= np.float32(255 * noise)
     color *= np.float32(255 * exposure)
@@ -196,7 +197,7 @@ def _build_room(world: World) -> None:
 
 
 def _hang(world: World, wall: Quad) -> None:
-    """Up to three doors, pictures and windows on a wall, side by side."""
+    """Hang up to three doors, pictures and windows on a wall, side by side."""
     rng = world.rng
     s = rng.uniform(0.2, 1.0)
     for _ in range(rng.integers(0, 4)):
@@ -268,7 +269,7 @@ def _facade(world: World) -> Texture:
 
 
 def _add_building(world: World, side: int, x: float, z: float, length: float) -> None:
-    """A building whose front stands at `x` and spans [z, z + length]; `side` is -1 on the left, 1 on the right."""
+    """Add a building whose front stands at `x` and spans [z, z + length]; `side` is -1 on the left, 1 on the right."""
     rng, depth = world.rng, textures.WINDOW_STEP * 4
     height = int(rng.integers(2, 6)) * textures.STOREY + 0.3
     wall = _facade(world)

@@ -25,13 +25,13 @@ WINDOW_STEP = 2.4
 
 
 def mix(first: ArrayLike, second: ArrayLike, weight: Array) -> Array:
-    """Colours (3, n) between `first` (weight 0) and `second` (weight 1), each (3,); `weight` (n,)."""
+    """Mix colours (3, n) between `first` (weight 0) and `second` (weight 1), each (3,); `weight` (n,)."""
     base = np.asarray(first, np.float32)
     return base[:, None] + (np.asarray(second, np.float32) - base)[:, None] * weight
 
 
 def stripe(x: Array, extent: Array, period: float, width: float, start: float = 0.0) -> Array:
-    """Share (n,) of the interval of length `extent` about `x` that periodic stripes cover (metres).
+    """Compute the share (n,) of the interval of length `extent` about `x` that periodic stripes cover (metres).
 
     Stripes are [start, start + width] + k * period. Being the exact average over the pixel, it fades to width / period
     in the distance instead of aliasing.
@@ -51,7 +51,7 @@ _TONES = np.random.default_rng(0).uniform(-1, 1, 1024).astype(np.float32)
 
 
 def cell_tone(s: Array, q: Array, extent: Array, width: float, height: float) -> Array:
-    """A fixed random number (n,) in [-1, 1] for each cell of a grid, faded out where cells are below a pixel."""
+    """Draw a fixed number (n,) in [-1, 1] for each cell of a grid, faded out where cells are below a pixel."""
     cell = (
         np.floor(s * np.float32(1 / width)).astype(np.int32) * 37
         + np.floor(q * np.float32(1 / height)).astype(np.int32) * 331
@@ -60,20 +60,20 @@ def cell_tone(s: Array, q: Array, extent: Array, width: float, height: float) ->
 
 
 def band(x: Array, extent: Array, low: float, high: float) -> Array:
-    """Share (n,) of the interval of length `extent` about `x` that lies in [low, high]."""
+    """Compute the share (n,) of the interval of length `extent` about `x` that lies in [low, high]."""
     half = np.float32(0.5) * np.maximum(extent, np.float32(1e-4))
     inside = np.minimum(x + half, np.float32(high)) - np.maximum(x - half, np.float32(low))
     return np.clip(inside / (2 * half), 0, 1)
 
 
 def paint(colors: Array, color: ArrayLike, weight: Array) -> Array:
-    """`colors` (3, n) covered by `color` (3,) with opacity `weight` (n,), in place."""
+    """Cover `colors` (3, n) by `color` (3,) with opacity `weight` (n,), in place."""
     colors += (np.asarray(color, np.float32)[:, None] - colors) * weight
     return colors
 
 
 def plain(color: ArrayLike) -> Texture:
-    """One colour."""
+    """Paint one colour."""
 
     def texture(s: Array, q: Array, ds: Array, dq: Array) -> Array:
         return np.repeat(np.asarray(color, np.float32)[:, None], s.size, axis=1)
@@ -82,7 +82,7 @@ def plain(color: ArrayLike) -> Texture:
 
 
 def painted_wall(color: ArrayLike, base: ArrayLike, stripes: ArrayLike | None) -> Texture:
-    """Paint over a baseboard of 0.1 m; with `stripes`, 0.25 m wide stripes of that colour every 0.5 m."""
+    """Paint a wall over a baseboard of 0.1 m; with `stripes`, 0.25 m wide stripes of that colour every 0.5 m."""
 
     def texture(s: Array, q: Array, ds: Array, dq: Array) -> Array:
         weight = np.zeros_like(s) if stripes is None else stripe(s, ds, 0.5, 0.25)
@@ -93,7 +93,7 @@ def painted_wall(color: ArrayLike, base: ArrayLike, stripes: ArrayLike | None) -
 
 
 def tiles(color: ArrayLike, joint: ArrayLike, second: ArrayLike | None = None, size: float = TILE) -> Texture:
-    """Square tiles with joints of 0.02 m; with `second`, a checker of the two colours."""
+    """Paint square tiles with joints of 0.02 m; with `second`, a checker of the two colours."""
 
     def texture(s: Array, q: Array, ds: Array, dq: Array) -> Array:
         if second is None:
@@ -109,7 +109,7 @@ def tiles(color: ArrayLike, joint: ArrayLike, second: ArrayLike | None = None, s
 
 
 def planks(color: ArrayLike) -> Texture:
-    """Wooden planks of 0.125 x 1.0 m."""
+    """Paint wooden planks of 0.125 x 1.0 m."""
     joint = np.asarray(color) * 0.55
 
     def texture(s: Array, q: Array, ds: Array, dq: Array) -> Array:
@@ -124,7 +124,7 @@ def planks(color: ArrayLike) -> Texture:
 
 
 def bricks(color: ArrayLike, mortar: ArrayLike, base: ArrayLike | None = None) -> Texture:
-    """Bricks of 0.25 x 0.075 m in running bond; with `base`, a baseboard of 0.1 m."""
+    """Paint bricks of 0.25 x 0.075 m in running bond; with `base`, a baseboard of 0.1 m."""
 
     def texture(s: Array, q: Array, ds: Array, dq: Array) -> Array:
         length, course = BRICK
@@ -141,7 +141,7 @@ def bricks(color: ArrayLike, mortar: ArrayLike, base: ArrayLike | None = None) -
 
 
 def shadowed(ground: Texture, origin: tuple[float, float], shadows: list[Shadow]) -> Texture:
-    """A ground with soft contact shadows; s and q run along x and z from `origin`, its corner in the world."""
+    """Lay soft contact shadows on a ground; s and q run along x and z from `origin`, its corner in the world."""
 
     def texture(s: Array, q: Array, ds: Array, dq: Array) -> Array:
         colors = ground(s, q, ds, dq)
@@ -161,7 +161,7 @@ def shadowed(ground: Texture, origin: tuple[float, float], shadows: list[Shadow]
 
 
 def facade(wall: Texture, glass: ArrayLike, frame: ArrayLike) -> Texture:
-    """Windows of 1.2 x 1.5 m with sills at 0.9 m, one every 2.4 m and 3.0 m storey, in a wall with a plinth."""
+    """Paint windows of 1.2 x 1.5 m with sills at 0.9 m, one every 2.4 m and 3.0 m storey, in a wall with a plinth."""
 
     def texture(s: Array, q: Array, ds: Array, dq: Array) -> Array:
         colors = wall(s, q, ds, dq)
@@ -176,7 +176,7 @@ def facade(wall: Texture, glass: ArrayLike, frame: ArrayLike) -> Texture:
 
 
 def street_ground(road: tuple[float, float], lanes: int, asphalt: ArrayLike, pavement: Texture) -> Texture:
-    """Along q runs a road between s = `road`, with dashes of 3.0 x 0.15 m every 6.0 m, kerbs of 0.15 m, pavements."""
+    """Paint a road along q between s = `road`: dashes of 3.0 x 0.15 m every 6.0 m, kerbs of 0.15 m, pavements."""
     left, right = road
     lane = (right - left) / lanes
 
@@ -194,7 +194,7 @@ def street_ground(road: tuple[float, float], lanes: int, asphalt: ArrayLike, pav
 
 
 def crate(color: ArrayLike, size: float) -> Texture:
-    """One face of a crate: a frame and a diagonal brace around lighter boards of 0.1 m."""
+    """Paint one face of a crate: a frame and a diagonal brace around lighter boards of 0.1 m."""
     light = np.asarray(color) * 0.62 + 0.34
 
     def texture(s: Array, q: Array, ds: Array, dq: Array) -> Array:
@@ -207,7 +207,7 @@ def crate(color: ArrayLike, size: float) -> Texture:
 
 
 def carton(color: ArrayLike, width: float) -> Texture:
-    """One face of a cardboard box: a light tape of 0.06 m down the middle."""
+    """Paint one face of a cardboard box: a light tape of 0.06 m down the middle."""
 
     def texture(s: Array, q: Array, ds: Array, dq: Array) -> Array:
         return mix(color, (0.85, 0.78, 0.6), band(s, ds, width / 2 - 0.03, width / 2 + 0.03))
@@ -216,7 +216,7 @@ def carton(color: ArrayLike, width: float) -> Texture:
 
 
 def door(color: ArrayLike) -> Texture:
-    """A door of 0.9 x 2.0 m: frame, two panels and a handle."""
+    """Paint a door of 0.9 x 2.0 m: frame, two panels and a handle."""
     dark, frame = np.asarray(color) * 0.65, np.asarray(color) * 0.35 + 0.6
 
     def texture(s: Array, q: Array, ds: Array, dq: Array) -> Array:
@@ -230,7 +230,7 @@ def door(color: ArrayLike) -> Texture:
 
 
 def framed(frame: ArrayLike, inside: Texture, width: float, height: float, border: float = 0.06) -> Texture:
-    """`inside` within a frame, as pictures and windows have."""
+    """Set `inside` in a frame, as pictures and windows have."""
 
     def texture(s: Array, q: Array, ds: Array, dq: Array) -> Array:
         colors = inside(s, q, ds, dq)
@@ -241,7 +241,7 @@ def framed(frame: ArrayLike, inside: Texture, width: float, height: float, borde
 
 
 def car_side(color: ArrayLike, length: float, height: float) -> Texture:
-    """The lower body of a car: wheels of 0.6 m, a dark sill; its ends have lights instead."""
+    """Paint the lower body of a car: wheels of 0.6 m, a dark sill; its ends have lights instead."""
     wheels = (0.85, length - 0.85) if length > 3 else ()
 
     def texture(s: Array, q: Array, ds: Array, dq: Array) -> Array:
@@ -259,7 +259,7 @@ def car_side(color: ArrayLike, length: float, height: float) -> Texture:
 
 
 def ball(color: ArrayLike, sectors: int) -> SphereTexture:
-    """A ball with `sectors` meridian sectors in `color` and white; 0: horizontal bands in `color`, light and dark."""
+    """Paint a ball with `sectors` meridian sectors in `color` and white; 0: bands in `color`, light and dark."""
     light = np.asarray(color) * 0.5 + 0.5 if sectors == 0 else (0.95, 0.95, 0.93)
 
     def texture(normal: Array) -> Array:

@@ -1,4 +1,4 @@
-"""What a synthetic scene is made of: objects of true sizes, their places on the ground, light and camera.
+"""The parts of a synthetic scene: objects of true sizes, their places on the ground, light and camera.
 
 World frame: x right, y down, z forward, metres; the ground is y = 0 and the camera stands at x = z = 0.
 """
@@ -77,7 +77,7 @@ class World:
 
     @cached_property
     def camera_to_world(self) -> Vector:
-        """(4, 4): yaw about the vertical, then pitch (positive: down), then roll."""
+        """Pose (4, 4): yaw about the vertical, then pitch (positive: down), then roll."""
         cosine, sine = np.cos([self.yaw, self.pitch, self.roll]), np.sin([self.yaw, self.pitch, self.roll])
         yaw = np.array([[cosine[0], 0, sine[0]], [0, 1, 0], [-sine[0], 0, cosine[0]]])
         pitch = np.array([[1, 0, 0], [0, cosine[1], sine[1]], [0, -sine[1], cosine[1]]])
@@ -88,21 +88,21 @@ class World:
         return pose
 
     def tint(self, low: float, high: float, saturation: float) -> Vector:
-        """A colour for surfaces that are no objects: brightness in [low, high], hardly saturated."""
+        """Draw a colour for surfaces that are no objects: brightness in [low, high], hardly saturated."""
         return self.rng.uniform(low, high) * (1 + saturation * self.rng.uniform(-1, 1, 3))
 
     def new_item(self, name: str) -> tuple[int, Vector]:
-        """Registers an object of a random colour: its index and RGB."""
+        """Register an object of a random colour; return its index and RGB."""
         color = list(COLORS)[self.rng.integers(len(COLORS))]
         self.items.append((name, color))
         return len(self.items) - 1, np.array(COLORS[color])
 
     def forward_depth(self, x: float, z: float) -> float:
-        """Metres from the camera to a point of the ground, along the horizontal viewing direction."""
+        """Measure the metres from the camera to a point of the ground, along the horizontal viewing direction."""
         return float(np.sin(self.yaw) * x + np.cos(self.yaw) * z)
 
     def claim(self, x: float, z: float, radius: float) -> bool:
-        """Takes a circle of the ground, unless it is taken or too near the camera."""
+        """Take a circle of the ground, unless it is taken or too near the camera."""
         near = self.forward_depth(x, z) - radius < _NEAREST
         beside = np.hypot(x, z) - radius < _NEAREST
         if (near and beside) or any(np.hypot(x - a, z - b) < radius + r for a, b, r in self.taken):
@@ -113,7 +113,7 @@ class World:
     def find_place(
         self, radius: float, bounds: tuple[float, float, float, float], near: float, far: float
     ) -> tuple[float, float] | None:
-        """Claims a random circle in view within `bounds` (x0, x1, z0, z1), `near` to `far` metres away."""
+        """Claim a random circle in view within `bounds` (x0, x1, z0, z1), `near` to `far` metres away."""
         x0, x1, z0, z1 = bounds
         for _ in range(12):
             azimuth = self.yaw + np.radians(self.fov) * self.rng.uniform(-0.45, 0.45)
@@ -127,7 +127,7 @@ class World:
     def add_floor(
         self, corner: tuple[float, float], size: tuple[float, float], texture: Texture, *, enclosed: bool = False
     ) -> None:
-        """The ground from `corner` (x, z), `size` metres along x and z, with the shadows of what stands on it."""
+        """Add the ground from `corner` (x, z), `size` metres along x and z, with the shadows of what stands on it."""
         texture = textures.shadowed(texture, corner, self.shadows)
         start, ex, ez = np.array([corner[0], 0, corner[1]]), np.array([1.0, 0, 0]), np.array([0, 0, 1.0])
         self.quads.append(Quad(start, ex, ez, *size, texture, enclosed=enclosed))
@@ -144,14 +144,14 @@ class World:
         item: int = -1,
         enclosed: bool = False,
     ) -> Quad:
-        """An upright rectangle from `start` (x, z) along a horizontal unit vector; it faces `along` x up."""
+        """Add an upright rectangle from `start` (x, z) along a horizontal unit vector; it faces `along` x up."""
         corner = np.array([start[0], -base, start[1]])
         quad = Quad(corner, np.asarray(along, float), _UP, length, height, texture, item, enclosed=enclosed)
         self.quads.append(quad)
         return quad
 
     def add_decal(self, wall: Quad, s: float, q: float, name: str, texture: Texture, item: int) -> None:
-        """An object painted on a wall, its lower left corner at (s, q)."""
+        """Paint an object on a wall, its lower left corner at (s, q)."""
         width, height, _ = SIZES[name]
         corner = wall.corner + s * wall.u + q * wall.v
         self.quads.append(Quad(corner, wall.u, wall.v, width, height, texture, item, decal=True))
@@ -168,7 +168,7 @@ class World:
         base: float = 0.0,
         item: int = -1,
     ) -> None:
-        """A box of (width, height, depth) on the height `base`, its centre above `place` (x, z).
+        """Add a box of (width, height, depth) on the height `base`, its centre above `place` (x, z).
 
         `sides` cover the faces along the depth, `ends` (by default `sides`) those along the width.
         """
@@ -189,7 +189,7 @@ class World:
         self.quads.append(Quad(start, ex, ez, width, depth, top or sides, item))
 
     def add_ball(self, place: tuple[float, float], name: str, base: float = 0.0) -> None:
-        """A ball lying on the height `base` at (x, z)."""
+        """Add a ball lying on the height `base` at (x, z)."""
         item, color = self.new_item(name)
         radius = SIZES[name][0] / 2
         if base == 0:
@@ -198,7 +198,7 @@ class World:
         self.spheres.append(Sphere(np.array([place[0], -base - radius, place[1]]), radius, texture, item))
 
     def add_object(self, name: str, place: tuple[float, float]) -> None:
-        """A free-standing object at (x, z)."""
+        """Add a free-standing object at (x, z)."""
         if name in ("ball", "gym ball"):
             self.add_ball(place, name)
             return
@@ -232,7 +232,7 @@ class World:
             self.add_box(place, size, yaw, textures.plain(color), item=item)
 
     def add_car(self, place: tuple[float, float], yaw: float) -> None:
-        """A car at (x, z), its length along z turned by `yaw`."""
+        """Add a car at (x, z), its length along z turned by `yaw`."""
         item, color = self.new_item("car")
         width, height, length = SIZES["car"]
         self.shadows.append((*place, yaw, width / 2, length / 2, 0.2))

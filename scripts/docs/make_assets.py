@@ -8,7 +8,7 @@ import argparse
 import math
 from pathlib import Path
 
-from depthvlm.benchmark.synthetic.scenes import render_scene
+from depthvlm.benchmark.synthetic import render_scene
 from PIL import ExifTags, Image
 
 ASSETS = Path(__file__).resolve().parents[2] / "depthvlm" / "assets"

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from depthvlm.benchmark.synthetic.scenes import render_scene
+from depthvlm.benchmark.synthetic import render_scene
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table

@@ -24,7 +24,7 @@ from depthvlm.benchmark.build.plan import plan_build
 from depthvlm.benchmark.build.records import RowMaker, depth_messages, encode_depth
 from depthvlm.benchmark.build.sampling import TRAINING_IMAGES
 from depthvlm.benchmark.sources.frames import Frame, FrameRef, Source
-from depthvlm.benchmark.synthetic.scenes import render_scene
+from depthvlm.benchmark.synthetic import render_scene
 from PIL import Image
 from rich.console import Console
 from rich.table import Table

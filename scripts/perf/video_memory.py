@@ -16,7 +16,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-from depthvlm.benchmark.synthetic.scenes import render_scene
+from depthvlm.benchmark.synthetic import render_scene
 
 
 def main() -> None:
