@@ -16,14 +16,17 @@ from rich.table import Table
 from rich.text import Text
 
 from .inputs import REPORT_KIND
-from .model import MISSING, PARTIAL_MARK, Cell, Detail, Report, ReportColumn, ReportRow, ReportTable
-from .rows import SCORE, percent
+from .tables import MISSING, PARTIAL_MARK, SCORE, Cell, Detail, Report, ReportColumn, ReportRow, ReportTable, percent
 
 TEXT_WIDTH = 120
 DETAIL_TITLES = ("Set", "Images", "Score", "95 % interval", "abs_rel", "RMSE", "Failed", "Parsed", "Data")
-# Of the first column, where the others leave room: a protocol with its hash.
-_NAME_WIDTH = 22
-# Headings that fit nine sets into 120 columns.
+CSV_FIELDS = (
+    *("table", "group", "system", "from", "protocol", "protocol_hash", "column", "text", "value", "low", "high"),
+    *("images", "of_images", "partial", "failures", "pixels", "parse_rate", "data_hash"),
+)
+
+_NAME_WIDTH = 22  # of the first column, where the others leave room: a protocol with its hash
+# Headings with which nine sets fit into 120 columns.
 _SHORT_TITLES = {
     "argoverse2": "Argo2",
     "nuscenes": "nuSc.",
@@ -40,7 +43,7 @@ _SHORT_TITLES = {
 
 
 def to_rich(report: Report) -> RenderableType:
-    """The report for a terminal of 120 columns; measured rows in bold."""
+    """Return the report for a terminal of 120 columns, measured rows in bold."""
     parts: list[RenderableType] = [Text(report.title + (f" ({report.date})" if report.date else ""), style="bold")]
     for table in report.tables:
         parts += ["", Text(table.heading, style="bold cyan"), Text(table.caption, style="dim"), _rich_table(table)]
@@ -52,7 +55,7 @@ def to_rich(report: Report) -> RenderableType:
 
 
 def to_text(report: Report, width: int = TEXT_WIDTH) -> str:
-    """The report as plain text, without colours."""
+    """Return the report as plain text, without colours."""
     console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False, markup=False, emoji=False)
     with console.capture() as capture:
         console.print(to_rich(report))
@@ -60,7 +63,7 @@ def to_text(report: Report, width: int = TEXT_WIDTH) -> str:
 
 
 def to_markdown(report: Report) -> str:
-    """The report as GitHub's Markdown."""
+    """Return the report as GitHub's Markdown."""
     lines = [f"# {_escaped(report.title)}", ""]
     lines += [_escaped(report.date), ""] if report.date else []
     for table in report.tables:
@@ -83,30 +86,8 @@ def to_markdown(report: Report) -> str:
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
-CSV_FIELDS = (
-    "table",
-    "group",
-    "system",
-    "from",
-    "protocol",
-    "protocol_hash",
-    "column",
-    "text",
-    "value",
-    "low",
-    "high",
-    "images",
-    "of_images",
-    "partial",
-    "failures",
-    "pixels",
-    "parse_rate",
-    "data_hash",
-)
-
-
 def to_csv(report: Report) -> str:
-    """One line for each cell that is there, so that tables of different columns are one file."""
+    """Return one line for each cell that is there, so that tables with different columns fit into one file."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, CSV_FIELDS, lineterminator="\n")
     writer.writeheader()
@@ -120,7 +101,7 @@ def to_csv(report: Report) -> str:
 
 
 def to_json(report: Report) -> str:
-    """Everything, as JSON."""
+    """Return everything as JSON."""
     values = {"kind": REPORT_KIND, **dataclasses.asdict(report)}
     return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -129,16 +110,20 @@ FORMATS = {"text": to_text, "markdown": to_markdown, "csv": to_csv, "json": to_j
 
 
 def detail_rows(table: ReportTable) -> list[tuple[str, list[list[str]]]]:
-    """What stands behind each measured row: its label, and a line under `DETAIL_TITLES` for each set."""
-    return [
-        (row.label, [*map(_detail_row, row.details), *_average_row(table, row)])
-        for row in table.measured
-        if row.details
-    ]
+    """Return what stands behind each measured row: its label, and a line under `DETAIL_TITLES` for each set."""
+    rows = []
+    for row in table.measured:
+        lines = [_detail_row(detail) for detail in row.details]
+        for column, cell in zip(table.columns, row.cells, strict=True):
+            if column.key == "average" and cell.value is not None:
+                images = str(sum(detail.done for detail in row.details))
+                lines.append(["Avg.", images, cell.text, interval_text(cell.interval), *[MISSING] * 5])
+        rows += [(row.label, lines)] if lines else []
+    return rows
 
 
 def interval_text(interval: Sequence[float] | None, digits: int = 3) -> str:
-    """ "0.790 to 0.806", or "-"."""
+    """Return an interval such as "0.790 to 0.806", or "-"."""
     return MISSING if interval is None else f"{interval[0]:.{digits}f} to {interval[1]:.{digits}f}"
 
 
@@ -146,27 +131,18 @@ def _detail_row(detail: Detail) -> list[str]:
     score = detail.metrics.get(SCORE, next(iter(detail.metrics.values()), None))
     digits = 3 if score is None or abs(score) <= 1 else 1 if abs(score) <= 100 else 0
     mark = PARTIAL_MARK if detail.partial else ""
+    done = f"{detail.done or MISSING}" if detail.done >= detail.images else f"{detail.done} of {detail.images}"
     return [
         detail.set_name,
-        f"{detail.done or MISSING}{mark}"
-        if detail.done >= detail.images
-        else f"{detail.done} of {detail.images}{mark}",
+        f"{done}{mark}",
         MISSING + mark if score is None else f"{score:.{digits}f}{mark}",
         interval_text(detail.interval, digits),
         _number(detail.metrics.get("abs_rel")),
         _number(detail.metrics.get("rmse")),
         f"{detail.failures} of {detail.pixels}" if detail.pixels else MISSING,
-        percent(detail.parse_rate).text,
+        percent(detail.parse_rate),
         detail.data_hash[:12] or MISSING,
     ]
-
-
-def _average_row(table: ReportTable, row: ReportRow) -> list[list[str]]:
-    found = [cell for column, cell in zip(table.columns, row.cells, strict=True) if column.key == "average"]
-    if not found or found[0].value is None:
-        return []
-    images = str(sum(detail.done for detail in row.details))
-    return [["Avg.", images, found[0].text, interval_text(found[0].interval), *[MISSING] * 5]]
 
 
 def _number(value: float | None) -> str:
@@ -194,7 +170,7 @@ def _rich_table(table: ReportTable) -> Table:
 
 
 def _folded(text: str) -> str:
-    """A change in brackets on a line of its own."""
+    """Put a change in brackets on a line of its own."""
     return text.replace(" (", "\n(")
 
 
@@ -220,7 +196,7 @@ def _markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def _escaped(text: str) -> str:
-    """Text that Markdown shows as it is."""
+    """Return text that Markdown shows as it is."""
     safe = html.escape(text, quote=False)
     for mark in "\\`*_[]|":
         safe = safe.replace(mark, "\\" + mark)

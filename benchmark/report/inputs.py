@@ -1,9 +1,10 @@
-"""What a report is made of: results of `depthvlm bench eval` with their lines, and result files of lmms-eval."""
+"""Inputs of a report: results of `depthvlm bench eval` with their lines, and result files of lmms-eval."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,9 +27,9 @@ class Measured:
 
     @property
     def set_name(self) -> str:
-        """
-        The set as the reports name it: "nyuv2", or "nyuv2 (train)" where it is not the test split. NYUv2 has one name,
-        whichever of its truths was scored; notes say which.
+        """Name of the set in reports: "nyuv2", or "nyuv2 (train)" for another split than test.
+
+        NYUv2 has one name, whichever of its truths was scored; notes say which.
         """
         dataset = SAME_IMAGES.get(self.result.dataset, self.result.dataset)
         return dataset + ("" if self.result.split == "test" else f" ({self.result.split})")
@@ -40,16 +41,37 @@ class Measured:
 
     @property
     def system(self) -> tuple[str, str]:
-        """What tells systems apart: name and key."""
+        """Name and key, which together tell systems apart."""
         return self.result.name, self.result.row
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Metrics in the aggregation of the protocol, without those that are undefined."""
+        metrics = self.result.metrics.get(self.result.protocol["aggregation"], {})
+        return {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}
+
+    @property
+    def seconds_per_image(self) -> float | None:
+        """Time in the predictor for one image, the median image where it is known; None where none was taken."""
+        rate, seconds = self.result.speed.get("images_per_second"), self.result.speed.get("seconds")
+        if rate:
+            return 1 / rate
+        return seconds / self.result.done if seconds and self.result.done else None
+
+    @property
+    def partial(self) -> str:
+        """How much of the set was scored, in words; "" where all of it was."""
+        result = self.result
+        if result.complete:
+            return ""
+        return f"{result.done} of {result.images} images" + (f" (--limit {result.limit})" if result.limit else "")
 
     @cached_property
     def images(self) -> list[ImageResult]:
-        """
-        The lines beside the result, empty where there is no such file.
+        """Lines beside the result, empty where there is no such file.
 
         Raises:
-            ValueError: they are not those of this result.
+            ValueError: The lines do not belong to this result.
         """
         path = lines_path(self.path)
         if not path.is_file():
@@ -62,20 +84,46 @@ class Measured:
             )
         return images
 
-    def partial(self) -> str:
-        """How much of the set was scored, in words; "" where all of it was."""
-        result = self.result
-        if result.complete:
-            return ""
-        return f"{result.done} of {result.images} images" + (f" (--limit {result.limit})" if result.limit else "")
+
+@dataclass(frozen=True)
+class SameImages:
+    """Results that may be compared: one set of one build under one protocol, by the label of the system."""
+
+    set_name: str
+    protocol: str
+    data_hash: str
+    systems: dict[str, Measured]
+
+    @property
+    def title(self) -> str:
+        """Set, protocol and data in words."""
+        return f"{self.set_name}, {self.protocol}, data {self.data_hash[:12]}"
+
+    def lines(self, notes: list[str]) -> dict[str, list[ImageResult]]:
+        """Return the images of the systems whose lines are there, and add a note for each of the others."""
+        found = {}
+        for label, item in self.systems.items():
+            try:
+                images = item.images
+            except ValueError as error:
+                notes.append(f"{label} on {self.title}: {error}")
+                continue
+            if images:
+                found[label] = images
+            else:
+                notes.append(f"{label} on {self.title}: no lines of single images beside {item.path.name}.")
+        return found
 
 
 @dataclass(frozen=True)
 class TaskScore:
-    """
+    """Score of a task of lmms-eval.
+
     Args:
-        value, stderr: of a metric in lmms-eval's own scale.
-        effective, original: number of samples scored, and of the task; None where the file does not say.
+        value: Value of a metric in lmms-eval's own scale.
+        stderr: Its standard error, None where the file has none.
+        effective: Number of samples scored; None where the file does not say.
+        original: Number of samples of the task; None where the file does not say.
     """
 
     value: float
@@ -83,8 +131,9 @@ class TaskScore:
     effective: int | None
     original: int | None
 
+    @property
     def partial(self) -> str:
-        """How much of the task was scored, in words; "" where all of it was, or nobody knows."""
+        """How much of the task was scored, in words; "" where all of it was, or the file does not say."""
         if self.effective is None or self.original is None or self.effective >= self.original:
             return ""
         return f"{self.effective} of {self.original} samples"
@@ -92,15 +141,14 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class LmmsResult:
-    """
-    One result file of lmms-eval.
+    """One result file of lmms-eval.
 
     Args:
-        name: of the model, as in the paper's tables where it is one of them.
-        model: what was loaded, with its arguments: two files are of one system only if this is the same.
-        tasks: task to metric to score; the filter stays in a metric's name unless it is "none".
-        parts: tasks that only make up a group.
-        version: of lmms-eval as far as the file says, or "".
+        name: Name of the model.
+        model: The loaded model with its arguments: files belong to one system only if this is the same.
+        tasks: Scores by task and metric; a metric's name keeps its filter unless that is "none".
+        parts: Tasks that only make up a group.
+        version: Version of lmms-eval, or "" where the file does not say.
     """
 
     name: str
@@ -112,13 +160,13 @@ class LmmsResult:
 
 @dataclass(frozen=True)
 class Inputs:
-    """
-    Everything found.
+    """Everything found.
 
     Args:
-        measured, lmms: sorted.
+        measured: Results of `depthvlm bench eval`, sorted.
+        lmms: Results of lmms-eval, sorted.
         unfinished: `*.run.json` of evaluations that were begun and have no result yet.
-        passed_over: other JSON files in the folders.
+        passed_over: Other JSON files in the folders.
     """
 
     measured: list[Measured]
@@ -128,12 +176,11 @@ class Inputs:
 
 
 def read_inputs(paths: Iterable[str | Path]) -> Inputs:
-    """
-    Results of files, and of folders with all that lie in them, in an order that does not depend on that of `paths`.
+    """Read result files, and folders with all results in them, in an order that does not depend on that of `paths`.
 
     Raises:
-        FileNotFoundError: no such file or folder.
-        ValueError: a file is no result of `depthvlm bench eval` or lmms-eval, or is broken; a folder holds none.
+        FileNotFoundError: A file or folder does not exist.
+        ValueError: A file is no result of `depthvlm bench eval` or lmms-eval, or is broken; or a folder holds none.
     """
     found: dict[Path, bool] = {}
     for path in map(Path, paths):
@@ -148,17 +195,15 @@ def read_inputs(paths: Iterable[str | Path]) -> Inputs:
             raise FileNotFoundError(
                 f"There is no {path}: give result files of `depthvlm bench eval`, or their folders."
             )
+    items = [_read(path, named) for path, named in sorted(found.items())]
     measured: list[Measured] = []
     lmms: list[LmmsResult] = []
-    others: list[Path] = []
-    for path, named in sorted(found.items()):
-        item = _read(path, named)
+    for item in items:  # a copy of a result counts once
         if isinstance(item, Measured) and item not in measured:
             measured.append(item)
         elif isinstance(item, LmmsResult) and item not in lmms:
             lmms.append(item)
-        elif isinstance(item, Path):
-            others.append(item)
+    others = [item for item in items if isinstance(item, Path)]
     runs = [path for path in others if path.name.endswith(RUN_SUFFIX)]
     return Inputs(
         sorted(measured, key=_order),
@@ -168,11 +213,41 @@ def read_inputs(paths: Iterable[str | Path]) -> Inputs:
     )
 
 
+def same_images(measured: Sequence[Measured]) -> list[SameImages]:
+    """Group results by what may be compared, sorted."""
+    groups: dict[tuple[str, str, str], list[Measured]] = {}
+    for item in measured:
+        groups.setdefault((item.set_name, " ".join(item.protocol), item.result.data_hash), []).append(item)
+    return [SameImages(*key, systems=_labelled(items)) for key, items in sorted(groups.items())]
+
+
+def unique_names(measured: Iterable[Measured]) -> dict[tuple[str, str], str]:
+    """Return each system's name, with its key where two systems share the name."""
+    systems = {item.system for item in measured}
+    names = [name for name, _ in systems]
+    return {(name, key): f"{name} [{key}]" if names.count(name) > 1 else name for name, key in systems}
+
+
+def _labelled(items: Sequence[Measured]) -> dict[str, Measured]:
+    """Return the results by label: the system's name, then with its key, then with a number."""
+    names = [item.result.name for item in items]
+    labels: dict[str, Measured] = {}
+    for item in items:
+        name = item.result.name
+        wanted = name if names.count(name) == 1 else f"{name} [{item.result.row}]"
+        label, number = wanted, 2
+        while label in labels:
+            label, number = f"{wanted} ({number})", number + 1
+        labels[label] = item
+    return labels
+
+
 def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
 def _read(path: Path, named: bool) -> Measured | LmmsResult | Path | None:
+    """Return the result of a file; None for a report, and the path of a file that is neither and was not named."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -202,17 +277,16 @@ def _lmms_result(path: Path, values: dict[str, Any]) -> LmmsResult:
     tasks: dict[str, dict[str, TaskScore]] = {}
     for task, metrics in values["results"].items():
         members = _members(task, groups)
-        effective = _total(samples, members, "effective")
-        original = _total(samples, members, "original")
+        counts = _total(samples, members, "effective"), _total(samples, members, "original")
         tasks[task] = {}
         for key, value in metrics.items():
             metric, _, filtered = key.partition(",")
             if metric.endswith("_stderr") or not _is_number(value):
                 continue
             stderr = metrics.get(f"{metric}_stderr,{filtered}" if filtered else f"{metric}_stderr")
-            name = metric if filtered in ("", "none") else key
             error = float(stderr) if _is_number(stderr) else None
-            tasks[task][name] = TaskScore(float(value), error, effective, original)
+            name = metric if filtered in ("", "none") else key
+            tasks[task][name] = TaskScore(float(value), error, *counts)
     return LmmsResult(
         name=Path(given).name if Path(given).is_absolute() else given,
         model=json.dumps([given, config.get("model"), config.get("model_args")], sort_keys=True),
@@ -223,7 +297,7 @@ def _lmms_result(path: Path, values: dict[str, Any]) -> LmmsResult:
 
 
 def _members(task: str, groups: dict[str, list[str]]) -> list[str]:
-    """The tasks that a group is made of, through groups of groups; a task itself where it is none."""
+    """Return the tasks that make up a group, through groups of groups; a task itself where it is none."""
     inner = [part for part in groups.get(task, []) if part != task]
     return [member for part in inner for member in _members(part, groups)] if inner else [task]
 
@@ -234,7 +308,7 @@ def _total(samples: dict[str, dict[str, int]], members: list[str], key: str) -> 
     return sum(known) if len(known) == len(counts) else None
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value == value
 
 

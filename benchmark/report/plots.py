@@ -1,8 +1,9 @@
-"""Plots of a report as SVG: bars per set, error against distance, speed against accuracy."""
+"""Plots of a report as SVG, and the numbers in them: bars per set, error against distance, speed against accuracy."""
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,14 +13,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..scoring import metrics
-from .numbers import time_text
+from ..scoring.results import ImageResult
+from .inputs import Measured, unique_names
+from .published import EVALUATION_TABLES, SPEED_TABLE, number_in, published_table, same_name
+from .tables import OUTSIDE_KEY, PAPER_PROTOCOLS, SCORE, Report, ReportRow, ReportTable, time_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 DISTANCE_EDGES = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0, 40.0, 60.0, 80.0, 120.0, np.inf)
-# Of the labels beside points, in points of type: their size, the distance of two lines, and how far one may reach.
+# Labels beside points, in points of type: their size, the distance of two lines, and how far one may reach.
 _LABEL_SIZE, _LABEL_HEIGHT, _LABEL_WIDTH = 7, 8, 90
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d", "#8c564b", "#595959", "#b3b300")
 _RC: dict[Any, Any] = {
@@ -37,46 +41,38 @@ _RC: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class BarSeries:
-    """
-    One system in the bars.
+    """One system in the bars."""
 
-    Args:
-        label: in the legend.
-        scores: set to delta1, of the sets that it was measured on.
-        intervals: set to the ends of the 95 % interval.
-        published: set to the paper's score of the same system, drawn as a line across the bar.
-        partial: sets that were not scored to the end; their bars are hatched.
-    """
+    label: str  # in the legend
+    scores: Mapping[str, float]  # delta1 of the measured sets
+    intervals: Mapping[str, tuple[float, float]]  # 95 % intervals
+    published: Mapping[str, float]  # the paper's scores of the same system, lines across the bars
+    partial: frozenset[str] = frozenset()  # sets that were not scored to the end; their bars are hatched
 
-    label: str
-    scores: Mapping[str, float]
-    intervals: Mapping[str, tuple[float, float]]
-    published: Mapping[str, float]
-    partial: frozenset[str] = frozenset()
+
+@dataclass(frozen=True)
+class Bars:
+    """Bars of one plot: the rows of a table under one protocol."""
+
+    title: str
+    sets: list[str]
+    series: list[BarSeries]
 
 
 @dataclass(frozen=True)
 class DistanceBins:
-    """
-    Errors in bins of true depth.
+    """Errors in bins of true depth."""
 
-    Args:
-        edges: metres, one more than there are bins; a bin holds its lower edge.
-        points: scored points in each bin.
-        failures: those without an answer; they are wrong in `delta1` and not in `abs_rel`.
-        delta1, abs_rel: NaN in a bin without a point, or, for abs_rel, without an answer.
-    """
-
-    edges: NDArray[np.float64]
-    points: NDArray[np.int64]
-    failures: NDArray[np.int64]
-    delta1: NDArray[np.float64]
-    abs_rel: NDArray[np.float64]
+    edges: NDArray[np.float64]  # metres, one more than there are bins; a bin holds its lower edge
+    points: NDArray[np.int64]  # scored points in each bin
+    failures: NDArray[np.int64]  # points without an answer; wrong in `delta1` and left out of `abs_rel`
+    delta1: NDArray[np.float64]  # NaN in a bin without a point
+    abs_rel: NDArray[np.float64]  # NaN in a bin without an answer
 
 
 @dataclass(frozen=True)
 class SpeedPoint:
-    """A system on one set: seconds for an image, delta1, and what stands beside it; `published`: the paper's."""
+    """A system on one set: seconds for an image, delta1, and the label beside it; `published` for the paper's."""
 
     system: str
     label: str
@@ -85,17 +81,76 @@ class SpeedPoint:
     published: bool = False
 
 
+def bars_of(report: Report) -> list[Bars]:
+    """Return one plot for each protocol of table 1 (or 2, where that alone is there) and of the sets outside."""
+    tables = {table.key: table for table in report.tables}
+    shown = next((tables[str(number)] for number in EVALUATION_TABLES if str(number) in tables), None)
+    return [
+        _bars(table, protocol)
+        for table in (shown, tables.get(OUTSIDE_KEY))
+        if table is not None
+        for protocol in dict.fromkeys((row.protocol, row.protocol_hash) for row in table.measured)
+    ]
+
+
+def _bars(table: ReportTable, protocol: tuple[str, str]) -> Bars:
+    places = {
+        column.title: place
+        for place, column in enumerate(table.columns)
+        if column.key not in ("average", "failures", "parse_rate")
+    }
+    paper = _paper_rows(table)
+    series: list[BarSeries] = []
+    names: list[str] = []
+    for row in table.measured:
+        if (row.protocol, row.protocol_hash) != protocol:
+            continue
+        cells = {title: row.cells[place] for title, place in places.items()}
+        printed = paper.get(same_name(row.system)) if row.protocol in PAPER_PROTOCOLS else None
+        published = {} if printed is None else {title: printed.cells[place].value for title, place in places.items()}
+        names.append(row.name)
+        twins = names.count(row.name)
+        series.append(
+            BarSeries(
+                row.name + (f" ({twins})" if twins > 1 else ""),
+                {title: cell.value for title, cell in cells.items() if cell.value is not None},
+                {title: cell.interval for title, cell in cells.items() if cell.interval is not None},
+                {title: value for title, value in published.items() if value is not None},
+                frozenset(detail.set_name for detail in row.details if detail.partial),
+            )
+        )
+    shown = [title for title in places if any(title in each.scores for each in series)]
+    return Bars(f"{table.heading}: {' '.join(protocol)}", shown, series)
+
+
+def _paper_rows(table: ReportTable) -> dict[str, ReportRow]:
+    """Return the paper's rows by each name of their system; sets outside have none."""
+    rows = {row.name: row for row in table.rows if row.origin == "paper"}
+    printed = published_table(int(table.key)).rows() if table.key.isdigit() else ()
+    return {same_name(name): rows[row.name] for row in printed for name in (row.name, *row.also)}
+
+
+def distance_bins(lines: Mapping[str, Sequence[ImageResult]]) -> dict[str, DistanceBins]:
+    """Return errors against distance of each system that has points; a dense protocol keeps none."""
+    result = {}
+    for label, images in lines.items():
+        truth = [metres for image in images for metres in image.truth]
+        answers = [math.nan if each is None else each for image in images for each in image.answers]
+        if truth:
+            result[label] = bin_by_distance(truth, answers)
+    return result
+
+
 def bin_by_distance(truth: ArrayLike, answers: ArrayLike, edges: Sequence[float] = DISTANCE_EDGES) -> DistanceBins:
-    """
-    Error against distance.
+    """Return the error against distance.
 
     Args:
         truth: `(n,)` metres of the scored points.
         answers: `(n,)` metres, NaN for a failure.
-        edges: metres, rising; points outside are left out.
+        edges: Ascending metres; points outside are left out.
 
     Raises:
-        ValueError: truth and answers differ in number, or a true depth is not above 0.
+        ValueError: Truth and answers differ in number, or a true depth is not above 0.
     """
     g, p, bounds = (np.asarray(values, dtype=np.float64) for values in (truth, answers, edges))
     if g.shape != p.shape or g.ndim != 1:
@@ -117,7 +172,7 @@ def bin_by_distance(truth: ArrayLike, answers: ArrayLike, edges: Sequence[float]
 
 
 def plot_bars(sets: Sequence[str], series: Sequence[BarSeries]) -> bytes:
-    """delta1 of each system on each set with its 95 % interval; the paper's score as a black line across the bar."""
+    """Plot delta1 of each system on each set with its 95 % interval; a black line across a bar is the paper's score."""
     with _drawing():
         figure, axes = _figure(max(6.0, min(14.0, 1.0 + 0.32 * len(sets) * (len(series) + 1))), 3.4)
         width = 0.8 / len(series)
@@ -144,12 +199,12 @@ def plot_bars(sets: Sequence[str], series: Sequence[BarSeries]) -> bytes:
 
 
 def plot_distance(bins: Mapping[str, DistanceBins]) -> bytes:
-    """delta1 and abs_rel against true depth, one line for each label; the numbers of points stand below the bins."""
+    """Plot delta1 and abs_rel against true depth, a line for each label; below the bins are the numbers of points."""
     with _drawing():
         together = np.sum([each.points for each in bins.values()], axis=0)
         most = np.max([each.points for each in bins.values()], axis=0)
         shown = np.flatnonzero(together)
-        figure, (left, right) = _figures(2 * max(4.0, 0.8 + 0.52 * len(shown)), 3.6)
+        figure, (left, right) = _figure(2 * max(4.0, 0.8 + 0.52 * len(shown)), 3.6, plots=2)
         edges = next(iter(bins.values())).edges
         ticks = [f"{_bin_name(edges[i], edges[i + 1])}\n{most[i]}" for i in shown]
         for index, (label, each) in enumerate(bins.items()):
@@ -168,8 +223,26 @@ def plot_distance(bins: Mapping[str, DistanceBins]) -> bytes:
         return _svg(figure)
 
 
+def speed_points(measured: Sequence[Measured]) -> list[SpeedPoint]:
+    """Return complete results that were timed, and the paper's systems of table 8 with their average of table 1."""
+    names = unique_names(measured)
+    points = [
+        SpeedPoint(f"{names[item.system]} ({item.protocol[0]})", item.set_name, seconds, item.metrics[SCORE])
+        for item in measured
+        if (seconds := item.seconds_per_image) is not None and SCORE in item.metrics and not item.partial
+    ]
+    if not points:
+        return []
+    scores = published_table(EVALUATION_TABLES[0])
+    for row in published_table(SPEED_TABLE).rows():
+        latency, average = number_in(row.cells[-1]), number_in(scores.cell(row.name, scores.mean or ""))
+        if latency is not None and average is not None:
+            points.append(SpeedPoint(row.name, f"{row.name}, Avg. (paper)", latency, average, published=True))
+    return points
+
+
 def plot_speed(points: Sequence[SpeedPoint]) -> bytes:
-    """delta1 against seconds for an image (logarithmic); the paper's systems hollow."""
+    """Plot delta1 against seconds for an image (logarithmic); the paper's systems are hollow."""
     with _drawing():
         figure, axes = _figure(8.0, 4.0)
         systems = list(dict.fromkeys(point.system for point in points if not point.published))
@@ -192,7 +265,7 @@ def plot_speed(points: Sequence[SpeedPoint]) -> bytes:
 
 
 def _label_points(axes: Axes, points: Sequence[SpeedPoint], colors: Sequence[str]) -> None:
-    """A label beside each point; of points that lie together, one above the other, in the order of their scores."""
+    """Label each point; labels of points that lie together go one above the other, in the order of their scores."""
     order = sorted(range(len(points)), key=lambda index: (points[index].score, points[index].seconds))
     figure_points = 72 / axes.figure.dpi
     placed: list[tuple[float, float]] = []
@@ -224,20 +297,12 @@ def _drawing() -> Iterator[None]:
         yield
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def _figure(width: float, height: float, plots: int = 1) -> tuple[Figure, Any]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height))
-    return figure, figure.subplots()
-
-
-def _figures(width: float, height: float) -> tuple[Figure, tuple[Axes, Axes]]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height))
-    left, right = figure.subplots(1, 2)
     figure.subplots_adjust(wspace=0.2)
-    return figure, (left, right)
+    return figure, figure.subplots(1, plots)
 
 
 def _below(axes: Axes, count: int, place: float = -0.14) -> None:
@@ -256,7 +321,7 @@ def _color(index: int) -> str:
 
 
 def _legend(label: str) -> str:
-    """A label that matplotlib shows: it hides those that begin with an underscore."""
+    """Return a label that matplotlib shows: it hides those that begin with an underscore."""
     return f" {label}" if label.startswith("_") else label
 
 

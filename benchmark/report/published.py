@@ -23,45 +23,32 @@ _FACTORS = {None: 1.0, "s": 1.0, "h": 3600.0, "K": 1000.0}
 
 @dataclass(frozen=True)
 class LmmsMetric:
-    """
-    Where lmms-eval's result files hold a column of table 3.
+    """Place of a column of table 3 in lmms-eval's result files."""
 
-    Args:
-        task, metric: keys in the file's "results"; the metric without its filter (",none").
-        factor: from the file's value to the paper's scale.
-        note: what is not certain about it, or "".
-    """
-
-    task: str
-    metric: str
-    factor: float
-    note: str = ""
+    task: str  # key in the file's "results"
+    metric: str  # key in the task, without its filter (",none")
+    factor: float  # from the file's value to the paper's scale
+    note: str = ""  # what is uncertain about it
 
 
 @dataclass(frozen=True)
 class Column:
-    """
-    Args:
-        key: the set's name on the command line, or another short name.
-        title, group: as printed.
-        unit: "delta1", "points", "seconds", "images" or "text".
-        lmms_eval: for the columns of table 3.
-    """
+    """A column of a table."""
 
-    key: str
-    title: str
-    unit: str
-    group: str = ""
-    lmms_eval: LmmsMetric | None = None
+    key: str  # name of the set on the command line, or another short name
+    title: str  # as printed
+    unit: str  # "delta1", "points", "seconds", "images" or "text"
+    group: str = ""  # as printed
+    lmms_eval: LmmsMetric | None = None  # in table 3
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row: its name without citations, other names of the same system, and its cells as printed."""
+    """A row of a table."""
 
-    name: str
-    cells: tuple[str, ...]
-    also: tuple[str, ...] = ()
+    name: str  # without citations
+    cells: tuple[str, ...]  # as printed
+    also: tuple[str, ...] = ()  # other names of the same system
 
 
 @dataclass(frozen=True)
@@ -74,27 +61,17 @@ class RowGroup:
 
 @dataclass(frozen=True)
 class PublishedTable:
-    """
-    A table of the paper.
-
-    Args:
-        number: in the paper.
-        title, caption: in our words.
-        source: the paper's title and the table.
-        row_title: heading of the first column.
-        mean: key of the column that is the mean of the others; None where there is none.
-        notes: where the paper disagrees with itself, and what it leaves open.
-    """
+    """A table of the paper."""
 
     number: int
-    title: str
+    title: str  # in our words, as the caption
     caption: str
-    source: str
-    row_title: str
+    source: str  # the paper's title and the table
+    row_title: str  # heading of the first column
     columns: tuple[Column, ...]
     groups: tuple[RowGroup, ...]
-    mean: str | None = None
-    notes: tuple[str, ...] = ()
+    mean: str | None = None  # key of the column that is the mean of the others
+    notes: tuple[str, ...] = ()  # where the paper contradicts itself, and what it leaves open
 
     @property
     def scored(self) -> tuple[Column, ...]:
@@ -102,60 +79,54 @@ class PublishedTable:
         return tuple(column for column in self.columns if column.key != self.mean)
 
     def rows(self) -> Iterator[Row]:
-        """All rows, in their order."""
+        """Yield all rows in their order."""
         for group in self.groups:
             yield from group.rows
 
     def cell(self, name: str, column: str) -> str:
-        """
-        What is printed.
+        """Return a cell as printed.
 
         Raises:
-            KeyError: the table has no such row or column.
+            KeyError: The table has no such row or column.
         """
-        index = next((i for i, each in enumerate(self.columns) if each.key == column), None)
-        row = next((row for row in self.rows() if row.name == name), None)
-        if index is None or row is None:
-            raise KeyError(f"table {self.number} has no cell ({name!r}, {column!r})")
-        return row.cells[index]
+        for row in self.rows():
+            for each, cell in zip(self.columns, row.cells, strict=True):
+                if (row.name, each.key) == (name, column):
+                    return cell
+        raise KeyError(f"table {self.number} has no cell ({name!r}, {column!r})")
 
 
+@cache
 def published_tables() -> dict[int, PublishedTable]:
-    """All ten tables by number."""
-    return dict(_load())
+    """Return all ten tables by number."""
+    tables = json.loads(TABLES_FILE.read_text(encoding="utf-8"))["tables"]
+    return {table["number"]: _table(table) for table in tables}
 
 
 def published_table(number: int) -> PublishedTable:
-    """
-    One table.
+    """Return one table.
 
     Raises:
-        ValueError: it is not kept.
+        ValueError: There is no table of this number.
     """
-    tables = _load()
+    tables = published_tables()
     if number not in tables:
         raise ValueError(f"No table {number}: the paper's tables {min(tables)} to {max(tables)} are kept.")
     return tables[number]
 
 
 def number_in(cell: str) -> float | None:
-    """
-    The number of a printed cell: "0.810", "82.9 (↓ 0.5)" without the change, "800K" as 800000, "13h" and "2.48s" in
-    seconds; None for words.
+    """Return the number of a printed cell, or None for words.
+
+    "0.810" is 0.81; "82.9 (↓ 0.5)" counts without the change, "800K" as 800000, "13h" and "2.48s" in seconds.
     """
     match = _NUMBER.fullmatch(cell)
     return None if match is None else float(match[1]) * _FACTORS[match[2]]
 
 
 def same_name(name: str) -> str:
-    """A form in which two spellings of a system's name are equal: letters and digits, in lower case."""
+    """Return a form in which two spellings of a system's name are equal: letters, digits and dots in lower case."""
     return re.sub(r"[^a-z0-9.]", "", name.casefold())
-
-
-@cache
-def _load() -> dict[int, PublishedTable]:
-    tables = json.loads(TABLES_FILE.read_text(encoding="utf-8"))["tables"]
-    return {table["number"]: _table(table) for table in tables}
 
 
 def _table(values: dict[str, Any]) -> PublishedTable:

@@ -1,62 +1,209 @@
-"""The paper's tables with measured rows beside the published ones."""
+"""Tables of a report: the paper's with measured rows beside the published ones, and what is outside of them.
+
+A measured row is one system under one protocol. Nothing is mixed, and nothing partial is shown as whole.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
 
-from .inputs import Inputs, LmmsResult, Measured, TaskScore
-from .model import (
-    OUTSIDE_KEY,
-    PARTIAL_MARK,
-    TASKS_KEY,
-    Cell,
-    Detail,
-    Report,
-    ReportColumn,
-    ReportGroup,
-    ReportRow,
-    ReportTable,
-)
-from .numbers import plain, time_text
+from ..scoring.statistics import bootstrap_interval
+from ..sources import SOURCES, source_class
+from .inputs import Inputs, LmmsResult, Measured, TaskScore, unique_names
 from .published import (
     BENCHMARK_TABLE,
     EVALUATION_IMAGES_TABLE,
     EVALUATION_TABLES,
     REPORTED_TABLES,
-    SPEED_TABLE,
     Column,
     PublishedTable,
     number_in,
     published_table,
     same_name,
 )
-from .rows import SetColumn, measured_rows, one_each, seconds_per_image, unique_names
 
+SCORE = "delta1"
+MISSING = "-"
+PARTIAL_MARK = "*"
+OUTSIDE_KEY = "outside"
+TASKS_KEY = "tasks"
 REPORT_TITLE = "DepthVLM-Bench: measured rows beside the paper's"
 MEASURED_GROUP = "Measured, not in this table of the paper"
 LMMS_PROTOCOL = "lmms-eval"
+PAPER_PROTOCOLS = tuple(
+    f"{name}{change}" for name in ("depthvlm", "depthvlm-published") for change in ("", "(depth_type=ray_truth)")
+)
+
+_NYU_TRUTH = {"raw": "the sensor's rawDepths", "filled": "the inpainted depths"}
+# From lmms-eval's standard error to the 95 % interval of a normal distribution.
+_NORMAL_95 = 1.959964
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table.
+
+    Args:
+        text: Text as shown, "-" where there is nothing. A partial score carries the mark "*".
+        value: The number, None where there is none.
+        interval: Lower and upper end of its 95 % interval.
+    """
+
+    text: str = MISSING
+    value: float | None = None
+    interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Detail:
+    """What stands behind one measured score.
+
+    Args:
+        set_name: The set, by its title in the paper where it has one.
+        images: Number of images of the set.
+        done: Number of images scored.
+        partial: How much was scored, in words; "" for all of it.
+        metrics: Metrics in the protocol's aggregation by name.
+        interval: 95 % interval of delta1.
+        failures: Number of scored pixels without an answer.
+        pixels: Number of scored pixels.
+        parse_rate: Share of a VLM's replies that could be read; None for maps.
+        data_hash: Hash of the set's manifest.
+    """
+
+    set_name: str
+    images: int
+    done: int
+    partial: str
+    metrics: dict[str, float]
+    interval: tuple[float, float] | None
+    failures: int
+    pixels: int
+    parse_rate: float | None
+    data_hash: str
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """A row of a table.
+
+    Args:
+        name: Name of the system, with its key where two share the name.
+        origin: "paper" or "measured".
+        cells: One for each column of the table.
+        protocol: Protocol of a measured row, otherwise "".
+        protocol_hash: Its hash.
+        key: Key of a measured system on the command line, otherwise "".
+        system: Name of the system as in the paper's tables.
+        details: One for each measured set.
+    """
+
+    name: str
+    origin: Literal["paper", "measured"]
+    cells: tuple[Cell, ...]
+    protocol: str = ""
+    protocol_hash: str = ""
+    key: str = ""
+    system: str = ""
+    details: tuple[Detail, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """Name, and for a measured row its protocol and hash."""
+        protocol = f"{self.protocol} {self.protocol_hash}".strip()
+        return f"{self.name} ({protocol})" if protocol else self.name
+
+
+@dataclass(frozen=True)
+class ReportColumn:
+    """A column: `key` of a set or another short name; `title` and `group` as printed."""
+
+    key: str
+    title: str
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class ReportGroup:
+    """Rows under one heading."""
+
+    title: str
+    rows: tuple[ReportRow, ...]
+
+
+@dataclass(frozen=True)
+class ReportTable:
+    """A table.
+
+    Args:
+        key: "1", "2", "3", "8", "outside" (sets in no table of the paper) or "tasks" (such tasks of lmms-eval).
+        title: Title of the table.
+        caption: Text below the title.
+        source: Source of the paper's rows, "" without any.
+        row_title: Heading of the first column.
+        columns: The other columns.
+        groups: Rows by heading.
+        notes: Remarks without which the numbers could be misread.
+    """
+
+    key: str
+    title: str
+    caption: str
+    source: str
+    row_title: str
+    columns: tuple[ReportColumn, ...]
+    groups: tuple[ReportGroup, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def heading(self) -> str:
+        """The number in the paper and the title, or the title alone."""
+        return f"Table {self.key}. {self.title}" if self.key.isdigit() else self.title
+
+    @property
+    def rows(self) -> list[ReportRow]:
+        """All rows."""
+        return [row for group in self.groups for row in group.rows]
+
+    @property
+    def measured(self) -> list[ReportRow]:
+        """The measured rows."""
+        return [row for row in self.rows if row.origin == "measured"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Tables in their order; `date` is given by the user, so that the same results give the same bytes."""
+
+    title: str
+    tables: tuple[ReportTable, ...]
+    date: str = ""
+
+
 _ANSWER_COLUMNS = (ReportColumn("failures", "Failed"), ReportColumn("parse_rate", "Parsed"))
 _SPEED_COLUMNS = (
     ReportColumn("set", "Set"),
     ReportColumn("images_per_second", "Images/s"),
     ReportColumn("device", "Device"),
 )
-# A 95 % interval of a normal distribution, from lmms-eval's standard error.
-_NORMAL_95 = 1.959964
 
 
 def build_report(inputs: Inputs, tables: Iterable[int] | None = None, date: str = "") -> Report:
-    """
-    The report of some results.
+    """Build the report of some results.
 
     Args:
-        inputs: what was measured; it may be nothing, then only the paper's rows are there.
-        tables: numbers of the paper's tables, of 1, 2, 3 and 8. By default all, and after them what is in no table of
-            the paper: other sets, other tasks of lmms-eval.
-        date: as it shall be printed; the same inputs and date give the same report.
+        inputs: What was measured; without anything only the paper's rows are there.
+        tables: Numbers of the paper's tables, of 1, 2, 3 and 8. By default all of them, and after them the sets and
+            tasks of lmms-eval that are in no table of the paper.
+        date: Date to be printed; the same inputs and date give the same report.
 
     Raises:
-        ValueError: no such table in a report.
+        ValueError: A report does not have such a table.
     """
     wanted = REPORTED_TABLES if tables is None else tuple(dict.fromkeys(tables))
     wrong = [number for number in wanted if number not in REPORTED_TABLES]
@@ -70,15 +217,30 @@ def build_report(inputs: Inputs, tables: Iterable[int] | None = None, date: str 
         elif number == BENCHMARK_TABLE:
             built.append(_benchmark_table(table, inputs.lmms))
         else:
-            built.append(_speed_table(published_table(SPEED_TABLE), inputs.measured))
+            built.append(_speed_table(table, inputs.measured))
     if tables is None:
         built += [table for table in (_outside_table(inputs.measured), _tasks_table(inputs.lmms)) if table.rows]
     return Report(REPORT_TITLE, tuple(built), date)
 
 
 def _evaluation_table(table: PublishedTable, measured: Sequence[Measured]) -> ReportTable:
-    rows, notes = measured_rows(measured, [SetColumn(column.key, column.title) for column in table.scored], True)
+    rows, notes = _measured_rows(measured, {column.key: column.title for column in table.scored}, average=True)
     return _with_paper(table, rows, [*notes, *_size_notes(table, measured)], _ANSWER_COLUMNS)
+
+
+def _outside_table(measured: Sequence[Measured]) -> ReportTable:
+    sets = {name: name for name in sorted({item.set_name for item in measured} - set(_set_titles()))}
+    rows, notes = _measured_rows(measured, sets, average=False)
+    return ReportTable(
+        OUTSIDE_KEY,
+        "Sets that are in no table of the paper",
+        "delta1 (higher is better); no average, because the sets are no benchmark together.",
+        "",
+        "System",
+        (*(ReportColumn(name, name) for name in sets), *_ANSWER_COLUMNS),
+        (ReportGroup("", tuple(rows)),) if rows else (),
+        tuple(notes),
+    )
 
 
 def _benchmark_table(table: PublishedTable, results: Sequence[LmmsResult]) -> ReportTable:
@@ -91,16 +253,17 @@ def _benchmark_table(table: PublishedTable, results: Sequence[LmmsResult]) -> Re
         scores: dict[str, list[TaskScore]] = {}
         for column, result in ((column, result) for column in table.columns for result in files):
             score = _task_score(column, result)
-            if score is not None and score not in scores.setdefault(column.key, []):
-                scores[column.key].append(score)
-        common, apart = one_each({key: each for key, each in scores.items() if each})
+            if score is not None and score not in scores.get(column.key, []):
+                scores.setdefault(column.key, []).append(score)
+        choices, apart = _one_each(scores)
         titles = {column.key: column.title for column in table.columns}
         notes += [f"{name}: {len(each)} results for {titles[key]}, each in its own row." for key, each in apart.items()]
-        choices = [common, *({key: score} for key, each in apart.items() for score in each)]
-        rows += [_benchmark_row(name, files, table, choice) for choice in choices if choice]
-    parts = [(row.name, detail) for row in rows for detail in row.details if detail.partial]
+        rows += [_benchmark_row(name, files, table, choice) for choice in choices]
     notes += [
-        f"{PARTIAL_MARK} Partial, not a score: {name} on {part.set_name}, {part.partial}." for name, part in parts
+        f"{PARTIAL_MARK} Partial, not a score: {row.name} on {part.set_name}, {part.partial}."
+        for row in rows
+        for part in row.details
+        if part.partial
     ]
     if rows:
         sources = [(column.title, column.lmms_eval) for column in table.columns if column.lmms_eval]
@@ -123,39 +286,71 @@ def _benchmark_row(
         if source is None or score is None:
             cells.append(Cell())
             continue
-        value, partial = score.value * source.factor, score.partial()
-        error = None if score.stderr is None else _NORMAL_95 * score.stderr * source.factor
-        interval = None if error is None else (value - error, value + error)
+        value, interval = score.value * source.factor, _normal_interval(score, source.factor)
         digits = 0 if source.factor == 1000 else 1
-        cells.append(Cell(f"{value:.{digits}f}{PARTIAL_MARK if partial else ''}", value, interval))
-        done, original = score.effective or 0, score.original or 0
-        metrics = {source.metric: value}
-        details.append(Detail(column.title, original, done, partial, metrics, interval, 0, 0, None, ""))
-    versions = sorted({result.version for result in files if result.version})
-    return ReportRow(name, "measured", tuple(cells), LMMS_PROTOCOL, ", ".join(versions), "", name, tuple(details))
+        cells.append(Cell(f"{value:.{digits}f}{PARTIAL_MARK if score.partial else ''}", value, interval))
+        done, original, metrics = score.effective or 0, score.original or 0, {source.metric: value}
+        details.append(Detail(column.title, original, done, score.partial, metrics, interval, 0, 0, None, ""))
+    versions = ", ".join(sorted({result.version for result in files if result.version}))
+    return ReportRow(name, "measured", tuple(cells), LMMS_PROTOCOL, versions, "", name, tuple(details))
+
+
+def _normal_interval(score: TaskScore, factor: float = 1.0) -> tuple[float, float] | None:
+    if score.stderr is None:
+        return None
+    value, error = score.value * factor, _NORMAL_95 * score.stderr * factor
+    return value - error, value + error
+
+
+def _tasks_table(results: Sequence[LmmsResult]) -> ReportTable:
+    known = {column.lmms_eval.task for column in published_table(BENCHMARK_TABLE).columns if column.lmms_eval}
+    rows: list[ReportRow] = []
+    notes: list[str] = []
+    for result in results:
+        for task, scores in sorted(result.tasks.items()):
+            if task in known or task in result.parts:
+                continue
+            for metric, score in sorted(scores.items()):
+                text = f"{score.value:.4g}{PARTIAL_MARK if score.partial else ''}"
+                count = MISSING if score.effective is None else str(score.effective)
+                cells = (Cell(task), Cell(metric), Cell(text, score.value, _normal_interval(score)), Cell(count))
+                rows.append(ReportRow(result.name, "measured", cells, LMMS_PROTOCOL, result.version))
+                notes += [f"{PARTIAL_MARK} {result.name} on {task}: {score.partial}."] if score.partial else []
+    return ReportTable(
+        TASKS_KEY,
+        "Tasks of lmms-eval that are in no table of the paper",
+        "In lmms-eval's own scale. Tasks that only make up a group are left out.",
+        "",
+        "System",
+        tuple(ReportColumn(title.lower(), title) for title in ("Task", "Metric", "Score", "Samples")),
+        (ReportGroup("", tuple(rows)),) if rows else (),
+        tuple(dict.fromkeys(notes)),
+    )
 
 
 def _speed_table(table: PublishedTable, measured: Sequence[Measured]) -> ReportTable:
-    titles = _set_titles()
-    names = unique_names({item.system for item in measured})
+    titles, names = _set_titles(), unique_names(measured)
     rows: list[ReportRow] = []
     notes: list[str] = []
     in_words: list[str] = []
     for item in measured:
-        seconds = seconds_per_image(item)
+        seconds = item.seconds_per_image
         if seconds is None:
             continue
-        mark = PARTIAL_MARK if item.partial() else ""
-        speed = item.result.speed
-        cells = [Cell(), Cell(), Cell(), Cell(f"{time_text(seconds)}{mark}", seconds)]
-        cells += [Cell(titles.get(item.set_name, item.set_name)), Cell(plain(1 / seconds), 1 / seconds)]
-        cells += [Cell(str(speed.get("device") or "-"))]
+        mark = PARTIAL_MARK if item.partial else ""
+        cells = (
+            *(Cell(), Cell(), Cell()),
+            Cell(f"{time_text(seconds)}{mark}", seconds),
+            Cell(titles.get(item.set_name, item.set_name)),
+            Cell(plain(1 / seconds), 1 / seconds),
+            Cell(str(item.result.speed.get("device") or MISSING)),
+        )
         name, key = item.system
-        rows.append(ReportRow(names[item.system], "measured", tuple(cells), *item.protocol, key, name))
+        rows.append(ReportRow(names[item.system], "measured", cells, *item.protocol, key, name))
         if mark:
-            notes.append(f"{PARTIAL_MARK} {rows[-1].label} on {item.set_name}: timed on {item.partial()}.")
+            notes.append(f"{PARTIAL_MARK} {rows[-1].label} on {item.set_name}: timed on {item.partial}.")
         if item.result.parse_rate is not None:
-            in_words.append(item.result.name)
+            in_words.append(name)
     if in_words:
         notes.append(
             f"{', '.join(dict.fromkeys(in_words))}: answers single points, so the time is that of the scored points of "
@@ -169,68 +364,20 @@ def _speed_table(table: PublishedTable, measured: Sequence[Measured]) -> ReportT
     return _with_paper(table, rows, notes, _SPEED_COLUMNS)
 
 
-def _outside_table(measured: Sequence[Measured]) -> ReportTable:
-    inside = {column.key for column in published_table(EVALUATION_IMAGES_TABLE).columns}
-    sets = [SetColumn(name, name) for name in sorted({item.set_name for item in measured} - inside)]
-    rows, notes = measured_rows(measured, sets, False)
-    columns = (*(ReportColumn(each.key, each.title) for each in sets), *_ANSWER_COLUMNS)
-    return ReportTable(
-        OUTSIDE_KEY,
-        "Sets that are in no table of the paper",
-        "delta1 (higher is better); no average, because the sets are no benchmark together.",
-        "",
-        "System",
-        columns,
-        (ReportGroup("", tuple(rows)),) if rows else (),
-        tuple(notes),
-    )
-
-
-def _tasks_table(results: Sequence[LmmsResult]) -> ReportTable:
-    known = {column.lmms_eval.task for column in published_table(BENCHMARK_TABLE).columns if column.lmms_eval}
-    rows, notes = [], []
-    for result in results:
-        for task, scores in sorted(result.tasks.items()):
-            if task in known or task in result.parts:
-                continue
-            for metric, score in sorted(scores.items()):
-                partial = score.partial()
-                mark = PARTIAL_MARK if partial else ""
-                interval = None
-                if score.stderr is not None:
-                    interval = (score.value - _NORMAL_95 * score.stderr, score.value + _NORMAL_95 * score.stderr)
-                count = "-" if score.effective is None else str(score.effective)
-                cells = (Cell(task), Cell(metric), Cell(f"{score.value:.4g}{mark}", score.value, interval), Cell(count))
-                rows.append(ReportRow(result.name, "measured", cells, LMMS_PROTOCOL, result.version))
-                notes += [f"{PARTIAL_MARK} {result.name} on {task}: {partial}."] if partial else []
-    columns = tuple(map(ReportColumn, ("task", "metric", "score", "samples"), ("Task", "Metric", "Score", "Samples")))
-    return ReportTable(
-        TASKS_KEY,
-        "Tasks of lmms-eval that are in no table of the paper",
-        "In lmms-eval's own scale. Tasks that only make up a group are left out.",
-        "",
-        "System",
-        columns,
-        (ReportGroup("", tuple(rows)),) if rows else (),
-        tuple(dict.fromkeys(notes)),
-    )
-
-
 def _with_paper(
     table: PublishedTable, rows: Sequence[ReportRow], notes: Iterable[str], extra: Sequence[ReportColumn] = ()
 ) -> ReportTable:
-    """The paper's rows as they are, each followed by the measured rows of the same system; then the others."""
+    """Place each measured row behind the paper's row of the same system, and the others at the end."""
     waiting = list(rows)
     groups = []
     for group in table.groups:
         shown: list[ReportRow] = []
         for row in group.rows:
             cells = tuple(Cell(text, number_in(text)) for text in row.cells) + (Cell(),) * len(extra)
-            shown.append(ReportRow(row.name, "paper", cells))
             names = {same_name(name) for name in (row.name, *row.also)}
             same = [each for each in waiting if same_name(each.system) in names]
             waiting = [each for each in waiting if each not in same]
-            shown += same
+            shown += [ReportRow(row.name, "paper", cells), *same]
         groups.append(ReportGroup(group.title, tuple(shown)))
     groups += [ReportGroup(MEASURED_GROUP, tuple(waiting))] if waiting else []
     return ReportTable(
@@ -245,8 +392,185 @@ def _with_paper(
     )
 
 
+def _set_titles() -> dict[str, str]:
+    return {column.key: column.title for column in published_table(EVALUATION_IMAGES_TABLE).columns}
+
+
+# --- Measured rows of delta1
+
+
+def _measured_rows(
+    measured: Sequence[Measured], titles: Mapping[str, str], average: bool
+) -> tuple[list[ReportRow], list[str]]:
+    """Return the rows of all systems measured on one of the sets, and notes.
+
+    Where a set has several results that could stand in a row (other data, a second run), each gets a row of its own.
+    The last cells are the average (where the table has one), the share of failures and the parse rate.
+
+    Args:
+        measured: Results, sorted.
+        titles: Sets of the table by name, with their titles.
+        average: Whether the table has an average: the mean over all its sets, each of them whole.
+    """
+    inside = [item for item in measured if item.set_name in titles]
+    names = unique_names(inside)
+    notes: list[str] = []
+    rows: list[ReportRow] = []
+    by_row: dict[tuple[tuple[str, str], tuple[str, str]], dict[str, list[Measured]]] = {}
+    for item in inside:
+        by_row.setdefault((item.system, item.protocol), {}).setdefault(item.set_name, []).append(item)
+    for (system, protocol), by_set in by_row.items():
+        label = f"{names[system]} ({protocol[0]} {protocol[1]})"
+        kept = {key: _whole_of_one_build(items, label, titles[key], notes) for key, items in by_set.items()}
+        choices, apart = _one_each(kept)
+        for key, several in apart.items():
+            hashes = _hashes(several)
+            reason = f"on different data ({', '.join(hashes)})" if len(hashes) > 1 else "on the same data"
+            notes.append(
+                f"{label}: {len(several)} results for {titles[key]} {reason}; each has a row of its own, and none "
+                "enters an average."
+            )
+        together = len(apart) < len(kept)
+        for place, choice in enumerate(choices):
+            cells = [_score_cell(choice[key]) if key in choice else Cell() for key in titles]
+            if average:
+                cells.append(_average(choice, titles, label, notes) if together and place == 0 else Cell())
+            rows.append(_row(names[system], choice, titles, cells))
+        if average and not together:
+            notes.append(f"{label}: no average, because no set has one result alone.")
+    partial = [
+        f"{PARTIAL_MARK} Partial, not a score of the set: {row.label} on {detail.set_name}: {detail.partial}."
+        for row in rows
+        for detail in row.details
+        if detail.partial
+    ]
+    return rows, [*partial, *notes, *_comparison_notes(inside, titles)]
+
+
+def _one_each(found: Mapping[str, Sequence[T]]) -> tuple[list[dict[str, T]], dict[str, Sequence[T]]]:
+    """Return what stands in each row, and the keys with several values.
+
+    The first row has all keys with one value, where there are any; then each of several values has a row of its own.
+    """
+    common = {key: values[0] for key, values in found.items() if len(values) == 1}
+    apart = {key: values for key, values in found.items() if len(values) > 1}
+    rows = [common] if common else []
+    return rows + [{key: value} for key, values in apart.items() for value in values], apart
+
+
+def _whole_of_one_build(items: list[Measured], label: str, title: str, notes: list[str]) -> list[Measured]:
+    """Leave out the partial results of data that one complete result covers."""
+    complete = [item for item in items if item.result.complete]
+    if len(items) > 1 and len(complete) == 1 and len(_hashes(items)) == 1:
+        rest = "; ".join(item.partial for item in items if item.partial)
+        notes.append(f"{label}: a partial result for {title} ({rest}) is left out, a complete one is there.")
+        return complete
+    return items
+
+
+def _hashes(items: Iterable[Measured]) -> list[str]:
+    return sorted({item.result.data_hash[:12] for item in items})
+
+
+def _score_cell(item: Measured) -> Cell:
+    value = item.metrics.get(SCORE)
+    mark = PARTIAL_MARK if item.partial else ""
+    if value is None:
+        return Cell(MISSING + mark)
+    return Cell(f"{value:.3f}{mark}", value, item.result.confidence.get(SCORE))
+
+
+def _average(choice: Mapping[str, Measured], titles: Mapping[str, str], label: str, notes: list[str]) -> Cell:
+    missing = [title for key, title in titles.items() if key not in choice]
+    there = [(title, choice[key]) for key, title in titles.items() if key in choice]
+    unfinished = [title for title, item in there if item.partial or SCORE not in item.metrics]
+    if missing or unfinished:
+        reasons = [f"not measured: {', '.join(missing)}"] if missing else []
+        reasons += [f"partial: {', '.join(unfinished)}"] if unfinished else []
+        notes.append(f"{label}: no average; {'; '.join(reasons)}.")
+        return Cell()
+    value = math.fsum(item.metrics[SCORE] for item in choice.values()) / len(choice)
+    return Cell(f"{value:.3f}", value, _average_interval(choice))
+
+
+def _average_interval(choice: Mapping[str, Measured]) -> tuple[float, float] | None:
+    """Return the interval by bootstrap over the images of each set; None where a set has no lines of images."""
+    if not all(item.images for item in choice.values()):
+        return None
+    pooled = next(iter(choice.values())).result.protocol["aggregation"] == "pixels"
+    images = {f"{key}\0{image.id}": (key, image) for key, item in choice.items() for image in item.images}
+    found = bootstrap_interval(
+        {name: image.metrics[SCORE] for name, (_, image) in images.items()},
+        {name: float(image.pixels) for name, (_, image) in images.items()} if pooled else None,
+        {name: key for name, (key, _) in images.items()},
+        mean_of="strata",
+    )
+    return found.low, found.high
+
+
+def _row(name: str, choice: Mapping[str, Measured], titles: Mapping[str, str], cells: Sequence[Cell]) -> ReportRow:
+    items = [(title, choice[key]) for key, title in titles.items() if key in choice]
+    results = [item.result for _, item in items]
+    pixels = sum(result.pixels for result in results)
+    share = sum(result.failures for result in results) / pixels if pixels else None
+    rates = [(result.parse_rate, result.pixels) for result in results if result.parse_rate is not None]
+    weight = sum(count for _, count in rates)
+    parsed = sum(rate * count for rate, count in rates) / weight if weight else None
+    details = tuple(
+        Detail(
+            set_name=title,
+            images=item.result.images,
+            done=item.result.done,
+            partial=item.partial,
+            metrics=item.metrics,
+            interval=item.result.confidence.get(SCORE),
+            failures=item.result.failures,
+            pixels=item.result.pixels,
+            parse_rate=item.result.parse_rate,
+            data_hash=item.result.data_hash,
+        )
+        for title, item in items
+    )
+    shown = (*cells, *(Cell() if part is None else Cell(percent(part), part) for part in (share, parsed)))
+    system, key = items[0][1].system
+    return ReportRow(name, "measured", shown, *items[0][1].protocol, key, system, details)
+
+
+def _comparison_notes(items: Sequence[Measured], titles: Mapping[str, str]) -> list[str]:
+    """Say what must not be compared: other protocols than the paper's or than each other, other data, other truth."""
+    notes = []
+    protocols = sorted({item.protocol for item in items})
+    if len(protocols) > 1:
+        listed = ", ".join(f"{name} {digest}" for name, digest in protocols)
+        notes.append(f"Rows under different protocols are not comparable: {listed}.")
+    other = sorted({name for name, _ in protocols if name not in PAPER_PROTOCOLS})
+    if other:
+        notes.append(f"Not the paper's protocol, so not comparable with its rows: {', '.join(other)}.")
+    for key, title in titles.items():
+        hashes = _hashes(item for item in items if item.set_name == key)
+        if len(hashes) > 1:
+            notes.append(
+                f"{title}: measured on {len(hashes)} different data ({', '.join(hashes)}); compare rows of one only."
+            )
+    in_z = {item.set_name for item in items if item.result.protocol.get("depth_type", "z") == "z"}
+    rays = [titles[key] for key in SOURCES if key in in_z and source_class(key).published_depth == "ray"]
+    if rays:
+        notes.append(
+            f"{' and '.join(rays)}: the paper's labels are distances along the ray, these rows are scored against "
+            "z-depth, so they are not comparable with the paper's (--change depth_type=ray_truth is)."
+        )
+    for item in items:
+        if item.set_name == "nyuv2" and item.result.dataset == "nyuv2":
+            depth = item.result.build_options.get("depth", "raw")
+            notes.append(
+                f"{titles['nyuv2']}: measured on {_NYU_TRUTH.get(depth, depth)}; the paper's rows are on depth_bfx of "
+                "SUN RGB-D (source nyuv2-sunrgbd)."
+            )
+    return list(dict.fromkeys(notes))
+
+
 def _size_notes(table: PublishedTable, measured: Sequence[Measured]) -> list[str]:
-    """Where a set was measured on another number of images than the paper's."""
+    """Say where a set was measured on another number of images than the paper's."""
     sizes = published_table(EVALUATION_IMAGES_TABLE)
     differing = []
     for column in table.scored:
@@ -257,5 +581,22 @@ def _size_notes(table: PublishedTable, measured: Sequence[Measured]) -> list[str
     return [f"Images of the measured sets, and in the paper: {', '.join(differing)}."] if differing else []
 
 
-def _set_titles() -> dict[str, str]:
-    return {column.key: column.title for column in published_table(EVALUATION_IMAGES_TABLE).columns}
+# --- Numbers in words that people read: no powers of ten, a unit beside each time
+
+
+def percent(share: float | None) -> str:
+    """Return a share in per cent."""
+    return MISSING if share is None else f"{100 * share:.1f}%"
+
+
+def plain(value: float, digits: int = 3) -> str:
+    """Return a positive number to so many digits, never as a power of ten: "0.25", "17.7", "10,600"."""
+    return f"{float(f'{value:.{digits}g}'):,.12f}".rstrip("0").rstrip(".")
+
+
+def time_text(seconds: float) -> str:
+    """Return a time as the paper prints them, "0.42s", and below a tenth of a second "62.1ms" or "94.8µs"."""
+    for limit, factor, unit in ((0.1, 1.0, "s"), (1e-4, 1e3, "ms"), (0.0, 1e6, "µs")):
+        if seconds >= limit:
+            return f"{plain(seconds * factor)}{unit}"
+    raise ValueError(f"A time is not negative, got {seconds}.")

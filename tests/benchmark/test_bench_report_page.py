@@ -14,30 +14,21 @@ from bench_source import make_toy, open_toy
 from depthvlm.benchmark.build.builder import run_build
 from depthvlm.benchmark.build.inspection import label_corners
 from depthvlm.benchmark.build.plan import plan_build
-from depthvlm.benchmark.report.analysis import (
-    bars_of,
-    compare_systems,
-    distance_bins,
-    read_lines_of,
-    same_images,
-    speed_points,
-    worst_images,
-    worst_points,
-)
-from depthvlm.benchmark.report.inputs import read_inputs
-from depthvlm.benchmark.report.numbers import plain, time_text
-from depthvlm.benchmark.report.page import to_page
-from depthvlm.benchmark.report.pictures import picture_uri
+from depthvlm.benchmark.report.inputs import SameImages, read_inputs, same_images
+from depthvlm.benchmark.report.page import compare_systems, picture_uri, to_page, worst_images, worst_points
 from depthvlm.benchmark.report.plots import (
     BarSeries,
     SpeedPoint,
     _label_points,
+    bars_of,
     bin_by_distance,
+    distance_bins,
     plot_bars,
     plot_distance,
     plot_speed,
+    speed_points,
 )
-from depthvlm.benchmark.report.tables import build_report
+from depthvlm.benchmark.report.tables import build_report, plain, time_text
 from depthvlm.benchmark.scoring.eval_sets import EvalSet
 from depthvlm.benchmark.scoring.protocols import PROTOCOLS, get_protocol
 from depthvlm.benchmark.scoring.results import ImageResult, lines_path
@@ -92,6 +83,11 @@ def pair(folder: Path, first: dict[str, float], second: dict[str, float], **chan
     with_lines(make(folder, "nyuv2", 0.25, name="Second", row="second", images=3, done=len(second)), second)
 
 
+def only_group(folder: Path) -> SameImages:
+    [group] = same_images(read_inputs([folder]).measured)
+    return group
+
+
 class TestDistance:
     def test_by_hand(self):
         # Up to 1 m: one right (error 0.2), one failure. Up to 2 m: none. Up to 4 m: off by 100 %, off by 10 %.
@@ -114,8 +110,8 @@ class TestDistance:
     def test_out_of_lines(self, tmp_path):
         path = make(tmp_path, "nyuv2", 0.5, images=2, done=2)
         with_lines(path, {"a": 1.0, "b": 0.0}, truth=[1.5, 7.0], answers=[1.5, None])
-        [group] = same_images(read_inputs([tmp_path]).measured)
-        bins = distance_bins(read_lines_of(group, []))["Mine"]
+        group = only_group(tmp_path)
+        bins = distance_bins(group.lines([]))["Mine"]
         assert bins.points[bins.points > 0].tolist() == [2, 2]
         assert bins.delta1[bins.points > 0].tolist() == [1, 0]
         assert bins.failures.sum() == 2
@@ -125,8 +121,8 @@ class TestPairs:
     def test_by_hand(self, tmp_path):
         # The same difference on every image: every resample gives it.
         pair(tmp_path, {"a": 0.75, "b": 0.5, "c": 0.25}, {"a": 0.5, "b": 0.25, "c": 0.0})
-        [group] = same_images(read_inputs([tmp_path]).measured)
-        lines = read_lines_of(group, [])
+        group = only_group(tmp_path)
+        lines = group.lines([])
         [row] = compare_systems(group, lines, None, [])
         assert (row.first, row.second, row.of) == ("Second", "First", 3)  # against the best
         assert (row.comparison.estimate, row.comparison.low, row.comparison.high) == pytest.approx((-0.25,) * 3)
@@ -135,8 +131,8 @@ class TestPairs:
 
     def test_common_images_alone(self, tmp_path):
         pair(tmp_path, {"a": 1.0, "b": 1.0}, {"b": 0.5, "c": 0.0})
-        [group] = same_images(read_inputs([tmp_path]).measured)
-        [row] = compare_systems(group, read_lines_of(group, []), "Second", [])
+        group = only_group(tmp_path)
+        [row] = compare_systems(group, group.lines([]), "Second", [])
         assert (row.comparison.images, row.of, row.comparison.estimate) == (1, 2, 0.5)
 
     def test_never_across_protocols_or_data(self, tmp_path):
@@ -147,9 +143,9 @@ class TestPairs:
 
     def test_lines_that_are_not_there(self, tmp_path):
         make(tmp_path, "nyuv2", 0.5)
-        [group] = same_images(read_inputs([tmp_path]).measured)
+        group = only_group(tmp_path)
         notes: list[str] = []
-        assert read_lines_of(group, notes) == {}
+        assert group.lines(notes) == {}
         assert "no lines of single images beside 0.json" in notes[0]
 
 
@@ -161,9 +157,9 @@ class TestWorst:
             for name, delta1, error in (("a", 0.5, 9.0), ("b", 0.0, 0.5), ("c", 0.0, None), ("d", 0.0, 0.75))
         ]
         lines_path(path).write_text("".join(line.to_json() + "\n" for line in lines))
-        [group] = same_images(read_inputs([tmp_path]).measured)
-        found = worst_images(group, read_lines_of(group, []), 3)
-        assert [item.image.id for item in found] == ["c", "d", "b"]  # without any answer, then by abs_rel
+        group = only_group(tmp_path)
+        found = worst_images(group.lines([])["Mine"], 3)
+        assert [image.id for image in found] == ["c", "d", "b"]  # without any answer, then by abs_rel
 
     def test_points(self):
         image = ImageResult(
