@@ -1,5 +1,5 @@
 # Copyright 2026 The DepthVLM authors. Licensed under the Apache License, Version 2.0.
-"""Depth maps as people store them, read into metres, and the labels made of them without inventing a measurement."""
+"""Depth maps in the forms that people store them in, read into metres, and the labels made of them."""
 
 import io
 import math
@@ -31,25 +31,22 @@ PNG_SCALE_KEY = "depth_scale"
 
 
 def read_depth(depth: Any, scale: float | None = None) -> np.ndarray:
-    """
-    Reads a depth map into metres.
+    """Read a depth map into metres.
 
     Args:
         depth: The path of a PNG, TIFF, PGM, PFM, `.npy` or `.npz` file, its bytes, `{"bytes", "path"}` as `datasets`
             has it, a PIL image of one channel, or an array (masked or not) or a tensor of shape `(H, W)`, `(1, H, W)`
             or `(H, W, 1)`.
-        scale (`float`, *optional*): Raw value divided by metres, 1000 for millimetres. Integer maps need it, unless a
-            PNG has it in its metadata under `depth_scale`; floating-point maps are in metres without it. A scale that
-            would bring the median of a floating-point map below 5 cm is not of that map: it is in metres, with a
-            warning.
+        scale: Raw value divided by metres, 1000 for millimetres. Integer maps need it, unless a PNG has it in its
+            metadata under `depth_scale`; floating-point maps are in metres without it. A scale that would bring the
+            median of a floating-point map below 5 cm is not of that map: it is in metres, with a warning.
 
     Returns:
-        `np.ndarray` of shape `(H, W)`, float32: z-depth in metres, 0 where not valid (0, negative, NaN, infinite,
-        masked).
+        `(H, W)` float32: z-depth in metres, 0 where not valid (0, negative, NaN, infinite, masked).
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is not a depth map, the map has no single channel, or an integer map has no scale.
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not a depth map, the map has no single channel, or an integer map has no scale.
     """
     name, stored_scale = "The depth map", None
     if isinstance(depth, Mapping):
@@ -99,33 +96,33 @@ def depth_labels(
     input_sizes: Sequence[tuple[int, int]],
     image_names: Sequence[str] | None = None,
 ) -> list[torch.Tensor | None]:
-    """
-    The `depth_labels` of a batch of images. Metres stay metres: `focal_scale` brings the prediction to them.
+    """Return the `depth_labels` of a batch of images. Metres stay metres: `focal_scale` brings the prediction to them.
 
     A map keeps its own resolution, to which the loss resizes the prediction, so no lidar point is lost. Only a map
-    with more valid pixels than the model's input has pixels is reduced to that size, see [`reduce_depth`].
+    with more valid pixels than the model's input has pixels is reduced to that size, see [`reduce_depth`]. A map
+    without a valid pixel gives a warning.
 
     Args:
         depth_maps: One map, or a list with one, or None, for every image: see [`read_depth`].
         depth_scale: One scale, or a list with one, or None, for every image.
-        image_sizes (`Sequence[tuple[int, int]]`): Height and width of the images as given, upright, in pixels.
-        input_sizes (`Sequence[tuple[int, int]]`): Height and width at which the model sees them, in pixels.
-        image_names (`Sequence[str]`, *optional*): What messages call the images; their numbers by default.
+        image_sizes: `(height, width)` of the images as given, upright, in pixels.
+        input_sizes: `(height, width)` at which the model sees them, in pixels.
+        image_names: What messages call the images; their numbers by default.
 
     Returns:
-        `list[torch.Tensor | None]`: `(H, W)` float32 in metres, 0 where not valid, or None, for every image.
+        `(H, W)` float32 in metres, 0 where not valid, or None, for every image.
 
     Raises:
-        ValueError: if the numbers of maps and images differ, or a map is not of its image's shape.
-
-    Warns if a map has no valid pixel.
+        ValueError: The numbers of maps and images differ, or a map is not of its image's shape.
     """
     count = len(image_sizes)
-    labels: list[torch.Tensor | None] = []
+    labels: list[torch.Tensor | None] = [None] * count
+    if isinstance(depth_maps, (np.ndarray, torch.Tensor)):
+        depth_maps = list(depth_maps) if depth_maps.ndim == 3 and len(depth_maps) == count else [depth_maps]
+    depth_maps = per_image(depth_maps if isinstance(depth_maps, (list, tuple)) else [depth_maps], count, "depth_maps")
     scales = per_image(depth_scale, count, "depth_scale")
-    for index, depth_map in enumerate(_maps_per_image(depth_maps, count)):
+    for index, depth_map in enumerate(depth_maps):
         if depth_map is None:
-            labels.append(None)
             continue
         depth = read_depth(depth_map, scales[index])
         name = image_names[index] if image_names else f"image {index}"
@@ -141,25 +138,21 @@ def depth_labels(
         label = torch.from_numpy(depth)
         if valid > height * width and depth.shape[0] >= height and depth.shape[1] >= width:
             label = reduce_depth(label, height, width)
-        labels.append(label)
+        labels[index] = label
     return labels
 
 
 def reduce_depth(depth: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """
-    Reduces a map to fewer pixels: each takes the valid measurement nearest to its centre within its own area.
+    """Reduce a map to fewer pixels: each takes the valid measurement nearest to its centre within its own area.
 
     An average would mix the depths on both sides of an edge into one that is nowhere in the scene, and the smallest
     depth of an area would draw slanted surfaces towards the camera. Here every value was measured, and every area with
     a valid pixel in it has one.
 
     Args:
-        depth (`torch.Tensor` of shape `(H, W)`): Depth, 0 where not valid.
-        height (`int`): Rows of the result, at most `H`.
-        width (`int`): Columns of the result, at most `W`.
-
-    Returns:
-        `torch.Tensor` of shape `(height, width)`, of the same type.
+        depth: `(H, W)`, 0 where not valid.
+        height: Rows of the result, at most `H`.
+        width: Columns of the result, at most `W`.
     """
     rows, columns = depth.shape
     # Pixel centres, in units of the result's pixels.
@@ -186,16 +179,15 @@ def reduce_depth(depth: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def load_array(source: str | os.PathLike | bytes, key: str | None = None) -> np.ndarray:
-    """
-    Reads an `.npy` file, or one array of an `.npz`, after comparing what its header claims with what is there.
+    """Read an `.npy` file, or one array of an `.npz`, after comparing what its header claims with what is there.
 
     Args:
-        source (path or `bytes`): The file.
-        key (`str`, *optional*): Which array of an `.npz`; by default the one named `depth`, or the only one.
+        source: A path or the file's bytes.
+        key: Name of an array of an `.npz`; by default the one named `depth`, or the only one.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is truncated, too large, of Python objects, or the array is not in it.
+        FileNotFoundError: There is no such file.
+        ValueError: It is truncated, too large, of Python objects, or the array is not in it.
     """
     if not isinstance(source, bytes):
         require_file(source)
@@ -287,7 +279,7 @@ def _scale(scale: Any, stored: Any, name: str) -> float | None:
 
 
 def _scale_of_floats(depth: np.ndarray, scale: float, name: str) -> float:
-    """The scale, or 1 where it is plainly not of this map: metres that were given the scale of millimetres."""
+    """Return the scale, or 1 where it is plainly not of this map: metres that were given the scale of millimetres."""
     valid = depth[np.isfinite(depth) & (depth > 0)]
     median = float(np.median(valid)) if valid.size else 0.0
     if not median / scale < NEAREST_MEDIAN <= median:
@@ -298,20 +290,6 @@ def _scale_of_floats(depth: np.ndarray, scale: float, name: str) -> float:
         stacklevel=3,
     )
     return 1.0
-
-
-def _maps_per_image(depth_maps: Any, count: int) -> list[Any]:
-    if isinstance(depth_maps, (np.ndarray, torch.Tensor)) and depth_maps.ndim == 3 and depth_maps.shape[0] == count:
-        return list(depth_maps)
-    if not isinstance(depth_maps, (list, tuple)):
-        depth_maps = [depth_maps]
-    flat = [entry for item in depth_maps for entry in (item if isinstance(item, (list, tuple)) else [item])]
-    if len(flat) != count:
-        raise ValueError(
-            f"`depth_maps` has {len(flat)} entries for {count} image(s). Pass one for each image, None where there is "
-            "none."
-        )
-    return flat
 
 
 def _check_aspect(depth_size: tuple[int, ...], image_size: tuple[int, int], name: str) -> None:

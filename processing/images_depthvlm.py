@@ -44,13 +44,13 @@ _PILLOW_LIMIT = threading.Lock()
 
 
 def raster_suffixes() -> tuple[str, ...]:
-    """The suffixes of image files that can be read, in lower case, each with its dot."""
+    """Return the suffixes of image files that can be read, in lower case, each with its dot."""
     known = Image.registered_extensions().items()
     return tuple(dict.fromkeys([*(suffix for suffix, name in known if name in RASTER_FORMATS), *HEIF_SUFFIXES]))
 
 
 def require_file(path: str | os.PathLike) -> None:
-    """Raises FileNotFoundError if there is no such file, ValueError if it is a folder, a pipe or a device."""
+    """Raise FileNotFoundError if there is no such file, ValueError if it is a folder, a pipe or a device."""
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
@@ -60,21 +60,20 @@ def require_file(path: str | os.PathLike) -> None:
 
 
 def open_raster(source: Any, name: str | None = None, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
-    """
-    Opens an image of one of [`RASTER_FORMATS`] without decoding its pixels. Use it in place of `PIL.Image.open`.
+    """Open an image of one of [`RASTER_FORMATS`] without decoding its pixels. Use it in place of `PIL.Image.open`.
 
     Args:
-        source (path, `bytes` or a binary stream): The image.
-        name (`str`, *optional*): What messages call it; its path by default.
-        max_pixels (`int`): Pixels that it may have.
+        source: A path, bytes or a binary stream.
+        name: What messages call it; its path by default.
+        max_pixels: Pixels that it may have.
 
     Returns:
-        `PIL.Image.Image`, to be closed or decoded by the caller.
+        The image, to be closed or decoded by the caller.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        UnidentifiedImageError: if it is not of one of these formats.
-        ValueError: if it is no regular file, has more pixels, or is a HEIC image and `pillow-heif` is not installed.
+        FileNotFoundError: There is no such file.
+        PIL.UnidentifiedImageError: It is none of these formats.
+        ValueError: It is no regular file, has more pixels, or is a HEIC image and `pillow-heif` is not installed.
     """
     if isinstance(source, (str, os.PathLike)):
         require_file(source)
@@ -134,7 +133,7 @@ def _is_heif(source: Any) -> bool:
 
 
 def image_list(images: Any) -> Sequence[Any]:
-    """One image or many as a sequence: lists and columns as they are, other iterables read, batches of pixels split."""
+    """Return one image or many as a sequence: lists and columns as they are, other iterables read, batches split."""
     if isinstance(images, (np.ndarray, torch.Tensor)):
         return list(images) if images.ndim == 4 else [images]
     single = (str, bytes, bytearray, memoryview, os.PathLike, Mapping, Image.Image)
@@ -146,22 +145,20 @@ def image_list(images: Any) -> Sequence[Any]:
 
 
 def open_image(source: Any, max_pixels: int = MAX_IMAGE_PIXELS, reduce: bool = True) -> Any:
-    """
-    Opens and decodes an image. Unlike `transformers.image_utils.load_image` it keeps the EXIF data, and pixels of more
-    than 8 bits as they are.
+    """Open and decode an image, with its EXIF data and with pixels of more than 8 bits as they are.
 
     Args:
         source: A path (`~` is the home folder), a URL (`http://`, `https://`, `file://`, `data:`), base64 text, bytes,
             a binary stream, or `{"bytes": ..., "path": ...}` as `datasets` has it. Pixels (a PIL image, an array, a
             tensor) are returned as they are.
-        max_pixels (`int`): Pixels that it may have.
-        reduce (`bool`): Read an image of more than 64 million pixels at 1/2, 1/4 or 1/8 of its size. Its size as given
-            is then kept, and cameras refer to that one.
+        max_pixels: Pixels that it may have.
+        reduce: Read an image of more than 64 million pixels at 1/2, 1/4 or 1/8 of its size. Its size as given is then
+            kept, and cameras refer to that one.
 
     Raises:
-        FileNotFoundError: if there is no such file, and the text is not base64 of an image either.
-        OSError: if a URL cannot be fetched.
-        ValueError: if the file is empty, truncated or too large, or not an image that can be read.
+        FileNotFoundError: There is no such file, and the text is not base64 of an image either.
+        OSError: A URL cannot be fetched.
+        ValueError: The file is empty, truncated or too large, or not an image that can be read.
     """
     if isinstance(source, Mapping):
         data, path = source.get("bytes"), source.get("path")
@@ -202,7 +199,7 @@ def open_image(source: Any, max_pixels: int = MAX_IMAGE_PIXELS, reduce: bool = T
 
 
 def local_path(source: Any) -> str | None:
-    """The path that a path, a `file://` URL or `~/name` stands for; None for another URL, for text, other sources."""
+    """Return the path that a path, a `file://` URL or `~/name` stands for; None for any other source."""
     if not isinstance(source, (str, os.PathLike)):
         return None
     name = os.fspath(source)
@@ -212,7 +209,7 @@ def local_path(source: Any) -> str | None:
 
 
 def _locate(name: str) -> tuple[Any, str, bool]:
-    """What to open, what to call it, and whether it was taken for base64 text since there is no such file."""
+    """Return what to open, what to call it, and whether it was taken for base64 text, as there is no such file."""
     label = name if len(name) <= 200 else f"{name[:60]}... ({len(name)} characters)"
     scheme = name.partition(":")[0].lower()
     if scheme in ("http", "https"):
@@ -240,7 +237,7 @@ def _locate(name: str) -> tuple[Any, str, bool]:
 
 
 def load_pixels(image: Image.Image, label: str) -> None:
-    """Decodes an opened image in place. Raises ValueError if it is damaged, or not of one of [`RASTER_FORMATS`]."""
+    """Decode an opened image in place. Raise ValueError if it is damaged, or not of one of [`RASTER_FORMATS`]."""
     if image.format is not None and image.format not in RASTER_FORMATS:
         raise ValueError(f"{label} is of the format {image.format}, which is not read. Convert it to PNG.")
     try:
@@ -267,26 +264,21 @@ def _reduced(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 def upright_image(
     image: Any, name: str = "The image", input_data_format: Any = None
 ) -> tuple[Image.Image, Image.Exif | None]:
-    """
-    The pixels of one image and its EXIF data.
+    """Return the pixels of an image, upright and of mode RGB, and its EXIF data.
 
     A PIL image is turned as its EXIF orientation says, transparency is composited onto white. An array or a tensor has
     one, three or four channels, first or last, or none. Its type says what its values are: `uint8` 0 to 255, `uint16`
     0 to 65535, booleans. Floats are 0 to 1 unless more than 1 % of them exceed 2, then 0 to 255; other integers are
     0 to 255 unless more than 1 % of them exceed 280, then 0 to 65535. Values beyond are clipped, with a warning.
+    Corrupt EXIF data are ignored, with a warning.
 
     Args:
-        image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): The image.
-        name (`str`): What messages call it.
-        input_data_format (`ChannelDimension`, *optional*): Where the channels of an array are, inferred by default.
-
-    Returns:
-        `tuple[PIL.Image.Image, PIL.Image.Exif | None]`: the picture, of mode RGB, and the EXIF data.
+        image: A PIL image, an array or a tensor.
+        name: What messages call it.
+        input_data_format: Where the channels of an array are (`ChannelDimension`), inferred by default.
 
     Raises:
-        ValueError: for an image without pixels, or values that are not of one of these ranges.
-
-    Warns if values are clipped, or if the EXIF data are corrupt: they are then ignored.
+        ValueError: The image has no pixels, or values that are not of one of these ranges.
     """
     exif = None
     if isinstance(image, Image.Image):
@@ -355,7 +347,7 @@ def _array_to_rgb(image: np.ndarray | torch.Tensor, name: str, input_data_format
 
 
 def _to_8_bit(array: np.ndarray, name: str) -> np.ndarray:
-    """Values as uint8: see [`upright_image`] for the rule."""
+    """Return values as uint8: see [`upright_image`] for the rule."""
     if array.dtype == np.uint8:
         return array
     if array.dtype == bool:
