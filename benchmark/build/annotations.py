@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from ...files import atomic_write
 from ...result_records import ResultRecord, recorded
 from .shard_writer import STATE_FOLDER, BuildError
 from .shards import build_name, finished_builds, shard_paths
@@ -117,6 +118,5 @@ def _rows(paths: list[Path]) -> Iterator[dict[str, Any]]:
 
 def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    with atomic_write(path) as file:
+        file.write(data)

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, features
 
-from ...result_records import file_hash
+from ...files import file_hash
 from .plan import BuildPlan
 from .records import RowMaker, benchmark_features, depth_messages
 from .shard_writer import (

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from ...files import write_text
 from ...processing.images_depthvlm import open_raster
-from .shard_writer import write_atomically
 from .shards import finished_builds, shard_paths
 
 # Depth maps that the share of valid pixels is measured on; everything else is of all rows.
@@ -112,7 +112,7 @@ def write_inspection(
         "bar, black where there is none. Right: depth over the image; edges that do not meet: a wrong projection; "
         "metres that cannot be: a wrong scale.</p>\n"
     )
-    write_atomically(Path(out), page + "\n".join(parts) + "\n</body></html>")
+    write_text(out, page + "\n".join(parts) + "\n</body></html>\n")
     return statistics
 
 

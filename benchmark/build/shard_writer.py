@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ...files import write_text
 from ..sources.frames import FrameError, FrameRef, Source
 from .records import RowMaker
 
@@ -147,7 +148,7 @@ def write_shard(job: ShardJob, task: ShardTask, advance: Callable[[int], None]) 
     finally:
         temporary.unlink(missing_ok=True)
     record = ShardRecord(task.file, digest, size, rows, points, short, job.plan, tuple(bad))
-    write_atomically(record_path(folder, task.file), json.dumps(asdict(record), indent=1, sort_keys=True))
+    write_text(record_path(folder, task.file), json.dumps(asdict(record), indent=1, sort_keys=True) + "\n")
     return record
 
 
@@ -183,16 +184,6 @@ def check_bad(bad: Sequence[tuple[str, str]], max_bad: int) -> None:
 def record_path(folder: Path, file: str) -> Path:
     """Return the path of a shard's record."""
     return folder / STATE_FOLDER / f"{file}.json"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file whole, or not at all."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_text(text + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class HashedFile(io.FileIO):

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from ...result_records import file_hash
-from .shard_writer import STATE_FOLDER, BuildError, write_atomically
+from ...files import file_hash, write_text
+from .shard_writer import STATE_FOLDER, BuildError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -83,7 +83,7 @@ def add_to_manifest(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
     with FileLock(folder / STATE_FOLDER / "manifest.lock"):
         builds = read_manifest(folder) | {name: dict(entry)}
         content = {"format": FORMAT, "builds": builds}
-        write_atomically(folder / MANIFEST, json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False))
+        write_text(folder / MANIFEST, json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 @contextmanager
@@ -132,7 +132,7 @@ def check_parameters(folder: Path, name: str, parameters: Mapping[str, Any], fil
             raise BuildError(
                 f"{folder} has {', '.join(there[:5])}, which no build wrote: choose another --out, or move it away."
             )
-        write_atomically(path, json.dumps(dict(parameters), indent=1, sort_keys=True))
+        write_text(path, json.dumps(dict(parameters), indent=1, sort_keys=True) + "\n")
         return
     # Through JSON, where a tuple is a list.
     asked = json.loads(json.dumps(dict(parameters)))
@@ -296,7 +296,7 @@ def _hashes(folder: Path, paths: Sequence[Path]) -> list[str]:
     if any(known.get(name) != one for name, one in found.items()):
         with suppress(OSError):  # a folder that may not be written to is checked anew each time
             record.parent.mkdir(exist_ok=True)
-            write_atomically(record, json.dumps(known | found))
+            write_text(record, json.dumps(known | found) + "\n")
     return [one["sha256"] for one in found.values()]
 
 
