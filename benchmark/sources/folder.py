@@ -7,9 +7,9 @@ import math
 import re
 import unicodedata
 import zlib
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -115,26 +115,23 @@ class RGBDFolder(Source):
                     f"{self.title}: {len(unknown)} stems of {path} have no image in {pairs.place}, the first is "
                     f"{unknown[0]!r}. Stems are paths below that folder, without an ending."
                 )
-        refs = []
-        ids = _frame_ids(sorted(pairs.images))
+        ids, depths = _frame_ids(sorted(pairs.images)), pairs.depths
+        self._try_scale(next((depths[stem] for stem in sorted(stems) if stem in depths), None))
         for order, stem in enumerate(sorted(stems)):
-            files = {"stem": stem, "image": pairs.images[stem], "depth": pairs.depths.get(stem, "")}
-            refs.append(FrameRef(ids[stem], scene=ids[stem].rpartition("/")[0], order=order, files=files))
-        self._try_scale(next((ref.files["depth"] for ref in refs if ref.files["depth"]), None))
-        return refs
+            files = {"stem": stem, "image": pairs.images[stem], "depth": depths.get(stem, "")}
+            yield FrameRef(ids[stem], scene=ids[stem].rpartition("/")[0], order=order, files=files)
 
     def read(self, ref: FrameRef) -> Frame:
         """Read one pair, see [`Source.read`]."""
+        image_file, depth_file = self.root / ref.files["image"], self.root / ref.files["depth"]
         if not ref.files["depth"]:
-            raise FrameError(f"{self.root / ref.files['image']}: has no depth map with the stem {ref.files['stem']!r}.")
-        path = self.root / ref.files["image"]
-        image, (width, height) = read_image(path)
-        depth, scale = self._read_depth(self.root / ref.files["depth"])
-        rows, columns = depth.shape
+            raise FrameError(f"{image_file}: has no depth map with the stem {ref.files['stem']!r}.")
+        image, (width, height) = read_image(image_file)
+        depth, scale = self._read_depth(depth_file)
         if not same_shape(depth.shape, (width, height)):
+            found = f"{depth.shape[1]}x{depth.shape[0]}"
             raise FrameError(
-                f"{self.root / ref.files['depth']}: {columns}x{rows} pixels do not have the aspect ratio of the image, "
-                f"{width}x{height}."
+                f"{depth_file}: {found} pixels do not have the aspect ratio of the image, {width}x{height}."
             )
         return Frame(ref, image, (width, height), depth, scale, self._camera(ref.files["stem"], (width, height)))
 
@@ -265,22 +262,6 @@ def _four(value: Any) -> Any:
     return [value.get(name) for name in ("fx", "fy", "cx", "cy")] if isinstance(value, dict) else value
 
 
-@dataclass
-class Pairs:
-    """Files of images and of their depth maps.
-
-    Args:
-        images, depths: by stem, relative to the root.
-        place: where stems begin, in words.
-        notes: what was passed over, counted and named.
-    """
-
-    images: dict[str, str]
-    depths: dict[str, str]
-    place: str
-    notes: list[str] = field(default_factory=list)
-
-
 def find_pairs(root: Path, images: str | None = None, depths: str | None = None) -> Pairs:
     """Find the pairs of a folder in one of the layouts that `LAYOUTS` names.
 
@@ -294,43 +275,108 @@ def find_pairs(root: Path, images: str | None = None, depths: str | None = None)
     """
     if (images is None) != (depths is None):
         raise SourceError("RGB-D folder: images and depths are two folders: give both options, or none.")
-    files = _Files(root)
+    pairs = Pairs(root)
     if images is not None and depths is not None:
         for name in (images, depths):
             if not (root / name).is_dir():
                 raise SourceError(f"RGB-D folder: there is no folder {root / name}.")
-        return files.pairs([(root, root / images, root / depths)], f"{root / images}")
-    if (found := _siblings(root)) is not None:
-        return files.pairs([found], f"{found[1]}")
-    below = sorted(path for path in root.rglob("*") if path.is_dir() and not path.name.startswith("."))
-    scenes = [pair for folder in below if (pair := _siblings(folder))]
-    if scenes:
-        return files.pairs(scenes, f"{scenes[0][1].name}/ of the scenes of {root}")
-    return files.named(f"{root}")
+        pairs.add_folders([(root, root / images, root / depths)])
+    elif (found := _siblings(root)) is not None:
+        pairs.add_folders([found])
+    else:
+        below = sorted(path for path in root.rglob("*") if path.is_dir() and not path.name.startswith("."))
+        if scenes := [found for folder in below if (found := _siblings(folder))]:
+            pairs.add_folders(scenes)
+            pairs.place = f"{scenes[0][1].name}/ of the scenes of {root}"
+        else:
+            pairs.add_named()
+    return pairs
 
 
-def associate(images: dict[str, float], depths: dict[str, float]) -> dict[str, str]:
-    """Find the depth map of each image by their times in seconds, as TUM's `associate.py` does it.
+class Pairs:
+    """Files of images and depth maps by stem, relative to the root, with notes on what was passed over."""
 
-    Of all couples nearer than `MAX_DIFFERENCE` the nearest come first, and each file is used once.
-    """
-    ordered = sorted(depths.items(), key=lambda item: item[1])
-    couples = []
-    start = 0
-    for stem, time in sorted(images.items(), key=lambda item: item[1]):
-        while start < len(ordered) and ordered[start][1] <= time - MAX_DIFFERENCE:
-            start += 1
-        for other, moment in ordered[start:]:
-            if moment >= time + MAX_DIFFERENCE:
+    def __init__(self, root: Path):
+        self.root = root
+        self.place = f"{root}"
+        """Where stems begin, in words."""
+        self.images: dict[str, str] = {}
+        self.depths: dict[str, str] = {}
+        self._passed: dict[str, list[str]] = {}
+        self._lonely: list[str] = []
+
+    @property
+    def notes(self) -> list[str]:
+        """What was passed over, counted and named."""
+        notes = []
+        if self._passed:
+            kinds = sorted(self._passed.items(), key=lambda item: -len(item[1]))
+            listed = ", ".join(f"{len(files)} {kind} ({files[0]})" for kind, files in kinds)
+            notes.append(f"{sum(len(files) for _, files in kinds)} files are passed over: {listed}.")
+        if alone := [self.depths[stem] for stem in self.depths if stem not in self.images]:
+            notes.append(f"{len(alone)} depth maps have no image, {alone[0]} first.")
+        if self._lonely:
+            count, file = len(self._lonely), self._lonely[0]
+            notes.append(f"{count} images have no depth map within {MAX_DIFFERENCE} s, {file} first: passed over.")
+        return notes
+
+    def add_folders(self, folders: list[tuple[Path, Path, Path]]) -> None:
+        """Pair files of the same stems below two folders of a scene, or of stems that differ by a word or a time."""
+        self.place = f"{folders[0][1]}"
+        for scene, image_folder, depth_folder in folders:
+            prefix = "" if scene == self.root else scene.relative_to(self.root).as_posix() + "/"
+            images = self._stems(image_folder, IMAGE_SUFFIXES, prefix)
+            depths = self._stems(depth_folder, DEPTH_SUFFIXES, prefix)
+            _pair_by_words(images, depths)
+            self._lonely += _pair_by_times(images, depths)
+            self.images |= images
+            self.depths |= depths
+
+    def add_named(self) -> None:
+        """Pair files that say by a word in their names which they are."""
+        kinds = ((_IMAGE_WORD, IMAGE_SUFFIXES, self.images), (_DEPTH_WORD, DEPTH_SUFFIXES, self.depths))
+        for path in self._visible(self.root):
+            parent = path.relative_to(self.root).parent
+            for word, suffixes, found in kinds:
+                if (stem := _without_word(path.stem, word)) is None:
+                    continue
+                if path.suffix.lower() in suffixes:
+                    self._add(found, (parent / stem).as_posix(), path)
+                else:
+                    self._pass(path)
                 break
-            couples.append((abs(time - moment), stem, other))
-    found: dict[str, str] = {}
-    taken = set()
-    for _, stem, other in sorted(couples):
-        if stem not in found and other not in taken:
-            found[stem] = other
-            taken.add(other)
-    return found
+        if not self.images or not self.depths:
+            passed = f" There are {', '.join(sorted(self._passed))}." if self._passed else ""
+            raise SourceError(f"RGB-D folder: expected in {self.root} {LAYOUTS}.{passed}")
+
+    def _stems(self, folder: Path, suffixes: tuple[str, ...], prefix: str) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for path in self._visible(folder):
+            if path.suffix.lower() in suffixes:
+                self._add(found, prefix + path.relative_to(folder).with_suffix("").as_posix(), path)
+            else:
+                self._pass(path)
+        if not found:
+            others = f", but of {', '.join(sorted(self._passed))}: convert them" if self._passed else ""
+            raise SourceError(f"RGB-D folder: {folder} has no files of {', '.join(suffixes)}{others}.")
+        return found
+
+    def _visible(self, folder: Path) -> Iterator[Path]:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            if any(part.startswith(".") for part in path.relative_to(folder).parts):
+                self._pass(path, "hidden")
+            else:
+                yield path
+
+    def _add(self, found: dict[str, str], stem: str, path: Path) -> None:
+        file = path.relative_to(self.root).as_posix()
+        if stem in found:
+            raise SourceError(f"RGB-D folder: {found[stem]} and {file} in {self.root} have the same stem.")
+        found[stem] = file
+
+    def _pass(self, path: Path, kind: str | None = None) -> None:
+        kind = kind or path.suffix.lower() or "without an ending"
+        self._passed.setdefault(kind, []).append(path.relative_to(self.root).as_posix())
 
 
 def _siblings(folder: Path) -> tuple[Path, Path, Path] | None:
@@ -346,97 +392,6 @@ def _siblings(folder: Path) -> tuple[Path, Path, Path] | None:
             "depths=DIR."
         )
     return folder, images[0], depths[0]
-
-
-class _Files:
-    """The files of a root, and what of them is passed over."""
-
-    def __init__(self, root: Path):
-        self.root = root
-        self.passed: dict[str, list[str]] = {}
-
-    def pairs(self, folders: Iterable[tuple[Path, Path, Path]], place: str) -> Pairs:
-        """Pair files of the same stems below two folders, or of stems that differ by a word or by a time."""
-        images: dict[str, str] = {}
-        depths: dict[str, str] = {}
-        lonely: list[str] = []
-        for scene, image_folder, depth_folder in folders:
-            prefix = "" if scene == self.root else scene.relative_to(self.root).as_posix() + "/"
-            first = self._stems(image_folder, IMAGE_SUFFIXES, prefix)
-            second = self._stems(depth_folder, DEPTH_SUFFIXES, prefix)
-            _pair_by_words(first, second)
-            lonely += _pair_by_times(first, second)
-            images |= first
-            depths |= second
-        pairs = self._result(images, depths, place)
-        if lonely:
-            pairs.notes.append(
-                f"{len(lonely)} images have no depth map within {MAX_DIFFERENCE} s, {lonely[0]} first: passed over."
-            )
-        return pairs
-
-    def named(self, place: str) -> Pairs:
-        """Pair files that say by a word in their names which they are."""
-        images: dict[str, str] = {}
-        depths: dict[str, str] = {}
-        for path in self._visible(self.root):
-            suffix, parent = path.suffix.lower(), path.relative_to(self.root).parent.as_posix()
-            for word, suffixes, found in (
-                (_IMAGE_WORD, IMAGE_SUFFIXES, images),
-                (_DEPTH_WORD, DEPTH_SUFFIXES, depths),
-            ):
-                stem = _without_word(path.stem, word)
-                if stem is None:
-                    continue
-                if suffix in suffixes:
-                    self._add(found, stem if parent == "." else f"{parent}/{stem}", path)
-                else:
-                    self._pass(f"{suffix or 'without an ending'}", path)
-                break
-        if not images or not depths:
-            passed = f" There are {', '.join(sorted(self.passed))}." if self.passed else ""
-            raise SourceError(f"RGB-D folder: expected in {self.root} {LAYOUTS}.{passed}")
-        return self._result(images, depths, place)
-
-    def _stems(self, folder: Path, suffixes: tuple[str, ...], prefix: str) -> dict[str, str]:
-        found: dict[str, str] = {}
-        for path in self._visible(folder):
-            if path.suffix.lower() in suffixes:
-                self._add(found, prefix + path.relative_to(folder).with_suffix("").as_posix(), path)
-            else:
-                self._pass(path.suffix.lower() or "without an ending", path)
-        if not found:
-            others = f", but of {', '.join(sorted(self.passed))}: convert them" if self.passed else ""
-            raise SourceError(f"RGB-D folder: {folder} has no files of {', '.join(suffixes)}{others}.")
-        return found
-
-    def _visible(self, folder: Path) -> Iterator[Path]:
-        for path in sorted(folder.rglob("*")):
-            if any(part.startswith(".") for part in path.relative_to(folder).parts):
-                if path.is_file():
-                    self._pass("hidden", path)
-            elif path.is_file():
-                yield path
-
-    def _add(self, found: dict[str, str], stem: str, path: Path) -> None:
-        file = path.relative_to(self.root).as_posix()
-        if stem in found:
-            raise SourceError(f"RGB-D folder: {found[stem]} and {file} in {self.root} have the same stem.")
-        found[stem] = file
-
-    def _pass(self, kind: str, path: Path) -> None:
-        self.passed.setdefault(kind, []).append(path.relative_to(self.root).as_posix())
-
-    def _result(self, images: dict[str, str], depths: dict[str, str], place: str) -> Pairs:
-        notes = []
-        if self.passed:
-            kinds = Counter({kind: len(files) for kind, files in self.passed.items()})
-            listed = ", ".join(f"{count} {kind} ({self.passed[kind][0]})" for kind, count in kinds.most_common())
-            notes.append(f"{kinds.total()} files are passed over: {listed}.")
-        alone = [depths[stem] for stem in depths if stem not in images]
-        if alone:
-            notes.append(f"{len(alone)} depth maps have no image, {alone[0]} first.")
-        return Pairs(images, depths, place, notes)
 
 
 def _without_word(stem: str, word: str) -> str | None:
@@ -456,20 +411,27 @@ def _pair_by_words(images: dict[str, str], depths: dict[str, str]) -> None:
 
 
 def _pair_by_times(images: dict[str, str], depths: dict[str, str]) -> list[str]:
-    """Give depth maps the stem of their image where both are named by times.
+    """Give depth maps the stem of their image where both are named by times, as TUM's `associate.py` does it.
+
+    Of all couples nearer than `MAX_DIFFERENCE` the nearest come first, and each file is used once.
 
     Returns:
         The files of images that have no partner, which are taken out; none where no image has one.
     """
-    times = [
-        {
-            stem: float(name)
-            for stem in mine
-            if stem not in other and _SECONDS.fullmatch(name := stem.rpartition("/")[2])
-        }
+    times, others = (
+        {stem: float(name) for stem in mine if stem not in other and _SECONDS.fullmatch(name := stem.split("/")[-1])}
         for mine, other in ((images, depths), (depths, images))
+    )
+    ordered = sorted((time, stem) for stem, time in others.items())
+    moments = [time for time, _ in ordered]
+    couples = [
+        (abs(time - moments[i]), stem, ordered[i][1])
+        for stem, time in times.items()
+        for i in range(bisect_right(moments, time - MAX_DIFFERENCE), bisect_left(moments, time + MAX_DIFFERENCE))
     ]
-    found = associate(*times)
-    for stem, partner in found.items():
-        depths[stem] = depths.pop(partner)
-    return [images.pop(stem) for stem in times[0] if stem not in found] if found else []
+    found: dict[str, str] = {}
+    for _, stem, partner in sorted(couples):
+        if stem not in found and partner in depths:
+            found[stem] = partner
+            depths[stem] = depths.pop(partner)
+    return [images.pop(stem) for stem in times if stem not in found] if found else []
