@@ -20,13 +20,13 @@ import typer
 from datasets import Dataset, Image, List
 from depthvlm.modeling_depthvlm import DepthVLMConfig
 from depthvlm.processing import DEPTH_PROMPT, DEPTH_REPLY, DepthVLMProcessor
-from depthvlm.training.dry_run import estimate_settings
-from depthvlm.training.memory import estimate_flops, estimate_memory
+from depthvlm.training.dry_run import estimate_memory, estimate_settings
 from depthvlm.training.sft import make_parser
 from depthvlm.training.trainer import DepthSFTTrainer
 from forward import build_model, console, take_tokens
 from PIL import Image as Pictures
 from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback
 from trl import get_peft_config
 
@@ -64,14 +64,21 @@ def make_rows(count: int, size: tuple[int, int]) -> Dataset:
 
 
 class StepClock(TrainerCallback):
-    """When steps end."""
+    """When steps end, and the operations of the first of them."""
 
     def __init__(self, cuda: bool):
         self.cuda, self.ends = cuda, list[float]()
+        self.counter = FlopCounterMode(display=False)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if not self.ends:
+            self.counter.__enter__()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.cuda:
             torch.cuda.synchronize()
+        if not self.ends:
+            self.counter.__exit__(None, None, None)
         self.ends.append(time.perf_counter())
 
     @property
@@ -121,13 +128,12 @@ def main(
             callbacks=[clock],
         )
         batch = next(iter(trainer.get_train_dataloader()))
-        shapes, memory = estimate_settings(trainer, batch)
-        estimate = estimate_memory(model.config, **shapes, **memory)
-        flops = estimate_flops(model.config, **shapes)["total"] / 1e12
+        estimate = estimate_memory(model.config, **estimate_settings(trainer, batch))
         if cuda:
             torch.cuda.reset_peak_memory_stats()
         trainer.train()
     rows, seconds = args.per_device_train_batch_size, clock.seconds
+    flops = clock.counter.get_total_flops() / 1e12
     table = Table("", "rows", "tokens", "estimated", "allocated", "reserved", "s a step", "images/s", "TFLOP", "share")
     allocated = torch.cuda.max_memory_allocated() / GIB if cuda else float("nan")
     reserved = torch.cuda.max_memory_reserved() / GIB if cuda else float("nan")
