@@ -117,19 +117,12 @@ class SameImages:
 
 @dataclass(frozen=True)
 class TaskScore:
-    """Score of a task of lmms-eval.
+    """Score of a task of lmms-eval."""
 
-    Args:
-        value: Value of a metric in lmms-eval's own scale.
-        stderr: Its standard error, None where the file has none.
-        effective: Number of samples scored; None where the file does not say.
-        original: Number of samples of the task; None where the file does not say.
-    """
-
-    value: float
+    value: float  # in lmms-eval's own scale
     stderr: float | None
-    effective: int | None
-    original: int | None
+    effective: int | None  # number of samples scored; None where the file does not say, as the next
+    original: int | None  # number of samples of the task
 
     @property
     def partial(self) -> str:
@@ -141,38 +134,23 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class LmmsResult:
-    """One result file of lmms-eval.
+    """One result file of lmms-eval."""
 
-    Args:
-        name: Name of the model.
-        model: The loaded model with its arguments: files belong to one system only if this is the same.
-        tasks: Scores by task and metric; a metric's name keeps its filter unless that is "none".
-        parts: Tasks that only make up a group.
-        version: Version of lmms-eval, or "" where the file does not say.
-    """
-
-    name: str
-    model: str
-    tasks: dict[str, dict[str, TaskScore]]
-    parts: frozenset[str]
-    version: str = ""
+    name: str  # of the model
+    model: str  # with its arguments: files belong to one system only if this is the same
+    tasks: dict[str, dict[str, TaskScore]]  # by task and metric, which keeps its filter unless that is "none"
+    parts: frozenset[str]  # tasks that only make up a group
+    version: str = ""  # of lmms-eval, or ""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything found.
-
-    Args:
-        measured: Results of `depthvlm bench eval`, sorted.
-        lmms: Results of lmms-eval, sorted.
-        unfinished: `*.run.json` of evaluations that were begun and have no result yet.
-        passed_over: Other JSON files in the folders.
-    """
+    """Everything found, sorted."""
 
     measured: list[Measured]
     lmms: list[LmmsResult]
-    unfinished: list[Path]
-    passed_over: list[Path]
+    unfinished: list[Path]  # `*.run.json` of evaluations that were begun and have no result yet
+    passed_over: list[Path]  # other JSON files in the folders
 
 
 def read_inputs(paths: Iterable[str | Path]) -> Inputs:

@@ -18,7 +18,7 @@ from ..build.shard_writer import BuildError
 from ..build.shards import build_hash, finished_builds, shard_paths
 from ..scoring.metrics import DELTA_THRESHOLD
 from ..scoring.results import ImageResult
-from ..scoring.statistics import Comparison, paired_bootstrap
+from ..scoring.statistics import Interval, paired_bootstrap
 from .formats import DETAIL_TITLES, detail_rows, interval_text
 from .inputs import Inputs, SameImages, same_images
 from .plots import bars_of, distance_bins, plot_bars, plot_distance, plot_speed, speed_points
@@ -38,7 +38,7 @@ class PairRow:
     group: SameImages
     first: str
     second: str
-    comparison: Comparison
+    comparison: Interval
     of: int
 
 
@@ -136,7 +136,7 @@ def compare_systems(
         comparison = paired_bootstrap(
             {name: scores[first][name] for name in common},
             {name: scores[second][name] for name in common},
-            pixels if pooled else None,
+            weights=pixels if pooled else None,
         )
         rows.append(PairRow(group, first, second, comparison, max(len(scores[first]), len(scores[second]))))
     return rows

@@ -46,71 +46,41 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table.
+    """A cell of a table."""
 
-    Args:
-        text: Text as shown, "-" where there is nothing. A partial score carries the mark "*".
-        value: The number, None where there is none.
-        interval: Lower and upper end of its 95 % interval.
-    """
-
-    text: str = MISSING
-    value: float | None = None
-    interval: tuple[float, float] | None = None
+    text: str = MISSING  # a partial score carries the mark "*"
+    value: float | None = None  # None where there is none
+    interval: tuple[float, float] | None = None  # lower and upper end at 95 %
 
 
 @dataclass(frozen=True)
 class Detail:
-    """What stands behind one measured score.
+    """What stands behind one measured score."""
 
-    Args:
-        set_name: The set, by its title in the paper where it has one.
-        images: Number of images of the set.
-        done: Number of images scored.
-        partial: How much was scored, in words; "" for all of it.
-        metrics: Metrics in the protocol's aggregation by name.
-        interval: 95 % interval of delta1.
-        failures: Number of scored pixels without an answer.
-        pixels: Number of scored pixels.
-        parse_rate: Share of a VLM's replies that could be read; None for maps.
-        data_hash: Hash of the set's manifest.
-    """
-
-    set_name: str
-    images: int
-    done: int
-    partial: str
-    metrics: dict[str, float]
-    interval: tuple[float, float] | None
-    failures: int
-    pixels: int
-    parse_rate: float | None
-    data_hash: str
+    set_name: str  # title in the paper where the set has one
+    images: int  # in the set
+    done: int  # scored
+    partial: str  # how much was scored, in words; "" for all of it
+    metrics: dict[str, float]  # in the protocol's aggregation
+    interval: tuple[float, float] | None  # of delta1, at 95 %
+    failures: int  # scored pixels without an answer
+    pixels: int  # scored
+    parse_rate: float | None  # share of a VLM's replies that could be read; None for maps
+    data_hash: str  # of the set's manifest
 
 
 @dataclass(frozen=True)
 class ReportRow:
-    """A row of a table.
+    """A row of a table."""
 
-    Args:
-        name: Name of the system, with its key where two share the name.
-        origin: "paper" or "measured".
-        cells: One for each column of the table.
-        protocol: Protocol of a measured row, otherwise "".
-        protocol_hash: Its hash.
-        key: Key of a measured system on the command line, otherwise "".
-        system: Name of the system as in the paper's tables.
-        details: One for each measured set.
-    """
-
-    name: str
+    name: str  # with the key where two systems share the name
     origin: Literal["paper", "measured"]
-    cells: tuple[Cell, ...]
-    protocol: str = ""
+    cells: tuple[Cell, ...]  # one for each column
+    protocol: str = ""  # of a measured row, as the fields below
     protocol_hash: str = ""
-    key: str = ""
-    system: str = ""
-    details: tuple[Detail, ...] = ()
+    key: str = ""  # on the command line
+    system: str = ""  # name as in the paper's tables
+    details: tuple[Detail, ...] = ()  # one for each measured set
 
     @property
     def label(self) -> str:
@@ -138,27 +108,16 @@ class ReportGroup:
 
 @dataclass(frozen=True)
 class ReportTable:
-    """A table.
+    """A table."""
 
-    Args:
-        key: "1", "2", "3", "8", "outside" (sets in no table of the paper) or "tasks" (such tasks of lmms-eval).
-        title: Title of the table.
-        caption: Text below the title.
-        source: Source of the paper's rows, "" without any.
-        row_title: Heading of the first column.
-        columns: The other columns.
-        groups: Rows by heading.
-        notes: Remarks without which the numbers could be misread.
-    """
-
-    key: str
+    key: str  # "1", "2", "3", "8", OUTSIDE_KEY or TASKS_KEY
     title: str
     caption: str
-    source: str
-    row_title: str
+    source: str  # of the paper's rows, "" without any
+    row_title: str  # heading of the first column
     columns: tuple[ReportColumn, ...]
     groups: tuple[ReportGroup, ...]
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # remarks without which the numbers could be misread
 
     @property
     def heading(self) -> str:

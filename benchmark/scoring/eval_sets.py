@@ -26,25 +26,15 @@ _ARRAYS = (b"\x93NUMPY", b"PK")
 
 @dataclass(frozen=True)
 class EvalItem:
-    """One image with its truth.
+    """One image with its truth."""
 
-    Args:
-        id: Id, unique in its set.
-        image: RGB image as stored, upright.
-        intrinsics: fx, fy, cx, cy in pixels of the image, the centre of the top left pixel at (0.5, 0.5).
-        depth: z-depth `(h, w)` in metres, 0 where there is none.
-        depth_range: Range in metres that the source counts as measured.
-        points: `(n, 2)` column and row in pixels of the depth map, sampled by the builder or given by the source.
-        point_depths: `(n,)` metres at the points.
-    """
-
-    id: str
-    image: Image.Image
-    intrinsics: tuple[float, float, float, float]
-    depth: NDArray[np.float32]
-    depth_range: tuple[float, float]
-    points: NDArray[np.int64]
-    point_depths: NDArray[np.float64]
+    id: str  # unique in its set
+    image: Image.Image  # RGB, upright
+    intrinsics: tuple[float, float, float, float]  # fx, fy, cx, cy in pixels, the centre of the first at (0.5, 0.5)
+    depth: NDArray[np.float32]  # z-depth (h, w) in metres, 0 where there is none
+    depth_range: tuple[float, float]  # metres that the source counts as measured
+    points: NDArray[np.int64]  # (n, 2) column and row in pixels of the depth map
+    point_depths: NDArray[np.float64]  # (n,) metres at the points
 
 
 class EvalSet:

@@ -157,28 +157,19 @@ def failures(prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = 
 
 @dataclass(frozen=True)
 class ErrorSums:
-    """Sums over a set of pixels from which every metric follows.
+    """Sums over a set of pixels from which every metric follows."""
 
-    Args:
-        pixels: Number of valid pixels.
-        answers: Number of valid pixels with an answer.
-        within1, within2, within3: Numbers of answers below the thresholds 1.25, 1.25^2 and 1.25^3.
-        abs_rel, sq_rel, squared, log10: Sums over the answers.
-        log_mean: Mean of `d = ln p - ln g` over the answers.
-        log_spread: Sum of `(d - log_mean)^2`.
-    """
-
-    pixels: int
-    answers: int
-    within1: int
-    within2: int
-    within3: int
-    abs_rel: float
+    pixels: int  # valid
+    answers: int  # valid, with an answer
+    within1: int  # answers with a ratio below 1.25
+    within2: int  # below 1.25^2
+    within3: int  # below 1.25^3
+    abs_rel: float  # sums over the answers, as the next three
     sq_rel: float
     squared: float
     log10: float
-    log_mean: float
-    log_spread: float
+    log_mean: float  # mean of d = ln p - ln g over the answers
+    log_spread: float  # sum of (d - log_mean)^2
 
     @classmethod
     def of(

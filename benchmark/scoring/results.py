@@ -22,31 +22,18 @@ class EvaluationError(RuntimeError):
 
 @dataclass(frozen=True)
 class ImageResult:
-    """Scores of one image.
+    """Scores of one image."""
 
-    Args:
-        id: Id of the image in its set.
-        metrics: Metrics over the scored pixels by name, without those that are undefined.
-        pixels: Number of scored pixels.
-        failures: Number of scored pixels without a usable answer; they count as wrong.
-        sums: Parts of the pooled metrics, the fields of [`~depthvlm.benchmark.scoring.metrics.ErrorSums`].
-        truth: Metres of the scored points, where the protocol samples points.
-        answers: Metres answered at these points, None for a failure.
-        points: Columns and rows in pixels of the image.
-        texts: Replies of a VLM, one for each point.
-        seconds: Time in the predictor, this image's share of its batch.
-    """
-
-    id: str
-    metrics: dict[str, float]
-    pixels: int
-    failures: int
-    sums: dict[str, float] = field(default_factory=dict)
-    truth: list[float] = field(default_factory=list)
-    answers: list[float | None] = field(default_factory=list)
-    points: list[tuple[float, float]] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    seconds: float = 0.0
+    id: str  # in its set
+    metrics: dict[str, float]  # by name, without those that are undefined
+    pixels: int  # scored
+    failures: int  # scored pixels without a usable answer; they count as wrong
+    sums: dict[str, float] = field(default_factory=dict)  # parts of the pooled metrics, the fields of `ErrorSums`
+    truth: list[float] = field(default_factory=list)  # metres of the scored points, where the protocol samples points
+    answers: list[float | None] = field(default_factory=list)  # metres at these points, None for a failure
+    points: list[tuple[float, float]] = field(default_factory=list)  # columns and rows in pixels of the image
+    texts: list[str] = field(default_factory=list)  # replies of a VLM, one for each point
+    seconds: float = 0.0  # in the predictor, this image's share of its batch
 
     def to_json(self) -> str:
         """Return the result as one line."""
@@ -68,50 +55,28 @@ class ImageResult:
 
 @dataclass(frozen=True)
 class Result:
-    """Summary of one system on one set under one protocol.
+    """Summary of one system on one set under one protocol."""
 
-    Args:
-        row: Key of the system, as on the command line.
-        name: Name of the system, as in the paper's tables.
-        dataset: Name of the set ("nyuv2").
-        split: Split of the set.
-        data_hash: SHA-256 of the set's manifest.
-        protocol: Fields of the protocol, and its hash.
-        images: Number of images of the set.
-        done: Number of images that were scored.
-        pixels, failures: Counts over the scored images.
-        metrics: "images" (mean over images) and "pixels" (pooled), each with metrics by name.
-        confidence: Lower and upper end of the 95 % interval of a metric, by bootstrap over images.
-        parse_rate: Share of a VLM's replies that could be read; None for maps.
-        speed: "seconds" in the predictor for all images; "images_per_second" of one process, from the median image, so
-            that the warm-up of the first does not count; "device".
-        environment: Versions of the packages.
-        limit: Number of images that were asked for, where it is not the whole set; otherwise None.
-        checkpoint: [`~depthvlm.checkpoint_hash`] of a DepthVLM; None for other systems.
-        options: Options of the predictor, besides the model's name.
-        build_options: Options of the reader that made the set (`bench build --option`).
-    """
-
-    row: str
-    name: str
-    dataset: str
+    row: str  # key of the system on the command line
+    name: str  # as in the paper's tables
+    dataset: str  # name of the set ("nyuv2")
     split: str
-    data_hash: str
-    protocol: dict[str, Any]
-    images: int
-    done: int
+    data_hash: str  # SHA-256 of the set's manifest
+    protocol: dict[str, Any]  # its fields, and its hash
+    images: int  # in the set
+    done: int  # scored, as the counts below
     pixels: int
     failures: int
-    metrics: dict[str, dict[str, float]]
-    confidence: dict[str, tuple[float, float]]
-    parse_rate: float | None
-    speed: dict[str, Any]
-    environment: dict[str, str]
-    limit: int | None = None
+    metrics: dict[str, dict[str, float]]  # "images" (mean over images) and "pixels" (pooled), by name
+    confidence: dict[str, tuple[float, float]]  # 95 % interval by bootstrap over images
+    parse_rate: float | None  # share of a VLM's replies that could be read; None for maps
+    speed: dict[str, Any]  # "seconds" for all images, "images_per_second" (median image), "device"
+    environment: dict[str, str]  # versions of packages
+    limit: int | None = None  # images asked for, where that is not the whole set
     format: int = FORMAT
-    checkpoint: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    build_options: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str | None = None  # `depthvlm.checkpoint_hash` of a DepthVLM
+    options: dict[str, Any] = field(default_factory=dict)  # of the predictor, besides the model's name
+    build_options: dict[str, Any] = field(default_factory=dict)  # of the reader that made the set
 
     @property
     def complete(self) -> bool:

@@ -46,19 +46,12 @@ _AHEAD = 3  # batches decoded before the predictor asks for them
 
 @dataclass(frozen=True)
 class System:
-    """A system to evaluate.
+    """A system to evaluate."""
 
-    Args:
-        row: Key of the system, as on the command line.
-        name: Name as in the paper's tables.
-        predictor: The loaded predictor.
-        options: Everything else on which its answers depend.
-    """
-
-    row: str
-    name: str
-    predictor: DensePredictor | PointPredictor
-    options: Mapping[str, Any]
+    row: str  # key on the command line
+    name: str  # as in the paper's tables
+    predictor: DensePredictor | PointPredictor  # loaded
+    options: Mapping[str, Any]  # everything else on which its answers depend
 
 
 def evaluate(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ _CHUNK = 1 << 21
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over images with its percentile bootstrap interval from `low` to `high` at `confidence`."""
+    """A mean over images, or of the differences of two systems, with its percentile bootstrap interval."""
 
     estimate: float
     low: float
@@ -27,13 +27,8 @@ class Interval:
     confidence: float
     images: int
     samples: int
-
-
-@dataclass(frozen=True)
-class Comparison(Interval):
-    """The first minus the second system, with the two-sided p-value of no difference."""
-
-    p_value: float
+    p_value: float | None = None  # two-sided, of no difference
+    means: Array = field(repr=False, compare=False, default_factory=lambda: np.zeros(0))  # of the resamples
 
 
 def bootstrap_interval(
@@ -61,56 +56,6 @@ def bootstrap_interval(
         ValueError: There is no image, a value is not finite, weights or strata belong to other images, or an option
             is out of range.
     """
-    return _bootstrap(values, weights, strata, mean_of, confidence, samples, seed)[0]
-
-
-def paired_bootstrap(
-    first: Mapping[str, float],
-    second: Mapping[str, float],
-    weights: Mapping[str, float] | None = None,
-    strata: Mapping[str, str] | None = None,
-    mean_of: MeanOf = "images",
-    confidence: float = 0.95,
-    samples: int = 10_000,
-    seed: int = 0,
-) -> Comparison:
-    """Compare two systems on the same images, which are resampled together.
-
-    The p-value is the share of resampled differences that are at least as far from the observed difference as that is
-    from zero, `(1 + #{|d* - d| >= |d|}) / (1 + samples)` (Efron and Tibshirani 1993, section 16.4).
-
-    Args:
-        first: Score of each image by id.
-        second: The same of the other system.
-        weights: As in [`bootstrap_interval`], like the options below.
-        strata: Set of each image by id.
-        mean_of: "images" or "strata".
-        confidence: Confidence of the interval.
-        samples: Number of resamples.
-        seed: Seed.
-
-    Raises:
-        ValueError: The images differ (the message names some), or as in [`bootstrap_interval`].
-    """
-    _check_same("The second system", second, first)
-    differences = {image: value - second[image] for image, value in first.items()}
-    interval, means = _bootstrap(differences, weights, strata, mean_of, confidence, samples, seed)
-    # Rounding must not tell equal distances apart.
-    slack = 1e-12 * max(abs(interval.estimate), float(np.abs(means).max()))
-    extreme = np.count_nonzero(np.abs(means - interval.estimate) >= abs(interval.estimate) - slack)
-    return Comparison(**vars(interval), p_value=(1 + int(extreme)) / (1 + samples))
-
-
-def _bootstrap(
-    values: Mapping[str, float],
-    weights: Mapping[str, float] | None,
-    strata: Mapping[str, str] | None,
-    mean_of: MeanOf,
-    confidence: float,
-    samples: int,
-    seed: int,
-) -> tuple[Interval, Array]:
-    """Return the interval and the resampled means `(samples,)`."""
     from scipy.stats import bootstrap
 
     groups = _groups(values, weights, strata, mean_of, confidence, samples)
@@ -137,8 +82,31 @@ def _bootstrap(
         rng=np.random.default_rng(seed),
     )
     low, high = map(float, found.confidence_interval)
-    interval = Interval(float(mean(*indices)), low, high, confidence, len(values), samples)
-    return interval, found.bootstrap_distribution
+    return Interval(
+        float(mean(*indices)), low, high, confidence, len(values), samples, means=found.bootstrap_distribution
+    )
+
+
+def paired_bootstrap(first: Mapping[str, float], second: Mapping[str, float], **options: Any) -> Interval:
+    """Compare two systems on the same images, which are resampled together.
+
+    The p-value is the share of resampled differences that are at least as far from the observed difference as that is
+    from zero, `(1 + #{|d* - d| >= |d|}) / (1 + samples)` (Efron and Tibshirani 1993, section 16.4).
+
+    Args:
+        first: Score of each image by id.
+        second: The same of the other system.
+        **options: As in [`bootstrap_interval`], from `weights` on.
+
+    Raises:
+        ValueError: The images differ (the message names some), or as in [`bootstrap_interval`].
+    """
+    _check_same("The second system", second, first)
+    found = bootstrap_interval({image: value - second[image] for image, value in first.items()}, **options)
+    # Rounding must not tell equal distances apart.
+    slack = 1e-12 * max(abs(found.estimate), float(np.abs(found.means).max()))
+    extreme = np.count_nonzero(np.abs(found.means - found.estimate) >= abs(found.estimate) - slack)
+    return replace(found, p_value=(1 + int(extreme)) / (1 + found.samples))
 
 
 def _groups(
