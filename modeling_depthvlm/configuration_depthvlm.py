@@ -13,7 +13,7 @@ TESTED_TRANSFORMERS = ((5, 18), (5, 23))
 
 
 def version_note(installed: str) -> str | None:
-    """What to tell the user of this version of transformers ("5.23.0"), or None where it is a tested one."""
+    """Return what to tell the user of this version of transformers ("5.23.0"), None for a tested one."""
     first, last = TESTED_TRANSFORMERS
     major, minor = installed.split(".")[:2]
     if first <= (int(major), int(minor)) <= last:
@@ -52,8 +52,7 @@ QWEN3_VL_DEPTH_PROMPT_IDS = (
 
 @strict
 class DepthHeadConfig(PreTrainedConfig):
-    r"""
-    Configuration of the depth head (paper, section 3.1 and tables 4 and 5).
+    r"""Configuration of the depth head (paper, section 3.1 and tables 4 and 5).
 
     Args:
         head_type (`str`, *optional*, defaults to `"dpt_light"`):
@@ -111,8 +110,7 @@ class DepthHeadConfig(PreTrainedConfig):
 
 @strict
 class DepthVLMConfig(Qwen3VLConfig):
-    r"""
-    Configuration of [`DepthVLMForConditionalGeneration`]: everything of Qwen3-VL, and the depth head's.
+    r"""Configuration of [`DepthVLMForConditionalGeneration`]: everything of Qwen3-VL, and the depth head's.
 
     Args:
         depth_config (`DepthHeadConfig` or `dict`, *optional*):
@@ -168,11 +166,10 @@ class DepthVLMConfig(Qwen3VLConfig):
     def get_config_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """
-        Also read published DepthVLM checkpoints and plain Qwen3-VL, both `model_type: qwen3_vl`.
+        """Read a configuration, also of published DepthVLM checkpoints and plain Qwen3-VL (`model_type: qwen3_vl`).
 
         Raises:
-            ValueError: for a checkpoint of another backbone.
+            ValueError: The checkpoint is of another backbone.
         """
         hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
@@ -183,7 +180,7 @@ class DepthVLMConfig(Qwen3VLConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers; `depth_config=` is taken together with the checkpoint's before either is checked."""
+        """Make a configuration; `depth_config=` is taken together with the checkpoint's before either is checked."""
         given = kwargs.pop("depth_config", None)
         if isinstance(given, dict):
             stored = config_dict.get("depth_config") or {}

@@ -1,5 +1,8 @@
 # Copyright 2026 The DepthVLM authors. Licensed under the Apache License, Version 2.0.
-"""Linear layers taken together for inference on a CPU: the same functions at a fraction of the cost."""
+"""Linear layers taken together for inference on a CPU: the same functions at a fraction of the cost.
+
+Without this file, `UpsampledConv2d` is `F.interpolate` and a convolution, and `DPTDepthHead` runs two layers in turn.
+"""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -16,19 +19,18 @@ _AT_ONCE = 2**27
 
 
 class UpsampledConv2d(nn.Conv2d):
-    """A 3x3 convolution of what its input is when upsampled bilinearly, corners on corners."""
+    """3x3 convolution of its input, upsampled bilinearly with corners aligned."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:  # type: ignore[override]
-        """`(N, in, h, w)` to `(N, out, *size)`."""
+        """Map `(N, in, h, w)` to `(N, out, *size)`."""
         return convolve_upsampled(x, self, size)
 
 
 def convolve_upsampled(x: Tensor, conv: nn.Conv2d, size: tuple[int, int]) -> Tensor:
-    """
-    `conv(F.interpolate(x, size, mode="bilinear", align_corners=True))`.
+    """Return `conv(F.interpolate(x, size, mode="bilinear", align_corners=True))`.
 
     Both are linear, so each of the nine taps of `conv` can mix the channels before the upsampling, where there is a
     quarter of the pixels (or fewer); what is left is to interpolate and add up the nine maps, along rows and then along
@@ -85,7 +87,7 @@ def convolve_upsampled(x: Tensor, conv: nn.Conv2d, size: tuple[int, int]) -> Ten
 
 
 def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`function(x)`; what its last layer needs for the backward pass is not kept but made again from `x`."""
+    """Return `function(x)`; what its last layer needs for the backward pass is not kept but made again from `x`."""
     if not torch.is_grad_enabled() or is_traced():  # a compiler sees for itself what is worth keeping
         return function(x)
     return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
@@ -93,7 +95,7 @@ def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 @lru_cache(maxsize=8)  # two sizes of image; those of a large one take 20 MB
 def _bands(length: int, upsampled: int) -> Tensor:
-    """`(3, upsampled, length)`: what each pixel takes from the map for each tap; beyond the edge there are zeros."""
+    """Return `(3, upsampled, length)`: what each pixel takes from the map for each tap; beyond the edge, zeros."""
     identity = torch.eye(length, dtype=torch.float32, device="cpu")
     weights = F.interpolate(identity[None], size=upsampled, mode="linear", align_corners=True)[0].T
     padded = F.pad(weights, (0, 0, 1, 1))
@@ -101,7 +103,7 @@ def _bands(length: int, upsampled: int) -> Tensor:
 
 
 def _reach(start: int, end: int, length: int, upsampled: int) -> tuple[int, int]:
-    """The pixels of the map that the upsampled ones from `start` to `end` take from, with one to spare."""
+    """Return the pixels of the map that the upsampled ones from `start` to `end` take from, with one to spare."""
     scale = (length - 1) / max(upsampled - 1, 1)
     return max(int((start - 1) * scale) - 1, 0), min(int(end * scale) + 3, length)
 
@@ -118,14 +120,12 @@ def _may_band(x: Tensor, weight: Tensor) -> bool:
 
 
 def is_traced() -> bool:
-    """Whether a compiler or an exporter reads along."""
+    """Return whether a compiler or an exporter reads along."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 class ComposedConvolution:
-    """
-    `conv(up(x))` for a transposed convolution `up` whose stride is its kernel size k, and a 3x3 convolution `conv`
-    without bias.
+    """`conv(up(x))` for a transposed convolution whose stride is its kernel size k, and a 3x3 convolution without bias.
 
     Both are linear, so together they are one transposed convolution with a kernel of k + 2. On a token grid it needs
     (k + 2)^2 products a token and channel pair, where the 3x3 convolution on the upsampled map needs 9 k^2. Making that
@@ -143,7 +143,7 @@ class ComposedConvolution:
         self.kernel = self.bias = torch.empty(0)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """`(N, c, h, w)` to `(N, out, k h, k w)`."""
+        """Map `(N, c, h, w)` to `(N, out, k h, k w)`."""
         weights: tuple[Any, ...] = (self.up.weight, self.up.bias, self.conv.weight)
         made_of = tuple((w, w._version, w.data_ptr()) for w in weights)
         if not _same(made_of, self.made_of):
@@ -173,19 +173,18 @@ class ComposedConvolution:
 
 
 def _same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
-    """Whether these are the very same weights, never written to since."""
+    """Return whether these are the very same weights, never written to since."""
     return len(one) == len(other) and all(a[0] is b[0] and a[1:] == b[1:] for a, b in zip(one, other, strict=True))
 
 
 def may_compose(*weights: Tensor) -> bool:
-    """
-    Whether weights can be taken together now: no gradients, no tracing, and plain tensors that stay in place. On a CPU:
-    on a GPU the edges' many small kernels cost what the products save.
+    """Return whether weights can be taken together now: no gradients, no tracing, and plain tensors that stay in place.
+
+    On a CPU alone: on a GPU the edges' many small kernels cost what the products save.
     """
     return all(w.device.type == "cpu" for w in weights) and not (
         torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        or is_traced()
         or (torch.distributed.is_available() and torch.distributed.is_initialized())  # sharded weights come and go
         or any(w.is_inference() or type(w.data) is not Tensor for w in weights)
     )

@@ -2,6 +2,7 @@
 """Depth heads: from visual tokens to depth (paper, section 3.1, equations 2 and 3, table 4)."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -18,26 +19,24 @@ DRAWN_SPREAD = 0.01  # of what its last layer adds to that
 
 
 class TokenProjection(nn.Conv2d):
-    """A 1x1 convolution applied to tokens: `(N, h * w, in)` to `(N, out, h, w)`.
-
-    On tokens it is one matrix product, and what it returns lies channels-last, as the convolutions after it like it; no
-    map of full width is ever permuted.
-    """
+    """1x1 convolution applied to tokens, as one matrix product. Channels-last, so that no permute follows."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, 1)
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:  # type: ignore[override]
+        """Map `(N, h * w, in)` to `(N, out, h, w)`."""
         return F.linear(tokens, self.weight.flatten(1), self.bias).unflatten(1, grid).permute(0, 3, 1, 2)
 
 
 class Float32Conv2d(nn.Conv2d):
-    """A 1x1 convolution in float32, whatever the model's or autocast's dtype: metres must not be rounded."""
+    """1x1 convolution in float32, whatever the model's or autocast's dtype: metres must not be rounded."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map `(N, in, H, W)` to `(N, out, H, W)` in float32."""
         # The float32 copy of the input is twice its size: made again on the way back.
         return self._product(x) if x.dtype == torch.float32 else recomputed(self._product, x)
 
@@ -51,7 +50,7 @@ class Float32Conv2d(nn.Conv2d):
 
 
 class HeadLinear(nn.Module):
-    """A linear layer that is no `nn.Linear`, so that quantisation and "all linear layers" adapters leave it alone."""
+    """Linear layer that is no `nn.Linear`, so that quantisation and "all linear layers" adapters leave it alone."""
 
     def __init__(self, in_features: int, out_features: int):
         super().__init__()
@@ -61,13 +60,15 @@ class HeadLinear(nn.Module):
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map `(..., in_features)` to `(..., out_features)`."""
         return F.linear(x, self.weight, self.bias)
 
 
 class Float32Linear(HeadLinear):
-    """The last layer of the MLP head, in float32 as well."""
+    """Last layer of the MLP head, in float32 like `Float32Conv2d`."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map `(..., in_features)` to `(..., out_features)` in float32."""
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(x.float(), self.weight.float(), self.bias.float())
 
@@ -84,13 +85,12 @@ def init_head_layer(layer: nn.Module) -> None:
 
 
 class DepthHead(nn.Module):
-    """
-    Turns feature maps of the VLM's visual tokens into depth.
+    """Depth from feature maps of the VLM's visual tokens (equation 3).
 
     Args:
-        config: the head's configuration.
-        hidden_size: width of the visual tokens, that of the LLM.
-        stride: input pixels per token and axis (32 in Qwen3-VL).
+        config: The head's configuration.
+        hidden_size: Width of the visual tokens, that of the LLM.
+        stride: Input pixels per token and axis (32 in Qwen3-VL).
     """
 
     def __init__(self, config: DepthHeadConfig, hidden_size: int, stride: int):
@@ -100,32 +100,30 @@ class DepthHead(nn.Module):
         self.norm = nn.LayerNorm(hidden_size)
 
     def forward(self, features: list[Tensor], grid: tuple[int, int]) -> Tensor:
-        """
-        Args:
-            features: four (one for a single-scale MLP) maps `(N, h * w, hidden_size)` of N images of equal size.
-            grid: `(h, w)`, in tokens.
+        """Return `(N, h * stride, w * stride)`, float32, above zero: metres as seen by the canonical camera.
 
-        Returns:
-            `(N, h * stride, w * stride)`, float32, above zero: metres as seen by the canonical camera.
+        Args:
+            features: Four maps (one for a single-scale MLP) `(N, h * w, hidden_size)` of N images of equal size.
+            grid: `(h, w)`, in tokens.
         """
         raise NotImplementedError
 
     @torch.no_grad()
     def is_untrained(self) -> bool:
-        """Whether the last layer is as [`init_head_layer`] draws it: such a head says one metre everywhere."""
+        """Return whether the last layer is as [`init_head_layer`] draws it: such a head says one metre everywhere."""
         last: Any = [layer for layer in self.modules() if isinstance(layer, Float32Conv2d | Float32Linear)][-1]
         if last.weight.is_meta:
             return False
-        drawn = [
-            torch.tensor(ONE_METRE, dtype=dtype).item() for dtype in (torch.float32, torch.bfloat16, torch.float16)
-        ]
+        drawn = [torch.tensor(ONE_METRE).to(dtype).item() for dtype in (torch.float32, torch.bfloat16, torch.float16)]
         spread = last.weight.float().square().mean().sqrt() * math.sqrt(last.weight[0].numel())
         return all(bias in drawn for bias in last.bias.tolist()) and bool(spread < 2 * DRAWN_SPREAD)
 
 
 class ResidualConvUnit(nn.Module):
-    """Two 3x3 convolutions around a skip. The published weights were trained with in-place ReLUs, so the skip adds
-    `relu(x)`, not `x`."""
+    """Two 3x3 convolutions around a skip.
+
+    The published weights were trained with in-place ReLUs, so the skip adds `relu(x)`, not `x`.
+    """
 
     def __init__(self, features: int):
         super().__init__()
@@ -133,12 +131,13 @@ class ResidualConvUnit(nn.Module):
         self.conv2 = nn.Conv2d(features, features, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Refine `(N, features, h, w)`; `x` itself is overwritten."""
         x = F.relu_(x)
         return self.conv2(F.relu_(self.conv1(x))).add_(x)
 
 
 class FeatureFusionBlock(nn.Module):
-    """RefineNet block: adds a finer map to a coarser one and refines. What it returns is still to be upsampled."""
+    """RefineNet block, which adds a finer map to a coarser one and refines. Its output is still to be upsampled."""
 
     def __init__(self, features: int, has_skip: bool):
         super().__init__()
@@ -148,6 +147,7 @@ class FeatureFusionBlock(nn.Module):
         self.resConfUnit2 = ResidualConvUnit(features)
 
     def forward(self, x: Tensor | None, skip: Tensor) -> Tensor:
+        """Fuse the coarser `x`, None for the coarsest level, with `skip`."""
         if x is None:
             x = skip
         else:
@@ -160,23 +160,19 @@ class FeatureFusionBlock(nn.Module):
 class DPTScratch(nn.Module):
     """Fusion and output layers, under the names that DPT checkpoints use."""
 
-    def __init__(self, in_channels: list[int], features: int):
+    def __init__(self, in_channels: Sequence[int], features: int):
         super().__init__()
-        self.layer1_rn = nn.Conv2d(in_channels[0], features, 3, padding=1, bias=False)
-        self.layer2_rn = nn.Conv2d(in_channels[1], features, 3, padding=1, bias=False)
-        self.layer3_rn = nn.Conv2d(in_channels[2], features, 3, padding=1, bias=False)
-        self.layer4_rn = nn.Conv2d(in_channels[3], features, 3, padding=1, bias=False)
-        self.refinenet1 = FeatureFusionBlock(features, has_skip=True)
-        self.refinenet2 = FeatureFusionBlock(features, has_skip=True)
-        self.refinenet3 = FeatureFusionBlock(features, has_skip=True)
-        self.refinenet4 = FeatureFusionBlock(features, has_skip=False)
+        for level, channels in enumerate(in_channels, start=1):
+            self.add_module(f"layer{level}_rn", nn.Conv2d(channels, features, 3, padding=1, bias=False))
+        for level in (1, 2, 3, 4):
+            self.add_module(f"refinenet{level}", FeatureFusionBlock(features, has_skip=level < 4))
         self.output_conv1 = UpsampledConv2d(features, features // 2)
         self.output_conv2 = nn.Sequential(
             UpsampledConv2d(features // 2, 32), nn.ReLU(inplace=True), Float32Conv2d(32, 1)
         )
 
     def forward(self, pyramid: list[Tensor]) -> Tensor:
-        """From the four maps of `features` channels, fine to coarse, to `(N, features // 2, H, W)`."""
+        """Fuse the four maps of `features` channels, fine to coarse, to `(N, features // 2, H, W)`."""
         fine, second, third, coarse = pyramid
         x = self.refinenet3(self.refinenet4(None, coarse), third)
         x = self.refinenet1(self.refinenet2(x, second), fine)
@@ -184,41 +180,27 @@ class DPTScratch(nn.Module):
 
 
 class DPTDepthHead(DepthHead):
-    """
-    DPT-style head. `dpt_light` (the paper's) builds its pyramid by upsampling alone, since the VLM's merger has already
-    downsampled: x8, x4, x2, x1 of the token grid. `dpt` is the original: x4, x2, x1, x1/2.
+    """DPT-style head.
+
+    `dpt_light` (the paper's) builds its pyramid by upsampling alone, since the VLM's merger has already downsampled:
+    x8, x4, x2, x1 of the token grid. `dpt` is the original: x4, x2, x1, x1/2.
     """
 
     def __init__(self, config: DepthHeadConfig, hidden_size: int, stride: int):
         super().__init__(config, hidden_size, stride)
-        c1, c2, c3, c4 = config.out_channels
-        self.projects = nn.ModuleList(TokenProjection(hidden_size, c) for c in config.out_channels)
-        if config.head_type == "dpt_light":
-            resize_layers: list[nn.Module] = [
-                nn.ConvTranspose2d(c1, c1, 8, stride=8),
-                nn.ConvTranspose2d(c2, c2, 4, stride=4),
-                nn.ConvTranspose2d(c3, c3, 2, stride=2),
-                nn.Identity(),
-            ]
-        else:
-            resize_layers = [
-                nn.ConvTranspose2d(c1, c1, 4, stride=4),
-                nn.ConvTranspose2d(c2, c2, 2, stride=2),
-                nn.Identity(),
-                nn.Conv2d(c4, c4, 3, stride=2, padding=1),
-            ]
-        self.resize_layers = nn.ModuleList(resize_layers)
-        self.scratch = DPTScratch(list(config.out_channels), config.features)
-
-        s = self.scratch
-        convolutions = (s.layer1_rn, s.layer2_rn, s.layer3_rn, s.layer4_rn)
+        channels = config.out_channels
+        self.projects = nn.ModuleList(TokenProjection(hidden_size, width) for width in channels)
+        factors = (8, 4, 2, 1) if config.head_type == "dpt_light" else (4, 2, 1, 0.5)
+        self.resize_layers = nn.ModuleList(map(_resize_layer, channels, factors))
+        self.scratch = DPTScratch(channels, config.features)
         self.composed = {
-            level: ComposedConvolution(resize, conv)
-            for level, (resize, conv) in enumerate(zip(resize_layers, convolutions, strict=True))
+            level: ComposedConvolution(resize, getattr(self.scratch, f"layer{level + 1}_rn"))
+            for level, resize in enumerate(self.resize_layers)
             if isinstance(resize, nn.ConvTranspose2d)
         }
 
     def forward(self, features: list[Tensor], grid: tuple[int, int]) -> Tensor:
+        """Return metres: see [`DepthHead.forward`]."""
         height, width = grid
         x = self.scratch([self._level(level, tokens, grid) for level, tokens in enumerate(features)])
         convolution, *rest = self.scratch.output_conv2
@@ -228,13 +210,20 @@ class DPTDepthHead(DepthHead):
         return F.softplus(x)[:, 0]
 
     def _level(self, level: int, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """A feature map at the resolution and width of its place in the pyramid."""
+        """Return a feature map at the resolution and width of its place in the pyramid."""
         x = self.projects[level](self.norm(tokens), grid)
         composed = self.composed.get(level)
         if composed is not None and may_compose(composed.up.weight, composed.conv.weight):
             return composed(x)
         conv = getattr(self.scratch, f"layer{level + 1}_rn")
         return conv(self.resize_layers[level](x))
+
+
+def _resize_layer(channels: int, factor: float) -> nn.Module:
+    """Return the layer that resizes a map by 8, 4, 2, 1 or a half."""
+    if factor > 1:
+        return nn.ConvTranspose2d(channels, channels, int(factor), stride=int(factor))
+    return nn.Identity() if factor == 1 else nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
 
 class MLPDepthHead(DepthHead):
@@ -251,6 +240,7 @@ class MLPDepthHead(DepthHead):
         )
 
     def forward(self, features: list[Tensor], grid: tuple[int, int]) -> Tensor:
+        """Return metres: see [`DepthHead.forward`]."""
         if self.fusion == "concat":
             tokens = torch.cat([self.norm(f) for f in features], dim=-1)
         else:
@@ -261,6 +251,6 @@ class MLPDepthHead(DepthHead):
 
 
 def build_depth_head(config: DepthHeadConfig, hidden_size: int, stride: int) -> DepthHead:
-    """The head that `config.head_type` names."""
+    """Return the head that `config.head_type` names."""
     head_class = MLPDepthHead if config.head_type == "mlp" else DPTDepthHead
     return head_class(config, hidden_size, stride)

@@ -2,7 +2,6 @@
 """The scale-invariant logarithmic loss (paper, equation 4)."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,14 +9,15 @@ from torch import Tensor
 
 
 def valid_depth(depth: Tensor) -> Tensor:
-    """Mask of the pixels that hold a depth: finite and above zero."""
+    """Return the mask of the pixels that hold a depth: finite and above zero."""
     return torch.isfinite(depth) & (depth > 0)
 
 
 def resize_depth(depth: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
-    """
-    Resize dense predicted depth maps `(N, h, w)` to `(N, *size)`, bilinearly. Pixel centres lie at 0.5, as in
-    post-processing, Pillow and OpenCV; the loss alone aligns corners, as the published one does.
+    """Resize dense predicted depth maps `(N, h, w)` to `(N, *size)`, bilinearly.
+
+    Pixel centres lie at 0.5, as in post-processing, Pillow and OpenCV; the loss alone aligns corners, as the published
+    one does.
     """
     if tuple(depth.shape[-2:]) == tuple(size):
         return depth
@@ -27,13 +27,14 @@ def resize_depth(depth: Tensor, size: tuple[int, int], align_corners: bool = Fal
 def silog_per_image(
     prediction: Tensor, target: Tensor, silog_lambda: float = 0.5, eps: float = 1e-8
 ) -> tuple[Tensor, Tensor]:
-    """
-    SILog of every image of a stack, in float32.
+    """Return the SILog of every image of a stack, in float32: see [`silog_loss`].
 
     Args:
-        prediction (`(N, h, w)`): predicted depth in metres, above zero; resized to the target's resolution, corners on
-            corners as in the published training.
-        target (`(N, H, W)`): true depth in metres; zero, negative, NaN and infinite pixels are left out.
+        prediction: `(N, h, w)`, depth in metres, above zero; resized to the target's resolution, corners on corners as
+            in the published training.
+        target: `(N, H, W)`, true depth in metres; zero, negative, NaN and infinite pixels are left out.
+        silog_lambda: lambda of equation 4.
+        eps: Added under the root.
 
     Returns:
         The loss of each image `(N,)`, zero where it has no valid pixel, and whether it has any, `(N,)`.
@@ -60,46 +61,39 @@ def silog_loss(
     silog_lambda: float = 0.5,
     eps: float = 1e-8,
 ) -> Tensor:
-    """
-    Scale-invariant logarithmic loss: `sqrt(mean(d^2) - lambda * mean(d)^2 + eps)` per image with
-    `d = log(prediction) - log(target)` over its valid pixels, then the mean over the images that have any.
+    """Return the scale-invariant logarithmic loss (equation 4), the mean over the images that have any depth.
 
-    The paper's equation 4 prints the root over the first term alone. That form is unbounded below (a constant offset c
-    gives `|c| - lambda c^2`); this one is what was trained.
+    Per image it is `sqrt(mean(d^2) - lambda * mean(d)^2 + eps)` with `d = log(prediction) - log(target)` over its valid
+    pixels. The paper's equation 4 prints the root over the first term alone. That form is unbounded below (a constant
+    offset c gives `|c| - lambda c^2`); this one is what was trained.
 
     Args:
-        prediction (`(H, W)`, `(N, H, W)` or a list of `(H, W)`): predicted depth in metres, above zero.
-        target (the same): true depth in metres. Zero, negative, NaN and infinite pixels do not count. The resolution
+        prediction: `(H, W)`, `(N, H, W)` or a list of `(H, W)`: predicted depth in metres, above zero.
+        target: The same: true depth in metres. Zero, negative, NaN and infinite pixels do not count. The resolution
             may be another than the prediction's, which is then resized to it. In a list, None is an image without
             depth.
-        silog_lambda (`float`): 0 keeps the absolute scale error whole, 1 is blind to it.
+        silog_lambda: 0 keeps the absolute scale error whole, 1 is blind to it.
+        eps: Added under the root.
 
     Returns:
         A float32 scalar; zero, with zero gradients, where no pixel is valid.
 
     Raises:
-        ValueError: when the numbers of predictions and targets differ.
+        ValueError: The numbers of predictions and targets differ.
     """
-    predictions: Any = _as_images(prediction)
-    targets: Any = _as_images(target)
+    predictions, targets = (
+        depth[None] if isinstance(depth, Tensor) and depth.ndim == 2 else depth for depth in (prediction, target)
+    )
     if len(predictions) != len(targets):
         raise ValueError(f"Got {len(predictions)} predicted depth maps and {len(targets)} targets, expected one each.")
     total = torch.stack([p.float().sum() * 0 for p in predictions]).sum()
     count = torch.zeros((), device=total.device)
-    groups: dict[tuple[torch.Size, torch.Size], list[int]] = {}
-    for index, (p, t) in enumerate(zip(predictions, targets, strict=True)):
+    groups: dict[tuple[torch.Size, torch.Size], list[tuple[Tensor, Tensor]]] = {}
+    for p, t in zip(predictions, targets, strict=True):
         if t is not None:
-            groups.setdefault((p.shape, t.shape), []).append(index)
-    for indices in groups.values():
-        stacked = torch.stack([predictions[i] for i in indices])
-        truth = torch.stack([targets[i].to(total.device) for i in indices])
-        losses, valid = silog_per_image(stacked, truth, silog_lambda, eps)
+            groups.setdefault((p.shape, t.shape), []).append((p, t.to(total.device)))
+    for pairs in groups.values():
+        losses, valid = silog_per_image(*map(torch.stack, zip(*pairs, strict=True)), silog_lambda, eps)
         total = total + losses.sum()
         count = count + valid.sum()
     return total / count.clamp(min=1)
-
-
-def _as_images(depth: Tensor | Sequence[Tensor | None]) -> Tensor | Sequence[Tensor | None]:
-    if isinstance(depth, Tensor):
-        return depth[None] if depth.ndim == 2 else depth
-    return depth
