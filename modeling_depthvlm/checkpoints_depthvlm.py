@@ -30,12 +30,7 @@ LAYERS = {
 
 
 def check_backbone(config_dict: dict[str, Any], path: str) -> None:
-    """
-    See that a checkpoint's configuration is of a backbone that this code runs.
-
-    Raises:
-        ValueError: it is of another.
-    """
+    """Raise ValueError unless a checkpoint's configuration is of a backbone that this code runs."""
     model_type = config_dict.get("model_type")
     if model_type not in ("depthvlm", "qwen3_vl"):
         raise ValueError(
@@ -45,14 +40,13 @@ def check_backbone(config_dict: dict[str, Any], path: str) -> None:
 
 
 def adopt_config_dict(config_dict: dict[str, Any], path: str, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
-    """
-    Turn the config of a checkpoint with `model_type: qwen3_vl` into one of DepthVLM.
+    """Turn the config of a checkpoint with `model_type: qwen3_vl` into one of DepthVLM.
 
     A published DepthVLM checkpoint says `depth_head_type` and keeps the head's widths in its weights alone, which are
     read from the safetensors header. A plain Qwen3-VL checkpoint says neither, and gets a new head.
 
     Raises:
-        ValueError: when `depth_head_type` is unknown, or the weights of the head it promises are not there.
+        ValueError: `depth_head_type` is unknown, or the weights of the head it promises are not there.
     """
     adopted = {key: value for key, value in config_dict.items() if not key.startswith("depth_head_")}
     adopted |= {"model_type": "depthvlm", "architectures": ["DepthVLMForConditionalGeneration"]}
@@ -63,12 +57,12 @@ def adopt_config_dict(config_dict: dict[str, Any], path: str, hub_kwargs: dict[s
 
 
 def published_head(config_dict: dict[str, Any], header: dict[str, list[int] | None], path: str) -> dict[str, Any]:
-    """
-    Return the `depth_config` of a checkpoint in the published layout.
+    """Return the `depth_config` of a checkpoint in the published layout.
 
     Args:
-        config_dict: its configuration, as it is in the file.
-        header: the shapes of its weights by name; those of the head are enough.
+        config_dict: Its configuration, as it is in the file.
+        header: The shapes of its weights by name; those of the head are enough.
+        path: What messages call it.
     """
     published = config_dict["depth_head_type"]
     if published not in PUBLISHED_HEADS:
@@ -82,7 +76,13 @@ def published_head(config_dict: dict[str, Any], header: dict[str, list[int] | No
             "complete checkpoint, or remove `depth_head_type` from config.json to start with a new head."
         )
     try:
-        widths = _mlp(shapes, config_dict) if published == "mlp" else _dpt(shapes)
+        if published == "mlp":
+            widths = _mlp(shapes, config_dict)
+        else:
+            widths = {
+                "features": shapes["scratch.layer1_rn.weight"][0],
+                "out_channels": [shapes[f"projects.{level}.weight"][0] for level in range(4)],
+            }
     except KeyError as error:
         raise ValueError(
             f"{path}: its config says depth_head_type={published!r}, but the weight `depth_head.{error.args[0]}` of "
@@ -91,17 +91,11 @@ def published_head(config_dict: dict[str, Any], header: dict[str, list[int] | No
     return {**PUBLISHED_HEADS[published], **widths}
 
 
-def _dpt(shapes: dict[str, list[int]]) -> dict[str, Any]:
-    return {
-        "features": shapes["scratch.layer1_rn.weight"][0],
-        "out_channels": [shapes[f"projects.{k}.weight"][0] for k in range(4)],
-    }
-
-
 def _mlp(shapes: dict[str, list[int]], config_dict: dict[str, Any]) -> dict[str, Any]:
-    """
-    The published modes: the final LLM state; four maps side by side under one LayerNorm as wide as all of them; their
-    sum, which has the shapes of the first and is told by the config's `depth_head_feature_mode` alone.
+    """Return the widths and the mode of a published MLP head.
+
+    Its modes are the final LLM state; four maps side by side under one LayerNorm as wide as all of them; and their sum,
+    which has the shapes of the first and is told by the config's `depth_head_feature_mode` alone.
     """
     width, (hidden, inputs) = shapes["norm.weight"][0], shapes["mlp.0.weight"]
     found: dict[str, Any] = {"hidden_size": hidden}
@@ -116,15 +110,14 @@ def _mlp(shapes: dict[str, list[int]], config_dict: dict[str, Any]) -> dict[str,
 def weights_header(
     path: str, hub_kwargs: dict[str, Any], variant: str | None = None
 ) -> dict[str, list[int] | None] | None:
-    """
-    Names of a checkpoint's weights, with their shapes where these come from a file that holds a part of the head.
+    """Return the names of a checkpoint's weights, with their shapes where these come from a file that holds the head.
 
     Returns:
         None where there are no safetensors weights (an adapter's folder, say).
 
     Raises:
-        ValueError: when its index names files that are no safetensors: pickled weights are never read.
-        OSError: when a file is incomplete.
+        ValueError: Its index names files that are no safetensors: pickled weights are never read.
+        OSError: A file is incomplete.
     """
     optional: dict[str, Any] = {
         "_raise_exceptions_for_missing_entries": False,
@@ -156,10 +149,10 @@ def weights_header(
 
 
 def read_weight_map(index: Path) -> dict[str, str]:
-    """Which file holds which weight.
+    """Return which file holds which weight, from an index of safetensors files.
 
     Raises:
-        ValueError: it is no index, or it names files that are no safetensors.
+        ValueError: It is no index, or it names files that are no safetensors.
     """
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
@@ -175,11 +168,10 @@ def read_weight_map(index: Path) -> dict[str, str]:
 
 
 def adapter_folder(path: str, hub_kwargs: dict[str, Any]) -> Path | None:
-    """
-    Return the folder of the PEFT adapter that `path` holds, downloaded if need be; None where it holds none.
+    """Return the folder of the PEFT adapter that `path` holds, downloaded if need be; None where it holds none.
 
     Raises:
-        FileNotFoundError: its weights are no safetensors.
+        FileNotFoundError: Its weights are no safetensors.
     """
     optional: Any = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     config = cached_file(path, ADAPTER_CONFIG, **hub_kwargs, **optional)
@@ -191,11 +183,9 @@ def adapter_folder(path: str, hub_kwargs: dict[str, Any]) -> Path | None:
 
 
 def check_weights(config_dict: dict[str, Any], header: dict[str, list[int] | None], path: str) -> None:
-    """
-    See that the weights hold what the configuration promises, before anything of it is built.
+    """Raise ValueError if the configuration promises more layers than the weights hold, or a head that they have not.
 
-    Raises:
-        ValueError: when the configuration has more layers than the weights, or a depth head that they have not.
+    This comes before anything of it is built.
     """
     for part, (key, infix) in LAYERS.items():
         promised = (config_dict.get(part) or {}).get(key)
@@ -213,17 +203,12 @@ def check_weights(config_dict: dict[str, Any], header: dict[str, list[int] | Non
 
 
 def has_head(config_dict: dict[str, Any]) -> bool:
-    """Whether a configuration, as it is in the file, is of a model with a depth head."""
+    """Return whether a configuration, as it is in the file, is of a model with a depth head."""
     return config_dict.get("model_type") == "depthvlm" or config_dict.get("depth_head_type") is not None
 
 
 def check_missing(missing: Iterable[str], config_dict: dict[str, Any], path: str) -> None:
-    """
-    See that no weight had to be drawn at random, but for a new head on a plain Qwen3-VL.
-
-    Raises:
-        ValueError: when one had to.
-    """
+    """Raise ValueError if weights had to be drawn at random, but for a new head on a plain Qwen3-VL."""
     lost = sorted(name for name in missing if has_head(config_dict) or not name.startswith(HEAD))
     if lost:
         raise ValueError(
@@ -233,30 +218,34 @@ def check_missing(missing: Iterable[str], config_dict: dict[str, Any], path: str
 
 
 def tied_together(device_map: dict[str, Any]) -> dict[str, Any]:
-    """A `device_map` in which the output layer lies where the embedding does: with tied weights the two are one."""
+    """Return a `device_map` with the output layer where the embedding is: with tied weights the two are one."""
     embedding = "model.language_model.embed_tokens"
     named = [name for name in device_map if not name or f"{embedding}.".startswith(f"{name}.")]
     return device_map | {"lm_head": device_map[max(named, key=len)]} if named else device_map
 
 
 class CheckpointMixin:
-    """`from_pretrained` that refuses what would give a model with weights drawn at random, or read from pickles."""
+    """`from_pretrained` that refuses checkpoints whose weights would be drawn at random, or read from pickles."""
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any
     ) -> Any:
-        """
-        As in transformers, from a DepthVLM checkpoint, one of the published implementation, or a plain Qwen3-VL (with a
-        new head: `depth_config=` chooses which).
+        """Load a DepthVLM checkpoint, one of the published implementation, or a plain Qwen3-VL.
+
+        The last gets a new head: `depth_config=` chooses which. An adapter is put on the model that it is for, which is
+        held to the same.
+
+        Args:
+            pretrained_model_name_or_path: As in transformers, like the rest.
+            *args: As in transformers.
+            **kwargs: As in transformers.
 
         Raises:
-            ValueError: for `use_safetensors=False` or an index that names other files: pickled weights are never read;
-                for a backbone that is not supported; for weights that the model needs and the checkpoint lacks, or
-                fewer layers than its config says. With `output_loading_info=True` missing weights are returned instead.
-            OSError: when there are no safetensors weights, or a file of them is incomplete.
-
-        An adapter is put on the model that it is for, which is held to the same.
+            ValueError: `use_safetensors=False` or an index names other files: pickled weights are never read; the
+                backbone is not supported; the checkpoint lacks weights that the model needs, or has fewer layers than
+                its config says. With `output_loading_info=True` missing weights are returned instead.
+            OSError: There are no safetensors weights, or a file of them is incomplete.
         """
         if kwargs.setdefault("use_safetensors", True) is not True:
             raise ValueError("DepthVLM reads safetensors alone, never pickle: leave `use_safetensors` out.")
@@ -305,13 +294,14 @@ class CheckpointMixin:
 
     @classmethod
     def _with_adapter(cls, adapter: Path, model: str, is_adapter: bool, *args: Any, **kwargs: Any) -> Any:
-        """
-        Load a model alone, of whose weights transformers would not say what is missing, then its adapter.
+        """Load a model alone, of whose weights transformers would not say what is missing, then its adapter.
 
         Args:
-            adapter: its folder.
-            model: folder or name of the model.
-            is_adapter: whether `model` is the adapter's own, which names another where no model lies beside it.
+            adapter: The adapter's folder.
+            model: Folder or name of the model.
+            is_adapter: True if `model` is the adapter's own, which names another where no model lies beside it.
+            *args: Those of `from_pretrained`.
+            **kwargs: Those of `from_pretrained`.
         """
         name = kwargs.pop("adapter_name", "default")
         if is_adapter and not (Path(model) / CONFIG).is_file():
@@ -326,7 +316,7 @@ class CheckpointMixin:
 
     @property
     def device(self: Any) -> torch.device:
-        """Where inputs go. Weights that `device_map` moved out are nowhere (meta): their hooks say where they run."""
+        """Device for inputs. Weights that `device_map` moved out are nowhere (meta): their hooks say where they run."""
         device = super().device  # type: ignore[misc]
         if device.type != "meta":
             return device

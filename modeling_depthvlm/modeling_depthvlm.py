@@ -185,7 +185,7 @@ class DepthVLMForConditionalGeneration(CheckpointMixin, Qwen3VLForConditionalGen
         init_head_layer(module)
 
     @can_return_tuple
-    def forward(  # type: ignore[misc]
+    def forward(  # type: ignore[misc]  # noqa: D417
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: Tensor | None = None,
