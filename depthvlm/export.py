@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .processing import Camera
 
 
-_UINT16_MAX = 65535
+UINT16_MAX = 65535
 _MAX_TEXTURE_SIZE = 4096  # what every WebGL viewer takes
 _PNG_LEVEL = 4  # of zlib; a third of the time of its default, 6, for 8 % more bytes
 _OPENCV_TO_GLTF = np.array([1.0, -1.0, -1.0], dtype=np.float32)
@@ -54,17 +54,17 @@ def write_png16(path: Path, depth: NDArray[np.floating]) -> PngDepth:
     """
     valid = valid_mask(depth)
     units = np.where(valid, depth, np.float64(0))
-    scale = 1000 if np.round(units.max(initial=0) * 1000) <= _UINT16_MAX else 256
+    scale = 1000 if np.round(units.max(initial=0) * 1000) <= UINT16_MAX else 256
     units *= scale
     np.round(units, out=units)
-    clipped = int((units > _UINT16_MAX).sum())
+    clipped = int((units > UINT16_MAX).sum())
     if clipped:
         warnings.warn(
-            f"{path.name}: {clipped} of {depth.size} pixels are beyond {_UINT16_MAX / scale:.1f} m, the most that a "
+            f"{path.name}: {clipped} of {depth.size} pixels are beyond {UINT16_MAX / scale:.1f} m, the most that a "
             "16-bit PNG holds, and are clipped to it. Save `npy` too where these matter.",
             stacklevel=2,
         )
-    np.clip(units, valid.astype(np.uint8), _UINT16_MAX, out=units)
+    np.clip(units, valid.astype(np.uint8), UINT16_MAX, out=units)
     write_png16_values(path, units.astype(np.uint16), scale)
     return PngDepth(scale, clipped)
 

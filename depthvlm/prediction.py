@@ -64,10 +64,7 @@ class Prediction:
 
     def summary(self) -> dict[str, float | None]:
         """Smallest, median and largest valid depth in metres, under `min`, `median` and `max` (None without any)."""
-        values = self.depth[self.valid]
-        if not values.size:
-            return {"min": None, "median": None, "max": None}
-        return {"min": float(values.min()), "median": float(np.median(values)), "max": float(values.max())}
+        return depth_summary(self.depth)
 
     @property
     def points(self) -> NDArray[np.float32]:
@@ -227,6 +224,14 @@ class Prediction:
 
     def _colors(self, stride: int) -> NDArray[np.uint8]:
         return np.asarray(self.image)[::stride, ::stride]
+
+
+def depth_summary(depth: NDArray[np.floating]) -> dict[str, float | None]:
+    """Return the smallest, median and largest valid depth, under `min`, `median` and `max` (None without any)."""
+    values = depth[valid_mask(depth)]
+    if not values.size:
+        return {"min": None, "median": None, "max": None}
+    return {"min": float(values.min()), "median": float(np.median(values)), "max": float(values.max())}
 
 
 def output_paths(directory: Path, stem: str, formats: Sequence[str]) -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""Where the frames of a clip come from: a video file, decoded by PyAV, or a folder of images in natural order.
+"""Frames of a clip: of a video file, decoded by PyAV, or of a folder of images in natural order.
 
 Frames are read one at a time, upright and with square pixels; nothing is kept.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -28,10 +28,10 @@ class Frame:
     """A frame of a clip, decoded but not yet converted.
 
     Attributes:
-        name: what its depth map is called, without suffix; alphabetical order is that of the clip.
-        ticks: its time since the first frame, in the source's `time_base`.
-        source: the decoded frame, or the file to read.
-        stretch: width over height of the stored pixels of a decoded frame as they are to be shown.
+        name: Name of its depth map, without suffix; alphabetical order is that of the clip.
+        ticks: Time since the first frame, in the source's `time_base`.
+        source: The decoded frame, or the file to read.
+        stretch: Width over height of the stored pixels of a decoded frame as they are to be shown.
     """
 
     name: str
@@ -40,48 +40,30 @@ class Frame:
     stretch: Fraction = Fraction(1)
 
     def picture(self) -> Image.Image:
-        """The upright picture, RGB.
+        """Return the upright picture, RGB.
 
         Raises:
-            ValueError: an image file cannot be read; the message names it.
+            ValueError: An image file cannot be read; the message names it.
         """
-        return _read_image(self.source) if isinstance(self.source, Path) else _to_picture(self.source, self.stretch)
-
-
-class FrameSource(Protocol):
-    """A clip.
-
-    Attributes:
-        path: the file or folder.
-        size: `(width, height)` of an upright frame in pixels.
-        exif: EXIF data of the first frame, None for a video file.
-        time_base: seconds per tick of `Frame.ticks`.
-        rate: frames a second, on average.
-        expected: the number of frames, None where the file does not say. Of a video file it is not binding.
-    """
-
-    path: Path
-    size: tuple[int, int]
-    exif: Image.Exif | None
-    time_base: Fraction
-    rate: Fraction
-    expected: int | None
-
-    def frames(self) -> Iterator[Frame]:
-        """All frames, from the first; can be called again."""
-
-    def names(self, count: int, every: int) -> Iterator[str]:
-        """The names of the first `count` frames taken, every `every`-th of all."""
-
-    def problem(self) -> str | None:
-        """What was wrong with the file in the last complete run through `frames`."""
+        if isinstance(self.source, Path):
+            try:
+                return upright_image(open_image(self.source, reduce=False))[0]
+            except ValueError as error:
+                message = str(error)
+                raise ValueError(message if str(self.source) in message else f"{self.source}: {message}") from error
+        picture = self.source.to_image()
+        if self.stretch != 1:  # anamorphic: stored narrower or wider than it is shown
+            width = max(1, round(picture.width * self.stretch))
+            picture = picture.resize((width, picture.height), Image.Resampling.BICUBIC)
+        turn = round(self.source.rotation / 90) * 90 % 360
+        return picture.transpose(_TRANSPOSE[turn]) if turn else picture
 
 
 def require_av() -> Any:
-    """PyAV.
+    """Return PyAV.
 
     Raises:
-        ImportError: it is not installed; the message says what to install.
+        ImportError: It is not installed; the message says what to install.
     """
     try:
         import av
@@ -95,15 +77,16 @@ def require_av() -> Any:
 
 
 def open_clip(path: str | PathLike[str], fps: float = 30.0) -> "VideoFile | ImageSequence":
-    """A clip from a video file or from a folder of images.
+    """Open a clip from a video file or from a folder of images.
 
     Args:
-        fps: frames a second of a folder; a video file knows its own times.
+        path: The file or folder.
+        fps: Frames a second of a folder; a video file knows its own times.
 
     Raises:
         ImportError: PyAV is missing.
-        FileNotFoundError: there is no such file or folder.
-        ValueError: it is not a video, it has no frame that can be decoded, or a folder's images differ in size.
+        FileNotFoundError: There is no such file or folder.
+        ValueError: It is not a video, it has no frame that can be decoded, or a folder's images differ in size.
     """
     require_av()
     path = Path(path)
@@ -115,42 +98,52 @@ def open_clip(path: str | PathLike[str], fps: float = 30.0) -> "VideoFile | Imag
 
 
 class VideoFile:
-    """The first video stream of a file. See `FrameSource` and `open_clip`."""
+    """The first video stream of a file.
+
+    Attributes:
+        path: The file or, of an `ImageSequence`, the folder.
+        files: Images of an `ImageSequence`; none of a video file.
+        size: `(width, height)` of an upright frame in pixels.
+        exif: EXIF data of the first frame, None for a video file.
+        time_base: Seconds per tick of `Frame.ticks`.
+        rate: Frames a second, on average.
+        expected: Number of frames, None where the file does not say. It is not binding for a video file.
+        problem: What was wrong with the file in the last complete run through `frames`.
+    """
 
     exif: Image.Exif | None = None
+    files: Sequence[Path] = ()
 
     def __init__(self, path: Path):
         self.path = path
-        self._problem: str | None = None
+        self.problem: str | None = None
         with self._open() as container:
             stream = container.streams.video[0]
             self.time_base = Fraction(stream.time_base or Fraction(1, 90_000))
             self.stretch = Fraction(stream.sample_aspect_ratio or 1)
             self.rate = Fraction(stream.average_rate or stream.guessed_rate or 30)
-            length = stream.duration * self.time_base if stream.duration is not None else None
-            self.length = length if length is not None else _seconds(container.duration)
+            if stream.duration is not None:
+                self.length: Fraction | None = stream.duration * self.time_base
+            else:
+                self.length = None if container.duration is None else Fraction(container.duration, 1_000_000)
             self.expected = stream.frames or (None if self.length is None else round(self.length * self.rate)) or None
         first = next(self.frames(), None)
         if first is None:
-            raise ValueError(f"{path} has a video stream, but no frame of it can be decoded ({self._problem}).")
+            raise ValueError(f"{path} has a video stream, but no frame of it can be decoded ({self.problem}).")
         self.size = first.picture().size
 
     def frames(self) -> Iterator[Frame]:
-        """All frames that can be decoded; what cannot is counted for `problem`."""
+        """Yield all frames that can be decoded, from the first; what cannot be decoded is counted for `problem`."""
         av = require_av()
-        self._problem = None
+        self.problem = None
         undecodable, damaged, index, first_tick, last_tick = 0, 0, 0, 0, -1
         reason = ""
         with self._open() as container:
-            stream = container.streams.video[0]
-            packets = container.demux(stream)
+            packets = container.demux(container.streams.video[0])
             while True:
                 try:
-                    packet = next(packets)
-                    decoded = packet.decode()
-                except StopIteration:
-                    break
-                except av.error.EOFError:
+                    decoded = next(packets).decode()
+                except (StopIteration, av.error.EOFError):
                     break
                 except av.error.FFmpegError as error:
                     undecodable, reason = undecodable + 1, error.strerror or str(error)
@@ -165,15 +158,20 @@ class VideoFile:
                     index += 1
                     damaged += frame.is_corrupt
         end = (last_tick * self.time_base + 1 / self.rate) if index else Fraction(0)
-        self._problem = self._what_is_missing(undecodable, damaged, reason, index, end)
+        if undecodable:
+            self.problem = f"{undecodable} part(s) of the file cannot be decoded ({reason}); {index} frames can"
+        elif damaged:
+            self.problem = f"{damaged} of {index} frames are damaged: the decoder has made up a part of them"
+        # A file that was cut off may just end: its header knows how long it was.
+        elif self.length is not None and end < self.length - max(Fraction(1, 2), 3 / self.rate):
+            self.problem = (
+                f"the file says that it is {float(self.length):.2f} s long, but its frames end at {float(end):.2f} s "
+                f"({index} frames): it may be truncated"
+            )
 
     def names(self, count: int, every: int) -> Iterator[str]:
-        """See `FrameSource`: the frame's number in the file."""
+        """Return the names of the first `count` frames taken, every `every`-th of all: numbers in the file."""
         return (f"{index * every:06d}" for index in range(count))
-
-    def problem(self) -> str | None:
-        """See `FrameSource`."""
-        return self._problem
 
     def _open(self) -> "av.container.InputContainer":
         av = require_av()
@@ -191,33 +189,21 @@ class VideoFile:
             return round(index / self.rate / self.time_base)
         return round(frame.pts * (frame.time_base or self.time_base) / self.time_base)
 
-    def _what_is_missing(self, undecodable: int, damaged: int, reason: str, frames: int, end: Fraction) -> str | None:
-        if undecodable:
-            return f"{undecodable} part(s) of the file cannot be decoded ({reason}); {frames} frames can"
-        if damaged:
-            return f"{damaged} of {frames} frames are damaged: the decoder has made up a part of them"
-        # A file that was cut off may just end: its header knows how long it was.
-        if self.length is not None and end < self.length - max(Fraction(1, 2), 3 / self.rate):
-            return (
-                f"the file says that it is {float(self.length):.2f} s long, but its frames end at {float(end):.2f} s "
-                f"({frames} frames): it may be truncated"
-            )
-        return None
-
 
 class ImageSequence:
-    """The images in a folder, in natural order (`2.png` before `10.png`). See `FrameSource` and `open_clip`."""
+    """The images in a folder, in natural order (`2.png` before `10.png`). Attributes: see `VideoFile`."""
+
+    problem: str | None = None  # an image that cannot be read is an error
 
     def __init__(self, path: Path, fps: float):
         if not fps > 0:
             raise ValueError(f"Frames a second must be above 0, got {fps}.")
         self.path = path
-        self.files = natural_sorted([Path(file) for file in find_images([str(path)])])
+        self.files: Sequence[Path] = natural_sorted([Path(file) for file in find_images([str(path)])])
         self.expected: int | None = len(self.files)
         self.rate = Fraction(fps).limit_denominator(1001)
         self.time_base = 1 / self.rate
-        first = open_image(self.files[0], reduce=False)
-        picture, self.exif = upright_image(first)
+        picture, self.exif = upright_image(open_image(self.files[0], reduce=False))
         self.size = picture.size
         for file in self.files[1:]:
             if (size := _upright_size(file)) != self.size:
@@ -229,44 +215,23 @@ class ImageSequence:
         self._names = result_stems(self.files)
 
     def frames(self) -> Iterator[Frame]:
-        """All frames; the files are opened by `Frame.picture`."""
+        """Yield all frames; the files are opened by `Frame.picture`."""
         for index, (name, file) in enumerate(zip(self._names, self.files, strict=True)):
             yield Frame(name, index, file)
 
     def names(self, count: int, every: int) -> Iterator[str]:
-        """See `FrameSource`: the file's name without suffix."""
+        """Return the names of the first `count` frames taken: those of the files without suffix."""
         return iter(self._names[::every][:count])
-
-    def problem(self) -> None:
-        """None: an image that cannot be read is an error."""
-        return None
 
 
 def natural_sorted(paths: Sequence[Path]) -> list[Path]:
-    """Paths with the numbers in their names in numerical order."""
+    """Sort paths with the numbers in their names in numerical order."""
 
     def key(path: Path) -> list[tuple[int, int, str]]:
         parts = re.findall(r"\d+|\D+", path.name.casefold())
         return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts]
 
     return sorted(paths, key=lambda path: (key(path), path.name))
-
-
-def _to_picture(frame: "av.VideoFrame", stretch: Fraction) -> Image.Image:
-    """A decoded frame as RGB, turned as its display matrix says, with square pixels."""
-    picture = frame.to_image()
-    if stretch != 1:  # anamorphic: stored narrower or wider than it is shown
-        picture = picture.resize((max(1, round(picture.width * stretch)), picture.height), Image.Resampling.BICUBIC)
-    turn = round(frame.rotation / 90) * 90 % 360
-    return picture.transpose(_TRANSPOSE[turn]) if turn else picture
-
-
-def _read_image(file: Path) -> Image.Image:
-    try:
-        return upright_image(open_image(file, reduce=False))[0]
-    except ValueError as error:
-        message = str(error)
-        raise ValueError(message if str(file) in message else f"{file}: {message}") from error
 
 
 def _upright_size(file: Path) -> tuple[int, int]:
@@ -278,7 +243,3 @@ def _upright_size(file: Path) -> tuple[int, int]:
             return (image.height, image.width) if turned else image.size
     except Exception as error:  # Pillow raises whatever corrupt bytes lead to
         raise ValueError(f"{file} is not an image that can be read ({error}): remove or repair it.") from None
-
-
-def _seconds(microseconds: int | None) -> Fraction | None:
-    return None if microseconds is None else Fraction(microseconds, 1_000_000)

@@ -3,7 +3,7 @@
 import glob
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from ..result_records import check_names
 from .failures import printable
 
 if TYPE_CHECKING:
-    from ..video_run import ClipPrediction
+    from ..video import ClipPrediction
 
 VIDEO_SUFFIXES = (
     *(".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf"),
@@ -75,12 +75,12 @@ def check_clips(clips: Sequence[tuple[Path, str]], out: Path, overwrite: bool) -
         FileExistsError, ValueError: something is in the way, or a name is too long; the message names it.
         ImportError: PyAV is missing.
     """
+    from ..video import ClipFiles
     from ..video_frames import require_av
-    from ..video_run import ClipFiles
 
     require_av()
     for _, stem in clips:
-        check_names(astuple(ClipFiles.of(out, stem)))
+        check_names(ClipFiles.of(out, stem))
         ClipFiles.of(out, stem).check_owner(overwrite)
 
 
@@ -101,9 +101,8 @@ def predict_clip(
             decoded only in part.
         on_error: called with a clip of which something could not be done.
     """
+    from ..video import INDEPENDENT, ClipFiles, ClipRun, ClipSettings
     from ..video_frames import open_clip
-    from ..video_run import INDEPENDENT, ClipFiles, ClipRun, ClipSettings
-    from ..visualize import DepthRange
 
     settings = ClipSettings(options.focal_length, options.fov, options.intrinsics, options.every, options.max_frames)
     try:
@@ -113,9 +112,9 @@ def predict_clip(
                 ClipFiles.of(out, stem),
                 settings,
                 options.model,
+                options.weights,
                 options.load,
-                weights=options.weights,
-                depth_range=None if options.depth_range is None else DepthRange(*options.depth_range),
+                depth_range=options.depth_range,
                 batch_size=options.batch_size,
                 progress=progress,
             )

@@ -13,8 +13,8 @@ from toy_clips import FOCAL, SEEDS, decode, lines_of, pngs, scene, values_of, wr
 from toy_models import last_layer
 
 import depthvlm
+from depthvlm.video import range_of
 from depthvlm.video_frames import natural_sorted, open_clip
-from depthvlm.video_run import range_of
 from depthvlm.video_writer import SideBySide, write_video
 from depthvlm.visualize import DepthRange, colorize, scale_bar
 
