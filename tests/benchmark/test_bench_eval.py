@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bench_source import INTRINSICS, ToySource, make_toy, open_toy
+from bench_builds import build_toy
+from bench_source import INTRINSICS, make_toy
 from conftest import REPOSITORY
-from depthvlm.benchmark.build.builder import run_build
-from depthvlm.benchmark.build.plan import plan_build
 from depthvlm.benchmark.build.shard_writer import BuildError
 from depthvlm.benchmark.scoring.eval_sets import EvalSet, open_sets
 from depthvlm.benchmark.scoring.point_clouds import point_cloud_f_score
@@ -31,8 +30,7 @@ from depthvlm.cli import app as cli
 @pytest.fixture(scope="module")
 def build(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("bench")
-    root = make_toy(folder / "download", scenes=2, frames=4)  # 16 images of 64x48 with depth of 32x24
-    run_build(plan_build(ToySource(root), "test"), open_toy, root, folder / "build", workers=1)
+    build_toy(make_toy(folder / "download"), folder / "build", "test")  # 16 images of 64x48 with depth of 32x24
     return folder / "build"
 
 
@@ -143,8 +141,7 @@ def test_a_place_that_takes_no_results_is_said_before_the_model_is_loaded(build,
     (tmp_path / "file").write_text("mine")
     for out in ("file", "file/below", "/proc/results"):
         place = tmp_path / out
-        arguments = ["bench", "eval", "-p", "always-2m", "--data", str(build), "--out", str(place)]
-        result = CliRunner().invoke(cli.app, arguments)
+        result = command("-p", "always-2m", "--data", str(build), out=place)
         assert result.exit_code == 2
         assert f"{place}: no results can be written there" in result.stderr
     assert (tmp_path / "file").read_text() == "mine"
@@ -224,12 +221,11 @@ def test_a_part_of_a_set_is_called_one(toy, tmp_path):
 
 
 def test_the_command_calls_a_part_one(build, tmp_path):
-    given = ["bench", "eval", "-p", "always-2m", "-d", str(build), "-o", str(tmp_path)]
-    run = CliRunner().invoke(cli.app, [*given, "--limit", "4"], env={"COLUMNS": "120"})
+    given = ("-p", "always-2m", "-d", str(build))
+    run = command(*given, "--limit", "4", out=tmp_path)
     assert run.exit_code == 0, run.output
     assert "4 of 16, partial" in run.output
-    run = CliRunner().invoke(cli.app, given, env={"COLUMNS": "120"})
-    assert "partial" not in run.output
+    assert "partial" not in command(*given, out=tmp_path).output
 
 
 @pytest.mark.slow
@@ -325,19 +321,21 @@ def test_sets_that_are_not_there(build, tmp_path):
         open_sets(build, sources=("ddad",))
 
 
-def command(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "depthvlm", "bench", *args], capture_output=True, text=True, check=False
-    )
+def command(*arguments: str, out: Path):
+    return CliRunner().invoke(cli.app, ["bench", "eval", *arguments, "-o", str(out)], env={"COLUMNS": "120"})
 
 
-def test_the_command_says_what_is_wrong_in_a_line(build, tmp_path):
-    run = command("eval", "-p", "always2m", "-d", str(build), "-o", str(tmp_path))
-    assert run.returncode == 2
-    assert "Did you mean always-2m" in run.stderr
-    run = command("eval", "-p", "always-2m", "-d", str(build), "-o", str(tmp_path), "--protocol", "nope")
-    assert run.returncode == 2
-    assert "Unknown protocol 'nope'" in run.stderr
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("-p", "always2m"), "Did you mean always-2m"),
+        (("-p", "always-2m", "--protocol", "nope"), "Unknown protocol 'nope'"),
+    ],
+)
+def test_the_command_says_what_is_wrong_in_a_line(build, tmp_path, arguments, words):
+    run = command(*arguments, "-d", str(build), out=tmp_path)
+    assert run.exit_code == 2
+    assert words in run.stderr
     assert "Traceback" not in run.stderr
 
 
@@ -345,8 +343,8 @@ def test_a_predictor_that_stops_keeps_what_it_had(build, tmp_path):
     """A server that is not there: one line, exit code 1, no summary."""
     given = ("--predictor", "api:some-model@http://127.0.0.1:9", "--option", "max_retries=0", "--option", "timeout=2")
     given += ("--option", f"cache={tmp_path / 'cache'}")
-    run = command("eval", *given, "-d", str(build), "-o", str(tmp_path / "out"))
-    assert run.returncode == 1, run.stderr
+    run = command(*given, "-d", str(build), out=tmp_path / "out")
+    assert run.exit_code == 1, run.stderr
     assert "Traceback" not in run.stderr
     assert "127.0.0.1:9" in run.stderr
     assert "the same command goes on" in run.stderr
