@@ -11,7 +11,7 @@ _MODELS = f"{__name__}.models.depthvlm"
 
 
 def manifest() -> ModelManifest:
-    """What the entry point `lmms_eval.models` tells lmms-eval: where the classes are."""
+    """Return the places of the classes, for the entry point `lmms_eval.models`."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest("depthvlm", simple_class_path=f"{_MODELS}.DepthVLM", chat_class_path=f"{_MODELS}.DepthVLMChat")

@@ -1,4 +1,4 @@
-"""Frames of a video file for the processor, decoded by PyAV, which brings its own FFmpeg."""
+"""Frames of video files, decoded by PyAV, which brings its own FFmpeg."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from transformers.video_utils import VideoMetadata, load_video
 
 
 def read_frames(path: str, num_frames: int) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-    """
-    Evenly spaced frames of a file, the first and the last among them; all where there are fewer than `num_frames`.
+    """Read evenly spaced frames of a file, including the first and the last; all if it has fewer than `num_frames`.
 
     Returns:
-        uint8 frames (frames, H, W, 3), RGB, and their metadata as `video_metadata` of a processor takes it; Qwen3-VL
-        writes the time of each frame into the prompt from it.
+        RGB frames as uint8 `(frames, H, W, 3)`, and their metadata in the form of a processor's `video_metadata`, from
+        which Qwen3-VL writes the time of each frame into the prompt.
 
     Raises:
-        ValueError: the file does not say how many frames it has, or has fewer than it says.
+        ValueError: The file does not say how many frames it has, or has fewer than it says.
     """
 
     def evenly(metadata: VideoMetadata, **_: Any) -> NDArray[np.int64]:
@@ -27,7 +26,7 @@ def read_frames(path: str, num_frames: int) -> tuple[NDArray[np.uint8], dict[str
             raise ValueError(f"{path} does not say how many frames it has: write it again, as MP4, with `ffmpeg -i`.")
         return np.linspace(0, total - 1, min(total, num_frames)).round().astype(int)
 
-    # Its documentation says "local path", its annotation leaves `str` out.
+    # The documentation of `load_video` allows a local path; its annotation leaves `str` out.
     frames, metadata = load_video(path, backend="pyav", sample_indices_fn=evenly)  # type: ignore[arg-type]
     if len(frames) != len(metadata.frames_indices):
         raise ValueError(f"{path} says that it has {metadata.total_num_frames} frames, but ends before: cut off.")

@@ -20,7 +20,7 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ...files import write_text
-from ..systems.interface import DensePredictor, Example, PointAnswer, PointPredictor
+from ..systems.interface import DensePredictor, Example, PointAnswer, PointPredictor, PredictorError, check_maps
 from .eval_sets import EvalItem, EvalSet
 from .metrics import METRICS, ErrorSums, MetricAccumulator
 from .protocols import Protocol
@@ -225,8 +225,6 @@ def _decoded(
 
 
 def _check_answers(predictor: DensePredictor | PointPredictor, answers: Any, examples: Sequence[Example]) -> None:
-    from ..systems.dense import PredictorError, check_maps
-
     name = predictor.name or type(predictor).__name__
     if isinstance(predictor, DensePredictor):
         answers[:] = check_maps(answers, examples, name)

@@ -1,74 +1,107 @@
-"""VLMs behind an OpenAI-compatible server, by the arrow protocol: GPT-4o, GPT-5.5, whatever vLLM serves."""
+"""VLMs behind an OpenAI-compatible server, by the arrow protocol: GPT-4o, GPT-5.5, any model that vLLM serves."""
 
 from __future__ import annotations
 
 import base64
+import email.utils
+import hashlib
 import io
+import json
 import os
+import random
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub import cached_assets_path
 from PIL import Image
 
-from .answer_cache import AnswerCache, CachedAnswer, answer_key
-from .answers import ARROW_PROMPT, parse_metres
-from .arrow import ARROW_LENGTH, LONGEST_EDGE, draw_arrow, fit_image, scale_points
-from .chat_client import ChatClient
-from .interface import Example, PointAnswer, PointPredictor, Requirement
+from ...files import write_text
+from .arrow import ARROW_LENGTH, ARROW_PROMPT, LONGEST_EDGE, draw_arrow, fit_image, parse_metres, scale_points
+from .interface import Example, PointAnswer, PointPredictor
 
 OPENAI_URL = "https://api.openai.com/v1"
+_LONGEST_BACKOFF, _LONGEST_WAIT = 60.0, 300.0  # seconds: between tries, and that a server may ask for
+_HEADERS = {"accept", "accept-encoding", "connection", "content-length", "content-type", "host", "user-agent"}
+
+
+class ChatServerError(Exception):
+    """A server refuses, or gives no usable answer after all retries. This is not a wrong answer: nothing was said."""
 
 
 class CostLimitReached(Exception):
-    """The run has spent what it may. Its answers are kept in the cache."""
+    """The run has spent its limit. Its answers are kept in the cache."""
 
 
 class _Stopped(Exception):
     """Nothing was asked, because another question failed."""
 
 
-class ApiVLM(PointPredictor):
-    """
-    Asks a server about one point at a time, several at once, and keeps every answer on disk as it comes.
+class _Passing(Exception):
+    """A failure that is worth another try; `wait` is the number of seconds that the server asks for, if it does."""
 
-    A run that is interrupted, by an error too, goes on where it was when started again: answers in the cache cost
-    nothing. A server's failure after all retries stops the run with `ChatServerError`; an answer without a readable
-    number is a wrong answer, not an error.
+    def __init__(self, message: str, wait: float | None = None):
+        super().__init__(message)
+        self.wait = wait
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A reply of a server and what it took.
 
     Args:
-        model: as the server names it.
-        base_url: of the server, with the version: `http://localhost:8000/v1` for vLLM.
-        api_key_env: environment variable that holds the API key, which is neither logged nor kept; None: the server
-            wants none.
-        prompt: the question; the paper's by default.
-        temperature: 0 is greedy decoding; None: left out, for reasoning models that take none.
-        max_new_tokens: of the answer; thoughts count.
-        token_parameter: what the server calls it: `max_tokens`, or `max_completion_tokens` for OpenAI's reasoning
-            models.
-        extra_body: further fields of the request, such as `{"reasoning_effort": "low"}`.
-        arrow_length, longest_edge: in pixels, see `benchmark/systems/arrow.py`.
-        image_format: `png`, which leaves every pixel as it is, or `jpeg` (quality 95, colours not subsampled).
-        concurrency: requests at the same time.
-        requests_per_minute, timeout, max_retries: see [`ChatClient`].
-        input_price, output_price: of a million tokens, in any currency; cached input tokens count in full.
-        max_cost: stop when this run has spent so much in that currency; requests on their way still finish, so that
-            at most `concurrency` - 1 of them go beyond it.
-        cache: folder of the answers; None: `depthvlm/answers` in the assets of the Hugging Face cache.
-        sleep: a stand-in for waiting; see [`ChatClient`].
-
-    Raises:
-        ValueError: options that do not go together, or an API key that is not there.
+        text: The system's own words.
+        input_tokens: Tokens of the question as the server counts them; None if it does not.
+        output_tokens: Tokens of the reply.
+        finish_reason: The server's reason: "stop", or "length" for a reply that was cut short.
     """
 
-    name = "api"
-    requires = Requirement(
-        environment=("OPENAI_API_KEY",),
-        install="An OpenAI-compatible server: set its API key (api_key_env), or run `vllm serve MODEL` (base_url)",
-    )
+    text: str
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    finish_reason: str = ""
+
+
+class ApiVLM(PointPredictor):
+    """A VLM on a server, asked about one point at a time, several at once; every answer is kept on disk as it comes.
+
+    A run that is interrupted, also by an error, goes on from there when it is started again: answers in the cache cost
+    nothing. If the server still fails after all retries, the run stops with `ChatServerError`; an answer without a
+    readable number is a wrong answer, not an error.
+
+    Args:
+        model: Name of the model on the server.
+        base_url: Address of the server, with the version: `http://localhost:8000/v1` for vLLM.
+        api_key_env: Environment variable that holds the API key, which is neither logged nor kept; None for a server
+            without keys.
+        prompt: The question; the paper's by default.
+        temperature: 0 for greedy decoding; None to leave it out, for reasoning models that take none.
+        max_new_tokens: Maximum length of the answer, thoughts included.
+        token_parameter: The server's name of that length: `max_tokens`, or `max_completion_tokens` for OpenAI's
+            reasoning models.
+        extra_body: Further fields of the request, such as `{"reasoning_effort": "low"}`.
+        arrow_length: Length of the arrow in pixels.
+        longest_edge: Size in pixels to which larger images are scaled.
+        image_format: `png`, which keeps every pixel as it is, or `jpeg` (quality 95, colours not subsampled).
+        concurrency: Number of requests at the same time.
+        requests_per_minute: Limit for all threads together, retries included; None for no limit.
+        timeout: Seconds without a byte from the server, for each try.
+        max_retries: Number of further tries after the first.
+        input_price: Price of a million input tokens, in any currency; cached ones count in full.
+        output_price: Price of a million output tokens.
+        max_cost: Stop when this run has spent so much in that currency. Requests on their way still finish, so that at
+            most `concurrency` - 1 of them go beyond it.
+        cache: Folder of the answers; by default `depthvlm/answers` in the assets of the Hugging Face cache.
+        sleep: Replacement for waiting, for tests.
+
+    Raises:
+        ValueError: Options do not go together, or there is no API key.
+        ImportError: The package openai is not installed.
+    """
 
     def __init__(
         self,
@@ -115,7 +148,7 @@ class ApiVLM(PointPredictor):
             cached_assets_path("depthvlm", namespace="answers", subfolder="api") if cache is None else cache
         )
         self.input_tokens = self.output_tokens = self.requests = 0
-        """Of this run; answers from the cache are not counted."""
+        """Counts of this run; answers from the cache do not count."""
         self._prices = None if input_price is None or output_price is None else (input_price, output_price)
         greedy = {} if temperature is None else {"temperature": temperature}
         self._fields: dict[str, Any] = {token_parameter: max_new_tokens, **greedy, **(extra_body or {})}
@@ -130,23 +163,22 @@ class ApiVLM(PointPredictor):
             sleep=sleep,
         )
         self._lock = threading.Lock()
-        self._asked: dict[str, Future[CachedAnswer]] = {}
+        self._asked: dict[str, Future[Answer]] = {}
 
     @property
     def cost(self) -> float | None:
-        """What this run has spent, in the currency of the prices; None without prices."""
+        """Money that this run has spent, in the currency of the prices; None without prices."""
         if self._prices is None:
             return None
         return (self.input_tokens * self._prices[0] + self.output_tokens * self._prices[1]) / 1e6
 
     def predict(self, examples: Sequence[Example]) -> list[list[PointAnswer]]:
-        """
-        One answer for every point of every example, in their order.
+        """Return one answer for every point of every example, in their order.
 
         Raises:
-            ChatServerError: the server refused, or gave no answer after all retries.
+            ChatServerError: The server refused, or gave no answer after all retries.
             CostLimitReached: `max_cost` is spent.
-            ValueError: a point outside its image, or a file of the cache that cannot be read.
+            ValueError: A point lies outside its image, or a file of the cache cannot be read.
         """
         stop = threading.Event()
         with ThreadPoolExecutor(self.concurrency) as pool:
@@ -186,7 +218,7 @@ class ApiVLM(PointPredictor):
         text = future.result().text
         return PointAnswer(parse_metres(text), text)
 
-    def _ask(self, key: str, drawn: Image.Image, stop: threading.Event) -> CachedAnswer:
+    def _ask(self, key: str, drawn: Image.Image, stop: threading.Event) -> Answer:
         if stop.is_set():
             raise _Stopped("Another question failed.")
         if self.max_cost is not None and (self.cost or 0.0) >= self.max_cost:
@@ -198,20 +230,257 @@ class ApiVLM(PointPredictor):
             {"type": "text", "text": self.prompt},
         ]
         messages = [{"role": "user", "content": question}]
-        reply = self._client.complete({"model": self.model, "messages": messages, **self._fields}, stop)
-        answer = CachedAnswer(reply.text, reply.input_tokens, reply.output_tokens, reply.finish_reason)
+        answer = self._client.complete(self.model, messages, self._fields, stop)
         self.cache.put(key, answer)
         with self._lock:
             self.requests += 1
-            self.input_tokens += reply.input_tokens or 0
-            self.output_tokens += reply.output_tokens or 0
-        if self.max_cost is not None and (reply.input_tokens is None or reply.output_tokens is None):
+            self.input_tokens += answer.input_tokens or 0
+            self.output_tokens += answer.output_tokens or 0
+        if self.max_cost is not None and (answer.input_tokens is None or answer.output_tokens is None):
             raise ValueError("The server does not count tokens, so `max_cost` cannot be kept. Run without it.")
         return answer
 
 
+class RateLimiter:
+    """A limit that spreads the calls of all threads evenly over time.
+
+    Args:
+        per_minute: Calls per minute; None for no limit.
+        clock: Replacement for `time.monotonic`.
+        sleep: Replacement for `time.sleep`.
+
+    Raises:
+        ValueError: `per_minute` is not positive.
+    """
+
+    def __init__(
+        self,
+        per_minute: float | None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] = time.sleep,
+    ):
+        if per_minute is not None and not per_minute > 0:
+            raise ValueError(f"The number of requests per minute must be positive, got {per_minute}.")
+        self._interval = 60.0 / per_minute if per_minute else 0.0
+        self._clock, self._sleep = clock, sleep
+        self._next = clock()
+        self._lock = threading.Lock()
+
+    def wait(self) -> None:
+        """Wait for this caller's turn."""
+        with self._lock:
+            now = self._clock()
+            turn = max(now, self._next)
+            self._next = turn + self._interval
+        if self._interval and turn > now:
+            self._sleep(turn - now)
+
+
+class ChatClient:
+    """A client of `POST {base_url}/chat/completions` that several threads may share.
+
+    Requests go through the `openai` package. Its own retries are off: they do not count towards `requests_per_minute`,
+    do not end when the run stops, repeat a request after a used-up quota, and accept a reply that is no completion.
+    Here statuses 408, 409, 429 and from 500 on, connection errors, timeouts and such replies are tried again, after the
+    time that `Retry-After` names or an exponential backoff with jitter. Any other status is an error at once, and so is
+    a 429 that says that the quota is used up.
+
+    Args:
+        base_url: Address of the server, including the version, such as `https://api.openai.com/v1`.
+        api_key: Bearer token, which is kept out of all messages; None to send none.
+        timeout: Seconds without a byte from the server, for each try.
+        max_retries: Number of further tries after the first.
+        requests_per_minute: Limit for all threads together, retries included.
+        sleep: Replacement for waiting, for tests.
+
+    Raises:
+        ValueError: `base_url` is no address.
+        ImportError: The package openai is not installed.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str | None,
+        *,
+        timeout: float = 120.0,
+        max_retries: int = 6,
+        requests_per_minute: float | None = None,
+        sleep: Callable[[float], object] | None = None,
+    ):
+        if not base_url.startswith(("http://", "https://")):
+            raise ValueError(f"The server's address begins with http:// or https://, got {base_url!r}.")
+        try:
+            import openai
+        except ImportError as error:
+            raise ImportError(
+                f'Models on a server need the package openai ({error}). Install it: pip install "depthvlm[bench]"'
+            ) from error
+        self._openai = openai
+        self._url = base_url.rstrip("/") + "/chat/completions"
+        self._key, self._timeout, self._max_retries = api_key, timeout, max_retries
+        self._limiter = RateLimiter(requests_per_minute, sleep=sleep or time.sleep)
+        self._sleep = sleep
+        sent = {*_HEADERS, "authorization"} if api_key else _HEADERS
+
+        # openai adds what it finds in OPENAI_ORG_ID, OPENAI_CUSTOM_HEADERS and others, whatever the server is.
+        def drop_other_headers(request: Any) -> None:
+            for name in set(request.headers) - sent:
+                if not name.startswith("x-stainless-"):  # about the package itself
+                    del request.headers[name]
+
+        self._client = openai.OpenAI(
+            api_key=api_key or "none",
+            base_url=base_url,
+            timeout=timeout,
+            max_retries=0,
+            default_headers={"Authorization": f"Bearer {api_key}"},
+            http_client=openai.DefaultHttpxClient(
+                follow_redirects=False, event_hooks={"request": [drop_other_headers]}
+            ),
+        )
+
+    def complete(
+        self, model: str, messages: list[Any], fields: Mapping[str, Any], stop: threading.Event | None = None
+    ) -> Answer:
+        """Send a conversation and return the first choice.
+
+        Args:
+            model: Name of the model.
+            messages: The conversation.
+            fields: Further fields of the request.
+            stop: An event; once another thread sets it, nothing is tried again.
+
+        Raises:
+            ChatServerError: The server refused, or gave no answer after all retries.
+        """
+        stop = stop or threading.Event()
+        attempt = 0
+        while True:
+            self._limiter.wait()
+            try:
+                return self._try(model, messages, fields)
+            except _Passing as error:
+                attempt += 1
+                wait = self._wait(error, attempt)
+                if attempt <= self._max_retries:
+                    (self._sleep or stop.wait)(wait)
+                if attempt > self._max_retries or stop.is_set():
+                    tries = "one try" if attempt == 1 else f"{attempt} tries"
+                    raise ChatServerError(f"No answer from {self._url} after {tries}; the last: {error}.") from error
+
+    def _wait(self, error: _Passing, attempt: int) -> float:
+        """Return the seconds to wait before the next try."""
+        if error.wait is None:
+            return min(2.0 ** (attempt - 1), _LONGEST_BACKOFF) * random.uniform(0.5, 1.0)
+        if error.wait > _LONGEST_WAIT:
+            raise ChatServerError(
+                f"{self._url} asks to wait for {error.wait:.0f} s, which is more than the {_LONGEST_WAIT:.0f} s that "
+                f"this run waits for. It said: {error}."
+            ) from error
+        return error.wait
+
+    def _try(self, model: str, messages: list[Any], fields: Mapping[str, Any]) -> Answer:
+        completions = self._client.chat.completions.with_raw_response
+        try:
+            response = completions.create(model=model, messages=messages, extra_body=dict(fields)).http_response
+        except self._openai.APITimeoutError as error:
+            raise _Passing(f"no answer within {self._timeout:g} s") from error
+        except self._openai.APIConnectionError as error:
+            cause = error.__cause__ or error
+            raise _Passing(self._clean(f"{type(cause).__name__}: {cause}")) from error
+        except self._openai.APIStatusError as error:
+            status, text = error.status_code, self._clean(error.response.text)
+            if (status in (408, 409, 429) or status >= 500) and "insufficient_quota" not in text:
+                raise _Passing(f"status {status}: {text}", _retry_after(error.response.headers)) from error
+            hint = " Is the API key right, and may it use this model?" if status in (401, 403) else ""
+            raise ChatServerError(f"{self._url} refused with status {status}: {text}{hint}") from None
+        try:
+            reply = json.loads(response.text)
+            choice, usage = reply["choices"][0], reply.get("usage") or {}
+            # A refusal, or a reasoning model that ran out of tokens: an answer that holds no number.
+            text = choice["message"].get("content") or choice["message"].get("refusal") or ""
+            tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
+            if not isinstance(text, str) or not all(count is None or isinstance(count, int) for count in tokens):
+                raise TypeError("content or usage")
+            return Answer(text, *tokens, str(choice.get("finish_reason") or ""))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            shown = self._clean(response.text) or "nothing"
+            raise _Passing(f"a reply that is no chat completion: {shown}") from error
+
+    def _clean(self, text: str) -> str:
+        """Return the beginning of a server's words in one line, without the key."""
+        text = text.replace(self._key, "[the API key]") if self._key else text
+        return " ".join(text.split())[:500]
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds of a `Retry-After` header, which holds a number or a date; None if it holds neither."""
+    value = headers.get("retry-after", "")
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+class AnswerCache:
+    """A folder of paid answers, one JSON file each, so that no question is paid for twice.
+
+    Threads and processes, on one machine or on a shared disk, may use it at the same time: an answer appears whole,
+    under its final name, or not at all. A database such as diskcache's is no substitute: SQLite is not safe on network
+    disks, and diskcache unpickles what it finds and drops old answers at a size limit.
+
+    Args:
+        folder: The folder, which is made when the first answer is kept.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    def path(self, key: str) -> Path:
+        """Return the file of an answer, in one of 256 folders: some file systems are slow with many files in one."""
+        return self.folder / key[:2] / f"{key}.json"
+
+    def get(self, key: str) -> Answer | None:
+        """Return the answer, or None if it is not there.
+
+        Raises:
+            ValueError: The file does not hold an answer; the message names it.
+        """
+        path = self.path(key)
+        try:
+            return Answer(**json.loads(path.read_bytes()))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} does not hold an answer ({error}). Delete it, and it is asked again.") from error
+
+    def put(self, key: str, answer: Answer) -> None:
+        """Keep an answer; it replaces an earlier one."""
+        write_text(self.path(key), json.dumps(asdict(answer), ensure_ascii=False), sync=True)
+
+
+def answer_key(model: str, prompt: str, image: Image.Image, parameters: Mapping[str, Any]) -> str:
+    """Return the hexadecimal sha256 of a question: the model, the prompt, the image and all parameters.
+
+    The image counts by its pixels, not by its encoded bytes, which change with the version of the encoder.
+
+    Raises:
+        TypeError: A parameter is not plain JSON data.
+    """
+    question = {"model": model, "prompt": prompt, "mode": image.mode, "size": image.size, "parameters": parameters}
+    digest = hashlib.sha256(json.dumps(question, sort_keys=True).encode())
+    digest.update(b"\0")
+    digest.update(image.tobytes())
+    return digest.hexdigest()
+
+
 def image_url(image: Image.Image, image_format: str) -> str:
-    """A data URL of an encoded image."""
+    """Return an encoded image as a data URL."""
     stream = io.BytesIO()
     if image_format == "jpeg":
         image.save(stream, "JPEG", quality=95, subsampling=0)

@@ -1,8 +1,10 @@
-"""The arrow protocol's images: scaled down to at most 1024 pixels, then one red arrow at the queried pixel."""
+"""The arrow protocol: a red arrow in an image of at most 1024 pixels, the question, and metres read from the reply."""
 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,15 +28,56 @@ SIDES: dict[str, tuple[int, int]] = {
     "lower right": (1, 1),
 }
 
+ARROW_PROMPT = (
+    "Given this image, how far is the point pointed by the red arrow from the camera? Output the thinking process in "
+    "<think> </think> and final answer (the meter number only, without the unit) in <answer> </answer> tags."
+)
+"""DepthLM's question, which the paper asks all VLMs of table 1."""
+
+_UNITS = (
+    (r"km|kilomet(?:er|re)s?", 1000.0),
+    (r"cm|centimet(?:er|re)s?", 0.01),
+    (r"mm|millimet(?:er|re)s?", 0.001),
+    (r"m|met(?:er|re)s?", 1.0),
+    (r"ft|foot|feet", 0.3048),
+    (r"inch(?:es)?", 0.0254),
+)
+_UNIT = "|".join(words for words, _ in _UNITS)
+_UNIT_OF_METRES = re.compile(_UNITS[3][0], re.IGNORECASE)
+# A number is a whole run of digits and what may stand between them, so that "1,000", "1.2.3" or "12:30" is seen as one.
+_MEASURE = re.compile(
+    r"(?P<minus>[-\u2212\u2013]\s*|\bminus\s+)?"
+    r"(?<![\w.,:'\u2019])(?P<number>\d[\d.,:'\u2019]*(?<![.,:'\u2019])|\.\d+)(?P<exponent>e[-+]?\d+)?"
+    rf"(?:[\s-]*(?P<unit>{_UNIT})(?![\w/^\u00b2\u00b3]))?",
+    re.IGNORECASE,
+)
+_PLAIN_NUMBER = re.compile(r"\d+(?:\.\d+)?|\.\d+")
+# Groups of thousands. After a comma they are read so in millimetres and centimetres alone, where 1.2 would be no depth.
+_APOSTROPHES = re.compile(r"\d{1,3}(?:['\u2019]\d{3})+(?:\.\d+)?")
+_COMMAS = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+_SMALL_UNITS = re.compile(rf"{_UNITS[1][0]}|{_UNITS[2][0]}", re.IGNORECASE)
+# Joins the numbers before and after it to a range, a tolerance, a list, a product or feet with inches.
+_JOINED = re.compile(
+    rf"\d(?:[\s-]*(?:{_UNIT}))?\s*(?:[-\u2212\u2013\u2014~/,x\u00d7\u00b1]|\+/-|\+-|\bto\b|\band\b|\bor\b)?\s*$",
+    re.IGNORECASE,
+)
+_ABOUT = r"(?:(?:about|around|approximately|approx|roughly|circa)\b|[~\u2248.\s])*"
+# Words that may stand before a bare number that is an answer.
+_LEADS = re.compile(rf"(?:^|[:=]|\b(?:is|be|answer|depth|distance)\b){_ABOUT}$", re.IGNORECASE)
+_BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
+_LATEX = re.compile(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}")
+_THOUGHT = re.compile(r"<think>.*?</think>", re.IGNORECASE | re.DOTALL)
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.IGNORECASE | re.DOTALL)
+
 
 def fit_image(image: Image.Image, longest_edge: int | None = LONGEST_EDGE) -> Image.Image:
-    """
-    An RGB copy of an image, scaled down (bicubic, Pillow's default) if its longest edge is over the limit.
+    """Return an RGB copy of an image, scaled down (bicubic, Pillow's default) if its longest edge is over the limit.
 
     The copy carries no EXIF data: points are pixels of the image as stored, and a processor must not turn it.
 
     Args:
-        longest_edge: in pixels; None: keep the size.
+        image: An image of any mode.
+        longest_edge: The limit in pixels; None to keep the size.
     """
     size = image.size
     if longest_edge is not None and max(size) > longest_edge:
@@ -44,7 +87,7 @@ def fit_image(image: Image.Image, longest_edge: int | None = LONGEST_EDGE) -> Im
 
 
 def resize_image(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """An RGB copy of an image at `size` (width, height), bicubic, without EXIF data."""
+    """Return an RGB copy of an image at `size` (width, height), bicubic, without EXIF data."""
     rgb = image.convert("RGB")
     if size != rgb.size:
         rgb = rgb.resize(size, Image.Resampling.BICUBIC)
@@ -53,19 +96,18 @@ def resize_image(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def scale_points(points: NDArray[np.float64], size: tuple[int, int], new_size: tuple[int, int]) -> NDArray[np.int64]:
-    """
-    The pixels of a resized image that hold the given points.
+    """Return the pixels of a resized image that hold the given points.
 
     Args:
-        points: `(n, 2)` column and row, in pixels of the stored image, the centre of the top left pixel at (0, 0).
-        size: of the stored image, width and height.
-        new_size: of the resized one.
+        points: `(n, 2)` columns and rows in pixels of the stored image, the centre of the top left pixel at (0, 0).
+        size: Width and height of the stored image.
+        new_size: Width and height of the resized image.
 
     Returns:
-        `(n, 2)` column and row of whole pixels, all inside the resized image.
+        `(n, 2)` columns and rows of whole pixels, all inside the resized image.
 
     Raises:
-        ValueError: a point is not finite, or lies outside the stored image.
+        ValueError: A point is not finite, or lies outside the stored image.
     """
     points = np.asarray(points, dtype=np.float64)
     if points.ndim != 2 or points.shape[1] != 2:
@@ -79,11 +121,10 @@ def scale_points(points: NDArray[np.float64], size: tuple[int, int], new_size: t
 
 
 def arrow_side(pixel: tuple[int, int], size: tuple[int, int], length: int = ARROW_LENGTH) -> str:
-    """
-    The side from which an arrow points at a pixel: the left, and near a border the first of [`SIDES`] that fits.
+    """Return the side from which an arrow points at a pixel: the left, or near a border the first of `SIDES` that fits.
 
     Raises:
-        ValueError: the image is too small for an arrow of this length from any side; or an arrow below 3 pixels.
+        ValueError: The image is too small for an arrow of this length from any side, or the length is below 3 pixels.
     """
     if length < 3:
         raise ValueError(f"An arrow needs at least 3 pixels, got {length}.")
@@ -98,18 +139,19 @@ def arrow_side(pixel: tuple[int, int], size: tuple[int, int], length: int = ARRO
 
 
 def draw_arrow(image: Image.Image, pixel: tuple[int, int], length: int = ARROW_LENGTH) -> Image.Image:
-    """
-    A copy of an RGB image with a pure red arrow, one pixel thick, that points at `pixel` and leaves it unpainted.
+    """Return a copy of an RGB image with a red arrow, one pixel thick, that points at a pixel and leaves it unpainted.
 
     The shape is the one of DepthLM's released evaluation: a shaft of `length` pixels that ends beside the pixel, and a
-    head of two strokes at 45 degrees, half as wide to each side. In corners it lies on the diagonal, about as long.
+    head of two strokes at 45 degrees, half as wide to each side. In corners the arrow lies on the diagonal and is about
+    as long.
 
     Args:
-        pixel: column and row.
-        length: of the arrow in pixels.
+        image: An RGB image.
+        pixel: Column and row.
+        length: Length of the arrow in pixels.
 
     Raises:
-        ValueError: the pixel is outside the image, or the image is too small for the arrow.
+        ValueError: The pixel is outside the image, or the image is too small for the arrow.
     """
     if not (0 <= pixel[0] < image.width and 0 <= pixel[1] < image.height):
         raise ValueError(f"Pixel {pixel} is outside the image of {image.width}x{image.height}.")
@@ -121,7 +163,7 @@ def draw_arrow(image: Image.Image, pixel: tuple[int, int], length: int = ARROW_L
 
 
 def _lines(pixel: tuple[int, int], side: str, length: int) -> tuple[tuple[tuple[int, int], tuple[int, int]], ...]:
-    """First and last pixel of the shaft and of both strokes of the head."""
+    """Return the first and the last pixel of the shaft and of both strokes of the head."""
     (column, row), (right, down) = pixel, SIDES[side]
 
     def at(across: int, along: int) -> tuple[int, int]:
@@ -141,3 +183,81 @@ def _lines(pixel: tuple[int, int], side: str, length: int) -> tuple[tuple[tuple[
         (at(2 * right + down, 2 * down + right), at(tail * right + half * down, tail * down + half * right)),
         (at(2 * right - down, 2 * down - right), at(tail * right - half * down, tail * down - half * right)),
     )
+
+
+def parse_metres(text: str) -> float:
+    """Read metres from a reply; NaN if they cannot be read without guessing.
+
+    1. Thoughts do not count: text between `<think>` and `</think>`, before a lone `</think>` (some templates open it in
+       the prompt), and after a `<think>` that never ends (a reply cut short).
+    2. If there is an `<answer>...</answer>`, the last one decides and nothing else is read; else the last `boxed{...}`
+       of LaTeX; else all that is left.
+    3. A number with a unit decides. Several are allowed only if all are the same length: repeated, or in another unit
+       as far as the digits tell ("2.5 m (8.2 ft)"; then the metres count).
+    4. A single bare number is an answer in metres if only "about", "answer:", "it is" and the like lead to it and
+       nothing follows: "3.2", "answer: 3.2", not "2 chairs" or "region 1".
+
+    The units are m, cm, mm, km, ft, feet and inches, written out in American or British spelling, in any case. "1'200"
+    is 1200, and so is "1,200" in millimetres and centimetres.
+
+    These are NaN: two different lengths; zero and negative numbers ("-2 m", "- 2 m", "minus 2 m"); inf and nan; any
+    other comma in a number ("1,000" and "1,5" mean different numbers in different countries); times ("12:30 m");
+    ranges, tolerances, lists, fractions and compounds ("2-3 m", "between 2 and 3 meters", "2 m +/- 0.5 m", "1/2 m",
+    "5 feet 6 inches"); other units (yards, m/s).
+    """
+    text = _THOUGHT.sub(" ", text)
+    text = re.split(r"</think>", text, flags=re.IGNORECASE)[-1]
+    text = re.split(r"<think>", text, flags=re.IGNORECASE)[0]
+    answers = _ANSWER.findall(text) or _BOXED.findall(text)
+    text = _LATEX.sub(r"\1", answers[-1] if answers else text)
+    text = re.sub(r"\\[,;! ]", " ", re.sub(r"[*`$]", "", text))
+    found = list(_MEASURE.finditer(text))
+    lengths = [match for match in found if match["unit"]]
+    if lengths:
+        if any(_JOINED.search(text[: match.start()]) for match in lengths) or not _are_one(lengths):
+            return math.nan
+        return _metres(next((match for match in lengths if _UNIT_OF_METRES.fullmatch(match["unit"])), lengths[0]))
+    if len(found) != 1 or not _is_alone(text, found[0]):
+        return math.nan
+    return _metres(found[0])
+
+
+def _is_alone(text: str, match: re.Match[str]) -> bool:
+    """Check that words of an answer lead to a bare number, and that nothing but a full stop follows it."""
+    return bool(_LEADS.search(text[: match.start()])) and not text[match.end() :].strip(" \t\r\n.")
+
+
+def _are_one(lengths: Sequence[re.Match[str]]) -> bool:
+    """Check that all are one length: the same number in the same unit, or as near in another as their digits tell."""
+    first = lengths[0]
+    for other in lengths[1:]:
+        difference = abs(_metres(first) - _metres(other))
+        rounding = 0.0 if _factor(first) == _factor(other) else _half_a_digit(first) + _half_a_digit(other)
+        if not difference <= rounding + 1e-9:
+            return False
+    return True
+
+
+def _half_a_digit(match: re.Match[str]) -> float:
+    """Return by how many metres a number that was rounded to its last digit may be off."""
+    return 0.5 * 10.0 ** -len(match["number"].partition(".")[2]) * _factor(match)
+
+
+def _factor(match: re.Match[str]) -> float:
+    """Return the length of the unit in metres."""
+    if not match["unit"]:
+        return 1.0
+    return next(factor for words, factor in _UNITS if re.fullmatch(words, match["unit"], re.IGNORECASE))
+
+
+def _metres(match: re.Match[str]) -> float:
+    """Return a measure in metres; NaN if it is not a plain positive finite number."""
+    number = match["number"]
+    if _APOSTROPHES.fullmatch(number):
+        number = re.sub(r"['\u2019]", "", number)
+    elif _COMMAS.fullmatch(number) and match["unit"] and _SMALL_UNITS.fullmatch(match["unit"]):
+        number = number.replace(",", "")
+    if match["minus"] or not _PLAIN_NUMBER.fullmatch(number):
+        return math.nan
+    metres = float(number + (match["exponent"] or "")) * _factor(match)
+    return metres if 0 < metres < math.inf else math.nan

@@ -1,11 +1,10 @@
-"""Any image-text-to-text model of transformers by the arrow protocol: Qwen3-VL, InternVL3.5, LLaVA and the like."""
+"""VLMs of transformers by the arrow protocol: Qwen3-VL, InternVL3.5, LLaVA and others, and DepthLM."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,14 +19,23 @@ from transformers import (
 )
 from transformers.utils import is_torchvision_available
 
-from ...loading import hub_keywords
+from ...checkpoint import resolve_model_path
+from ...loading import hub_keywords, pick_device, pick_dtype
 from ...processing import DEPTH_SYSTEM_PROMPT
-from .answers import ARROW_PROMPT, parse_metres
-from .arrow import ARROW_LENGTH, LONGEST_EDGE, draw_arrow, fit_image, scale_points
-from .dense import load_whole, pick_device, pick_dtype
-from .interface import Example, PointAnswer, PointPredictor, Requirement
+from .arrow import (
+    ARROW_LENGTH,
+    ARROW_PROMPT,
+    LONGEST_EDGE,
+    draw_arrow,
+    fit_image,
+    parse_metres,
+    resize_image,
+    scale_points,
+)
+from .dense import load_whole
+from .interface import Example, PointAnswer, PointPredictor
 
-# Layouts that transformers does not know, by `model_type`, and what to do.
+# Layouts that transformers does not know, by `model_type`, with a remedy.
 _NOT_NATIVE = {
     "cambrian_qwen": "Cambrian-S runs in its own code, https://github.com/cambrian-mllm/cambrian-s: put that behind an "
     "OpenAI-compatible server and take the `api` predictor",
@@ -38,40 +46,38 @@ _NOT_NATIVE = {
 
 @dataclass(frozen=True)
 class Question:
-    """An image with its arrow, and its camera (fx, fy, cx, cy in pixels of it)."""
+    """An image with its arrow, and its camera: fx, fy, cx, cy in pixels of that image."""
 
     image: Image.Image
     intrinsics: tuple[float, float, float, float]
 
 
 class ArrowVLM(PointPredictor):
-    """
-    Asks a model about one point at a time, in batches, with greedy decoding.
+    """A VLM that is asked about one point at a time, in batches, with greedy decoding.
 
-    The image comes before the text, in one turn of the user, without a system prompt but the one of the chat template.
-    DepthVLM's own checkpoints are asked for words too, with the cameras and the system prompt that they were trained
-    with; other models see the picture alone.
+    The image comes before the text, in one turn of the user, without a system prompt except that of the chat template.
+    DepthVLM's own checkpoints can be asked too; they get the cameras and the system prompt of their training. Other
+    models see the picture alone.
 
     Args:
-        model: name on the Hub, or folder.
-        device: `auto`, `cuda`, `cuda:1`, `mps` or `cpu`; `balanced`: spread over all GPUs, for models that do not fit
-            on one (needs accelerate).
-        dtype: `bfloat16`, `float16`, `float32`; `auto`: the checkpoint's own.
-        batch_size: questions in a batch, of several images if they are given together.
-        max_new_tokens: of the reply; thoughts count.
-        prompt: the question; the paper's by default.
-        arrow_length, longest_edge: in pixels, see `benchmark/systems/arrow.py`.
-        trust_remote_code: run the code that comes with the checkpoint.
-        **kwargs: of `from_pretrained`, such as `revision` or `token`; those of the Hub reach the processor too.
+        model: Name on the Hub, or folder.
+        device: `auto`, `cuda`, `cuda:1`, `mps` or `cpu`; `balanced` spreads a model that does not fit on one GPU over
+            all of them (needs accelerate).
+        dtype: `bfloat16`, `float16`, `float32`; `auto` for the checkpoint's own.
+        batch_size: Number of questions in a batch; they may be about several images.
+        max_new_tokens: Maximum length of the reply, thoughts included.
+        prompt: The question; the paper's by default.
+        arrow_length: Length of the arrow in pixels.
+        longest_edge: Size in pixels to which larger images are scaled; None to keep them.
+        trust_remote_code: Run the code that comes with the checkpoint.
+        **kwargs: Keyword arguments of `from_pretrained`, such as `revision` or `token`; those of the Hub reach the
+            processor too.
 
     Raises:
-        ValueError: no such dtype, or a model that transformers has no image-text-to-text class for.
-        OSError: there is no such model.
-        PredictorError: its checkpoint lacks weights.
+        ValueError: There is no such dtype, or transformers has no image-text-to-text class for the model.
+        OSError: There is no such model.
+        PredictorError: Its checkpoint lacks weights.
     """
-
-    name = "arrow-vlm"
-    requires = Requirement(packages=("torch", "transformers"), install='pip install "depthvlm[bench]"')
 
     def __init__(
         self,
@@ -89,7 +95,8 @@ class ArrowVLM(PointPredictor):
     ):
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
-        self.model, self.prompt = model, prompt
+        model = resolve_model_path(model)
+        self.prompt = prompt
         self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
         self.arrow_length, self.longest_edge = arrow_length, longest_edge
         hub: Any = {"trust_remote_code": trust_remote_code, **hub_keywords(model, kwargs)}
@@ -105,7 +112,7 @@ class ArrowVLM(PointPredictor):
             AutoModelForImageTextToText,
             model,
             config=config,
-            dtype="auto" if dtype == "auto" else pick_dtype(dtype),
+            dtype=pick_dtype(dtype),
             **where,
             **{**kwargs, **hub},
         ).eval()
@@ -113,11 +120,10 @@ class ArrowVLM(PointPredictor):
             self.network.to(pick_device(device))
 
     def predict(self, examples: Sequence[Example]) -> list[list[PointAnswer]]:
-        """
-        One answer for every point of every example, in their order.
+        """Return one answer for every point of every example, in their order.
 
         Raises:
-            ValueError: a point outside its image, or an image too small for the arrow.
+            ValueError: A point lies outside its image, or an image is too small for the arrow.
         """
         questions = (question for example in examples for question in self.questions(example))
         replies: list[str] = []
@@ -127,7 +133,7 @@ class ArrowVLM(PointPredictor):
         return [[next(answers) for _ in example.points] for example in examples]
 
     def questions(self, example: Example) -> list[Question]:
-        """The image scaled to the protocol's size, once with an arrow for each point."""
+        """Return the image at the protocol's size, with the arrow of one point each."""
         image = fit_image(example.image, self.longest_edge)
         return self._questions(example, image, scale_points(example.points, example.image.size, image.size).tolist())
 
@@ -139,14 +145,15 @@ class ArrowVLM(PointPredictor):
 
     @torch.inference_mode()
     def _reply(self, questions: Sequence[Question]) -> list[str]:
-        """What the model says to a batch."""
+        """Return the model's replies to a batch."""
+        cameras = {"intrinsics": [list(question.intrinsics) for question in questions]} if self._takes_cameras else {}
         inputs = self.processor.apply_chat_template(
             [self._messages(question) for question in questions],
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
-            processor_kwargs={"padding": True, **self._cameras(questions)},
+            processor_kwargs={"padding": True, **cameras},
         ).to(self.network.device, dtype=self.network.dtype)
         tokens = self.network.generate(
             **inputs,
@@ -161,29 +168,63 @@ class ArrowVLM(PointPredictor):
         return self.processor.batch_decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def _messages(self, question: Question) -> list[dict[str, Any]]:
-        user = {"role": "user", "content": self._content(question)}
+        text: dict[str, Any] = {"type": "text", "text": self.prompt}
+        if self._is_pixtral:
+            text["content"] = self.prompt  # the name that Pixtral's chat template looks for
+        user = {"role": "user", "content": [{"type": "image", "image": question.image}, text]}
         if not self._takes_cameras:
             return [user]
         return [{"role": "system", "content": [{"type": "text", "text": DEPTH_SYSTEM_PROMPT}]}, user]
 
-    def _content(self, question: Question) -> list[dict[str, Any]]:
-        text: dict[str, Any] = {"type": "text", "text": self.prompt}
-        if self._is_pixtral:
-            text["content"] = self.prompt  # the name that Pixtral's chat template looks for
-        return [{"type": "image", "image": question.image}, text]
 
-    def _cameras(self, questions: Sequence[Question]) -> dict[str, Any]:
-        """What DepthVLM's processor takes beside the images."""
-        if not self._takes_cameras:
-            return {}
-        cameras = [question.intrinsics for question in questions]
-        return {"intrinsics": [list(camera) for camera in cameras]}
+class DepthLM(ArrowVLM):
+    """DepthLM (arXiv 2509.25413): images are resized to one focal length, then a short arrow is drawn.
+
+    As in its released evaluation the resizing is isotropic, by `focal_length / fx` (bicubic, sizes rounded down),
+    without the limit of 1024 pixels that other VLMs have; the arrow is 5 pixels long, and the pixel of a point (x, y)
+    is `int(x * scale), int(y * scale)`. That evaluation also remaps images with `fx != fy`, which is left out: it has
+    no distortion coefficients, and so next to no effect. Points near a border, which it replaces by other points, get
+    the arrow from another side.
+
+    Args:
+        model: Name on the Hub, or folder.
+        focal_length: Pixels. DepthLM's released evaluation sets 750 for the released Pixtral-12B checkpoint (`eval.py`
+            of facebookresearch/DepthLM_Official); the paper's unified focal length, for Qwen2.5-VL models, is 1000.
+        arrow_length: Length of the arrow in pixels.
+        max_new_tokens: Maximum length of the reply, thoughts included.
+        **kwargs: See [`ArrowVLM`].
+
+    Raises:
+        ValueError: `focal_length` is not positive.
+    """
+
+    def __init__(
+        self,
+        model: str = "facebook/DepthLM",
+        *,
+        focal_length: float = 750.0,
+        arrow_length: int = 5,
+        max_new_tokens: int = 4096,
+        **kwargs: Any,
+    ):
+        if not focal_length > 0:
+            raise ValueError(f"`focal_length` is in pixels and positive, got {focal_length}.")
+        super().__init__(model, arrow_length=arrow_length, longest_edge=None, max_new_tokens=max_new_tokens, **kwargs)
+        self.focal_length = focal_length
+
+    def questions(self, example: Example) -> list[Question]:
+        """Return the image at the common focal length, with the arrow of one point each."""
+        scale = self.focal_length / example.intrinsics[0]
+        size = (max(1, int(example.image.width * scale)), max(1, int(example.image.height * scale)))
+        pixels = [
+            [min(max(int(place * scale), 0), side - 1) for place, side in zip(point, size, strict=True)]
+            for point in example.points.tolist()
+        ]
+        return self._questions(example, resize_image(example.image, size), pixels)
 
 
 def _load_config(model: str, *, trust_remote_code: bool, **hub: Any) -> Any:
-    """The model's configuration, or an error that says what it needs."""
-    if model.startswith(("/", ".", "~")) and not Path(model).is_dir():
-        raise FileNotFoundError(f"There is no model folder {model}.")
+    """Return the model's configuration, or raise an error that says what the model needs."""
     model_type = PreTrainedConfig.get_config_dict(model, **hub)[0].get("model_type")
     if model_type in _NOT_NATIVE and not trust_remote_code:
         raise ValueError(
@@ -197,11 +238,9 @@ def _load_config(model: str, *, trust_remote_code: bool, **hub: Any) -> Any:
 
 
 def _load_processor(model: str, config: Any, **hub: Any) -> Any:
-    """The model's processor; without its part for videos where torchvision, which that part needs, is missing."""
+    """Return the model's processor, without its part for videos if torchvision, which that part needs, is missing."""
     processor_class: Any = PROCESSOR_MAPPING.get(type(config), None)
-    if is_torchvision_available() or processor_class is None:
-        return AutoProcessor.from_pretrained(model, **hub)
-    parts = processor_class.get_attributes()
+    parts = [] if is_torchvision_available() or processor_class is None else processor_class.get_attributes()
     if "video_processor" not in parts:
         return AutoProcessor.from_pretrained(model, **hub)
     images_alone = classmethod(lambda _: [part for part in parts if part != "video_processor"])

@@ -1,43 +1,31 @@
-"""The small interface behind which every system of the paper is a row that runs."""
+"""What a system of the benchmark is: its entry in the registry, what it sees, how it answers, and two baselines."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 
-@dataclass(frozen=True)
-class Example:
-    """
-    What a predictor may see of one image of the benchmark.
-
-    Args:
-        id: of the image in its set.
-        image: RGB, as stored.
-        intrinsics: fx, fy, cx, cy in pixels of the image, the centre of the top left pixel at (0.5, 0.5).
-        points: `(n, 2)` float64, column and row in pixels of the image, where depth will be scored; a dense predictor
-            needs none of them.
-        truth: `(n,)` metres, for the oracle alone.
-    """
-
-    id: str
-    image: Image.Image
-    intrinsics: tuple[float, float, float, float]
-    points: NDArray[np.float64]
-    truth: NDArray[np.float64] = field(repr=False, compare=False, default_factory=lambda: np.zeros(0))
+class PredictorError(RuntimeError):
+    """A predictor cannot be made, or its answer is not one depth map for every image."""
 
 
 @dataclass(frozen=True)
 class Requirement:
-    """
-    What a row needs: Python packages, an environment variable, a GPU; how to get it; and the import statements that
-    must work, since a package may be there and lack what is imported from it.
+    """Everything that a system needs on this machine.
+
+    Args:
+        packages: Names of the modules that must be installed.
+        environment: Names of the environment variables that must be set.
+        gpu_gib: GPU memory, in GiB.
+        install: How to get what is missing, for messages.
+        imports: Import statements that must work: an installed package may lack what is imported from it.
     """
 
     packages: tuple[str, ...] = ()
@@ -47,40 +35,164 @@ class Requirement:
     imports: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class System:
+    """A depth model or VLM that can be chosen by name.
+
+    Args:
+        name: The name in the paper's tables, or the system's own name if it is not in them.
+        target: `module:Class`, relative to this package. The module is imported when the system is chosen.
+        kind: "dense" for one depth map per image, "points" for one answer in words per point.
+        kwargs: Keyword arguments of the class.
+        requirement: Packages, environment variables and GPU memory.
+        tables: Numbers of the paper's tables that show the system; none for a variant. The scores of table 3 come from
+            lmms-eval, not from this benchmark.
+        weights: Hub name or folder of the checkpoint, or "torch.hub:FILE"; "" if there is none on this machine.
+        required_options: Keyword arguments without a good default, which the user must give.
+    """
+
+    name: str
+    target: str
+    kind: Literal["dense", "points"] = "dense"
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    requirement: Requirement = field(default_factory=Requirement)
+    tables: tuple[int, ...] = ()
+    weights: str = ""
+    required_options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image of the benchmark, as a predictor sees it.
+
+    Args:
+        id: Identifier of the image in its set.
+        image: The RGB image as stored.
+        intrinsics: fx, fy, cx, cy in pixels, with the centre of the top left pixel at (0.5, 0.5).
+        points: `(n, 2)` float64 columns and rows, in pixels, where depth is scored. Dense predictors do not need them.
+        truth: `(n,)` depths in metres, for the oracle alone.
+    """
+
+    id: str
+    image: Image.Image
+    intrinsics: tuple[float, float, float, float]
+    points: NDArray[np.float64]
+    truth: NDArray[np.float64] = field(repr=False, compare=False, default_factory=lambda: np.zeros(0))
+
+
 class Predictor:
-    """A depth model or a VLM with its weights loaded."""
+    """A system with its weights loaded."""
 
     name: ClassVar[str] = ""
-    requires: ClassVar[Requirement] = Requirement()
 
     def checkpoint(self) -> str | None:
-        """Hash of its weights and settings, where a card can be written of it; None else."""
+        """Return the hash of the weights and settings if a card can be written about them, else None."""
         return None
 
     def close(self) -> None:
-        """Frees what it holds besides memory, such as a process of its own. Called once, at the end."""
+        """Release everything besides memory, such as another process. Called once, at the end."""
 
 
 class DensePredictor(Predictor, ABC):
-    """Answers with a map."""
+    """A predictor that answers with a depth map per image."""
 
     @abstractmethod
     def predict(self, examples: Sequence[Example]) -> list[NDArray[np.float32]]:
-        """Z-depth in metres of images of one size, `(H, W)` of the image each. Non-finite or non-positive values are
-        failures and count as wrong."""
+        """Return one `(H, W)` map of z-depth in metres per image; all images of a call have one size.
+
+        Values that are not finite or not positive are failures and count as wrong.
+        """
 
 
 @dataclass(frozen=True)
 class PointAnswer:
-    """`metres`: NaN where nothing could be read from `text`, the system's own words."""
+    """An answer about one point.
+
+    Args:
+        metres: The depth, or NaN if none can be read from `text`.
+        text: The system's own words.
+    """
 
     metres: float
     text: str = ""
 
 
 class PointPredictor(Predictor, ABC):
-    """Answers in words, about one point at a time."""
+    """A predictor that answers in words, about one point at a time."""
 
     @abstractmethod
     def predict(self, examples: Sequence[Example]) -> list[list[PointAnswer]]:
-        """One answer for every point of every example, in their order."""
+        """Return one answer for every point of every example, in their order."""
+
+
+class Constant(DensePredictor):
+    """The same distance everywhere: "Always Output 2.0m" of table 1.
+
+    Args:
+        metres: A distance above 0.
+
+    Raises:
+        ValueError: `metres` is not a finite number above 0.
+    """
+
+    def __init__(self, metres: float = 2.0):
+        if not (np.isfinite(metres) and metres > 0):
+            raise ValueError(f"A constant prediction must be a finite number of metres above 0, got {metres}.")
+        self.metres = float(metres)
+        self.name = f"Always Output {self.metres}m"  # type: ignore[misc]
+
+    def predict(self, examples: Sequence[Example]) -> list[NDArray[np.float32]]:
+        """Return maps that hold `metres` everywhere."""
+        return [np.full(example.image.size[::-1], self.metres, dtype=np.float32) for example in examples]
+
+
+class Oracle(PointPredictor):
+    """The truth at every point: the score that a perfect system would have under the protocol."""
+
+    name = "Oracle"
+
+    def predict(self, examples: Sequence[Example]) -> list[list[PointAnswer]]:
+        """Return the truth of the examples.
+
+        Raises:
+            ValueError: An example holds no truth.
+        """
+        for example in examples:
+            if len(example.truth) != len(example.points):
+                raise ValueError(
+                    f"The oracle needs the truth of all {len(example.points)} points of {example.id!r}, got "
+                    f"{len(example.truth)}."
+                )
+        return [[PointAnswer(float(metres)) for metres in example.truth] for example in examples]
+
+
+def check_maps(maps: Any, examples: Sequence[Example], name: str = "") -> list[NDArray[np.float32]]:
+    """Check the answer of a dense predictor and return it as float32.
+
+    NaN, infinite, zero and negative values pass: they are failures, which the protocol counts as wrong.
+
+    Args:
+        maps: One `(H, W)` array of real numbers per image, of the size of the image.
+        examples: The images that the predictor was given.
+        name: Name of the system, for messages.
+
+    Raises:
+        PredictorError: Nothing was returned, or not one map per image; or a map has another size than its image or
+            does not hold real numbers. The message names the system and the image.
+    """
+    who = f"The predictor {name!r}" if name else "The predictor"
+    if maps is None:
+        raise PredictorError(f"{who} returned nothing for {len(examples)} image(s), the first {examples[0].id!r}.")
+    found = [np.asarray(depth) for depth in maps]
+    if len(found) != len(examples):
+        raise PredictorError(f"{who} returned {len(found)} map(s) for {len(examples)} image(s).")
+    for depth, example in zip(found, examples, strict=True):
+        width, height = example.image.size
+        if depth.shape != (height, width):
+            raise PredictorError(
+                f"{who} returned a map of shape {depth.shape} for the image {example.id!r}: ({height}, {width}), its "
+                "height and width, was expected. Resize the map in the predictor; it knows how it resized the image."
+            )
+        if depth.dtype.kind not in "fiu":
+            raise PredictorError(f"{who} returned a map of {depth.dtype} for the image {example.id!r}, not of metres.")
+    return [depth.astype(np.float32, copy=False) for depth in found]

@@ -1,10 +1,9 @@
-"""DepthVLM itself, as a row."""
+"""DepthVLM itself as a system of the benchmark."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,48 +13,35 @@ from huggingface_hub import snapshot_download
 from numpy.typing import NDArray
 from PIL import Image
 
-from ...checkpoint import checkpoint_hash, split_revision, weight_files
+from ...checkpoint import BUNDLED_MODEL, checkpoint_hash, resolve_model_path, split_revision, weight_files
 from ...loading import load_checkpoint
 from ...processing import DEPTH_PROMPT, DEPTH_SYSTEM_PROMPT
-from .dense import PredictorError, checkpoint_path, rgb_pixels
+from .dense import rgb_pixels
 from .interface import DensePredictor, Example
 
 
-def bundled_nano() -> Path:
-    """The folder of the small checkpoint that comes with the package.
+class DepthVLMSystem(DensePredictor):
+    """A DepthVLM checkpoint in its own or the published layout: one prefill per batch, no text.
 
-    Raises:
-        PredictorError: this installation does not hold it.
-    """
-    folder = Path(str(files(__name__.split(".")[0]) / "nano"))
-    if not (folder / "config.json").is_file():
-        raise PredictorError(f"This installation does not hold the small model (looked in {folder}): name another.")
-    return folder
-
-
-class DepthVLM(DensePredictor):
-    """
-    A DepthVLM checkpoint: its own, or in the published layout. One prefill a batch, no text; the focal length comes
-    from the intrinsics (section 3.3 of the paper), and the map is brought to the image's size as `depthvlm predict`
-    does it, bilinearly.
+    The focal length comes from the intrinsics (section 3.3 of the paper). As in `depthvlm predict`, the map is resized
+    bilinearly to the image.
 
     Args:
-        model: a folder or a name on the Hub; None: the bundled small model.
+        model: A folder, a name on the Hub, or `depthvlm-nano` for the bundled small model.
         device: `auto`, `cuda`, `cuda:1`, `mps` or `cpu`.
-        dtype: `auto`: the checkpoint's own, but float32 for a small model on a CPU; else its name.
-        focal_length: in pixels, for every image in place of its own; the canonical one (1000) leaves images at their
-            own size, as in the row of the paper's table 7 that was trained without normalisation.
-        **kwargs: see [`depthvlm.load`], such as `attn_implementation`, `revision` or `token`.
+        dtype: Name of a dtype; `auto` for the checkpoint's own, but float32 for a small model on a CPU.
+        focal_length: Pixels, for all images in place of their own focal lengths. The canonical one (1000) leaves images
+            at their own size, as in the row of the paper's table 7 that was trained without normalisation.
+        **kwargs: See [`depthvlm.load`], such as `attn_implementation`, `revision` or `token`.
 
     Raises:
-        OSError: there is no such model.
+        OSError: There is no such model.
+        ValueError: `focal_length` is not positive.
     """
-
-    name = "DepthVLM"
 
     def __init__(
         self,
-        model: str | Path | None = None,
+        model: str | Path = BUNDLED_MODEL,
         *,
         device: str = "auto",
         dtype: str = "auto",
@@ -65,7 +51,7 @@ class DepthVLM(DensePredictor):
         if focal_length is not None and not focal_length > 0:
             raise ValueError(f"`focal_length` is in pixels and positive, got {focal_length}.")
         self.focal_length = focal_length
-        path = checkpoint_path(bundled_nano() if model is None else model)
+        path = resolve_model_path(str(model))
         self.model, self.processor = load_checkpoint(path, device, dtype, **kwargs)
         self._files = _local_folder(path, getattr(self.model.config, "_commit_hash", None), **kwargs)
         conversation: list[Any] = [
@@ -75,7 +61,7 @@ class DepthVLM(DensePredictor):
         self._text = self.processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
 
     def checkpoint(self) -> str | None:
-        """See [`~depthvlm.checkpoint_hash.checkpoint_hash`]; None where the weights are no safetensors."""
+        """Return the checkpoint's [`~depthvlm.checkpoint.checkpoint_hash`]; None without safetensors."""
         return self._hash
 
     @cached_property
@@ -83,7 +69,7 @@ class DepthVLM(DensePredictor):
         return checkpoint_hash(self._files) if weight_files(self._files) else None
 
     def predict(self, examples: Sequence[Example]) -> list[NDArray[np.float32]]:
-        """Images of several sizes may share a batch too."""
+        """Return the maps; images of several sizes may share a batch."""
         inputs = self.processor(
             images=[Image.fromarray(rgb_pixels(example)) for example in examples],
             text=[self._text] * len(examples),

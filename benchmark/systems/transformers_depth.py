@@ -1,4 +1,4 @@
-"""Any depth estimator of transformers whose answer is in metres."""
+"""Metric depth estimators of transformers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...loading import hub_keywords
-from .dense import PredictorError, checkpoint_path, load_whole, pick_device, pick_dtype, stacked_pixels, to_maps
-from .interface import DensePredictor, Example
+from ...checkpoint import resolve_model_path
+from ...loading import hub_keywords, pick_device, pick_dtype
+from .dense import load_whole, stacked_pixels, to_maps
+from .interface import DensePredictor, Example, PredictorError
 
 METRIC_TYPES = frozenset({"zoedepth", "depth_pro", "glpn", "tipsv2_dpt"})
-"""Model types whose every checkpoint answers in metres."""
+"""Model types of which all checkpoints answer in metres."""
 _OTHER_TYPES = {
     "prompt_depth_anything": "it completes a sparse depth map, which this benchmark does not give",
     "chmv2": "it measures the height of trees from above",
@@ -26,16 +27,16 @@ _OTHER_TYPES = {
 
 
 def check_metric(config: Any, model: str, metric: bool | None = None) -> None:
-    """
-    Refuse a checkpoint whose depth is not in metres.
+    """Refuse a checkpoint whose depth is not in metres.
 
     Args:
-        config: of the model.
-        model: its name, for messages.
-        metric: what the user says, where the config does not: DPT checkpoints are of both kinds, and theirs look alike.
+        config: Configuration of the model.
+        model: Name of the model, for messages.
+        metric: Whether the user says that it is metric, for models whose config does not: DPT checkpoints are of both
+            kinds, with configs that look alike.
 
     Raises:
-        PredictorError: it is relative (`depth_estimation_type`), or nothing says that it is metric.
+        PredictorError: The checkpoint is relative (`depth_estimation_type`), or nothing says that it is metric.
     """
     kind = config.model_type
     if kind in _OTHER_TYPES:
@@ -55,31 +56,29 @@ def check_metric(config: Any, model: str, metric: bool | None = None) -> None:
 
 
 class TransformersDepth(DensePredictor):
-    """
-    What `pipeline("depth-estimation")` loads, fed batch by batch.
+    """A model of `pipeline("depth-estimation")`, fed batch by batch.
 
-    Preprocessing and postprocessing are the checkpoint's own image processor's. For two families they are done here,
-    as transformers (5.23) needs torchvision for them: Depth Pro, and the end of ZoeDepth, whose padding is cut off.
+    The checkpoint's own image processor does the pre- and post-processing. For two families this is done here, because
+    transformers (5.23) needs torchvision for them: Depth Pro, and the last step of ZoeDepth, which cuts off padding.
 
     Depth Pro's network answers with inverse depth in an image of unit width; its metres need a focal length. The
-    benchmark knows the camera, and gives it: `1 / (answer * width / fx)`, as `infer(image, f_px=...)` of
-    apple/ml-depth-pro does. `focal_length="estimated"` takes the model's own field of view instead.
+    benchmark knows the camera and gives it: `1 / (answer * width / fx)`, like `infer(image, f_px=...)` of
+    apple/ml-depth-pro. With `focal_length="estimated"` the model's own field of view takes its place.
 
     Args:
-        model: a folder or a name on the Hub.
+        model: A folder or a name on the Hub.
         device: `auto`, `cuda`, `cuda:1`, `mps` or `cpu`.
-        dtype: of the weights.
-        focal_length: for Depth Pro, see above. No other model of this kind takes one.
-        metric: see [`check_metric`].
-        flip_average: whether the mean of the map and of the mirrored image's is taken, at twice the cost. By default
-            for ZoeDepth alone, whose own evaluation does so (`with_flip_aug` in isl-org/ZoeDepth).
-        **kwargs: of `from_pretrained`, such as `revision` or `token`; the processor gets those of the Hub too.
+        dtype: Name of the dtype of the weights.
+        focal_length: "given" or "estimated", for Depth Pro; see above. No other model of this kind takes one.
+        metric: See [`check_metric`].
+        flip_average: Whether to average the maps of the image and of its mirror image, at twice the cost. By default
+            for ZoeDepth alone, as in its own evaluation (`with_flip_aug` in isl-org/ZoeDepth).
+        **kwargs: Keyword arguments of `from_pretrained`, such as `revision` or `token`; those of the Hub reach the
+            processor too.
 
     Raises:
-        PredictorError: its depth is not metric, it has no field of view to estimate, or its checkpoint lacks weights.
+        PredictorError: Its depth is not metric, it has no field of view to estimate, or its checkpoint lacks weights.
     """
-
-    name = "transformers depth estimation"
 
     def __init__(
         self,
@@ -96,7 +95,7 @@ class TransformersDepth(DensePredictor):
 
         if focal_length not in ("given", "estimated"):
             raise ValueError(f'`focal_length` must be "given" or "estimated", got {focal_length!r}.')
-        model = checkpoint_path(model)
+        model = resolve_model_path(model)
         origin = hub_keywords(model, kwargs)
         config = AutoConfig.from_pretrained(model, **origin)
         check_metric(config, model, metric)
@@ -116,7 +115,7 @@ class TransformersDepth(DensePredictor):
             self.model = self.model.to(pick_device(device))
 
     def predict(self, examples: Sequence[Example]) -> list[NDArray[np.float32]]:
-        """One forward pass for all examples."""
+        """Return the maps of images of one size, from one forward pass."""
         pixels = stacked_pixels(examples)
         height, width = pixels.shape[1:3]
         inputs = self.processor(images=list(pixels), return_tensors="pt")
@@ -141,7 +140,7 @@ class TransformersDepth(DensePredictor):
 
 
 class _DepthProProcessor:
-    """Rescaling, normalisation, then one bilinear resampling without antialiasing, with the checkpoint's settings."""
+    """Rescaling, normalisation and one bilinear resampling without antialiasing, with the checkpoint's settings."""
 
     def __init__(self, model: str, origin: dict[str, Any]):
         from transformers.image_processing_utils import BaseImageProcessor
@@ -160,12 +159,14 @@ class _DepthProProcessor:
 
 
 def _depth_pro_maps(inverse: Tensor, height: int, width: int, focal: Sequence[float], fov: Tensor | None) -> Tensor:
-    """
-    Metres from canonical inverse depth `(N, h, w)`.
+    """Return metres from canonical inverse depth `(N, h, w)`.
 
     Args:
-        focal: of each image, in pixels along its width.
-        fov: horizontal, in degrees, to take instead of `focal`; or None.
+        inverse: The network's answer.
+        height: Height of the images in pixels.
+        width: Width of the images in pixels.
+        focal: Focal length of each image along its width, in pixels.
+        fov: Horizontal field of view in degrees, which replaces `focal`; or None.
     """
     if fov is not None:
         ratio = 2 * torch.tan(0.5 * torch.deg2rad(fov.float().flatten()))
@@ -178,7 +179,7 @@ def _depth_pro_maps(inverse: Tensor, height: int, width: int, focal: Sequence[fl
 
 
 def _zoedepth_maps(depth: Tensor, height: int, width: int, padded: bool) -> Tensor:
-    """ZoeDepth's maps `(N, h, w)` at the size of the padded image, bicubic, without the padding."""
+    """Resize ZoeDepth's maps `(N, h, w)` to the padded image, bicubic, and cut off the padding."""
     rows, columns = (int(sqrt(side / 2) * 3) if padded else 0 for side in (height, width))
     size = (height + 2 * rows, width + 2 * columns)
     depth = F.interpolate(depth[:, None], size=size, mode="bicubic", align_corners=False)[:, 0]

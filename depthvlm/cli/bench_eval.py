@@ -62,14 +62,14 @@ def evaluate(
         from ..benchmark.scoring.results import check_writable
         from ..benchmark.scoring.runner import System
         from ..benchmark.scoring.runner import evaluate as run
-        from ..benchmark.systems import find_row, make_predictor
+        from ..benchmark.systems import find_system, make_predictor
     except ImportError as error:
         raise fail(f'{error}. The benchmark needs its extra: pip install "depthvlm[bench]"', code=2) from None
 
     options = named_values(option, "--option") | ({"allow_untrained_head": True} if allow_untrained_head else {})
     with expected_failures(code=2):
         chosen = get_protocol(protocol, **named_values(change, "--change"))
-        row = find_row(predictor)
+        row = find_system(predictor)
         sets = open_sets(data, split, tuple(source or ()))
         check_writable(out)
         loaded: Any = make_predictor(predictor, **options)

@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..benchmark.sources import source_class, source_names
-from ..benchmark.systems import PREDICTORS, PREFIXES, Row, can_run
+from ..benchmark.systems import PREFIXES, SYSTEMS, System, can_run
 
 _PIPE_WIDTH = 200
 
@@ -22,7 +22,7 @@ def run(console: Console | None = None) -> None:
     table.add_column("row", no_wrap=True)
     for title in ("system", "kind", "tables", "needs", "runs here"):
         table.add_column(title, overflow="fold")
-    for key, row in PREDICTORS.items():
+    for key, row in SYSTEMS.items():
         able, remark = can_run(row)
         here = f"{'yes' if able else 'no'}: {remark}" if remark else "yes"
         tables = ", ".join(map(str, row.tables)) or "-"
@@ -46,7 +46,7 @@ def run(console: Console | None = None) -> None:
     console.print(sources)
 
 
-def needs(row: Row) -> str:
+def needs(row: System) -> str:
     """Packages, environment variables, options and GPU memory, in a few words."""
     requirement = row.requirement
     parts = [*requirement.packages, *requirement.environment, *(f"{name}=" for name in row.required_options)]

@@ -23,7 +23,7 @@ from depthvlm.benchmark.scoring.runner import System, evaluate
 from depthvlm.benchmark.scoring.tasks import make_example
 from depthvlm.benchmark.sources.frames import Source
 from depthvlm.benchmark.sources.synthetic import Synthetic
-from depthvlm.benchmark.systems.ours import DepthVLM
+from depthvlm.benchmark.systems.ours import DepthVLMSystem
 from forward import build_model, take_tokens
 from rich.console import Console
 from rich.table import Table
@@ -52,7 +52,7 @@ def main(
 ) -> None:
     """Print time in the model, time of the whole evaluation, and their ratio, for points and for dense maps."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    predictor = DepthVLM(device=device)
+    predictor = DepthVLMSystem(device=device)
     network = build_model("4b", layers, device, dtype)
     take_tokens(network.config, predictor.model.config)
     predictor.model = network

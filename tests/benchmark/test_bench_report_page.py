@@ -33,7 +33,7 @@ from depthvlm.benchmark.scoring.eval_sets import EvalSet
 from depthvlm.benchmark.scoring.protocols import PROTOCOLS, get_protocol
 from depthvlm.benchmark.scoring.results import ImageResult, lines_path
 from depthvlm.benchmark.scoring.runner import System, evaluate
-from depthvlm.benchmark.systems.simple import Constant, Oracle
+from depthvlm.benchmark.systems.interface import Constant, Oracle
 from matplotlib.figure import Figure
 from PIL import Image
 from toy_results import make

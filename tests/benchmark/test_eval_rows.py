@@ -10,7 +10,7 @@ from datasets import Dataset, Features, Image, Value
 from depthvlm.benchmark.scoring.eval_sets import EvalRows, EvalSet, open_sets
 from depthvlm.benchmark.scoring.protocols import get_protocol
 from depthvlm.benchmark.scoring.runner import System, evaluate
-from depthvlm.benchmark.systems.simple import Constant
+from depthvlm.benchmark.systems.interface import Constant
 from PIL import ExifTags
 from PIL import Image as Picture
 

@@ -1,4 +1,4 @@
-"""The API row against a server on loopback: what it sends, what it retries, what it pays for."""
+"""VLMs on a server, against one on loopback: what is sent, retried, paid for and kept on disk."""
 
 import json
 import math
@@ -10,13 +10,21 @@ import threading
 import time
 from email.utils import formatdate
 
+import chat_server
 import numpy as np
 import pytest
 from chat_server import ChatServer, Reply, Request, completion, serve
-from depthvlm.benchmark.systems.answers import ARROW_PROMPT, parse_rate
-from depthvlm.benchmark.systems.api import ApiVLM, CostLimitReached
-from depthvlm.benchmark.systems.arrow import draw_arrow
-from depthvlm.benchmark.systems.chat_client import ChatClient, ChatServerError, RateLimiter
+from depthvlm.benchmark.systems.api import (
+    Answer,
+    AnswerCache,
+    ApiVLM,
+    ChatClient,
+    ChatServerError,
+    CostLimitReached,
+    RateLimiter,
+    answer_key,
+)
+from depthvlm.benchmark.systems.arrow import ARROW_PROMPT, draw_arrow
 from depthvlm.benchmark.systems.interface import Example
 from PIL import Image
 
@@ -63,7 +71,7 @@ class TestRequest:
         assert (answer.metres, answer.text) == (2.5, "<answer>2.5</answer>")
         [request] = server.requests
         assert request.path == "/v1/chat/completions"
-        assert request.headers["Authorization"] == f"Bearer {SECRET}"
+        assert request.headers["authorization"] == f"Bearer {SECRET}"
         picture, words = request.body["messages"][0]["content"]
         assert words == {"type": "text", "text": ARROW_PROMPT}
         assert picture["type"] == "image_url"
@@ -88,13 +96,30 @@ class TestRequest:
         assert server.requests[0].image.size == (1024, 512)
         assert server.requests[0].image.format == "JPEG"
 
-    def test_no_key_is_sent_where_none_is_wanted(self, tmp_path, monkeypatch):
-        monkeypatch.setenv("HF_TOKEN", "hf_of_the_user")
+    @pytest.mark.parametrize("key", [None, "A_KEY"])
+    def test_no_other_servers_secrets_are_sent(self, tmp_path, monkeypatch, key):
+        secrets = {"HF_TOKEN": "hf_of_the_user", "OPENAI_ADMIN_KEY": "sk-admin", "OPENAI_ORG_ID": "org-mine"}
+        secrets["OPENAI_CUSTOM_HEADERS"] = "Authorization: Bearer other-secret\nX-Gateway: other-secret"
+        for name, value in secrets.items():
+            monkeypatch.setenv(name, value)
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        monkeypatch.setenv("A_KEY", "its-own-key")
         with serve(script()) as server:
-            vlm(server, tmp_path, api_key_env=None).predict([example(0)])
-        assert "Authorization" not in server.requests[0].headers
-        assert "hf_of_the_user" not in str(server.requests[0].headers)
+            vlm(server, tmp_path, api_key_env=key).predict([example(0)])
+        headers = server.requests[0].headers
+        assert headers.get("authorization") == (None if key is None else "Bearer its-own-key")
+        for secret in ("hf_of_the_user", "sk-admin", "org-mine", "other-secret", SECRET):
+            assert secret not in str(headers)
+
+    def test_nothing_follows_to_another_server(self, tmp_path):
+        with serve(script()) as other:
+            elsewhere = Reply(307, b"over there", {"Location": f"{other.url}/chat/completions"})
+            with (
+                serve(script(elsewhere)) as server,
+                pytest.raises(ChatServerError, match="refused with status 307: over there"),
+            ):
+                vlm(server, tmp_path).predict([example(0)])
+        assert other.requests == []
 
     def test_order_of_answers(self, tmp_path):
         """With several requests under way, later ones answered first."""
@@ -229,7 +254,6 @@ class TestAnswers:
             assert vlm(server, tmp_path).predict(four)[3][0].metres == 3
         assert [math.isnan(answer.metres) for [answer] in answers] == [True, True, True, False]
         assert [answer.text for [answer] in answers] == ["I see no arrow.", "<answer>-2</answer>", "", texts[3]]
-        assert parse_rate(answers) == 0.25
         assert len(server.requests) == 4
 
     def test_examples_without_points(self, tmp_path):
@@ -306,6 +330,7 @@ class TestCache:
         assert len(server.requests) == asked + 2
         assert [a.metres for [a] in answers] == [1, 2, 2.5, 2.5]
 
+    @pytest.mark.slow
     def test_killed_half_way(self, tmp_path):
         """Twelve questions, two at once; the process is killed while two wait. Nothing is paid for twice."""
         hold, half_way = threading.Event(), threading.Event()
@@ -319,16 +344,17 @@ class TestCache:
 
         run = (
             "import sys\n"
-            "sys.path.insert(0, sys.argv[1])\n"
+            "sys.path[:0] = sys.argv[3:]\n"
             "from test_predictor_api import ApiVLM, example\n"
-            "api = ApiVLM('gpt-test', base_url=sys.argv[2], cache=sys.argv[3], concurrency=2)\n"
+            "api = ApiVLM('gpt-test', base_url=sys.argv[1], cache=sys.argv[2], concurrency=2)\n"
             "api.predict([example(i, 3) for i in range(4)])\n"
         )
         with serve(answer) as server:
-            command = [sys.executable, "-c", run, os.path.dirname(__file__), server.url, str(tmp_path)]
+            folders = [os.path.dirname(file) for file in (__file__, chat_server.__file__)]
+            command = [sys.executable, "-c", run, server.url, str(tmp_path), *folders]
             process = subprocess.Popen(command)
             try:
-                assert half_way.wait(60)
+                assert half_way.wait(120)
                 process.send_signal(signal.SIGKILL)
             finally:
                 process.kill()
@@ -392,5 +418,97 @@ class TestLimits:
         with serve(script(*[Reply(500)] * 9)) as server:
             client = ChatClient(server.url, None, sleep=lambda _: stop.set())
             with pytest.raises(ChatServerError, match="after one try"):
-                client.complete({"messages": [{"content": [{"image_url": {"url": "x"}}]}]}, stop)
+                client.complete("m", [{"role": "user", "content": [{"image_url": {"url": "x"}}]}], {}, stop)
         assert len(server.requests) == 1
+
+
+KEY = "ab" + "0" * 62
+
+
+def picture(value: int = 0, size: tuple[int, int] = (4, 3)) -> Image.Image:
+    return Image.fromarray(np.full((size[1], size[0], 3), value, dtype=np.uint8))
+
+
+def test_round_trip(tmp_path):
+    cache = AnswerCache(tmp_path / "answers")
+    assert cache.get(KEY) is None
+    assert not cache.folder.exists()
+    answer = Answer("<answer>2,5 \u00b1 1</answer>\n", 812, 40, "stop")
+    cache.put(KEY, answer)
+    assert cache.get(KEY) == answer
+    assert AnswerCache(tmp_path / "answers").get(KEY) == answer
+    cache.put(KEY, Answer("again"))
+    assert cache.get(KEY) == Answer("again", None, None, "")
+    assert cache.path(KEY) == tmp_path / "answers" / "ab" / f"{KEY}.json"
+
+
+def test_every_part_of_a_question_counts():
+    keys = [
+        answer_key("m", "p", picture(), {"temperature": 0}),
+        answer_key("n", "p", picture(), {"temperature": 0}),
+        answer_key("m", "q", picture(), {"temperature": 0}),
+        answer_key("m", "p", picture(1), {"temperature": 0}),
+        answer_key("m", "p", picture(size=(3, 4)), {"temperature": 0}),
+        answer_key("m", "p", picture(), {"temperature": 1}),
+        answer_key("m", "p", picture(), {}),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert all(len(key) == 64 and int(key, 16) >= 0 for key in keys)
+    assert answer_key("m", "p", picture(), {"a": 1, "b": [2]}) == answer_key("m", "p", picture(), {"b": [2], "a": 1})
+    with pytest.raises(TypeError):
+        answer_key("m", "p", picture(), {"a": object()})
+
+
+def test_an_answer_of_an_earlier_version_is_read(tmp_path):
+    """Its place and its fields are those of the answers that people have paid for."""
+    cache = AnswerCache(tmp_path)
+    (tmp_path / "ab").mkdir()
+    kept = '{"text": "2 m", "input_tokens": 812, "output_tokens": 40, "finish_reason": "stop"}'
+    (tmp_path / "ab" / f"{KEY}.json").write_text(kept)
+    assert cache.get(KEY) == Answer("2 m", 812, 40, "stop")
+    key = answer_key("m", "p", picture(), {"temperature": 0.0, "max_tokens": 1024})
+    assert key == "ec68478b264d802bbbe2c408cb9286022b2e38092ed88897551d9ca9c056f61f"
+
+
+def test_a_file_that_is_no_answer(tmp_path):
+    cache = AnswerCache(tmp_path)
+    for content in ('{"text": "2', '{"words": "2"}', "[]"):
+        cache.path(KEY).parent.mkdir(exist_ok=True)
+        cache.path(KEY).write_text(content)
+        with pytest.raises(ValueError, match=rf"{KEY}\.json does not hold an answer .* Delete it"):
+            cache.get(KEY)
+
+
+def test_nothing_partial(tmp_path, monkeypatch):
+    cache = AnswerCache(tmp_path)
+    cache.put(KEY, Answer("first"))
+
+    def disk_full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        cache.put(KEY, Answer("second"))
+    assert cache.get(KEY) == Answer("first")
+    assert [path.name for path in cache.path(KEY).parent.iterdir()] == [f"{KEY}.json"]
+
+
+@pytest.mark.slow
+def test_several_processes(tmp_path):
+    """Four processes write the same 20 answers over and over, and read only whole ones."""
+    script = (
+        "import sys\n"
+        "from depthvlm.benchmark.systems.api import AnswerCache, Answer\n"
+        "cache = AnswerCache(sys.argv[1])\n"
+        "for turn in range(2):\n"
+        "    for i in range(20):\n"
+        "        key = f'{i:02x}' + 'f' * 62\n"
+        "        cache.put(key, Answer(sys.argv[2] * 5000, i))\n"
+        "        answer = cache.get(key)\n"
+        "        assert len(answer.text) == 5000 and len(set(answer.text)) == 1 and answer.input_tokens == i\n"
+    )
+    workers = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path), letter]) for letter in "abcd"]
+    assert [worker.wait(200) for worker in workers] == [0] * 4
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 20
+    assert all(json.loads(path.read_text())["text"][:2] in ("aa", "bb", "cc", "dd") for path in files)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from depthvlm.benchmark.synthetic.scenes import render_scene
 from depthvlm.benchmark.systems import make_predictor
-from depthvlm.benchmark.systems.ours import DepthVLM
+from depthvlm.benchmark.systems.ours import DepthVLMSystem
 from PIL import Image
 from toy_checkpoint import save_toy_checkpoint
 from toy_examples import toy_example
@@ -92,4 +92,4 @@ def test_the_bundled_model_measures_scenes_it_has_not_seen():
 
 def test_a_model_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no model folder .*nowhere"):
-        DepthVLM(tmp_path / "nowhere", device="cpu")
+        DepthVLMSystem(tmp_path / "nowhere", device="cpu")

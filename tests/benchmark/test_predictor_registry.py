@@ -10,8 +10,9 @@ from importlib import import_module
 
 import pytest
 import torch
+from depthvlm.benchmark import systems
 from depthvlm.benchmark.report.published import published_table
-from depthvlm.benchmark.systems import PREDICTORS, Row, availability, can_run, find_row, make_predictor
+from depthvlm.benchmark.systems import SYSTEMS, System, availability, can_run, find_system, make_predictor
 from depthvlm.benchmark.systems.interface import DensePredictor, PointPredictor, Requirement
 from huggingface_hub import constants
 from rich.console import Console
@@ -22,20 +23,20 @@ from depthvlm.cli import bench_list as _command_bench_list
 @pytest.mark.parametrize("number", [1, 2, 3, 8])
 def test_every_system_of_the_tables_is_a_row(number):
     listed = {row.name for row in published_table(number).rows()}
-    assert listed == {row.name for row in PREDICTORS.values() if number in row.tables}
+    assert listed == {row.name for row in SYSTEMS.values() if number in row.tables}
 
 
 def test_tables_name_the_systems_they_hold():
-    for row in PREDICTORS.values():
+    for row in SYSTEMS.values():
         for number in row.tables:
             assert row.name in {published.name for published in published_table(number).rows()}
 
 
-@pytest.mark.parametrize("key", PREDICTORS)
+@pytest.mark.parametrize("key", SYSTEMS)
 def test_a_row_fits_its_class(key):
-    row = PREDICTORS[key]
+    row = SYSTEMS[key]
     module, _, name = row.target.partition(":")
-    loaded = getattr(import_module(module), name)
+    loaded = getattr(import_module(module, systems.__name__), name)
     assert issubclass(loaded, DensePredictor if row.kind == "dense" else PointPredictor)
     inspect.signature(loaded).bind(**row.kwargs, **dict.fromkeys(row.required_options))
     assert not row.requirement.packages or row.requirement.install
@@ -45,8 +46,8 @@ def test_naming_rows_costs_no_model_library():
     code = (
         "import sys\n"
         "sys.argv = ['depthvlm']  # the command registers nothing before it loads a model\n"
-        "from depthvlm.benchmark.systems import PREDICTORS, find_row\n"
-        "[find_row(key) for key in PREDICTORS]\n"
+        "from depthvlm.benchmark.systems import SYSTEMS, find_system\n"
+        "[find_system(key) for key in SYSTEMS]\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -55,7 +56,7 @@ def test_naming_rows_costs_no_model_library():
 
 @pytest.mark.parametrize("spec", ["unidepth-v2-l", "UniDepth V2 L", "unidepth_v2_l", " Unidepth-V2-L "])
 def test_keys_are_read_kindly(spec):
-    assert find_row(spec) is PREDICTORS["unidepth-v2-l"]
+    assert find_system(spec) is SYSTEMS["unidepth-v2-l"]
 
 
 @pytest.mark.parametrize(
@@ -75,15 +76,15 @@ def test_unknown_names_are_answered_with_near_ones(spec, near):
 
 def test_what_is_near_nothing():
     with pytest.raises(ValueError, match="bench list") as error:
-        find_row("Qwen/Some-Model")
+        find_system("Qwen/Some-Model")
     assert "vlm:HUB_ID" in str(error.value)
     assert "pipeline:HUB_ID" in str(error.value)
-    assert "Did you mean" not in str(find_row_error("xyzzy"))
+    assert "Did you mean" not in str(find_system_error("xyzzy"))
 
 
-def find_row_error(spec: str) -> ValueError:
+def find_system_error(spec: str) -> ValueError:
     with pytest.raises(ValueError, match="no predictor") as error:
-        find_row(spec)
+        find_system(spec)
     return error.value
 
 
@@ -110,22 +111,22 @@ class TestPrefixes:
         ],
     )
     def test_rows_of_any_model(self, spec, kind, module, kwargs):
-        row = find_row(spec)
+        row = find_system(spec)
         assert row.name == spec
         assert row.kind == kind
         assert row.kwargs == kwargs
-        assert row.target.split(":")[0] == f"depthvlm.benchmark.systems.{module}"
+        assert row.target.split(":")[0] == f".{module}"
 
     def test_a_key_goes_to_its_own_server_only(self):
-        assert find_row("api:gpt-4o").requirement.environment == ("OPENAI_API_KEY",)
-        assert find_row("api:m@http://localhost:1/v1").requirement == Requirement()
+        assert find_system("api:gpt-4o").requirement.environment == ("OPENAI_API_KEY",)
+        assert find_system("api:m@http://localhost:1/v1").requirement.environment == ()
 
     @pytest.mark.parametrize(
         "spec", ["depthvlm:", "pipeline: ", "vlm:", "api:", "api:m@", "api:m@localhost:8000", "api:@http://a"]
     )
     def test_incomplete(self, spec):
         with pytest.raises(ValueError, match="is not complete: give"):
-            find_row(spec)
+            find_system(spec)
 
 
 def test_options_that_a_class_does_not_take():
@@ -136,8 +137,8 @@ def test_options_that_a_class_does_not_take():
 
 
 class TestCanRun:
-    def row(self, **values: object) -> Row:
-        return Row("a system", "nowhere:Nothing", **values)  # type: ignore[arg-type]
+    def row(self, **values: object) -> System:
+        return System("a system", "nowhere:Nothing", **values)  # type: ignore[arg-type]
 
     def test_nothing_is_needed(self):
         assert can_run(self.row()) == (True, "")
@@ -221,8 +222,8 @@ def test_the_list_shows_every_row_and_asks_nobody(monkeypatch):
     _command_bench_list.run(Console(file=out, width=220))
     lines = out.getvalue().splitlines()
     first_words = [line.split()[0] for line in lines if line.strip()]
-    assert set(PREDICTORS) < set(first_words)
-    shown = {key: next(line for line in lines if line.split()[:1] == [key]) for key in PREDICTORS}
+    assert set(SYSTEMS) < set(first_words)
+    shown = {key: next(line for line in lines if line.split()[:1] == [key]) for key in SYSTEMS}
     assert shown["always-2m"].split()[-4:] == ["dense", "1", "-", "yes"]
     assert shown["oracle"].split()[-4:] == ["points", "-", "-", "yes"]
     assert shown["depthvlm-4b"].split()[3:7] == ["1,", "2,", "3,", "8"]

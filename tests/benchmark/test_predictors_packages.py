@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from depthvlm.benchmark.systems import make_predictor
-from depthvlm.benchmark.systems.dense import PredictorError
+from depthvlm.benchmark.systems.interface import PredictorError
 from toy_examples import toy_example
 
 

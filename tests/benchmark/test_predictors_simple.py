@@ -4,17 +4,8 @@ import numpy as np
 import pytest
 import torch
 from depthvlm.benchmark.systems import make_predictor
-from depthvlm.benchmark.systems.dense import (
-    PredictorError,
-    camera_matrix,
-    check_maps,
-    pick_device,
-    pick_dtype,
-    resize_maps,
-    rgb_pixels,
-    stacked_pixels,
-)
-from depthvlm.benchmark.systems.simple import Constant, Oracle
+from depthvlm.benchmark.systems.dense import resize_maps, rgb_pixels, stacked_pixels
+from depthvlm.benchmark.systems.interface import Constant, Oracle, PredictorError, check_maps
 from PIL import Image
 from toy_examples import toy_example
 
@@ -66,24 +57,24 @@ class TestCheckMaps:
         depth = np.array([[np.nan, -1.0], [0.0, np.inf]])
         np.testing.assert_array_equal(check_maps([depth], [toy_example(2, 2)])[0], depth)
 
-    def test_nothing(self):
-        with pytest.raises(PredictorError, match=r"'zoedepth' returned nothing for 1 image\(s\), the first 'image-7'"):
-            check_maps(None, [toy_example(seed=7)], "zoedepth")
-
-    @pytest.mark.parametrize("count", [0, 1, 3])
-    def test_another_number(self, count):
-        with pytest.raises(PredictorError, match=rf"'zoedepth' returned {count} map\(s\) for 2 image"):
-            check_maps([np.ones((48, 64))] * count, [toy_example(), toy_example()], "zoedepth")
-
-    @pytest.mark.parametrize("shape", [(64, 48), (24, 32), (1, 48, 64), (48, 64, 1)])
-    def test_another_size(self, shape):
-        with pytest.raises(PredictorError, match=r"'x' returned a map of shape .*'image-0': \(48, 64\)"):
-            check_maps([np.ones(shape)], [toy_example()], "x")
-
-    @pytest.mark.parametrize("dtype", [object, complex, bool, str])
-    def test_no_numbers(self, dtype):
-        with pytest.raises(PredictorError, match="not of metres"):
-            check_maps([np.ones((48, 64)).astype(dtype)], [toy_example()])
+    @pytest.mark.parametrize(
+        ("maps", "message"),
+        [
+            (None, r"'zoedepth' returned nothing for 2 image\(s\), the first 'image-7'"),
+            *(
+                ([np.ones((48, 64))] * count, rf"'zoedepth' returned {count} map\(s\) for 2 image")
+                for count in (0, 1, 3)
+            ),
+            *(
+                ([np.ones(shape)] * 2, r"'zoedepth' returned a map of shape .*'image-7': \(48, 64\)")
+                for shape in [(64, 48), (24, 32), (1, 48, 64), (48, 64, 1)]
+            ),
+            *(([np.ones((48, 64)).astype(kind)] * 2, "not of metres") for kind in (object, complex, bool, str)),
+        ],
+    )
+    def test_other_answers_are_refused(self, maps, message):
+        with pytest.raises(PredictorError, match=message):
+            check_maps(maps, [toy_example(seed=7), toy_example()], "zoedepth")
 
 
 def test_pixels_stay_as_stored():
@@ -109,18 +100,7 @@ def test_a_batch_has_one_size():
         stacked_pixels([toy_example(), toy_example(65)])
 
 
-def test_camera_matrices():
-    assert camera_matrix((50, 60, 32, 24)).tolist() == [[50, 0, 32], [0, 60, 24], [0, 0, 1]]
-
-
 def test_maps_are_resized_edges_on_edges():
     """Pixel i of 2 covers pixels 2i and 2i + 1 of 4; between their centres it is linear, beyond them constant."""
     depth = resize_maps(torch.tensor([[[1.0, 3.0]]]), (1, 4))
     assert depth.tolist() == [[[1.0, 1.5, 2.5, 3.0]]]
-
-
-def test_devices_and_dtypes_by_name():
-    assert pick_device("cpu") == torch.device("cpu")
-    assert pick_dtype("bfloat16") is torch.bfloat16
-    with pytest.raises(ValueError, match="'int8' is not known"):
-        pick_dtype("int8")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from depthvlm.benchmark.systems import make_predictor
-from depthvlm.benchmark.systems.dense import PredictorError
+from depthvlm.benchmark.systems.interface import PredictorError
 from depthvlm.benchmark.systems.transformers_depth import TransformersDepth, check_metric
 from safetensors.torch import load_file, save_file
 from toy_examples import toy_example

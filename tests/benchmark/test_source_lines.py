@@ -18,7 +18,7 @@ from depthvlm.benchmark.scoring.tasks import make_example
 from depthvlm.benchmark.sources import open_source
 from depthvlm.benchmark.sources.frames import SourceError
 from depthvlm.benchmark.sources.lines import AnnotationLines
-from depthvlm.benchmark.systems.simple import Constant
+from depthvlm.benchmark.systems.interface import Constant
 from PIL import Image
 from toy_source_files import fails, write_depth, write_image
 

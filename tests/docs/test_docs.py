@@ -174,13 +174,13 @@ def test_every_file_has_its_place_in_the_site():
 
 
 def test_the_page_of_results_names_every_table_and_every_row():
-    from depthvlm.benchmark.systems import PREDICTORS
+    from depthvlm.benchmark.systems import SYSTEMS
 
     page = (REPOSITORY / "docs" / "paper.md").read_text()
     in_words = re.sub(r"[Tt]ables? (\d+), (\d+) and (\d+)|[Tt]ables? (\d+) and (\d+)", r"\1 \2 \3 \4 \5", page)
     for number in range(1, 12):
         assert re.search(rf"^## .*\b{number}\b", in_words, flags=re.MULTILINE), f"table {number}"
-    for key, row in PREDICTORS.items():
+    for key, row in SYSTEMS.items():
         if row.tables:
             assert f"`{key}`" in page, key
 

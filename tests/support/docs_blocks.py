@@ -304,12 +304,12 @@ def check_build(arguments: list[str]) -> bool:
 
 def with_small_predictor(arguments: list[str], workspace: Workspace) -> tuple[list[str], bool]:
     """`bench eval` with a checkpoint of DepthVLM replaced by nano; and whether its system can run here."""
-    from depthvlm.benchmark.systems import find_row
+    from depthvlm.benchmark.systems import find_system
     from depthvlm.benchmark.systems.registry import OURS
 
     place = 1 + next(i for i, word in enumerate(arguments) if word in ("--predictor", "-p"))
     name = arguments[place]
-    if find_row(name).target == OURS and name not in RUN_PREDICTORS:  # an error where there is no such row
+    if find_system(name).target == OURS and name not in RUN_PREDICTORS:  # an error where there is no such row
         name = f"depthvlm:{workspace.models['nano']}"
     changed = [*arguments[:place], name, *arguments[place + 1 :]]
     return changed, name in RUN_PREDICTORS or name.startswith("depthvlm:")

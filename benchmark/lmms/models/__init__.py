@@ -1,3 +1,3 @@
-"""Found by lmms-eval through LMMS_EVAL_PLUGINS=depthvlm.benchmark.lmms, which knows simple models only."""
+"""The simple model that lmms-eval finds through LMMS_EVAL_PLUGINS=depthvlm.benchmark.lmms."""
 
 AVAILABLE_MODELS = {"depthvlm": "DepthVLM"}  # module here, and class in it

@@ -1,4 +1,4 @@
-"""DepthVLM behind lmms-eval's interface: words about images and videos, in batches, greedy unless a task samples."""
+"""DepthVLM as a model of lmms-eval: replies about images and videos, in batches, greedy unless a task samples."""
 
 from __future__ import annotations
 
@@ -12,37 +12,36 @@ from lmms_eval.protocol import ChatMessages
 from PIL import Image
 from tqdm import tqdm
 
+from ....loading import load_checkpoint
 from ....processing import DEPTH_SYSTEM_PROMPT
-from ...systems.ours import DepthVLM as Checkpoint
-from ...systems.ours import bundled_nano
 from ..videos import read_frames
 
-BUNDLED = "depthvlm-nano"
-_HARNESS_STOP = "\n\n"  # lmms-eval adds it to tasks that name no stop words; its own chat models pass over it too
+_HARNESS_STOP = "\n\n"  # lmms-eval adds it to tasks without stop words; its own chat models ignore it too
 
 
 class DepthVLM(lmms):
-    """
-    The simple interface of lmms-eval: a question's images and videos, then its text.
+    """The simple interface of lmms-eval: the images and videos of a question, then its text.
 
-    Nothing is known of the cameras of general benchmarks, and their questions are not about metres, so images are by
-    default seen as the underlying Qwen3-VL sees them: at their own size, rounded to whole visual tokens, within the
-    pixel budget, with its bicubic filter. With `fov` they are brought to the canonical camera, as for depth.
+    The cameras of general benchmarks are unknown, and their questions are not about metres. By default images are
+    therefore seen as the underlying Qwen3-VL sees them: at their own size, rounded to whole visual tokens, within the
+    pixel budget, with its bicubic filter. With `fov` they are resized to the canonical camera, as for depth.
 
     Args:
-        pretrained: a folder, a name on the Hub, or "depthvlm-nano" for the small checkpoint of this package.
+        pretrained: A folder, a name on the Hub, or "depthvlm-nano" for the small checkpoint of this package.
         device: `auto`, `cuda`, `cuda:1`, `mps` or `cpu`; under `accelerate launch` each process takes its own.
-        dtype: `bfloat16`, `float16`, `float32`; `auto`: the checkpoint's own, but float32 for a small one on a CPU.
-        batch_size: questions in a batch.
-        fov: horizontal field of view in degrees that all images are taken to have; None: see above.
-        min_pixels, max_pixels: least and greatest area of an image as the model sees it; the checkpoint's by default.
-        num_frames: of a video, evenly spaced.
-        system_prompt: "" for none.
-        attn_implementation, revision: of `from_pretrained`.
+        dtype: `bfloat16`, `float16`, `float32`; `auto` for the checkpoint's own, but float32 for a small one on a CPU.
+        batch_size: Number of questions in a batch.
+        fov: Horizontal field of view of all images in degrees; None: see above.
+        min_pixels: Least area of an image as the model sees it, in pixels; the checkpoint's by default.
+        max_pixels: Greatest area.
+        num_frames: Number of evenly spaced frames of a video.
+        system_prompt: The system prompt; "" for none.
+        attn_implementation: Argument of `from_pretrained`.
+        revision: Branch, tag or commit on the Hub.
 
     Raises:
-        ValueError: an argument is out of its range.
-        OSError: there is no such model.
+        ValueError: An argument is out of its range.
+        OSError: There is no such model.
     """
 
     is_simple = True
@@ -59,7 +58,7 @@ class DepthVLM(lmms):
         num_frames: int = 32,
         system_prompt: str = DEPTH_SYSTEM_PROMPT,
         attn_implementation: str | None = None,
-        revision: str = "main",
+        revision: str | None = None,
     ) -> None:
         super().__init__()
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
@@ -70,15 +69,13 @@ class DepthVLM(lmms):
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         where = str(self.accelerator.device) if self._world_size > 1 else device or "auto"
         options: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-        model = str(bundled_nano()) if pretrained == BUNDLED else pretrained
-        checkpoint = Checkpoint(model, device=where, dtype=dtype, revision=revision, **options)
-        self.network, self.processor = checkpoint.model, checkpoint.processor
+        self.network, self.processor = load_checkpoint(pretrained, where, dtype, revision=revision, **options)
         self.device = self.network.device
         self.batch_size, self.num_frames, self.system_prompt = int(batch_size), num_frames, system_prompt
         self.image_options = _image_options(self.processor.image_processor, fov, min_pixels, max_pixels)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """The reply to every request, in their order."""
+        """Return the reply to every request, in their order."""
         replies = [""] * len(requests)
         batches = list(self._batches(requests))
         for batch in tqdm(batches, disable=self.rank != 0, desc="DepthVLM replies"):
@@ -89,15 +86,15 @@ class DepthVLM(lmms):
         return replies
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """Not offered: no task of the paper's tables needs it."""
+        """Raise NotImplementedError: no task of the paper's tables needs likelihoods."""
         raise NotImplementedError("DepthVLM answers in words: take tasks with `output_type: generate_until`.")
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
-        """Not offered: no task of the paper's tables needs it."""
+        """Raise NotImplementedError: no task of the paper's tables has several rounds."""
         raise NotImplementedError("DepthVLM answers one turn: take tasks with `output_type: generate_until`.")
 
     def _batches(self, requests: Sequence[Any]) -> Iterator[list[int]]:
-        """Requests with the same options, those with texts of similar length together."""
+        """Yield batches of requests with the same options, those with texts of similar length together."""
         groups: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
             groups.setdefault(repr(sorted(self._generation_options(request.args).items())), []).append(index)
@@ -126,7 +123,7 @@ class DepthVLM(lmms):
     def _with_frames(
         self, conversations: list[list[dict[str, Any]]]
     ) -> tuple[list[list[dict[str, Any]]], list[dict[str, Any]]]:
-        """The same with frames in place of paths, and the metadata of all videos in their order."""
+        """Return the conversations with frames in place of paths, and the metadata of all videos in their order."""
         found: list[dict[str, Any]] = []
 
         def decoded(part: dict[str, Any]) -> dict[str, Any]:
@@ -170,7 +167,7 @@ class DepthVLM(lmms):
 
 
 class DepthVLMChat(DepthVLM):
-    """The chat interface of lmms-eval: images stand in the text where a task puts them."""
+    """The chat interface of lmms-eval, with images in the text where a task puts them."""
 
     is_simple = False
 
@@ -182,7 +179,7 @@ class DepthVLMChat(DepthVLM):
 
 
 def _image_options(processor: Any, fov: float | None, least: int | None, greatest: int | None) -> dict[str, Any]:
-    """What the image processor is told about every image."""
+    """Return the options of the image processor for every image."""
     budget = {"min_pixels": least, "max_pixels": greatest}
     options: dict[str, Any] = {name: value for name, value in budget.items() if value is not None}
     if fov is not None:
@@ -192,7 +189,7 @@ def _image_options(processor: Any, fov: float | None, least: int | None, greates
 
 
 def _visual(visual: Any) -> dict[str, Any]:
-    """An image, or the path of a video."""
+    """Return the part of a message for an image or the path of a video."""
     if isinstance(visual, Image.Image):
         return {"type": "image", "image": visual}
     if isinstance(visual, str):
@@ -201,7 +198,7 @@ def _visual(visual: Any) -> dict[str, Any]:
 
 
 def _decoding(options: dict[str, Any]) -> dict[str, Any]:
-    """A task's options for `generate`: greedy, unless it gives a temperature above 0."""
+    """Return a task's options for `generate`: greedy, unless it gives a temperature above 0."""
     options = {"max_new_tokens": 128, "num_beams": 1, **options}
     temperature = options.get("temperature")
     if options.get("do_sample") if temperature is None else temperature > 0:

@@ -1,1 +1,1 @@
-"""No tasks of our own: lmms-eval demands that a package named in LMMS_EVAL_PLUGINS has this folder."""
+"""An empty folder of tasks, which lmms-eval requires of a package named in LMMS_EVAL_PLUGINS."""
