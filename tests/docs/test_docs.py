@@ -4,55 +4,29 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import REPOSITORY
 from datasets import Dataset
 from docs_blocks import PAGES, SMALL_RUN, Block, DocsError, Workspace, blocks, check_options, commands
 from PIL import Image
-from safetensors.torch import load_file, save_file
-from toy_training import toy_dataset, toy_rows
+from toy_checkpoint import make_foreign
+from toy_clips import write_clip
+from toy_training import save_toy_lines, toy_dataset, toy_rows
 from typer.testing import CliRunner
 
 from depthvlm.checkpoint import bundled_model_path
 from depthvlm.cli.app import app
 
 NANO = bundled_model_path()
-HEAD_KEYS = (
-    "depth_config",
-    "depth_loss_weight",
-    "silog_lambda",
-    "canonical_focal_length",
-    "depth_prompt_ids",
-    "auto_map",
-)
+LONG = ("finetune", "onnx", "paper", "training")  # pages whose blocks train several models or export them
 
 
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory) -> Path:
     """Nano without its head, as a plain Qwen3-VL checkpoint."""
-    folder = tmp_path_factory.mktemp("qwen")
-    config = json.loads((NANO / "config.json").read_text())
-    config |= {"model_type": "qwen3_vl", "architectures": ["Qwen3VLForConditionalGeneration"]}
-    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k not in HEAD_KEYS}))
-    weights = load_file(NANO / "model.safetensors")
-    kept = {name: weight for name, weight in weights.items() if not name.startswith("depth_head.")}
-    assert len(kept) < len(weights)
-    save_file(kept, folder / "model.safetensors", {"format": "pt"})
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(NANO / name, folder)
-    images = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen3VLProcessor"}
-    images |= {
-        "patch_size": 16,
-        "temporal_patch_size": 2,
-        "merge_size": 2,
-        "image_mean": [0.5] * 3,
-        "image_std": [0.5] * 3,
-    }
-    images |= {"size": {"shortest_edge": 32 * 32, "longest_edge": 384 * 384}}
-    (folder / "preprocessor_config.json").write_text(json.dumps(images))
-    return folder
+    unused = shutil.ignore_patterns("README.md", "training_recipe.yaml", "generation_config.json")
+    return make_foreign(Path(shutil.copytree(NANO, tmp_path_factory.mktemp("qwen") / "nano", ignore=unused)))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +46,7 @@ def template(tmp_path_factory) -> Path:
             picture.resize((96, 64)).save(folder / name, exif=picture.info.get("exif", b""))
     shutil.copy(REPOSITORY / "depthvlm" / "assets" / "room.jpg", folder)
     write_rgbd(folder)
-    write_video(folder / "clip.mp4")
+    write_clip(folder / "clip.mp4", [1, 2, 3, 4])
     for split in ("test", "train"):
         options = ["--root", str(folder), "--out", str(folder / "bench"), "--split", split, "--num-images", "4"]
         result = CliRunner().invoke(app, ["bench", "build", "synthetic", *options, "--workers", "1"])
@@ -82,24 +56,15 @@ def template(tmp_path_factory) -> Path:
 
 def write_rgbd(folder: Path) -> None:
     """`rgbd.jsonl` with its files; the folders of stage2_mixed.yaml; a folder of RGB-D files."""
-    (folder / "files").mkdir()
+    save_toy_lines(folder)
     (folder / "rooms" / "rgb").mkdir(parents=True)
     (folder / "rooms" / "depth").mkdir()
     (folder / "rooms" / "intrinsics.json").write_text("[1000, 1000, 48, 32]")
     (folder / "rooms" / "depth.json").write_text('{"depth_scale": 1000}')
-    lines = []
     for index, row in enumerate(toy_rows(8)):
-        names: dict[str, Any] = {"images": [], "depth": []}
-        for column, values in names.items():
-            for value in row[column] or []:
-                values.append(None if value is None else f"files/{index}_{column}.png")
-                if value is not None:
-                    value.save(folder / values[-1])
         if row["depth"] and row["depth"][0]:
             row["images"][0].save(folder / "rooms" / "rgb" / f"{index}.jpg")
             row["depth"][0].save(folder / "rooms" / "depth" / f"{index}.png")
-        lines.append(json.dumps(row | names))
-    (folder / "rgbd.jsonl").write_text("\n".join(lines))
     words = [{"messages": row["messages"]} for row in toy_rows(4)]
     for name, data in {
         "rgbd": toy_dataset(toy_rows(8)),
@@ -108,19 +73,6 @@ def write_rgbd(folder: Path) -> None:
     }.items():
         (folder / "data" / name).mkdir(parents=True)
         data.to_parquet(folder / "data" / name / "train.parquet")
-
-
-def write_video(path: Path) -> None:
-    """Four frames of 96x64 pixels."""
-    import av
-
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=4)
-        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
-        for shade in range(4):
-            frame = av.VideoFrame.from_image(Image.new("RGB", (96, 64), (60 * shade, 90, 120)))
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
 
 
 @pytest.fixture
@@ -137,7 +89,9 @@ def workspace(template, qwen, tmp_path, monkeypatch) -> Workspace:
 # --- The pages
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, id=page.stem, marks=[pytest.mark.slow] * (page.stem in LONG)) for page in PAGES]
+)
 def test_every_block_of_the_page_works(page, workspace):
     for block in blocks(page):
         workspace.run(block)

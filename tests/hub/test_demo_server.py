@@ -130,6 +130,7 @@ def short_lived(tmp_path: Path) -> Iterator[DemoProcess]:
     process.process.kill()
 
 
+@pytest.mark.slow
 def test_everything_temporary_is_removed(short_lived):
     server = short_lived
     assert server.folder.stat().st_mode & 0o777 == 0o700

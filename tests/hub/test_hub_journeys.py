@@ -1,9 +1,7 @@
 """Whole journeys from a Hub, each step a fresh process as users run it, first with an empty cache and then offline."""
 
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from bench_builds import build_toy
 from bench_source import make_toy
 from conftest import REPOSITORY
 from demo_process import DemoProcess
+from fresh import python
 from loopback_hub import LoopbackHub
 from loopback_repos import Token
 from safetensors.torch import load_file
@@ -52,23 +51,13 @@ class World:
         rows.to_parquet(str(folder / "rgbd" / "data" / "train-00000-of-00001.parquet"))
         hub.put(folder / "rgbd", "ada/rgbd", "dataset", private=True)
 
-    def environment(self, home: str, token: str | None = "hf_ada", offline: bool = False) -> dict[str, str]:
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-        known = {"HF_ENDPOINT": self.hub.url, "HF_HOME": str(self.folder / home), "OMP_NUM_THREADS": "1"}
-        return kept | known | ({"HF_TOKEN": token} if token else {}) | ({"HF_HUB_OFFLINE": "1"} if offline else {})
+    def variables(self, home: str, token: str | None = "hf_ada", offline: bool = False) -> dict[str, str]:
+        known = {"HF_ENDPOINT": self.hub.url, "HF_HOME": str(self.folder / home)}
+        return known | ({"HF_TOKEN": token} if token else {}) | ({"HF_HUB_OFFLINE": "1"} if offline else {})
 
     def run(self, home: str, *command: object, code: int = 0, **how: Any) -> str:
         """What a fresh process prints, which must end with `code`."""
-        given = [sys.executable, *map(str, command)]
-        done = subprocess.run(
-            given,
-            cwd=self.folder,
-            env=self.environment(home, **how),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == code, done.stdout[-2000:] + done.stderr[-4000:]
+        done = python(*command, code=code, folder=self.folder, **self.variables(home, **how))
         return done.stdout + done.stderr
 
     def twice(self, home: str, *command: object, **how: Any) -> tuple[str, str]:
@@ -215,7 +204,7 @@ def test_what_was_pushed_serves_every_use(world, trained, monkeypatch, tmp_path)
     assert "not in the cache, and this is offline mode" in " ".join(offline.split())
 
     for offline in (False, True):
-        for key, value in world.environment("demo", offline=offline).items():
+        for key, value in world.variables("demo", offline=offline).items():
             monkeypatch.setenv(key, value)
         root = tmp_path / str(offline)
         root.mkdir()

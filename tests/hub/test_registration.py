@@ -1,11 +1,10 @@
 """`import depthvlm` makes transformers' Auto classes know DepthVLM, whichever comes first; the command is light."""
 
 import json
-import subprocess
-import sys
 from importlib.metadata import version
 
 import pytest
+from fresh import python
 
 import depthvlm
 
@@ -77,9 +76,7 @@ for script in json.loads(sys.argv[1]):
 def outcomes() -> dict[str, str]:
     """The end of each script in a fresh process: "fine", or its traceback."""
     scripts = [*(f"{imports}\n{REGISTERED}" for imports in ORDERS), UNCHANGED]
-    command = [sys.executable, "-W", "error::RuntimeWarning", "-c", FORKED, json.dumps(scripts)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = python("-W", "error::RuntimeWarning", "-c", FORKED, json.dumps(scripts))
     return dict(zip([*ORDERS, UNCHANGED], map(json.loads, done.stdout.splitlines()), strict=True))
 
 

@@ -1,46 +1,28 @@
 """A checkpoint carries its code: it loads in a fresh process where the package is not installed."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
+from fresh import HIDE_THE_PACKAGE, depth_here, python, save_noise
 from toy_checkpoint import save_toy_checkpoint
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
-from depthvlm import DepthVLMForConditionalGeneration, DepthVLMProcessor
-
-HIDE_THE_PACKAGE = """
-import sys
-
-class Hidden:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "depthvlm":
-            raise ModuleNotFoundError(f"{name} is hidden", name=name)
-
-sys.meta_path.insert(0, Hidden())
-"""
-
 LOAD = """
 import json, sys
-import numpy as np, torch
+import numpy as np
 from PIL import Image
 from transformers import (AutoConfig, AutoImageProcessor, AutoModel, AutoModelForDepthEstimation,
                           AutoModelForImageTextToText, AutoProcessor, pipeline)
 
-folder, image, again = sys.argv[1:4]
+folder, image, again = sys.argv[1:]
 trust = {"trust_remote_code": True}
 image = Image.open(image)
 config = AutoConfig.from_pretrained(folder, **trust)
 processor = AutoProcessor.from_pretrained(folder, **trust)
-messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "How far?"}]}]
-text = processor.apply_chat_template(messages, add_generation_prompt=True)
-inputs = processor(images=[image], text=[text], focal_length=100.0, return_tensors="pt")
+inputs = fresh.ask(processor, image, focal_length=100.0)
 result = {"classes": [type(config).__name__, type(processor).__name__]}
 depth = {}
 for name, auto in {"model": AutoModel, "chat": AutoModelForImageTextToText}.items():
@@ -72,36 +54,16 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 def test_everything_without_the_package(checkpoint, tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "image.png")
-    run = subprocess.run(
-        [sys.executable, "-c", HIDE_THE_PACKAGE + LOAD, checkpoint, tmp_path / "image.png", tmp_path / "again"],
-        env=os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    result = json.loads(run.stdout.splitlines()[-1])
-    assert result == {
+    picture, again = save_noise(tmp_path / "image.png"), tmp_path / "again"
+    offline = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+    done = python("-c", HIDE_THE_PACKAGE + LOAD, checkpoint, picture, again, **offline)
+    assert json.loads(done.stdout.splitlines()[-1]) == {
         "classes": ["DepthVLMConfig", "DepthVLMProcessor"],
         "estimator": [90, 120],
         "pipeline": [90, 120],
         "reply": True,
     }
-    processor = DepthVLMProcessor.from_pretrained(checkpoint)
-    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "How far?"}]}]
-    inputs = processor(
-        images=[Image.fromarray(pixels)],
-        text=[processor.apply_chat_template(messages, add_generation_prompt=True)],
-        focal_length=100.0,
-        return_tensors="pt",
-    )
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    here = DepthVLMForConditionalGeneration.from_pretrained(checkpoint).predict_depth(**inputs)[0].numpy()
-    torch.set_num_threads(threads)
-    there = np.load(tmp_path / "again" / "depth.npz")
+    here, there = depth_here(checkpoint, picture, 100.0), np.load(again / "depth.npz")
     assert sorted(there) == ["again", "chat", "model"]
     for depth in there.values():
         np.testing.assert_array_equal(depth, here)

@@ -327,6 +327,7 @@ class TestAutoClasses:
             assert isinstance(AutoImageProcessor.from_pretrained(tmp_path), DepthVLMImageProcessor)
             assert isinstance(AutoImageProcessor.from_pretrained(tmp_path, backend="pil"), DepthVLMImageProcessorPil)
 
+    @pytest.mark.slow
     def test_remote_code_where_the_package_is_not_installed(self, processor, tmp_path):
         processor.save_pretrained(tmp_path / "first")
         picture().save(tmp_path / "photo.png")

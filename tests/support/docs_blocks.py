@@ -39,7 +39,7 @@ PAGES = sorted(
     [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *(REPOSITORY / "docs").glob("*.md")],
     key=lambda path: path.stem,
 )
-FENCE = re.compile(r"^ *```(.*)$")
+FENCE = re.compile(r"^ *```")
 MARKER = re.compile(r"<!-- docs-test: (not run|not ours): (\S.*?) -->")
 SHOWN = ("text", "yaml")  # languages of blocks that nobody runs
 
@@ -88,16 +88,7 @@ class DocsError(AssertionError):
 
 @dataclass(frozen=True)
 class Block:
-    """
-    A fenced block.
-
-    Args:
-        page: its file.
-        line: of its first line of code.
-        language: after the fence; "" where there is none.
-        code: its text.
-        mark: "not run", "not ours" or "".
-    """
+    """A fenced block; `line` is that of its first line of code, `mark` is "not run", "not ours" or ""."""
 
     page: Path
     line: int
@@ -115,22 +106,17 @@ def blocks(page: Path) -> list[Block]:
     """The fenced blocks of a page, in order."""
     found: list[Block] = []
     lines = page.read_text(encoding="utf-8").splitlines()
-    number = 0
-    while number < len(lines):
-        fence = FENCE.match(lines[number])
-        if not fence:
-            number += 1
-            continue
-        before = lines[number - 1].strip() if number else ""
+    fences = iter([number for number, line in enumerate(lines) if FENCE.match(line)])
+    for start in fences:
+        before = lines[start - 1].strip() if start else ""
         mark = MARKER.fullmatch(before)
         if not mark and "docs-test" in before:
-            raise DocsError(f"{page.name}:{number}: `{before}` is no mark that docs_blocks.py knows.")
-        end = next((i for i in range(number + 1, len(lines)) if lines[i].strip() == "```"), None)
-        if end is None:
-            raise DocsError(f"{page.name}:{number + 1}: this block does not end.")
-        code = "\n".join(lines[number + 1 : end])
-        found.append(Block(page, number + 2, fence[1].strip(), code, mark[1] if mark else ""))
-        number = end + 1
+            raise DocsError(f"{page.name}:{start}: `{before}` is no mark that docs_blocks.py knows.")
+        end = next(fences, None)
+        if end is None or lines[end].strip() != "```":
+            raise DocsError(f"{page.name}:{start + 1}: this block does not end.")
+        language, code = lines[start].strip()[3:], "\n".join(lines[start + 1 : end])
+        found.append(Block(page, start + 2, language, code, mark[1] if mark else ""))
     return found
 
 
@@ -142,18 +128,11 @@ def commands(code: str) -> list[list[str]]:
 
 @dataclass
 class Workspace:
-    """
-    A folder with tiny data, in which the blocks of one page are run one after another.
+    """A folder with tiny data, in which the blocks of one page are run one after another."""
 
-    Args:
-        folder: the current one while they run.
-        models: folders of the small models by name.
-        names: what Python blocks have at hand, and leave to those after them.
-    """
-
-    folder: Path
-    models: dict[str, Path]
-    names: dict[str, Any] = field(default_factory=dict)
+    folder: Path  # the current one while they run
+    models: dict[str, Path]  # the small ones by name
+    names: dict[str, Any] = field(default_factory=dict)  # what Python blocks have at hand, and leave to the next
 
     def fill_in(self, text: str) -> str:
         """The text with small models and tiny data in place of the reader's."""
@@ -164,12 +143,7 @@ class Workspace:
         return text
 
     def run(self, block: Block) -> None:
-        """
-        Run a block, or check what can be checked of one that is not run.
-
-        Raises:
-            DocsError: it does not work, or it is of no kind that is known here.
-        """
+        """Run a block, or check what can be checked of one that is not run. Raises DocsError when it does not work."""
         if block.language == "python":
             self._python(block)
         elif block.language == "bash":
@@ -230,12 +204,7 @@ def look_up_imports(tree: ast.Module) -> None:
 
 
 def run_command(words: list[str], workspace: Workspace, parse_only: bool) -> None:
-    """
-    One command of a bash block.
-
-    Raises:
-        DocsError: its program is not one of those known here, or it fails.
-    """
+    """One command of a bash block. Raises DocsError when it fails, or its program is not one of those known here."""
     program, arguments = words[0], words[1:]
     if program == "depthvlm":
         run_depthvlm(arguments, workspace, parse_only)

@@ -65,12 +65,16 @@ def save_toy_checkpoint(folder: Path) -> Path:
 
 def save_foreign_checkpoint(folder: Path, published: bool) -> Path:
     """The same in the published layout, or as a plain Qwen3-VL: with the files that such repositories have."""
-    save_toy_checkpoint(folder)
+    return make_foreign(save_toy_checkpoint(folder), published)
+
+
+def make_foreign(folder: Path, published: bool = False) -> Path:
+    """Rewrite a checkpoint of DepthVLM as one in the published layout, or as a plain Qwen3-VL."""
     config, images, tokenizer = (
         json.loads((folder / f"{name}.json").read_text()) for name in ("config", "processor_config", "tokenizer_config")
     )
     for name in ("auto_map", "depth_config", "silog_lambda", "canonical_focal_length", "depth_prompt_ids"):
-        del config[name]
+        config.pop(name, None)
     weight = config.pop("depth_loss_weight")
     config["text_config"]["max_position_embeddings"] = 4096  # such a repository says nothing of the toy's pixel budget
     config |= {"model_type": "qwen3_vl", "architectures": ["Qwen3VLForConditionalGeneration"]}
@@ -78,8 +82,8 @@ def save_foreign_checkpoint(folder: Path, published: bool) -> Path:
         config |= {"depth_head_type": "dpt", "depth_loss_weight": weight}
     else:
         leave_out(folder, "depth_head.")
-    given = images["image_processor"]
-    settings = {name: given[name] for name in ("size", "patch_size", "merge_size", "temporal_patch_size")}
+    kept = ("size", "patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
+    settings = {name: value for name, value in images["image_processor"].items() if name in kept}
     settings |= {"image_processor_type": "Qwen2VLImageProcessorFast", "processor_class": "Qwen3VLProcessor"}
     tokenizer.pop("auto_map", None)
     tokenizer["processor_class"] = "Qwen3VLProcessor"
