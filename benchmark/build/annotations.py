@@ -14,13 +14,11 @@ import pyarrow.parquet as pq
 from ...files import atomic_write
 from ...result_records import ResultRecord, recorded
 from .shard_writer import STATE_FOLDER, BuildError
-from .shards import build_name, finished_builds, shard_paths
+from .shards import CANONICAL_FOCAL_LENGTH, build_name, finished_builds, shard_paths
 
 # `datasets` passes over folders with such names; among the files of another it would take the build for a folder of
 # images.
 FILES_FOLDER = "__files__"
-
-CANONICAL_FX = 1000.0
 
 
 def write_annotations(
@@ -85,7 +83,7 @@ def annotation_line(row: dict[str, Any], prefix: str) -> dict[str, Any]:
         prefix: prefix of the paths of its files.
     """
     fx, fy, cx, cy = row["intrinsics"]
-    scale = CANONICAL_FX / fx
+    scale = CANONICAL_FOCAL_LENGTH / fx
     texts = {message["role"]: message["content"] for message in row["messages"]}
     return {
         "id": row["id"],
@@ -99,7 +97,7 @@ def annotation_line(row: dict[str, Any], prefix: str) -> dict[str, Any]:
         "original_fy": fy,
         "original_cx": cx,
         "original_cy": cy,
-        "canonical_fx": CANONICAL_FX,
+        "canonical_fx": CANONICAL_FOCAL_LENGTH,
         "canonical_size": [round(row["width"] * scale), round(row["height"] * scale)],
         "prompt": texts["user"],
         "solution": texts["assistant"],

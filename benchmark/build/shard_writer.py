@@ -1,13 +1,11 @@
-"""One shard of a build: its frames read, made into rows and written, all of it or nothing."""
+"""One shard of a build: its frames read, made into records and written, all of it or nothing."""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import os
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...files import write_text
+from ...files import file_hash, write_text
 from ..sources.frames import FrameError, FrameRef, Source
 from .records import RowMaker
 
@@ -116,40 +114,67 @@ def write_shard(job: ShardJob, task: ShardTask, advance: Callable[[int], None]) 
         TooManyBadFramesError: more than `job.max_bad` frames of this shard cannot be used.
         BuildError: a reader failed in a way that no bad file explains; the message names the frame.
     """
-    source = open_once(job.opener, job.name, job.root, job.options)
-    folder = Path(job.out)
+    folder, bad = Path(job.out), list[tuple[str, str]]()
     temporary = folder / STATE_FOLDER / f"{task.file}.{uuid.uuid4().hex}.tmp"
-    bad: list[tuple[str, str]] = []
     rows = points = short = 0
     try:
-        with HashedFile(temporary) as file:
-            with _ShardFile(file, job.schema) as shard:
-                for ref, wanted in zip(task.refs, task.points, strict=True):
-                    try:
-                        row = job.rows.row(source.read(ref), ref, wanted)
-                    except FrameError as error:
-                        bad.append((ref.id, _without_root(str(error), job.root)))
-                        check_bad(bad, job.max_bad)
-                    except MemoryError:
-                        raise
-                    except Exception as error:
-                        raise BuildError(
-                            f"Reading the frame {ref.id} of {job.name} failed with {type(error).__name__}: {error}. "
-                            "No unreadable file accounts for that: it is a fault of the reader."
-                        ) from error
-                    else:
-                        shard.add(row)
-                        rows += 1
-                        points += len(row["points"])
-                        short += len(row["points"]) < wanted
-                    advance(1)
-            digest, size = file.sha256.hexdigest(), file.tell()
+        with pq.ParquetWriter(
+            temporary,
+            job.schema,
+            compression="NONE",  # what is large is compressed already
+            use_dictionary=_REPEATED_PATHS,
+            write_statistics=["id", *_REPEATED],
+            write_page_index=True,
+        ) as file:
+            for group in _row_groups(_records(job, task, bad, advance)):
+                file.write_table(pa.Table.from_pylist([record for record, _ in group], schema=job.schema))
+                rows += len(group)
+                points += sum(len(record["points"]) for record, _ in group)
+                short += sum(len(record["points"]) < wanted for record, wanted in group)
+        digest, size = file_hash(temporary), temporary.stat().st_size
         os.replace(temporary, folder / task.file)
     finally:
         temporary.unlink(missing_ok=True)
     record = ShardRecord(task.file, digest, size, rows, points, short, job.plan, tuple(bad))
     write_text(record_path(folder, task.file), json.dumps(asdict(record), indent=1, sort_keys=True) + "\n")
     return record
+
+
+def _records(
+    job: ShardJob, task: ShardTask, bad: list[tuple[str, str]], advance: Callable[[int], None]
+) -> Iterator[tuple[dict[str, Any], int]]:
+    """Read the frames of a shard, and yield their records and wanted points; what cannot be used is added to `bad`."""
+    source = open_once(job.opener, job.name, job.root, job.options)
+    for ref, wanted in zip(task.refs, task.points, strict=True):
+        try:
+            record = job.rows.row(source.read(ref), ref, wanted)
+        except FrameError as error:
+            # Reasons are part of the manifest, which is the same on every machine.
+            bad.append((ref.id, str(error).replace(job.root.rstrip("/\\") + os.sep, "")))
+            check_bad(bad, job.max_bad)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise BuildError(
+                f"Reading the frame {ref.id} of {job.name} failed with {type(error).__name__}: {error}. "
+                "No unreadable file accounts for that: it is a fault of the reader."
+            ) from error
+        else:
+            yield record, wanted
+        advance(1)
+
+
+def _row_groups(records: Iterable[tuple[dict[str, Any], int]]) -> Iterator[list[tuple[dict[str, Any], int]]]:
+    group: list[tuple[dict[str, Any], int]] = []
+    size = 0
+    for record, wanted in records:
+        group.append((record, wanted))
+        size += len(record["image"]["bytes"]) + len(record["depth"]["bytes"])
+        if len(group) == GROUP_ROWS or size >= GROUP_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def read_record(folder: Path, file: str, plan: str) -> ShardRecord | None:
@@ -186,65 +211,7 @@ def record_path(folder: Path, file: str) -> Path:
     return folder / STATE_FOLDER / f"{file}.json"
 
 
-class HashedFile(io.FileIO):
-    """A new file that hashes what is written to it, from beginning to end."""
-
-    def __init__(self, path: Path):
-        super().__init__(path, "wb")
-        self.sha256 = hashlib.sha256()
-
-    def write(self, data: Any) -> int:
-        """Write and hash all of `data`."""
-        view = memoryview(data).cast("B")
-        self.sha256.update(view)
-        written = 0
-        while written < len(view):
-            written += super().write(view[written:]) or 0
-        return written
-
-
-class _ShardFile:
-    """A Parquet file that takes row after row."""
-
-    def __init__(self, file: HashedFile, schema: pa.Schema):
-        self._schema = schema
-        self._rows: list[dict[str, Any]] = []
-        self._bytes = 0
-        self._writer = pq.ParquetWriter(
-            file,
-            schema,
-            compression="NONE",  # what is large is compressed already
-            use_dictionary=_REPEATED_PATHS,
-            write_statistics=["id", *_REPEATED],
-            write_page_index=True,
-        )
-
-    def __enter__(self) -> _ShardFile:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            self._flush()
-        self._writer.close()
-
-    def add(self, row: dict[str, Any]) -> None:
-        self._rows.append(row)
-        self._bytes += len(row["image"]["bytes"]) + len(row["depth"]["bytes"])
-        if len(self._rows) == GROUP_ROWS or self._bytes >= GROUP_BYTES:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._rows:
-            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
-        self._rows, self._bytes = [], 0
-
-
 @lru_cache(maxsize=1)
 def open_once(opener: SourceOpener, name: str, root: str, options: str) -> Source:
     """Open a source once in a process; options as JSON, since lists and dictionaries cannot be cache keys."""
     return opener(name, root, **json.loads(options))
-
-
-def _without_root(reason: str, root: str) -> str:
-    """Reasons are part of the manifest, which is the same on every machine."""
-    return reason.replace(root.rstrip("/\\") + os.sep, "")
