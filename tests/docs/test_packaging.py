@@ -1,6 +1,5 @@
 """The wheel: everything that a user needs, and nothing at the top level but `depthvlm`."""
 
-import os
 import subprocess
 import sys
 import zipfile
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
+from fresh import python
 
 FOLDERS = ("modeling_depthvlm", "processing", "training", "benchmark", "hub_cards")
 HERE_AND_THERE = """
@@ -46,17 +46,10 @@ def test_contents(wheel):
     assert {f"depthvlm/benchmark/{name}" for name in bench} <= set(names)
 
 
+@pytest.mark.slow
 def test_predicts_where_only_the_wheel_is(wheel, tmp_path):
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
-    run = subprocess.run(
-        [sys.executable, "-c", HERE_AND_THERE, str(site)],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert run.stdout.strip() == "(480, 640) exif"
+    done = python("-c", HERE_AND_THERE, site, folder=tmp_path, PYTHONPATH=str(site))
+    assert done.stdout.strip() == "(480, 640) exif"

@@ -429,6 +429,7 @@ def test_without_the_extra_the_command_names_it(capsys, monkeypatch):
     assert said_by(capsys, "--help") == 'Error: Training needs no_such_package: pip install "depthvlm[train]"'
 
 
+@pytest.mark.slow
 def test_a_script_that_fails_ends_the_command_with_its_code(here):
     with pytest.raises(typer.Exit) as exit_:
         launch(["--num_processes", "1", "--cpu"], ["--config", "run.yaml", "--dataset_train_split", "nosuch"])
