@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+ENABLED = True  # the switch: False lets every layer run as it stands
+
 _STRIP = 64  # pixels a side of what is made at once: little is computed twice at its seams, and it stays in the cache
 # Numbers of an upsampled map that are made at once. CUDA's kernel takes fewer than 2^31: 21 images of 1024x768.
 _AT_ONCE = 2**27
@@ -47,7 +49,8 @@ def convolve_upsampled(x: Tensor, conv: nn.Conv2d, size: tuple[int, int]) -> Ten
         `(N, out, H, W)`, channels last in memory.
     """
     height, width = size
-    if not _may_band(x, conv.weight):
+    may_band = x.dtype == conv.weight.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
+    if not (may_band and x.device.type == "cpu" and may_compose(conv.weight)):
 
         def as_they_stand(images: Tensor) -> Tensor:
             upsampled = F.interpolate(images, size=size, mode="bilinear", align_corners=True)
@@ -106,17 +109,6 @@ def _reach(start: int, end: int, length: int, upsampled: int) -> tuple[int, int]
     """Return the pixels of the map that the upsampled ones from `start` to `end` take from, with one to spare."""
     scale = (length - 1) / max(upsampled - 1, 1)
     return max(int((start - 1) * scale) - 1, 0), min(int(end * scale) + 3, length)
-
-
-def _may_band(x: Tensor, weight: Tensor) -> bool:
-    return (
-        x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.is_grad_enabled()
-        and not is_traced()
-        and type(weight.data) is Tensor
-    )
 
 
 def is_traced() -> bool:
@@ -178,13 +170,14 @@ def _same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
 
 
 def may_compose(*weights: Tensor) -> bool:
-    """Return whether weights can be taken together now: no gradients, no tracing, and plain tensors that stay in place.
+    """Return whether layers can be taken together now: no gradients, no tracing, and plain weights that stay in place.
 
     On a CPU alone: on a GPU the edges' many small kernels cost what the products save.
     """
-    return all(w.device.type == "cpu" for w in weights) and not (
-        torch.is_grad_enabled()
-        or is_traced()
-        or (torch.distributed.is_available() and torch.distributed.is_initialized())  # sharded weights come and go
-        or any(w.is_inference() or type(w.data) is not Tensor for w in weights)
+    return (
+        ENABLED
+        and all(w.device.type == "cpu" and type(w.data) is Tensor and not w.is_inference() for w in weights)
+        and not (torch.is_grad_enabled() or is_traced())
+        # Sharded weights come and go.
+        and not (torch.distributed.is_available() and torch.distributed.is_initialized())
     )

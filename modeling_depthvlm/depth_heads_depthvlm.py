@@ -173,10 +173,11 @@ class DPTScratch(nn.Module):
 
     def forward(self, pyramid: list[Tensor]) -> Tensor:
         """Fuse the four maps of `features` channels, fine to coarse, to `(N, features // 2, H, W)`."""
-        fine, second, third, coarse = pyramid
-        x = self.refinenet3(self.refinenet4(None, coarse), third)
-        x = self.refinenet1(self.refinenet2(x, second), fine)
-        return self.output_conv1(x, (2 * fine.shape[-2], 2 * fine.shape[-1]))
+        x = None
+        for level in (4, 3, 2, 1):
+            x = getattr(self, f"refinenet{level}")(x, pyramid[level - 1])
+        height, width = pyramid[0].shape[-2:]
+        return self.output_conv1(x, (2 * height, 2 * width))
 
 
 class DPTDepthHead(DepthHead):

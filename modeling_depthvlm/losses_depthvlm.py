@@ -2,6 +2,7 @@
 """The scale-invariant logarithmic loss (paper, equation 4)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -81,9 +82,8 @@ def silog_loss(
     Raises:
         ValueError: The numbers of predictions and targets differ.
     """
-    predictions, targets = (
-        depth[None] if isinstance(depth, Tensor) and depth.ndim == 2 else depth for depth in (prediction, target)
-    )
+    given: tuple[Any, Any] = (prediction, target)
+    predictions, targets = (depth[None] if isinstance(depth, Tensor) and depth.ndim == 2 else depth for depth in given)
     if len(predictions) != len(targets):
         raise ValueError(f"Got {len(predictions)} predicted depth maps and {len(targets)} targets, expected one each.")
     total = torch.stack([p.float().sum() * 0 for p in predictions]).sum()
@@ -93,7 +93,8 @@ def silog_loss(
         if t is not None:
             groups.setdefault((p.shape, t.shape), []).append((p, t.to(total.device)))
     for pairs in groups.values():
-        losses, valid = silog_per_image(*map(torch.stack, zip(*pairs, strict=True)), silog_lambda, eps)
+        stacked, truth = (torch.stack(maps) for maps in zip(*pairs, strict=True))
+        losses, valid = silog_per_image(stacked, truth, silog_lambda, eps)
         total = total + losses.sum()
         count = count + valid.sum()
     return total / count.clamp(min=1)

@@ -369,10 +369,6 @@ class DepthVLMForConditionalGeneration(CheckpointMixin, Qwen3VLForConditionalGen
         maps = [weight.new_zeros(1, 1, width, requires_grad=one) for one in asked[self.config.head.feature_source]]
         return self.depth_head(maps, (1, 1)).sum() * 0
 
-    def depth_from_frozen_backbone(self, **inputs: Any) -> list[Tensor]:
-        """Return depth with gradients for the head alone: `run_backbone` with `text=False`."""
-        return self.run_backbone(True, text=False, **inputs)[1] or []
-
     @torch.no_grad()
     def predict_depth(
         self,
@@ -456,7 +452,7 @@ class DepthVLMForConditionalGeneration(CheckpointMixin, Qwen3VLForConditionalGen
                     "`generate` got `inputs_embeds`: no depth is predicted. Pass `input_ids` to get it."
                 )
         if not output_depth:
-            return super().generate(inputs, generation_config, *args, **kwargs)
+            return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
 
         if has_embeds:
             raise ValueError(
@@ -475,7 +471,7 @@ class DepthVLMForConditionalGeneration(CheckpointMixin, Qwen3VLForConditionalGen
         kept = type(vision)(pooler_output=vision.pooler_output, deepstack_features=vision.deepstack_features)
         kwargs["mm_encoder_outputs"] = {**(kwargs.get("mm_encoder_outputs") or {}), "image": vision}
         states = PromptStates(length)
-        output: Any = super().generate(inputs, generation_config, *args, prompt_states=states, **kwargs)
+        output: Any = super().generate(inputs, generation_config, *args, prompt_states=states, **kwargs)  # type: ignore[misc]
         image_mask = input_ids[:, -length:] == self.config.image_token_id
         output["predicted_depth"] = self._depth_from_states(
             kept, states.of_rows(len(input_ids)), image_mask, grid_thw, focal_scale
@@ -487,7 +483,7 @@ class DepthVLMForConditionalGeneration(CheckpointMixin, Qwen3VLForConditionalGen
         self, *args: Any, prompt_states: PromptStates | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         """Prepare inputs as in transformers; the prompt's states are collected in the calls of the prefill alone."""
-        model_inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        model_inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
         if prompt_states is not None and not prompt_states.complete:
             model_inputs["prompt_states"] = prompt_states
         return model_inputs
@@ -496,7 +492,12 @@ class DepthVLMForConditionalGeneration(CheckpointMixin, Qwen3VLForConditionalGen
         """Place tokens as Qwen3-VL does; a cache goes on from its own offsets, not those of the model's last call."""
         cache, types = model_kwargs.get("past_key_values"), model_kwargs.get("mm_token_type_ids")
         past = 0 if cache is None else int(cache.get_seq_length())
-        if past and hasattr(cache, "rope_deltas") and (types is None or not types[:, past:].any()):
+        if (
+            cache is not None
+            and past
+            and hasattr(cache, "rope_deltas")
+            and (types is None or not types[:, past:].any())
+        ):
             words = GenerationMixin._prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs)
             deltas = cache.rope_deltas
             return words[None] if deltas is None else words[None] + deltas.to(words.device)

@@ -387,7 +387,11 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
     ) -> dict[str, Any]:
         """Settle the pixel budget: what is given, then the processor's own, then the class's."""
         names = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
-        asked = [*dict(size or {}).items(), ("min_pixels", min_pixels), ("max_pixels", max_pixels)]
+        asked: list[tuple[str, int | None]] = [
+            *dict(size or {}).items(),
+            ("min_pixels", min_pixels),
+            ("max_pixels", max_pixels),
+        ]
         given = {names.get(key, key): value for key, value in asked if value is not None}
         unknown = set(given) - {"shortest_edge", "longest_edge"}
         if unknown:
