@@ -24,16 +24,7 @@ from ..systems.interface import DensePredictor, Example, PointAnswer, PointPredi
 from .eval_sets import EvalItem, EvalSet
 from .metrics import METRICS, ErrorSums, MetricAccumulator
 from .protocols import Protocol
-from .results import (
-    EvaluationError,
-    ImageResult,
-    Result,
-    claim,
-    lines_path,
-    mend,
-    parts_of,
-    read_parts,
-)
+from .results import EvaluationError, ImageResult, Result, claim, lines_path, mend, parts_of, read_parts
 from .statistics import bootstrap_interval
 from .tasks import EXTRA_METRICS, make_example, score_answers, score_map
 
@@ -95,10 +86,19 @@ def evaluate(
     wanted = list(range(len(eval_set)))
     if limit is not None and limit < len(wanted):
         wanted = [i * len(wanted) // limit for i in range(limit)]
+    settings = {
+        "row": system.row,
+        "options": dict(system.options),
+        "checkpoint": system.predictor.checkpoint(),  # a folder may hold another model when the run goes on
+        "data_hash": eval_set.hash,
+        "protocol": protocol.to_dict() | {"description": ""},
+        "limit": limit,
+        "extra": sorted(extra),
+    }
     shared: list[Any] = [None]
     if state.is_main_process:
         try:
-            claim(summary, _settings(system, eval_set, protocol, limit, extra))
+            claim(summary, settings)
             shared = [set(read_parts(summary))]
         except EvaluationError as error:  # all processes must stop, not this one alone
             shared = [error]
@@ -111,9 +111,9 @@ def evaluate(
     batches = _batches(missing, eval_set.sizes, batch_size)[state.process_index :: state.num_processes]
     part = summary.with_suffix(f".part{state.process_index}.jsonl")
     mend(part)
-    with part.open("a", encoding="utf-8") as file, _bar(not state.is_main_process) as bar:
-        count = sum(map(len, batches))
-        task = bar.add_task(f"{system.row} on {eval_set.source}", total=count)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with part.open("a", encoding="utf-8") as file, Progress(*columns, disable=not state.is_main_process) as bar:
+        task = bar.add_task(f"{system.row} on {eval_set.source}", total=sum(map(len, batches)))
         for results in _score(system.predictor, eval_set, protocol, batches, extra):
             file.write("".join(result.to_json() + "\n" for result in results))
             file.flush()
@@ -121,7 +121,12 @@ def evaluate(
     state.wait_for_everyone()
     result = None
     if state.is_main_process:
-        result = _finish(system, eval_set, protocol, summary, wanted, limit)
+        results = _all_results(summary, [eval_set.ids[index] for index in wanted])
+        result = _summarise(system, eval_set, protocol, results, limit)
+        write_text(lines_path(summary), "".join(one.to_json() + "\n" for one in results))
+        result.save(summary)
+        for part in parts_of(summary):
+            part.unlink()
     state.wait_for_everyone()
     return result
 
@@ -150,20 +155,6 @@ def _check(system: System, protocol: Protocol, limit: int | None, batch_size: in
         raise ValueError(
             f"{system.row!r} answers about points; the protocol {protocol.name!r} scores whole maps. Choose `depthvlm`."
         )
-
-
-def _settings(
-    system: System, eval_set: EvalSet, protocol: Protocol, limit: int | None, extra: Sequence[str]
-) -> dict[str, Any]:
-    return {
-        "row": system.row,
-        "options": dict(system.options),
-        "checkpoint": system.predictor.checkpoint(),  # a folder may hold another model when the run goes on
-        "data_hash": eval_set.hash,
-        "protocol": protocol.to_dict() | {"description": ""},
-        "limit": limit,
-        "extra": sorted(extra),
-    }
 
 
 def _batches(indices: Sequence[int], sizes: Sequence[tuple[int, int]], batch_size: int) -> list[list[int]]:
@@ -235,29 +226,15 @@ def _check_answers(predictor: DensePredictor | PointPredictor, answers: Any, exa
         raise PredictorError(f"The predictor {name!r} gave {counts} answers for {expected} points.")
 
 
-def _finish(
-    system: System,
-    eval_set: EvalSet,
-    protocol: Protocol,
-    summary: Path,
-    wanted: Sequence[int],
-    limit: int | None,
-) -> Result:
+def _all_results(summary: Path, ids: Sequence[str]) -> list[ImageResult]:
     found = read_parts(summary)
-    ids = [eval_set.ids[index] for index in wanted]
     unseen = [image for image in ids if image not in found]
     if unseen:
         raise EvaluationError(
             f"{len(unseen)} of {len(ids)} images have no result in {summary.parent}, {unseen[0]!r} first: --out must "
             "be a folder that all processes see. Start again to score them."
         )
-    results = [found[image] for image in ids]
-    result = _summarise(system, eval_set, protocol, results, limit)
-    write_text(lines_path(summary), "".join(one.to_json() + "\n" for one in results))
-    result.save(summary)
-    for part in parts_of(summary):
-        part.unlink()
-    return result
+    return [found[image] for image in ids]
 
 
 def _summarise(
@@ -325,8 +302,3 @@ def _environment() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _bar(disable: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, disable=disable)
