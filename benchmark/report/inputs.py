@@ -79,8 +79,8 @@ class Measured:
         images = list(read_lines(path))
         if len({image.id for image in images}) != len(images) or len(images) != self.result.done:
             raise ValueError(
-                f"{path} holds {len(images)} images, {self.path.name} speaks of {self.result.done}: they are not of "
-                "one run. Run the same `depthvlm bench eval` to its end."
+                f"{path} holds {len(images)} images, {self.path.name} counts {self.result.done}: they come from "
+                "different runs. Run the same `depthvlm bench eval` to its end."
             )
         return images
 

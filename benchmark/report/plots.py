@@ -7,12 +7,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from ..scoring import metrics
+from ..scoring.metrics import ErrorSums
 from ..scoring.results import ImageResult
 from .inputs import Measured, unique_names
 from .published import EVALUATION_TABLES, SPEED_TABLE, number_in, published_table, same_name
@@ -57,17 +58,6 @@ class Bars:
     title: str
     sets: list[str]
     series: list[BarSeries]
-
-
-@dataclass(frozen=True)
-class DistanceBins:
-    """Errors in bins of true depth."""
-
-    edges: NDArray[np.float64]  # metres, one more than there are bins; a bin holds its lower edge
-    points: NDArray[np.int64]  # scored points in each bin
-    failures: NDArray[np.int64]  # points without an answer; wrong in `delta1` and left out of `abs_rel`
-    delta1: NDArray[np.float64]  # NaN in a bin without a point
-    abs_rel: NDArray[np.float64]  # NaN in a bin without an answer
 
 
 @dataclass(frozen=True)
@@ -130,7 +120,7 @@ def _paper_rows(table: ReportTable) -> dict[str, ReportRow]:
     return {same_name(name): rows[row.name] for row in printed for name in (row.name, *row.also)}
 
 
-def distance_bins(lines: Mapping[str, Sequence[ImageResult]]) -> dict[str, DistanceBins]:
+def distance_bins(lines: Mapping[str, Sequence[ImageResult]]) -> dict[str, list[ErrorSums | None]]:
     """Return errors against distance of each system that has points; a dense protocol keeps none."""
     result = {}
     for label, images in lines.items():
@@ -141,34 +131,26 @@ def distance_bins(lines: Mapping[str, Sequence[ImageResult]]) -> dict[str, Dista
     return result
 
 
-def bin_by_distance(truth: ArrayLike, answers: ArrayLike, edges: Sequence[float] = DISTANCE_EDGES) -> DistanceBins:
-    """Return the error against distance.
+def bin_by_distance(
+    truth: ArrayLike, answers: ArrayLike, edges: Sequence[float] = DISTANCE_EDGES
+) -> list[ErrorSums | None]:
+    """Return the errors in bins of true depth, None for a bin without a point.
 
     Args:
         truth: `(n,)` metres of the scored points.
         answers: `(n,)` metres, NaN for a failure.
-        edges: Ascending metres; points outside are left out.
+        edges: Ascending metres; a bin holds its lower edge, and points outside are left out.
 
     Raises:
         ValueError: Truth and answers differ in number, or a true depth is not above 0.
     """
-    g, p, bounds = (np.asarray(values, dtype=np.float64) for values in (truth, answers, edges))
+    g, p = np.asarray(truth, dtype=np.float64), np.asarray(answers, dtype=np.float64)
     if g.shape != p.shape or g.ndim != 1:
         raise ValueError(f"truth and answers must be (n,) both, got {g.shape} and {p.shape}.")
     if not (np.isfinite(g) & (g > 0)).all():
         raise ValueError("A scored point has no true depth above 0 m.")
-    places = np.searchsorted(bounds, g, side="right") - 1
-    count = len(bounds) - 1
-    points, failures = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
-    delta1, abs_rel = np.full(count, np.nan), np.full(count, np.nan)
-    for index in range(count):
-        inside = places == index
-        points[index] = np.count_nonzero(inside)
-        if points[index]:
-            failures[index] = metrics.failures(p[inside], g[inside])
-            delta1[index] = metrics.delta1(p[inside], g[inside])
-            abs_rel[index] = metrics.abs_rel(p[inside], g[inside])
-    return DistanceBins(bounds, points, failures, delta1, abs_rel)
+    bins = [(low <= g) & (g < high) for low, high in pairwise(edges)]
+    return [ErrorSums.of(p[inside], g[inside]) if inside.any() else None for inside in bins]
 
 
 def plot_bars(sets: Sequence[str], series: Sequence[BarSeries]) -> bytes:
@@ -198,20 +180,19 @@ def plot_bars(sets: Sequence[str], series: Sequence[BarSeries]) -> bytes:
         return _svg(figure)
 
 
-def plot_distance(bins: Mapping[str, DistanceBins]) -> bytes:
+def plot_distance(bins: Mapping[str, Sequence[ErrorSums | None]]) -> bytes:
     """Plot delta1 and abs_rel against true depth, a line for each label; below the bins are the numbers of points."""
     with _drawing():
-        together = np.sum([each.points for each in bins.values()], axis=0)
-        most = np.max([each.points for each in bins.values()], axis=0)
-        shown = np.flatnonzero(together)
+        shown = [index for index, each in enumerate(zip(*bins.values(), strict=True)) if any(each)]
+        points = [max(sums.pixels if (sums := each[index]) else 0 for each in bins.values()) for index in shown]
         figure, (left, right) = _figure(2 * max(4.0, 0.8 + 0.52 * len(shown)), 3.6, plots=2)
-        edges = next(iter(bins.values())).edges
-        ticks = [f"{_bin_name(edges[i], edges[i + 1])}\n{most[i]}" for i in shown]
-        for index, (label, each) in enumerate(bins.items()):
-            for axes, values in ((left, each.delta1), (right, each.abs_rel)):
-                axes.plot(
-                    range(len(shown)), values[shown], "o-", color=_color(index), markersize=4, label=_legend(label)
-                )
+        names = [_bin_name(*DISTANCE_EDGES[index : index + 2]) for index in shown]
+        ticks = [f"{name}\n{count}" for name, count in zip(names, points, strict=True)]
+        for place, (label, each) in enumerate(bins.items()):
+            scores = [sums.metrics() if (sums := each[index]) else {} for index in shown]
+            for axes, metric in ((left, "delta1"), (right, "abs_rel")):
+                values = [score.get(metric, math.nan) for score in scores]
+                axes.plot(range(len(shown)), values, "o-", color=_color(place), markersize=4, label=_legend(label))
         for axes, title in ((left, "delta1"), (right, "abs_rel (answers alone)")):
             axes.set_xticks(range(len(shown)), ticks, fontsize=7.5)
             axes.set_xlabel("true depth in metres; below it, scored points")

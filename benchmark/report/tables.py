@@ -167,7 +167,7 @@ def build_report(inputs: Inputs, tables: Iterable[int] | None = None, date: str 
     wanted = REPORTED_TABLES if tables is None else tuple(dict.fromkeys(tables))
     wrong = [number for number in wanted if number not in REPORTED_TABLES]
     if wrong:
-        raise ValueError(f"No report of table {wrong[0]}: choose of {', '.join(map(str, REPORTED_TABLES))}.")
+        raise ValueError(f"A report has no table {wrong[0]}: choose from {', '.join(map(str, REPORTED_TABLES))}.")
     built = []
     for number in wanted:
         table = published_table(number)

@@ -200,7 +200,7 @@ def open_sets(folder: str | Path, split: str = "test", sources: tuple[str, ...] 
     if Path(folder).suffix.lower() in (".parquet", ".jsonl", ".json") or Path(folder).is_file():
         rows = EvalRows(folder, split)
         if sources and set(sources) != {rows.source}:
-            raise ValueError(f"{folder} is of {rows.source}, not of {', '.join(sources)}.")
+            raise ValueError(f"{folder} holds the set {rows.source}, not {', '.join(sources)}.")
         return [rows]
     if not sources:
         sources = tuple(entry["source"] for entry in finished_builds(folder, split).values())

@@ -74,87 +74,6 @@ def answers(
     return predicted[mask].astype(np.float64), metres[mask].astype(np.float64), pixels
 
 
-def delta(
-    prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None, threshold: float = DELTA_THRESHOLD
-) -> float:
-    """Return the share of the valid pixels with `max(p / g, g / p) < threshold` (paper, section 4.1, for 1.25).
-
-    A failure counts as wrong, also a negative answer, whose ratio is below any threshold. Shapes and errors are those
-    of [`answers`].
-    """
-    p, g, pixels = answers(prediction, truth, valid)
-    return int(np.count_nonzero(_ratio(p, g) < threshold)) / pixels
-
-
-def delta1(prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None) -> float:
-    """Return [`delta`] at the threshold 1.25; failures count as wrong."""
-    return delta(prediction, truth, valid, DELTA_THRESHOLD)
-
-
-def delta2(prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None) -> float:
-    """Return [`delta`] at the threshold 1.25^2; failures count as wrong."""
-    return delta(prediction, truth, valid, DELTA_THRESHOLD**2)
-
-
-def delta3(prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None) -> float:
-    """Return [`delta`] at the threshold 1.25^3; failures count as wrong."""
-    return delta(prediction, truth, valid, DELTA_THRESHOLD**3)
-
-
-def abs_rel(prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None) -> float:
-    """Return `mean(|p - g| / g)` over valid answers, NaN without any; failures are left out, see [`failures`]."""
-    p, g, _ = answers(prediction, truth, valid)
-    return _mean(np.abs(p - g) / g)
-
-
-def sq_rel(prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None) -> float:
-    """Return `mean((p - g)^2 / g)` in metres over valid answers, NaN without any; failures are left out."""
-    p, g, _ = answers(prediction, truth, valid)
-    return _mean((p - g) ** 2 / g)
-
-
-def rmse(prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None) -> float:
-    """Return `sqrt(mean((p - g)^2))` in metres over valid answers, NaN without any; failures are left out."""
-    p, g, _ = answers(prediction, truth, valid)
-    return math.sqrt(_mean((p - g) ** 2))
-
-
-def rmse_log(prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None) -> float:
-    """Return `sqrt(mean(d^2))`, `d = ln p - ln g`, over valid answers, NaN without any; failures are left out."""
-    p, g, _ = answers(prediction, truth, valid)
-    return math.sqrt(_mean((np.log(p) - np.log(g)) ** 2))
-
-
-def log10(prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None) -> float:
-    """Return `mean(|log10 p - log10 g|)` over valid answers, NaN without any; failures are left out."""
-    p, g, _ = answers(prediction, truth, valid)
-    return _mean(np.abs(np.log10(p) - np.log10(g)))
-
-
-def silog(prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None, silog_lambda: float = 1.0) -> float:
-    """Return `sqrt(mean(d^2) - silog_lambda * mean(d)^2)`, `d = ln p - ln g`, over valid answers; NaN without any.
-
-    The default of 1 gives the standard deviation of d, which does not depend on the scale (Eigen et al. 2014, equation
-    1, under a root, as KITTI has it). The training loss uses 0.5. Failures are left out.
-    """
-    p, g, _ = answers(prediction, truth, valid)
-    d = np.log(p) - np.log(g)
-    mean = _mean(d)
-    # Variance + (1 - lambda) mean^2 cannot fall below zero by rounding.
-    return math.sqrt(_mean((d - mean) ** 2) + (1 - silog_lambda) * mean**2)
-
-
-def silog_kitti(prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None) -> float:
-    """Return 100 times [`silog`], as KITTI's depth leaderboard prints it (natural logarithm)."""
-    return 100 * silog(prediction, truth, valid)
-
-
-def failures(prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None) -> int:
-    """Return the number of valid pixels without a finite, positive prediction."""
-    p, _, pixels = answers(prediction, truth, valid)
-    return pixels - p.size
-
-
 @dataclass(frozen=True)
 class ErrorSums:
     """Sums over a set of pixels from which every metric follows."""
@@ -225,10 +144,86 @@ class ErrorSums:
             "abs_rel": self.abs_rel / count,
             "sq_rel": self.sq_rel / count,
             "rmse": math.sqrt(self.squared / count),
-            "rmse_log": math.sqrt(self.log_spread / count + self.log_mean**2),
+            "rmse_log": self.silog(0.0),
             "log10": self.log10 / count,
-            "silog": math.sqrt(self.log_spread / count),
+            "silog": self.silog(1.0),
         }
+
+    def silog(self, silog_lambda: float) -> float:
+        """Return `sqrt(mean(d^2) - silog_lambda * mean(d)^2)`, written so that rounding cannot bring it below zero."""
+        spread = self.log_spread / (self.answers or math.nan)
+        return math.sqrt(spread + (1 - silog_lambda) * self.log_mean**2)
+
+
+def delta(
+    prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None, threshold: float = DELTA_THRESHOLD
+) -> float:
+    """Return the share of the valid pixels with `max(p / g, g / p) < threshold` (paper, section 4.1, for 1.25).
+
+    A failure counts as wrong, also a negative answer, whose ratio is below any threshold. Shapes and errors are those
+    of [`answers`].
+    """
+    p, g, pixels = answers(prediction, truth, valid)
+    return int(np.count_nonzero(_ratio(p, g) < threshold)) / pixels
+
+
+def delta1(prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None) -> float:
+    """Return [`delta`] at the threshold 1.25; failures count as wrong."""
+    return delta(prediction, truth, valid)
+
+
+def delta2(prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None) -> float:
+    """Return [`delta`] at the threshold 1.25^2; failures count as wrong."""
+    return delta(prediction, truth, valid, DELTA_THRESHOLD**2)
+
+
+def delta3(prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None) -> float:
+    """Return [`delta`] at the threshold 1.25^3; failures count as wrong."""
+    return delta(prediction, truth, valid, DELTA_THRESHOLD**3)
+
+
+def abs_rel(prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None) -> float:
+    """Return `mean(|p - g| / g)` over valid answers, NaN without any; failures are left out, see [`failures`]."""
+    return ErrorSums.of(prediction, truth, valid).metrics()["abs_rel"]
+
+
+def sq_rel(prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None) -> float:
+    """Return `mean((p - g)^2 / g)` in metres over valid answers, NaN without any; failures are left out."""
+    return ErrorSums.of(prediction, truth, valid).metrics()["sq_rel"]
+
+
+def rmse(prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None) -> float:
+    """Return `sqrt(mean((p - g)^2))` in metres over valid answers, NaN without any; failures are left out."""
+    return ErrorSums.of(prediction, truth, valid).metrics()["rmse"]
+
+
+def rmse_log(prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None) -> float:
+    """Return `sqrt(mean(d^2))`, `d = ln p - ln g`, over valid answers, NaN without any; failures are left out."""
+    return ErrorSums.of(prediction, truth, valid).metrics()["rmse_log"]
+
+
+def log10(prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None) -> float:
+    """Return `mean(|log10 p - log10 g|)` over valid answers, NaN without any; failures are left out."""
+    return ErrorSums.of(prediction, truth, valid).metrics()["log10"]
+
+
+def silog(prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None, silog_lambda: float = 1.0) -> float:
+    """Return `sqrt(mean(d^2) - silog_lambda * mean(d)^2)`, `d = ln p - ln g`, over valid answers; NaN without any.
+
+    The default of 1 gives the standard deviation of d, which does not depend on the scale (Eigen et al. 2014, equation
+    1, under a root, as KITTI has it). The training loss uses 0.5. Failures are left out.
+    """
+    return ErrorSums.of(prediction, truth, valid).silog(silog_lambda)
+
+
+def silog_kitti(prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None) -> float:
+    """Return 100 times [`silog`], as KITTI's depth leaderboard prints it (natural logarithm)."""
+    return 100 * silog(prediction, truth, valid)
+
+
+def failures(prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None) -> int:
+    """Return the number of valid pixels without a finite, positive prediction."""
+    return ErrorSums.of(prediction, truth, valid).failures
 
 
 class MetricAccumulator:
@@ -323,7 +318,3 @@ class MetricAccumulator:
 def _ratio(p: Array, g: Array) -> Array:
     with np.errstate(over="ignore"):
         return np.maximum(p / g, g / p)
-
-
-def _mean(values: Array) -> float:
-    return float(values.mean()) if values.size else math.nan

@@ -182,8 +182,8 @@ def claim(summary: Path, settings: dict[str, Any]) -> None:
     if not path.is_file():
         if there := [file for file in (summary, lines_path(summary)) if file.exists()]:
             raise EvaluationError(
-                f"{' and '.join(map(str, there))}: there already, and no {path.name} beside says which run wrote it. "
-                "Choose another --out, or move it away."
+                f"{' and '.join(map(str, there))} exists already, and no {path.name} beside it says which run wrote "
+                "it. Choose another --out, or move it away."
             )
         write_text(path, json.dumps(wanted, indent=1, sort_keys=True) + "\n")
         return

@@ -156,4 +156,4 @@ def _check_same(name: str, given: Mapping[str, object], expected: Mapping[str, o
             names = ", ".join(sorted(images)[:3])
             problems.append(f"{len(images)} {what} ({names}{', ...' if len(images) > 3 else ''})")
     if problems:
-        raise ValueError(f"{name} must be of the same images as the scores: {'; '.join(problems)}.")
+        raise ValueError(f"{name} must have the same images as the scores: {'; '.join(problems)}.")

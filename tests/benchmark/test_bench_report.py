@@ -119,7 +119,7 @@ class TestRows:
         report = build_report(read_inputs([]))
         assert [table.key for table in report.tables] == ["1", "2", "3", "8"]
         assert not any(table.measured for table in report.tables)
-        with pytest.raises(ValueError, match="No report of table 4: choose of 1, 2, 3, 8"):
+        with pytest.raises(ValueError, match="A report has no table 4: choose from 1, 2, 3, 8"):
             build_report(read_inputs([]), [4])
 
 
@@ -394,5 +394,5 @@ class TestInputs:
         path = make(tmp_path, "waymo", 0.5)
         lines_path(path).write_text(ImageResult("a", {"delta1": math.pi}, 10, 0).to_json() + "\n")
         [item] = read_inputs([path]).measured
-        with pytest.raises(ValueError, match=r"holds 1 images, .* speaks of 20"):
+        with pytest.raises(ValueError, match=r"holds 1 images, .* counts 20"):
             _ = item.images

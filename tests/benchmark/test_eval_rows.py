@@ -103,5 +103,5 @@ def test_files_that_are_no_set(tmp_path):
     with pytest.raises(ValueError, match="has the columns text, depth; an evaluation needs `image`"):
         open_sets(tmp_path / "b.parquet")
     file = write(tmp_path / "rooms.parquet", row())
-    with pytest.raises(ValueError, match="is of rooms, not of waymo"):
+    with pytest.raises(ValueError, match="holds the set rooms, not waymo"):
         open_sets(file, sources=("waymo",))

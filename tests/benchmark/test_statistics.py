@@ -92,7 +92,7 @@ class TestInterval:
             bootstrap_interval(values)
         with pytest.raises(ValueError, match="No image"):
             bootstrap_interval({})
-        with pytest.raises(ValueError, match=r"`weights` must be of the same images .* 1 missing \(b\)"):
+        with pytest.raises(ValueError, match=r"`weights` must have the same images .* 1 missing \(b\)"):
             bootstrap_interval({"a": 1.0, "b": 1.0}, weights={"a": 1})
         with pytest.raises(ValueError, match=r"`strata` .* 1 unknown \(z\)"):
             bootstrap_interval({"a": 1.0}, strata={"a": "s", "z": "s"})
