@@ -1,6 +1,5 @@
 """Argoverse 2 in its native layout: the sample's numbers, and motion worked out by hand."""
 
-import io
 import pickle
 
 import numpy as np
@@ -9,20 +8,14 @@ import pytest
 from depthvlm.benchmark.sources.argoverse2 import Argoverse2, read_calibration, read_sweep
 from depthvlm.benchmark.sources.frames import FrameError, SourceError
 from lidar_reference import matrix, reference
-from PIL import Image
 from pyarrow import feather
+from toy_source_files import jpeg, refuses
 
 START = 315_966_265_259_836_000
 MS = 1_000_000
 FORWARD = (0.5, -0.5, 0.5, -0.5)  # a camera that looks along the vehicle's x
 LEFT_TURN = (np.sqrt(0.5), 0, 0, np.sqrt(0.5))
 SIZE = (64, 48)
-
-
-def jpeg(size=SIZE) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", size, (90, 120, 30)).save(stream, "JPEG")
-    return stream.getvalue()
 
 
 def write(file, columns) -> None:
@@ -73,7 +66,7 @@ def log(tmp_path):
 def add_image(log, time, camera="ring_front_center", data=None) -> None:
     folder = log / "sensors" / "cameras" / camera
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{time}.jpg").write_bytes(jpeg() if data is None else data)
+    (folder / f"{time}.jpg").write_bytes(jpeg(SIZE) if data is None else data)
 
 
 def only(source):
@@ -98,7 +91,7 @@ class TestMotion:
         assert frame.depth_scale == 256
         assert frame.intrinsics == (60, 60, 32.5, 24.5)  # half a pixel more than the file
         assert frame.image_size == SIZE
-        assert frame.image == jpeg()
+        assert frame.image == jpeg(SIZE)
 
     def test_turn(self, log):
         # The vehicle turns left by 90 degrees in 0.1 s on the spot: what was 12 m to its left is 12 m ahead.
@@ -145,46 +138,25 @@ class TestIndex:
         assert [ref.camera for ref in refs] == ["ring_side_left", "ring_front_center"]
         assert pickle.loads(pickle.dumps(refs)) == refs
 
-    def test_no_such_root(self, tmp_path):
-        with pytest.raises(SourceError, match="there is no folder"):
-            Argoverse2(tmp_path / "nowhere")
-
-    def test_wrong_root(self, tmp_path):
+    def test_roots_and_splits(self, log, tmp_path):
         with pytest.raises(SourceError, match=r"expected the folder train/ or val/ in .*<log>/sensors/cameras"):
-            Argoverse2(tmp_path)
-
-    def test_missing_split(self, log):
+            Argoverse2(tmp_path / "val")
         with pytest.raises(SourceError, match=r"the train split needs .*train"):
-            Argoverse2(log.parents[1]).index("train")
+            Argoverse2(tmp_path).index("train")
         with pytest.raises(SourceError, match="has the splits train, test, not 'val'"):
-            Argoverse2(log.parents[1]).index("val")
-
-    def test_empty_split(self, log):
-        (log.parents[1] / "train").mkdir()
+            Argoverse2(tmp_path).index("val")
+        (tmp_path / "train").mkdir()
         with pytest.raises(SourceError, match="'train' has no frames"):
-            Argoverse2(log.parents[1]).index("train")
+            Argoverse2(tmp_path).index("train")
 
 
 class TestBadFiles:
-    def refused(self, log, words) -> None:
-        source = Argoverse2(log.parents[1])
-        with pytest.raises(FrameError, match=words):
-            source.read(source.index("test")[-1])
-
     def test_no_image(self, log):
         source = Argoverse2(log.parents[1])
         ref = only(source)
         (log / "sensors" / "cameras" / "ring_front_center" / f"{START + 50 * MS}.jpg").unlink()
         with pytest.raises(FrameError, match=r"\.jpg: no such file"):
             source.read(ref)
-
-    def test_truncated_image(self, log):
-        add_image(log, START + 50 * MS, data=jpeg()[:-80])
-        self.refused(log, r"\.jpg: .*truncated")
-
-    def test_another_size(self, log):
-        add_image(log, START + 50 * MS, data=jpeg((60, 48)))
-        self.refused(log, r"60x48 pixels, but its calibration/intrinsics.feather says 64x48")
 
     @pytest.mark.parametrize(
         "name",
@@ -198,30 +170,35 @@ class TestBadFiles:
     def test_truncated_and_missing_tables(self, log, name):
         file = log / name
         file.write_bytes(file.read_bytes()[:200])
-        self.refused(log, f"{file.name}: truncated, or not what was expected")
+        refuses(Argoverse2(log.parents[1]), f"{file.name}: truncated, or not what was expected")
         if "lidar" not in name:
             file.unlink()
-            self.refused(log, f"{file.name}: no such file")
+            refuses(Argoverse2(log.parents[1]), f"{file.name}: no such file")
 
-    def test_another_table(self, log):
-        write(log / "calibration" / "intrinsics.feather", {"sensor_name": ["ring_front_center"]})
-        self.refused(log, r"intrinsics.feather: truncated, or not what was expected")
-
-    def test_no_calibration_of_a_camera(self, log):
-        add_image(log, START + 60 * MS, "ring_side_left")
-        self.refused(log, "no calibration of ring_side_left")
-
-    def test_no_sweep_at_the_time(self, log):
-        add_image(log, START + 200 * MS)
-        self.refused(log, "no lidar sweep in .* was measured at its time")
-
-    def test_no_sweep_at_all(self, log):
-        (log / "sensors" / "lidar" / f"{START}.feather").unlink()
-        self.refused(log, "no lidar sweep")
-
-    def test_outside_of_the_poses(self, log):
-        write_poses(log, {START: ((1, 0, 0, 0), (0, 0, 0)), START + 40 * MS: ((1, 0, 0, 0), (0, 0, 0))})
-        self.refused(log, rf"city_SE3_egovehicle.feather: .*no pose at {START + 50 * MS}")
+    @pytest.mark.parametrize(
+        ("spoil", "words"),
+        [
+            (lambda log: add_image(log, START + 50 * MS, data=jpeg(SIZE)[:-80]), r"\.jpg: .*truncated"),
+            (
+                lambda log: add_image(log, START + 50 * MS, data=jpeg((60, 48))),
+                r"60x48 pixels, but its calibration/intrinsics.feather says 64x48",
+            ),
+            (
+                lambda log: write(log / "calibration" / "intrinsics.feather", {"sensor_name": ["ring_front_center"]}),
+                r"intrinsics.feather: truncated, or not what was expected",
+            ),
+            (lambda log: add_image(log, START + 60 * MS, "ring_side_left"), "no calibration of ring_side_left"),
+            (lambda log: add_image(log, START + 200 * MS), "no lidar sweep in .* was measured at its time"),
+            (lambda log: (log / "sensors" / "lidar" / f"{START}.feather").unlink(), "no lidar sweep"),
+            (
+                lambda log: write_poses(log, {START + i * MS: ((1, 0, 0, 0), (0, 0, 0)) for i in (0, 40)}),
+                rf"city_SE3_egovehicle.feather: .*no pose at {START + 50 * MS}",
+            ),
+        ],
+    )
+    def test_what_does_not_fit(self, log, spoil, words):
+        spoil(log)
+        refuses(Argoverse2(log.parents[1]), words, place=-1)
 
 
 @pytest.mark.real_data

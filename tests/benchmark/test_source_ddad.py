@@ -1,23 +1,16 @@
 """DDAD in the DGP format: the sample's numbers, and poses worked out by hand."""
 
-import io
 import json
 
 import numpy as np
 import pytest
 from depthvlm.benchmark.sources.ddad import Ddad
-from depthvlm.benchmark.sources.frames import FrameError, SourceError
+from depthvlm.benchmark.sources.frames import SourceError
 from lidar_reference import matrix, reference
-from PIL import Image
+from toy_source_files import change, jpeg, refuses
 
 SIZE = (40, 30)
 SCENE = "000000/scene_ab.json"
-
-
-def jpeg() -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", SIZE, (1, 2, 3)).save(stream, "JPEG")
-    return stream.getvalue()
 
 
 def pose(quaternion, translation) -> dict:
@@ -56,15 +49,9 @@ def root(tmp_path):
     )
     (tmp_path / SCENE).write_text(json.dumps(scene))
     (folder / "calibration" / "cal.json").write_text(json.dumps(calibration))
-    (folder / "rgb" / "CAMERA_01" / "1.jpg").write_bytes(jpeg())
+    (folder / "rgb" / "CAMERA_01" / "1.jpg").write_bytes(jpeg(SIZE))
     np.savez_compressed(folder / "point_cloud" / "LIDAR" / "1.npz", data=np.array([[13.0, 1, 0.4, 7], [2, 0, 0, 7]]))
     return tmp_path
-
-
-def change(file, edit) -> None:
-    content = json.loads(file.read_text())
-    edit(content)
-    file.write_text(json.dumps(content))
 
 
 class TestFrames:
@@ -77,7 +64,7 @@ class TestFrames:
         # 2 m lies behind the camera by now.
         assert np.argwhere(frame.depth).tolist() == [[13, 15]]
         assert frame.depth[13, 15] == 2560
-        assert (frame.intrinsics, frame.image_size, frame.image) == ((50, 50, 20.5, 15.5), SIZE, jpeg())
+        assert (frame.intrinsics, frame.image_size, frame.image) == ((50, 50, 20.5, 15.5), SIZE, jpeg(SIZE))
 
     def test_annotations_are_not_needed(self, root):
         assert "gone/1.json" in (root / SCENE).read_text()
@@ -85,39 +72,42 @@ class TestFrames:
         assert len(Ddad(root).index("test")) == 1
 
 
-class TestBadFiles:
-    def refused(self, root, words) -> None:
-        source = Ddad(root)
-        with pytest.raises(FrameError, match=words):
-            source.read(source.index("test")[0])
+CALIBRATION, CLOUD = "000000/calibration/cal.json", "000000/point_cloud/LIDAR/1.npz"
 
-    @pytest.mark.parametrize("name", ["rgb/CAMERA_01/1.jpg", "point_cloud/LIDAR/1.npz", "calibration/cal.json"])
+
+class TestBadFiles:
+    @pytest.mark.parametrize("name", ["000000/rgb/CAMERA_01/1.jpg", CLOUD, CALIBRATION])
     def test_missing_and_truncated(self, root, name):
-        file = root / "000000" / name
+        file = root / name
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-        self.refused(root, f"{file.name}: .*truncated")
+        refuses(Ddad(root), f"{file.name}: .*truncated")
         file.unlink()
-        self.refused(root, f"{file.name}: no such file")
+        refuses(Ddad(root), f"{file.name}: no such file")
 
     def test_no_points_in_the_archive(self, root):
-        np.savez(root / "000000" / "point_cloud" / "LIDAR" / "1.npz", points=np.zeros((3, 4)))
-        self.refused(root, r"1\.npz: truncated, or not what was expected")
+        np.savez(root / CLOUD, points=np.zeros((3, 4)))
+        refuses(Ddad(root), r"1\.npz: truncated, or not what was expected")
 
-    def test_a_camera_without_calibration(self, root):
-        change(root / "000000" / "calibration" / "cal.json", lambda one: one["names"].__setitem__(1, "CAMERA_09"))
-        self.refused(root, r"cal\.json: .*CAMERA_01")
-
-    def test_skew(self, root):
-        change(root / "000000" / "calibration" / "cal.json", lambda one: one["intrinsics"][1].update(skew=1.0))
-        self.refused(root, r"cal\.json: .*CAMERA_01 has a skew of 1\.0")
-
-    def test_a_pose_of_nothing(self, root):
-        change(root / SCENE, lambda one: one["data"][1]["datum"]["image"].update(pose=pose((0, 0, 0, 0), (0, 0, 0))))
-        self.refused(root, r"1\.jpg, its pose: .*zero norm")
-
-    def test_a_sample_without_lidar(self, root):
-        change(root / SCENE, lambda one: one["samples"][0].update(datum_keys=["c"]))
-        self.refused(root, "its sample has no point cloud")
+    @pytest.mark.parametrize(
+        ("file", "edit", "words"),
+        [
+            (CALIBRATION, lambda one: one["names"].__setitem__(1, "CAMERA_09"), r"cal\.json: .*CAMERA_01"),
+            (
+                CALIBRATION,
+                lambda one: one["intrinsics"][1].update(skew=1.0),
+                r"cal\.json: .*CAMERA_01 has a skew of 1\.0",
+            ),
+            (
+                SCENE,
+                lambda one: one["data"][1]["datum"]["image"].update(pose=pose((0, 0, 0, 0), (0, 0, 0))),
+                r"1\.jpg, its pose: .*zero norm",
+            ),
+            (SCENE, lambda one: one["samples"][0].update(datum_keys=["c"]), "its sample has no point cloud"),
+        ],
+    )
+    def test_what_does_not_fit(self, root, file, edit, words):
+        change(root / file, edit)
+        refuses(Ddad(root), words)
 
 
 class TestIndex:

@@ -18,7 +18,8 @@ from depthvlm.benchmark.sources.waymo_files import (
     submessages,
 )
 from PIL import Image
-from waymo_files import SIZE, Camera, Lidar, Moment, frame_record, jpeg, shift, write_parquet, write_records
+from toy_source_files import jpeg
+from waymo_files import SIZE, Camera, Lidar, Moment, frame_record, shift, write_parquet, write_records
 
 SEGMENT = "1024_3580_000_3600_000"
 IDENTITY = RigidTransform.from_matrix(np.eye(4))
@@ -95,7 +96,7 @@ class TestBothForms:
         assert sorted(map(tuple, np.argwhere(frame.depth).tolist())) == sorted([(rows[0], 48), (rows[1], 48), (32, 48)])
         assert frame.depth[rows, 48].tolist() == [round(256 * upper), round(256 * lower)]
         assert frame.depth[32, 48] == 19.5 * 256
-        assert (frame.intrinsics, frame.image_size, frame.image) == ((80, 80, 48.5, 32.5), SIZE, jpeg())
+        assert (frame.intrinsics, frame.image_size, frame.image) == ((80, 80, 48.5, 32.5), SIZE, jpeg(SIZE))
         # At the second moment the point is at 1 + 20.
         assert read(source, 1).depth[32, 48] == 21 * 256
 
@@ -156,7 +157,7 @@ class TestBadFiles:
     @pytest.mark.parametrize(
         ("moment", "words"),
         [
-            (Moment([Camera(image=jpeg()[:-30])], [top()]), "the image is truncated"),
+            (Moment([Camera(image=jpeg(SIZE)[:-30])], [top()]), "the image is truncated"),
             (Moment([Camera(image=b"no picture")], [top()]), "record 0, FRONT: not an image that Pillow can read"),
             (Moment([Camera(size=(90, 64))], [top()]), "96x64 pixels, but its calibration says 90x64"),
             (Moment([Camera()], []), "no lidar returns"),
@@ -278,12 +279,7 @@ class TestSample:
         (tmp_path / "validation").mkdir()
         (tmp_path / "validation" / f"segment-{SEGMENT}_with_camera_labels.tfrecord").symlink_to(file)
         source = Waymo(tmp_path)
-        assert [ref.camera for ref in source.index("test")] == [
-            "FRONT",
-            "FRONT_LEFT",
-            "FRONT_RIGHT",
-            "SIDE_LEFT",
-            "SIDE_RIGHT",
-        ]
+        cameras = "FRONT FRONT_LEFT FRONT_RIGHT SIDE_LEFT SIDE_RIGHT"
+        assert [ref.camera for ref in source.index("test")] == cameras.split()
         with pytest.raises(FrameError, match="no lidar returns: this copy of the data has its lidar left out"):
             read(source)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import json
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +23,13 @@ def write_image(path: Path, size: tuple[int, int], **options: object) -> bytes:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, **options)
     return path.read_bytes()
+
+
+def jpeg(size: tuple[int, int], color: tuple[int, int, int] = (90, 120, 30)) -> bytes:
+    """The bytes of a JPEG of one colour."""
+    stream = io.BytesIO()
+    Image.new("RGB", size, color).save(stream, "JPEG")
+    return stream.getvalue()
 
 
 def write_depth(path: Path, rows: object, **text: str) -> None:
@@ -57,6 +68,20 @@ def fails(source: Source, ref: FrameRef, *words: str) -> None:
         source.read(ref)
     for word in words:
         assert word in str(caught.value), str(caught.value)
+
+
+def refuses(source: Source, words: str, place: int = 0) -> None:
+    """Asserts that reading a frame of the test split is a FrameError that this expression matches."""
+    ref = source.index("test")[place]
+    with pytest.raises(FrameError, match=words):
+        source.read(ref)
+
+
+def change(file: Path, edit: Callable[[Any], object]) -> None:
+    """Edits a JSON file."""
+    content = json.loads(file.read_text())
+    edit(content)
+    file.write_text(json.dumps(content))
 
 
 def spread(metres: np.ndarray) -> tuple[float, float, float]:

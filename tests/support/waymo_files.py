@@ -1,6 +1,5 @@
 """Waymo frames in both native forms, encoded here from the documentation of the formats alone."""
 
-import io
 import struct
 import zlib
 from dataclasses import dataclass, field
@@ -8,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 from pyarrow import parquet
+from toy_source_files import jpeg
 
 SIZE = (96, 64)
 COMPONENTS = {
@@ -20,12 +19,6 @@ COMPONENTS = {
     "lidar_pose": "LiDARPoseComponent",
     "vehicle_pose": "VehiclePoseComponent",
 }
-
-
-def jpeg(size=SIZE) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", size, (20, 40, 60)).save(stream, "JPEG")
-    return stream.getvalue()
 
 
 def shift(x: float, y: float, z: float) -> np.ndarray:
@@ -51,7 +44,7 @@ class Camera:
     mount: np.ndarray = field(default_factory=lambda: np.eye(4))
     size: tuple[int, int] = SIZE
     readout: int = 5
-    image: bytes = field(default_factory=jpeg)
+    image: bytes = jpeg(SIZE)
     pose: np.ndarray = field(default_factory=lambda: np.eye(4))
     velocity: tuple[float, float, float] = (0.0, 0.0, 0.0)
     spin: tuple[float, float, float] = (0.0, 0.0, 0.0)
