@@ -1,5 +1,7 @@
 """The `depthvlm` command. Everything heavy is imported inside the commands, so that `--help` answers at once."""
 
+import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -8,9 +10,9 @@ import typer
 from .bench_build import build, inspect
 from .bench_eval import evaluate
 from .bench_report import report
-from .export import onnx
-from .failures import Commands, print_any_name
-from .hub_options import Revision, Token, UntrainedHead, at_revision
+from .failures import Commands, fail, print_any_name, printable
+from .options import Device, DType, Model, Revision, Token, UntrainedHead, at_revision
+from .predict import predict
 from .push import push
 
 app = typer.Typer(
@@ -30,12 +32,10 @@ bench.command()(inspect)
 bench.command("eval")(evaluate)
 bench.command()(report)
 app.add_typer(bench)
+app.command()(predict)
 app.command()(push)
 export = typer.Typer(name="export", help="Write parts of a model in other formats.", no_args_is_help=True)
-export.command()(onnx)
 app.add_typer(export)
-
-_CLIPS = "Clips (video files, and folders with --sequence)"
 
 
 def _version(wanted: bool) -> None:
@@ -53,118 +53,6 @@ def _root(
     ] = False,
 ) -> None:
     pass
-
-
-@app.command()
-def predict(
-    images: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="IMAGE...", help="Image files, folders of images, quoted patterns ('a/*.jpg'), or video files."
-        ),
-    ],
-    model: Annotated[
-        str | None,
-        typer.Option(help="Folder or Hub name of a model.", show_default="the bundled depthvlm-nano"),
-    ] = None,
-    revision: Revision = None,
-    token: Token = None,
-    focal_length: Annotated[
-        float | None, typer.Option(metavar="PX", help="Focal length in pixels of the image as given.")
-    ] = None,
-    fov: Annotated[float | None, typer.Option(metavar="DEG", help="Horizontal field of view in degrees.")] = None,
-    intrinsics: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="3x3 matrix, or fx fy cx cy, in pixels: .json, .npy or text. For a camera each: a .json file with "
-            "them by the images' names, or a folder of files called as the images.",
-        ),
-    ] = None,
-    prompt: Annotated[
-        list[str] | None,
-        typer.Option(metavar="TEXT", help="Ask this about each image too; several times for several replies."),
-    ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the results go.")] = Path("depthvlm_results"),
-    save: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIST",
-            help="What to write, of png16 (to 1 mm, or 4 mm beyond 65 m; up to 256 m), npy (float32 metres, 4 bytes a "
-            "pixel), color, json, ply (point cloud) and glb (mesh).",
-            show_default="png16,color,json",
-        ),
-    ] = None,
-    device: Annotated[str, typer.Option(help="cuda, mps or cpu; auto: the first that is there.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; auto: the model's own.")] = "auto",
-    allow_untrained_head: UntrainedHead = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 4,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Greatest length of the reply to --prompt.")] = 256,
-    max_image_pixels: Annotated[
-        int, typer.Option(min=1, help="Refuse larger images; those above 64 million are read at half their size.")
-    ] = 250_000_000,
-    overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="Redo what is complete, and replace files that depthvlm did not write."),
-    ] = False,
-    sequence: Annotated[
-        bool,
-        typer.Option("--sequence", help="Each folder is one clip: its images are frames.", rich_help_panel=_CLIPS),
-    ] = False,
-    depth_range: Annotated[
-        tuple[float, float] | None,
-        typer.Option(
-            metavar="NEAR FAR",
-            help="Metres of the first and last colour. By default percentiles 1 and 99 of the clip.",
-            rich_help_panel=_CLIPS,
-        ),
-    ] = None,
-    every: Annotated[int, typer.Option(min=1, help="Take every n-th frame.", rich_help_panel=_CLIPS)] = 1,
-    max_frames: Annotated[
-        int | None, typer.Option(min=1, help="Take at most that many frames.", rich_help_panel=_CLIPS)
-    ] = None,
-    fps: Annotated[
-        float, typer.Option(help="Frames a second of a folder; a video has its own.", rich_help_panel=_CLIPS)
-    ] = 30.0,
-) -> None:
-    """Metric depth of images, with a point cloud, a mesh and the model's reply; and of video files, frame by frame.
-
-    For real photographs, name the checkpoint that the paper's authors trained and published:
-
-        depthvlm predict photo.jpg --model JonnyYu828/DepthVLM-4B
-
-    It downloads 9 GB once and needs about 10 GB of memory in bfloat16. By default this uses nano, a toy model for
-    rendered scenes.
-
-    Without a camera option the focal length comes from an image's EXIF data, or is assumed, with a warning.
-    Images and clips whose results are complete are skipped; files that depthvlm did not write are not replaced without
-    --overwrite. The frames of a clip are predicted independently, with one camera and one range of colours: 16-bit
-    PNGs, a side-by-side video and JSON. The exit code is 1 if any failed; the reasons come at the end.
-    """
-    from .predict import run
-
-    run(
-        images,
-        model=at_revision(model, revision),
-        focal_length=focal_length,
-        fov=fov,
-        intrinsics=intrinsics,
-        prompts=prompt or [],
-        out=out,
-        save=save,
-        device=device,
-        dtype=dtype,
-        allow_untrained_head=allow_untrained_head,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        max_image_pixels=max_image_pixels,
-        overwrite=overwrite,
-        sequence=sequence,
-        depth_range=depth_range,
-        every=every,
-        max_frames=max_frames,
-        fps=fps,
-    )
 
 
 @app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -199,12 +87,40 @@ def convert(
     typer.echo(f"Written to {convert_checkpoint(str(at_revision(source, revision)), destination)}")
 
 
+@export.command()
+def onnx(
+    model: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="Folder or Hub name of a model; 'depthvlm-nano': the bundled.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")] = Path("depth_head.onnx"),
+    revision: Revision = None,
+    token: Token = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write the depth head as ONNX, for any size of image and batch, and check it with onnxruntime.
+
+    The vision-language model in front of it stays in PyTorch: the file turns its visual tokens into metres.
+    """
+    if out.is_dir():
+        raise fail(f"{out} is a folder: give --out the file to write, such as {out / 'depth_head.onnx'}.", code=2)
+    if os.path.lexists(out) and not overwrite:
+        raise fail(f"{out} is there already: give another --out, or --overwrite.", code=2)
+
+    from ..onnx_export import TOLERANCE, export_depth_head
+
+    export = export_depth_head(str(at_revision(model, revision)), out)
+    typer.echo(f"Written to {printable(export.path)}: {export.size / 1e6:.1f} MB")
+    for name, value in export.metadata.items():
+        typer.echo(f"  {name}: {value}")
+    typer.echo(
+        f"Greatest relative difference from PyTorch in onnxruntime: {export.largest_error:.1e} "
+        f"(allowed: {TOLERANCE:g})."
+    )
+
+
 @app.command()
 def demo(
-    model: Annotated[
-        str | None,
-        typer.Option(help="Folder or Hub name of a model.", show_default="the bundled depthvlm-nano"),
-    ] = None,
+    model: Model = None,
     revision: Revision = None,
     token: Token = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all of this machine.")] = "127.0.0.1",
@@ -219,22 +135,29 @@ def demo(
         list[str] | None,
         typer.Option(help="A name that the page also answers to, such as a proxy's. Can be repeated.", metavar="NAME"),
     ] = None,
-    device: Annotated[str, typer.Option(help="cuda, mps or cpu; auto: the first that is there.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; auto: the model's own.")] = "auto",
+    device: Device = "auto",
+    dtype: DType = "auto",
     allow_untrained_head: UntrainedHead = False,
 ) -> None:
     """A page in the browser: depth, distances, the scene in 3D, and a chat about the picture."""
-    from .demo import run
+    if find_spec("gradio") is None:
+        raise fail('The demo needs Gradio, which is not installed: `pip install "depthvlm[demo]"`.')
+    from ..checkpoint import BUNDLED_MODEL, BUNDLED_MODEL_NOTE
+    from ..hub_cards.space.server import launch
 
-    run(
-        at_revision(model, revision),
+    if model is None:
+        typer.secho(f"Model: {BUNDLED_MODEL_NOTE} (choose another with --model).", fg="yellow")
+    if share:
+        typer.secho("--share: everyone who has the public link can use this machine through the demo.", fg="yellow")
+    launch(
+        at_revision(model, revision) or BUNDLED_MODEL,
+        device=device,
+        dtype=dtype,
+        allow_untrained_head=allow_untrained_head,
         host=host,
         port=port,
         share=share,
         allowed_hosts=allowed_host or [],
-        device=device,
-        dtype=dtype,
-        allow_untrained_head=allow_untrained_head,
     )
 
 

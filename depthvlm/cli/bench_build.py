@@ -75,7 +75,7 @@ def build(
     from ..benchmark.build.plan import plan_build
     from ..benchmark.build.shards import build_name
     from ..benchmark.sources import open_source
-    from .named_values import named_values
+    from .options import named_values
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
     if address is not None and engine is not Engine.ray:

@@ -9,8 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .failures import expected_failures, fail, printable
-from .hub_options import UntrainedHead
-from .named_values import named_values
+from .options import UntrainedHead, named_values
 
 # Options on which no answer depends: a run may go on with others.
 _INCIDENTAL = {

@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..files import file_hash, read_json, write_json
 from ..prediction import FORMATS, Prediction, output_paths
 from ..result_records import ResultRecord, check_names, fingerprint, own_names
@@ -20,13 +18,13 @@ class Job:
     """An image, where its results go, and what of them is missing.
 
     Attributes:
-        image: a path, or the text of a URL.
-        stem: what the results' names begin with.
-        files: path of each format asked for.
-        record: what is known of earlier results.
-        origin: what the results are made from.
-        depth_due: whether there are files to write.
-        prompts_due: the prompts without a reply.
+        image: A path, or the text of a URL.
+        stem: The results' names begin with it.
+        files: Path of each format asked for.
+        record: The record of earlier results.
+        origin: What the results are made from.
+        depth_due: Whether there are files to write.
+        prompts_due: The prompts without a reply.
     """
 
     image: Path | str
@@ -44,16 +42,16 @@ class Job:
 
     @property
     def fingerprint(self) -> str:
-        """What the results are made from, in short."""
+        """Hash of `origin`."""
         return fingerprint(self.origin)
 
     @property
     def is_due(self) -> bool:
-        """Whether there is anything to do."""
+        """True if there is anything to do."""
         return self.depth_due or bool(self.prompts_due)
 
     def due_files(self) -> dict[str, Path]:
-        """The files that are going to be written: all that belong together, or the JSON alone for another reply."""
+        """Return the files to write: all that belong together, or the JSON alone for another reply."""
         if not self.depth_due:
             return {name: path for name, path in self.files.items() if name == "json"}
         earlier = output_paths(self.record.folder, self.stem, FORMATS)
@@ -61,32 +59,35 @@ class Job:
         return self.files | kept
 
     def differences(self) -> list[str]:
-        """In what the earlier results' origin differs; empty without earlier results."""
+        """Return in what the earlier results' origin differs; empty without earlier results."""
         before = self.record.origin
         return [name for name, value in self.origin.items() if before and before.get(name) != value]
 
     def is_of_another_image(self) -> bool:
-        """Whether the earlier results are those of another image, by its path and by its content."""
+        """Return whether the earlier results are of another image, by its path and by its content."""
         return self.record.source not in (None, self.source) and "input" in self.differences()
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What all images of a run are predicted with.
+    """Settings of a run, for all its images.
 
     Attributes:
-        model, weights: the model's name, and what tells its weights from others.
-        cameras: `focal_length`, `fov` and `intrinsics` for each image, None where they are not given.
-        prompts: asked about each image.
-        max_image_pixels: an image of more is an error.
-        formats: files to write.
-        overwrite: replace whatever is there.
+        model: Name of the model.
+        weights: What tells the model's weights from others.
+        dtype: The dtype that was asked for.
+        cameras: `focal_length`, `fov` and `intrinsics` of each image, None where they are not given.
+        prompts: Questions about each image.
+        max_new_tokens: Greatest length of a reply.
+        max_image_pixels: An image of more is an error.
+        formats: Files to write.
+        overwrite: Replace whatever is there.
     """
 
     model: str
     weights: str
     dtype: str
-    cameras: dict[str, Sequence[Any]]
+    cameras: Sequence[dict[str, Any]]
     prompts: Sequence[str]
     max_new_tokens: int
     max_image_pixels: int
@@ -101,24 +102,26 @@ def without_own_results(images: Iterable[Path | str], out: Path) -> list[Path | 
 
 
 def plan(images: Sequence[Path | str], stems: Sequence[str], out: Path, settings: Settings) -> list[Job]:
-    """
-    Compare what is asked for with the records of earlier runs.
+    """Compare what is asked for with the records of earlier runs.
+
+    Args:
+        images: Paths, or the texts of URLs.
+        stems: Name of the results of each image.
+        out: Folder for the results.
+        settings: Settings of the run.
 
     Raises:
-        FileExistsError: something is in the way; the message names it.
-        ValueError: a name is too long.
+        FileExistsError: Something is in the way; the message names it.
+        ValueError: A name is too long.
     """
     jobs = []
-    for index, (image, stem) in enumerate(zip(images, stems, strict=True)):
-        cameras = {name: settings.cameras[name][index] for name in _CAMERA_OPTIONS}
-        if cameras["intrinsics"] is not None:
-            cameras["intrinsics"] = np.asarray(cameras["intrinsics"]).tolist()
+    for image, stem, camera in zip(images, stems, settings.cameras, strict=True):
         origin = {
             "input": file_hash(image) if isinstance(image, Path) else fingerprint({"url": image}),
             "model": settings.model,
             "weights": settings.weights,
             "dtype": settings.dtype,
-            **cameras,
+            **camera,
         }
         files = output_paths(out, stem, settings.formats)
         check_names(files.values())
@@ -126,16 +129,13 @@ def plan(images: Sequence[Path | str], stems: Sequence[str], out: Path, settings
         if settings.overwrite:
             job.record.forget_replies()
         else:
-            _see_what_is_due(job, settings)
+            complete = (job.record.is_complete(path, job.fingerprint) for path in files.values())
+            there = {(reply["prompt"], reply["max_new_tokens"]) for reply in job.record.replies(job.fingerprint)}
+            job.depth_due = not all(complete)
+            job.prompts_due = [prompt for prompt in settings.prompts if (prompt, settings.max_new_tokens) not in there]
         jobs.append(job)
     _require_a_free_way(jobs, settings.overwrite)
     return jobs
-
-
-def _see_what_is_due(job: Job, settings: Settings) -> None:
-    job.depth_due = not all(job.record.is_complete(path, job.fingerprint) for path in job.files.values())
-    there = {(reply["prompt"], reply["max_new_tokens"]) for reply in job.record.replies(job.fingerprint)}
-    job.prompts_due = [prompt for prompt in settings.prompts if (prompt, settings.max_new_tokens) not in there]
 
 
 def _require_a_free_way(jobs: Sequence[Job], overwrite: bool) -> None:
@@ -167,19 +167,22 @@ def _require_a_free_way(jobs: Sequence[Job], overwrite: bool) -> None:
 
 
 def predict_images(
-    depthvlm: Any,
+    predictor: Any,
     jobs: Sequence[Job],
     settings: Settings,
     batch_size: int,
     on_done: Callable[[Job, Prediction], None],
     on_error: Callable[[Job, Exception], None],
 ) -> None:
-    """
-    Predict and write what is due, in one pass for each prompt.
+    """Predict and write what is due, in one pass for each prompt.
 
     Args:
-        on_done: called when a job's results of a pass are written.
-        on_error: called with what was wrong with an image or its files; the others go on.
+        predictor: A `DepthPredictor`.
+        jobs: Images with their results.
+        settings: Settings of the run.
+        batch_size: Images in a batch.
+        on_done: Called when a job's results of a pass are written.
+        on_error: Called with what was wrong with an image or its files; the others go on.
     """
     failed: set[int] = set()
     for position, prompt in enumerate(settings.prompts or [None]):
@@ -195,7 +198,7 @@ def predict_images(
 
         cameras = {name: [job.origin[name] for job in due] for name in _CAMERA_OPTIONS}
         given = {name: values for name, values in cameras.items() if any(value is not None for value in values)}
-        found = depthvlm.predict_iter(
+        found = predictor.predict_iter(
             [job.image for job in due],
             prompt=prompt,
             batch_size=batch_size,

@@ -14,8 +14,7 @@ from typer.testing import CliRunner, Result
 
 from depthvlm import DepthVLMConfig, DepthVLMForConditionalGeneration
 from depthvlm.cli.app import app
-from depthvlm.cli.camera_files import read_intrinsics
-from depthvlm.inputs import find_images, result_stems
+from depthvlm.inputs import find_images, read_intrinsics, result_stems
 
 
 @pytest.fixture(scope="module")
@@ -388,7 +387,7 @@ class TestUntrainedHead:
         assert refused.exit_code == 1
         assert "never trained" in refused.output
         assert "--allow-untrained-head" in refused.output
-        assert run(*command, "--allow-untrained-head").exit_code == 0
+        assert run(*command, "--save", "npy", "--allow-untrained-head").exit_code == 0
         depth = np.load(folder / "depthvlm_results" / "a_depth.npy")
         assert depth.shape == (60, 80)
         assert depth.max() / depth.min() < 1.1  # the camera's focal length apart, one metre everywhere
@@ -401,7 +400,7 @@ class TestUntrainedHead:
         assert refused.exit_code == 1
         assert "--allow-untrained-head" in refused.output
         assert not served
-        assert run(*command, "--allow-untrained-head").exit_code == 0
+        assert run(*command, "--save", "npy", "--allow-untrained-head").exit_code == 0
         assert len(served) == 1
 
     def test_bench_eval(self, untrained, folder):

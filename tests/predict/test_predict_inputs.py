@@ -11,8 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from depthvlm.cli.app import app
-from depthvlm.cli.camera_files import read_cameras
-from depthvlm.inputs import look_for_images, result_stems
+from depthvlm.inputs import look_for_images, read_cameras, result_stems
 
 
 def picture(name: str, size: tuple[int, int] = (80, 60)) -> Path:

@@ -26,8 +26,8 @@ from PIL import EpsImagePlugin, ExifTags, Image
 
 from depthvlm import load
 from depthvlm.annotated_depth import AnnotatedDepth
-from depthvlm.cli.camera_files import read_intrinsics
 from depthvlm.export import read_png16
+from depthvlm.inputs import read_intrinsics
 from depthvlm.video_frames import ImageSequence
 
 REPOSITORY = Path(__file__).resolve().parents[2]

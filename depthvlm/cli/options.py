@@ -1,0 +1,75 @@
+"""Options that several commands share."""
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from .failures import fail
+
+
+def _use_token(token: str | None) -> None:
+    """Let this process and those that it starts use the token for the Hub."""
+    if token:
+        os.environ["HF_TOKEN"] = token
+
+
+Model = Annotated[
+    str | None,
+    typer.Option(help="Folder or Hub name of a model.", show_default="the bundled depthvlm-nano"),
+]
+Device = Annotated[str, typer.Option(help="cuda, mps or cpu; auto: the first that is there.")]
+DType = Annotated[str, typer.Option(help="float32, bfloat16 or float16; auto: the model's own.")]
+Revision = Annotated[
+    str | None,
+    typer.Option(metavar="REV", help="Branch, tag or commit of a model on the Hub; MODEL@REV says the same."),
+]
+Token = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TOKEN",
+        help="For a private or gated model; by default HF_TOKEN, or the one of `hf auth login`.",
+        callback=_use_token,
+    ),
+]
+UntrainedHead = Annotated[
+    bool,
+    typer.Option("--allow-untrained-head", help="Also load a depth head that was never trained: one metre everywhere."),
+]
+
+
+def at_revision(model: str | None, revision: str | None) -> str | None:
+    """Return `model@revision`.
+
+    Raises:
+        BadParameter: There is a revision and no model.
+    """
+    if revision is None:
+        return model
+    if model is None:
+        raise typer.BadParameter("A revision is that of a model: name the model too.", param_hint="--revision")
+    return f"{model}@{revision}"
+
+
+def named_values(given: Sequence[str] | None, option: str) -> dict[str, Any]:
+    """Return the values of `NAME=VALUE` by name: as JSON where they are JSON (a number, true, a list), else text.
+
+    Args:
+        given: The texts.
+        option: Option of the command that took them, for the message.
+
+    Raises:
+        typer.Exit: A text is not of that form.
+    """
+    values: dict[str, Any] = {}
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise fail(f"{option} takes NAME=VALUE, got {text!r}.", code=2)
+        try:
+            values[name] = json.loads(value)
+        except json.JSONDecodeError:
+            values[name] = value
+    return values
