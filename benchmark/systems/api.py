@@ -242,16 +242,7 @@ class ApiVLM(PointPredictor):
 
 
 class RateLimiter:
-    """A limit that spreads the calls of all threads evenly over time.
-
-    Args:
-        per_minute: Calls per minute; None for no limit.
-        clock: Replacement for `time.monotonic`.
-        sleep: Replacement for `time.sleep`.
-
-    Raises:
-        ValueError: `per_minute` is not positive.
-    """
+    """A limit of calls per minute, of all threads together, which are spread evenly over time; None for no limit."""
 
     def __init__(
         self,
@@ -277,25 +268,13 @@ class RateLimiter:
 
 
 class ChatClient:
-    """A client of `POST {base_url}/chat/completions` that several threads may share.
+    """A client of `POST {base_url}/chat/completions` that several threads may share; see [`ApiVLM`] for its options.
 
     Requests go through the `openai` package. Its own retries are off: they do not count towards `requests_per_minute`,
     do not end when the run stops, repeat a request after a used-up quota, and accept a reply that is no completion.
     Here statuses 408, 409, 429 and from 500 on, connection errors, timeouts and such replies are tried again, after the
     time that `Retry-After` names or an exponential backoff with jitter. Any other status is an error at once, and so is
-    a 429 that says that the quota is used up.
-
-    Args:
-        base_url: Address of the server, including the version, such as `https://api.openai.com/v1`.
-        api_key: Bearer token, which is kept out of all messages; None to send none.
-        timeout: Seconds without a byte from the server, for each try.
-        max_retries: Number of further tries after the first.
-        requests_per_minute: Limit for all threads together, retries included.
-        sleep: Replacement for waiting, for tests.
-
-    Raises:
-        ValueError: `base_url` is no address.
-        ImportError: The package openai is not installed.
+    a 429 that says that the quota is used up. The API key is kept out of all messages.
     """
 
     def __init__(
@@ -329,15 +308,14 @@ class ChatClient:
                 if not name.startswith("x-stainless-"):  # about the package itself
                     del request.headers[name]
 
+        hooks = {"request": [drop_other_headers]}
         self._client = openai.OpenAI(
             api_key=api_key or "none",
             base_url=base_url,
             timeout=timeout,
             max_retries=0,
             default_headers={"Authorization": f"Bearer {api_key}"},
-            http_client=openai.DefaultHttpxClient(
-                follow_redirects=False, event_hooks={"request": [drop_other_headers]}
-            ),
+            http_client=openai.DefaultHttpxClient(follow_redirects=False, event_hooks=hooks),
         )
 
     def complete(
@@ -355,30 +333,24 @@ class ChatClient:
             ChatServerError: The server refused, or gave no answer after all retries.
         """
         stop = stop or threading.Event()
-        attempt = 0
-        while True:
+        for attempt in range(1, self._max_retries + 2):
             self._limiter.wait()
             try:
                 return self._try(model, messages, fields)
             except _Passing as error:
-                attempt += 1
-                wait = self._wait(error, attempt)
-                if attempt <= self._max_retries:
-                    (self._sleep or stop.wait)(wait)
-                if attempt > self._max_retries or stop.is_set():
-                    tries = "one try" if attempt == 1 else f"{attempt} tries"
-                    raise ChatServerError(f"No answer from {self._url} after {tries}; the last: {error}.") from error
-
-    def _wait(self, error: _Passing, attempt: int) -> float:
-        """Return the seconds to wait before the next try."""
-        if error.wait is None:
-            return min(2.0 ** (attempt - 1), _LONGEST_BACKOFF) * random.uniform(0.5, 1.0)
-        if error.wait > _LONGEST_WAIT:
-            raise ChatServerError(
-                f"{self._url} asks to wait for {error.wait:.0f} s, which is more than the {_LONGEST_WAIT:.0f} s that "
-                f"this run waits for. It said: {error}."
-            ) from error
-        return error.wait
+                last = error
+            if last.wait is not None and last.wait > _LONGEST_WAIT:
+                raise ChatServerError(
+                    f"{self._url} asks to wait for {last.wait:.0f} s, more than the {_LONGEST_WAIT:.0f} s that "
+                    f"this run waits for. It said: {last}."
+                ) from last
+            if attempt <= self._max_retries:
+                backoff = min(2.0 ** (attempt - 1), _LONGEST_BACKOFF) * random.uniform(0.5, 1.0)
+                (self._sleep or stop.wait)(backoff if last.wait is None else last.wait)
+            if stop.is_set():
+                break
+        tries = "one try" if attempt == 1 else f"{attempt} tries"
+        raise ChatServerError(f"No answer from {self._url} after {tries}; the last: {last}.") from last
 
     def _try(self, model: str, messages: list[Any], fields: Mapping[str, Any]) -> Answer:
         completions = self._client.chat.completions.with_raw_response

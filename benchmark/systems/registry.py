@@ -43,7 +43,7 @@ def _metric3d(model: str, name: str, checkpoint: str, gpu_gib: float, tables: tu
 
 def _unidepth(model: str, version: str, name: str, tables: tuple[int, ...] = ()) -> System:
     install = 'pip install "unidepth @ git+https://github.com/lpiccinelli-eth/UniDepth"'
-    imports = (f"from unidepth.models import UniDepth{version.upper()}",)
+    imports: tuple[str, ...] = (f"from unidepth.models import UniDepth{version.upper()}",)
     if version == "v1":
         install += ", with an xformers that still has NystromAttention: none of those for torch 2.6 and later does"
         imports += ("from xformers.components.attention import NystromAttention",)

@@ -142,8 +142,11 @@ class TestRequest:
         assert [a.metres for [a] in answers] == [round(v * (1 - 40 / 4800), 3) for v in (20, 80, 140, 200)]
 
     def test_no_more_at_once_than_asked_for(self, tmp_path):
-        def answer(_: Request, __: int) -> Reply:
-            time.sleep(0.02)
+        together = threading.Barrier(3)
+
+        def answer(_: Request, number: int) -> Reply:
+            if number < 3:
+                together.wait(60)
             return completion("<answer>1</answer>")
 
         with serve(answer) as server:
