@@ -1,7 +1,12 @@
+import gc
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from depthvlm import DepthVLMProcessor
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("DEPTHVLM_SHARED", REPOSITORY.parent / "shared"))
@@ -19,3 +24,25 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"sample data not found at {SHARED}: set DEPTHVLM_SHARED to its folder")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A toy checkpoint for tests that do not write to it."""
+    from toy_checkpoint import save_toy_checkpoint
+
+    return str(save_toy_checkpoint(tmp_path_factory.mktemp("toy")))
+
+
+@pytest.fixture(scope="session")
+def processor() -> "DepthVLMProcessor":
+    """A processor with a byte tokenizer, whose images have at most 128x128 pixels."""
+    from toy_rows import toy_processor
+
+    return toy_processor()
+
+
+def pytest_collection_finish() -> None:
+    """Take what the imports made out of garbage collection, of which every training run does a full one."""
+    gc.collect()
+    gc.freeze()

@@ -2,7 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -19,6 +22,30 @@ DENSE_PIXELS = 5000
 NARROWEST_FOV = 25.0  # degrees: a lens of 81 mm on 35 mm film
 STRONGEST_DESCENT = 0.3  # mean rank correlation of depth with the row: the ground makes it negative
 MAPS_FOR_DESCENT = 4
+
+
+class FirstLook:
+    """Depth maps and cameras of the first batches of a run, to be looked at together."""
+
+    def __init__(self) -> None:
+        self.depth: list[Tensor] = []
+        self.cameras: list[Tensor] = []
+
+    @property
+    def full(self) -> bool:
+        """True if there are enough images."""
+        return len(self.depth) >= IMAGES_LOOKED_AT
+
+    def add(self, batch: dict[str, Any]) -> None:
+        """Take the images with depth of a batch."""
+        for depth, camera in zip(batch.get("depth_labels") or [], batch.get("cameras", ()), strict=False):
+            if depth is not None:
+                self.depth.append(depth)
+                self.cameras.append(camera)
+
+    def signs(self) -> list[str]:
+        """Return the signs of [`find_nonsense`] among them."""
+        return find_nonsense(self.depth, torch.stack(self.cameras)) if self.depth else []
 
 
 def find_nonsense(depth_labels: Sequence[Tensor | None], cameras: Tensor) -> list[str]:
@@ -89,14 +116,8 @@ def _levels(values: Tensor) -> float:
 
 
 def _descent(depth: Tensor) -> float:
-    """Return the rank correlation (Spearman's) of depth with the row, over the valid pixels."""
+    """Return the correlation of the rank of depth with the row, over the valid pixels."""
     rows, _ = torch.nonzero(valid_depth(depth), as_tuple=True)
-    ranks = torch.stack([rows.double(), _ranks(depth[valid_depth(depth)])])
-    return torch.nan_to_num(torch.corrcoef(ranks)[0, 1]).item()
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """Ranks, ties at their mean."""
-    _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()
-    return (last - (counts.double() - 1) / 2)[inverse]
+    ranks = pd.Series(depth[valid_depth(depth)].numpy()).rank()  # ties at their mean
+    with np.errstate(invalid="ignore"):  # of a plane at one distance, or one row, it is 0
+        return float(np.nan_to_num(np.corrcoef(rows, ranks)[0, 1]))

@@ -21,7 +21,7 @@ from ..modeling_depthvlm import DepthVLMConfig, DepthVLMForConditionalGeneration
 from ..modeling_depthvlm.depth_heads_depthvlm import build_depth_head
 from ..modeling_depthvlm.losses_depthvlm import silog_per_image, valid_depth
 from ..processing import CAMERA_SOURCES
-from .depth_checks import IMAGES_LOOKED_AT, find_nonsense
+from .depth_checks import FirstLook
 from .forward import TILE_WORDS
 from .optimizer import PARTS, part_of
 
@@ -150,16 +150,12 @@ def _images(trainer: Any, batch: dict[str, Any]) -> Text:
 
 def _signs(batches: Iterable[dict[str, Any]]) -> list[Text]:
     """Return signs of wrong depth and cameras among the first images with depth, from as many batches as needed."""
-    maps, cameras = [], []
+    look = FirstLook()
     for batch in batches:
-        pairs = zip(batch.get("depth_labels") or [], batch.get("cameras", ()), strict=False)  # images without depth
-        found = [(depth, camera) for depth, camera in pairs if depth is not None]
-        maps += [depth for depth, _ in found]
-        cameras += [camera for _, camera in found]
-        if len(maps) >= IMAGES_LOOKED_AT:
+        look.add(batch)
+        if look.full:
             break
-    signs = find_nonsense(maps, torch.stack(cameras)) if maps else []
-    return [Text(f"Look again: {sign}", style="bold red") for sign in signs]
+    return [Text(f"Look again: {sign}", style="bold red") for sign in look.signs()]
 
 
 def _depth(depth: Tensor | None) -> str:

@@ -24,7 +24,7 @@ from .checkpoints import CheckpointMixin, resolve_checkpoint
 from .collator import BatchInfo, DepthDataCollator
 from .config import DepthSFTConfig, as_depth_config
 from .dataset import embeds_images, prepare_depth_dataset, prepare_eval, wants_depth
-from .depth_checks import IMAGES_LOOKED_AT, find_nonsense
+from .depth_checks import FirstLook
 from .evaluation import EvaluationMixin
 from .forward import DepthTargets, install_training_forward
 from .model_loading import adapter_with_head, has_depth_head, load_model
@@ -181,8 +181,7 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         self._learning_rates = LearningRates()
         self.add_callback(self._learning_rates)
         self._pictured_step = -1
-        self._unseen = IMAGES_LOOKED_AT
-        self._looked_at: tuple[list[Any], list[Tensor]] = ([], [])
+        self._first_look: FirstLook | None = FirstLook() if self.is_world_process_zero() else None
         self._depth_images_in_step: Tensor | None = None
 
     @property
@@ -354,19 +353,15 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         super().end()
 
     def _look_at(self, batches: list[dict[str, Any]]) -> None:
-        """Warn, once, of depth and cameras among the first images that are hardly what they are taken for."""
-        if self._unseen <= 0 or not self.is_world_process_zero():
+        """Warn, once, of signs that depth or cameras of the first images are wrong."""
+        if self._first_look is None:
             return
         for batch in batches:
-            if _info(batch).depth_images:
-                self._looked_at[0].extend(batch["depth_labels"])
-                self._looked_at[1].extend(batch["cameras"])
-                self._unseen -= _info(batch).depth_images
-        if self._unseen <= 0:
-            labels, cameras = self._looked_at
-            for sign in find_nonsense(labels, torch.stack(cameras)):
+            self._first_look.add(batch)
+        if self._first_look.full:
+            for sign in self._first_look.signs():
                 logger.warning("The first images look wrong. %s", sign)
-            self._looked_at = ([], [])
+            self._first_look = None
 
     def _depth_weight(self, info: BatchInfo) -> Tensor | float:
         """Return the factor on the sum of this micro-batch's SILog: alpha over the step's images with depth."""

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from depthvlm.training.checkpoints import explain_full_disk, missing_in, resolve_checkpoint, seal_checkpoint
-from toy_checkpoint import save_toy_checkpoint
 from toy_training import settings, toy_dataset, toy_rows
 
 from depthvlm import DepthSFTTrainer
@@ -115,18 +114,20 @@ class Canary:
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "adapter_model.bin"])
-def test_a_trainer_never_opens_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_trainer_never_opens_them(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     trainer = DepthSFTTrainer(
-        str(save_toy_checkpoint(tmp_path / "toy")),
+        checkpoint,
         settings(tmp_path / "run", max_steps=2),
         train_dataset=toy_dataset(toy_rows(4)),
     )
-    checkpoint = make(tmp_path / "run", 1, sealed=False)
-    (checkpoint / SAFE).unlink()
-    torch.save({"weight": Canary(tmp_path / "opened")}, checkpoint / name)
+    pickled = make(tmp_path / "run", 1, sealed=False)
+    (pickled / SAFE).unlink()
+    torch.save({"weight": Canary(tmp_path / "opened")}, pickled / name)
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch.load was called"))
     with pytest.raises(ValueError, match=f"{name} and no .*never pickle"):
-        trainer.train(resume_from_checkpoint=str(checkpoint))
+        trainer.train(resume_from_checkpoint=str(pickled))
     assert not (tmp_path / "opened").exists()
 
 
@@ -143,10 +144,11 @@ def test_other_errors_are_not_explained_as_a_full_disk(tmp_path: Path) -> None:
     assert explain_full_disk(OSError(errno.EACCES, "denied"), tmp_path / "checkpoint-1") is None
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = str(save_toy_checkpoint(tmp_path / "toy"))
+def test_a_full_disk_leaves_the_checkpoint_before(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = DepthSFTTrainer(
-        model,
+        checkpoint,
         settings(tmp_path / "run", max_steps=3, save_strategy="steps", save_steps=1),
         train_dataset=toy_dataset(toy_rows(4)),
     )

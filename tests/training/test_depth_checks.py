@@ -12,7 +12,6 @@ from depthvlm.training.depth_checks import find_nonsense
 from depthvlm.training.dry_run import describe
 from rich.console import Console
 from sample_layouts import SOURCES, arrange
-from toy_checkpoint import save_toy_checkpoint
 from toy_training import settings, toy_dataset, toy_row
 
 from depthvlm import DepthSFTTrainer
@@ -105,10 +104,10 @@ def test_a_portrait_through_a_long_lens_is_in_order(scenes):
     assert find_nonsense([depth[:, :90] for depth in scenes[:4]], cameras(4, focal, (90, HEIGHT))) == []
 
 
-def test_a_dry_run_looks_beyond_a_small_batch(tmp_path):
+def test_a_dry_run_looks_beyond_a_small_batch(checkpoint, tmp_path):
     rows = [{**toy_row(index), "depth_scale": 1.0} for index in range(8)]
     trainer = DepthSFTTrainer(
-        str(save_toy_checkpoint(tmp_path / "toy")),
+        checkpoint,
         settings(tmp_path, per_device_train_batch_size=1),
         train_dataset=toy_dataset(rows),
     )
@@ -118,11 +117,9 @@ def test_a_dry_run_looks_beyond_a_small_batch(tmp_path):
     assert said.get().count("Look again: The medians of all 8 depth maps") == 1
 
 
-def test_training_says_it_once(tmp_path, caplog):
+def test_training_says_it_once(checkpoint, tmp_path, caplog):
     rows = [{**toy_row(index), "depth_scale": 1.0} for index in range(8)]
-    trainer = DepthSFTTrainer(
-        str(save_toy_checkpoint(tmp_path / "toy")), settings(tmp_path, max_steps=4), train_dataset=toy_dataset(rows)
-    )
+    trainer = DepthSFTTrainer(checkpoint, settings(tmp_path, max_steps=4), train_dataset=toy_dataset(rows))
     with caplog.at_level(logging.WARNING, "depthvlm"):
         trainer.train()
     said = [record.message for record in caplog.records if "`depth_scale` to 1000" in record.message]

@@ -12,7 +12,7 @@ from depthvlm.training.collator import BatchInfo, DepthDataCollator
 from depthvlm.training.replies import ChatTemplateError
 from PIL import PngImagePlugin
 from toy_models import toy_config
-from toy_rows import FOCAL, depth_row, millimetres, picture, toy_processor, turn
+from toy_rows import FOCAL, depth_row, millimetres, picture, turn
 from toy_tokenizer import build_toy_tokenizer
 from trl.chat_template_utils import qwen3_vl_chat_template
 
@@ -20,11 +20,6 @@ import depthvlm
 from depthvlm import DepthVLMForConditionalGeneration
 
 EYE = "<|vision_start|><|image_pad|><|vision_end|>"
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return toy_processor()
 
 
 def trained(processor, batch, row: int = 0) -> str:

@@ -17,7 +17,6 @@ from depthvlm.training.rows import BadSampleError
 from depthvlm.training.sft import ArgumentError, DepthScriptArguments, load_data
 from PIL import Image as PILImage
 from torch.utils.data import DataLoader
-from toy_rows import toy_processor
 from trl import DatasetMixtureConfig
 from typer.testing import CliRunner
 
@@ -26,11 +25,6 @@ from depthvlm.cli.app import app
 FEATURES = Features(
     {"image": Image(), "depth": Image(), "depth_scale": Value("float32"), "focal_length": Value("float32")}
 )
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return toy_processor()
 
 
 @pytest.fixture(scope="module")

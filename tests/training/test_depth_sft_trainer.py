@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from depthvlm.training.optimizer import part_of
 from peft import LoraConfig, PeftModel
-from toy_checkpoint import save_toy_checkpoint
 from toy_training import setting_values, settings, toy_dataset, toy_row, toy_rows
 from trl import SFTConfig, SFTTrainer
 
@@ -19,23 +19,21 @@ from depthvlm import (
 )
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(save_toy_checkpoint(tmp_path_factory.mktemp("toy")))
-
-
 def weights(trainer: Any) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
 
 
-def start_weights(checkpoint: str) -> dict[str, torch.Tensor]:
-    model = DepthVLMForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
-    return {name: p.detach() for name, p in model.named_parameters()}
+def load(folder: str | Path) -> DepthVLMForConditionalGeneration:
+    return DepthVLMForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
 
 
-def changed_parts(trainer: Any, before: dict[str, torch.Tensor]) -> set[str]:
-    from depthvlm.training.optimizer import part_of
+def depth_inputs(batch: dict[str, Any]) -> dict[str, Any]:
+    keys = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw", "focal_scale")
+    return {key: batch[key] for key in keys}
 
+
+def changed_parts(trainer: Any, checkpoint: str) -> set[str]:
+    before = dict(load(checkpoint).named_parameters())
     return {part_of(name) for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
 
 
@@ -66,7 +64,7 @@ def test_without_depth_it_is_sft_trainer(checkpoint: str, tmp_path: Path, kind: 
         max_length=None,
     )
     args = DepthSFTConfig(**values, depth_loss_weight=0.0 if kind == "alpha 0" else None)
-    model = DepthVLMForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
+    model = load(checkpoint)
     processor = DepthVLMProcessor.from_pretrained(checkpoint)
     theirs = SFTTrainer(model, SFTConfig(**values), train_dataset=dataset, processing_class=processor)
     theirs.train()
@@ -98,10 +96,13 @@ def test_the_loss_is_the_models_own(checkpoint: str, tmp_path: Path) -> None:
     )
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
     batch.pop("batch_info")
-    model = DepthVLMForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).train()
+    model = load(checkpoint).train()
     outputs = model(**batch, output_depth=True)
     depth_loss = silog_loss(outputs.predicted_depth, batch["depth_labels"], 0.2)
+    calls: list[int] = []
+    trainer.model.lm_head.register_forward_hook(lambda *_: calls.append(1))
     trainer.train()
+    assert not calls  # no full logits are built
     first = trainer.state.log_history[0]
     # One batch of all four rows: whatever their order, the means are the same.
     assert first["text_loss"] == pytest.approx(outputs.text_loss.item(), abs=1e-5)
@@ -113,9 +114,8 @@ def test_logged_metrics_are_means_over_images(checkpoint: str, tmp_path: Path) -
     data = toy_dataset([toy_row(0), toy_row(1, size=(64, 96)), toy_row(2, depth=False)])
     trainer = DepthSFTTrainer(checkpoint, settings(tmp_path), train_dataset=data, eval_dataset=data)
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(3)])
-    model = DepthVLMForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    keys = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw", "focal_scale")
-    prediction = model.predict_depth(**{k: batch[k] for k in keys})
+    model = load(checkpoint).eval()
+    prediction = model.predict_depth(**depth_inputs(batch))
     delta1, abs_rel = [], []
     for depth, truth in zip(prediction, batch["depth_labels"], strict=True):
         if truth is not None:
@@ -185,7 +185,7 @@ def test_one_batch_equals_accumulated_micro_batches(
 )
 def test_only_what_is_named_changes(checkpoint: str, tmp_path: Path, trainable: list[str], parts: set[str]) -> None:
     trainer = trained(checkpoint, tmp_path, toy_rows(4), trainable=trainable)
-    assert changed_parts(trainer, start_weights(checkpoint)) == parts
+    assert changed_parts(trainer, checkpoint) == parts
 
 
 def test_unknown_pattern(checkpoint: str, tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_learning_rates_per_part(checkpoint: str, tmp_path: Path) -> None:
         "learning_rate/merger": 0.05,
         "learning_rate/vit": 0.001,
     }
-    assert changed_parts(trainer, start_weights(checkpoint)) == {"head", "merger", "vit"}
+    assert changed_parts(trainer, checkpoint) == {"head", "merger", "vit"}
 
 
 def test_stage_one_keeps_no_graph_of_the_backbone(checkpoint: str, tmp_path: Path) -> None:
@@ -235,14 +235,6 @@ def test_stage_one_keeps_no_graph_of_the_backbone(checkpoint: str, tmp_path: Pat
     assert not trainer.model.is_gradient_checkpointing
 
 
-def test_no_full_logits_are_built(checkpoint: str, tmp_path: Path) -> None:
-    trainer = DepthSFTTrainer(checkpoint, settings(tmp_path), train_dataset=toy_dataset(toy_rows(4)))
-    calls: list[int] = []
-    trainer.model.lm_head.register_forward_hook(lambda *_: calls.append(1))
-    trainer.train()
-    assert not calls
-
-
 def test_gradient_checkpointing_changes_nothing(checkpoint: str, tmp_path: Path) -> None:
     plain = trained(checkpoint, tmp_path, toy_rows(4))
     checkpointed = trained(checkpoint, tmp_path, toy_rows(4), gradient_checkpointing=True)
@@ -265,10 +257,9 @@ def test_lora_trains_and_keeps_the_head(checkpoint: str, tmp_path: Path) -> None
     trainer.train()
     trainer.save_model()
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
-    keys = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw", "focal_scale")
-    inputs = {k: batch[k] for k in keys}
+    inputs = depth_inputs(batch)
     expected = trainer.depth_model.eval().predict_depth(**inputs)
-    base = DepthVLMForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    base = load(checkpoint).eval()
     untrained = base.predict_depth(**inputs)
     loaded = PeftModel.from_pretrained(base, str(tmp_path)).eval()
     merged = loaded.merge_and_unload()
@@ -291,12 +282,11 @@ def test_a_saved_model_is_a_whole_checkpoint(checkpoint: str, tmp_path: Path) ->
     trainer = trained(checkpoint, tmp_path, toy_rows(4), save_strategy="steps", save_steps=1)
     trainer.save_model()
     batch = trainer.data_collator([trainer.train_dataset[0]])
-    keys = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw", "focal_scale")
-    inputs = {k: batch[k] for k in keys}
+    inputs = depth_inputs(batch)
     expected = trainer.model.eval().predict_depth(**inputs)[0]
     for folder in (tmp_path, tmp_path / "checkpoint-1"):
         assert (folder / "modeling_depthvlm.py").is_file()
-        model = DepthVLMForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+        model = load(folder).eval()
         assert torch.equal(model.predict_depth(**inputs)[0], expected)
         DepthVLMProcessor.from_pretrained(folder)
 
@@ -319,7 +309,7 @@ def test_depth_is_asked_for_and_there_is_none(checkpoint: str, tmp_path: Path) -
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(checkpoint: str, tmp_path: Path) -> None:
-    model = DepthVLMForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
+    model = load(checkpoint)
     with torch.no_grad():
         model.depth_head.norm.bias.fill_(float("nan"))
     processor = DepthVLMProcessor.from_pretrained(checkpoint)

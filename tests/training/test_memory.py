@@ -1,7 +1,6 @@
 """The estimate of memory against what torch keeps in real layers, and against the published models' sizes."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,8 @@ import yaml
 from conftest import REPOSITORY
 from depthvlm.modeling_depthvlm import DepthVLMConfig, silog_loss
 from depthvlm.modeling_depthvlm.depth_heads_depthvlm import build_depth_head
-from depthvlm.training.dry_run import count_parameters, estimate_memory, measure_activations
+from depthvlm.training.dry_run import count_parameters, estimate_memory, kept_for_backward, measure_activations
 from depthvlm.training.optimizer import CHOICES
-from torch import nn
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer, Qwen3VLVisionBlock
 
 TOKENS = 200
@@ -46,26 +44,6 @@ def middle_sized(head: tuple[str, str] = ("dpt_light", "vit+llm")) -> DepthVLMCo
     )
     config.text._attn_implementation = config.vision._attn_implementation = "sdpa"
     return config
-
-
-def kept_for_backward(module: nn.Module, call: Callable[[], torch.Tensor], autocast: bool) -> int:
-    """Bytes of real tensors that autograd keeps while `call` runs, without weights and autocast's copies of them."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
-    shapes = {parameter.shape for parameter in module.parameters()}
-    shapes |= {shape[1::-1] for shape in shapes if shape[:2].numel() == shape.numel()}  # as a product takes them
-    storages: dict[int, tuple[int, torch.Tensor]] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights and not (tensor.dtype == torch.bfloat16 and tensor.shape in shapes):
-            storages[storage.data_ptr()] = (storage.nbytes(), tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            output = call()
-        assert output.requires_grad
-    return sum(size for size, _ in storages.values())
 
 
 @pytest.fixture(params=[False, True], ids=["float32", "autocast"])

@@ -6,17 +6,11 @@ import pytest
 import torch
 from depthvlm.training.optimizer import MuonFactory, build_muon
 from torch import nn
-from toy_checkpoint import save_toy_checkpoint
 from toy_training import settings, toy_dataset, toy_rows
 
 from depthvlm import DepthSFTTrainer
 
 ADAMW = {"learning_rate": 0.01, "weight_decay": 0.1, "betas": (0.9, 0.98), "eps": 1e-8}
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(save_toy_checkpoint(tmp_path_factory.mktemp("toy")))
 
 
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24), (16, 3, 2, 2)])

@@ -8,17 +8,11 @@ import pytest
 import torch
 from datasets import concatenate_datasets
 from peft import LoraConfig
-from toy_checkpoint import save_toy_checkpoint
 from toy_training import settings, toy_dataset, toy_row, toy_rows
 from transformers import BitsAndBytesConfig
 from trl import TrlParser
 
 from depthvlm import DepthSFTConfig, DepthSFTTrainer
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(save_toy_checkpoint(tmp_path_factory.mktemp("toy")))
 
 
 def run(checkpoint: str, folder: Path, data: Any, **changes: Any) -> DepthSFTTrainer:

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from toy_checkpoint import save_toy_checkpoint
 from toy_training import settings, toy_dataset, toy_row, toy_rows
 
 from depthvlm import DepthSFTTrainer
@@ -23,11 +22,6 @@ pytestmark = pytest.mark.slow
 
 WORKER = Path(__file__).parents[1] / "support" / "train_worker.py"
 FSDP2 = {"fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": True}}
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(save_toy_checkpoint(tmp_path_factory.mktemp("toy")))
 
 
 def start(options: dict[str, Any], processes: int = 1) -> subprocess.CompletedProcess[str]:

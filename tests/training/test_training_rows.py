@@ -10,18 +10,12 @@ from depthvlm.processing import DEPTH_PROMPT, DEPTH_REPLY, Camera, DepthVLMImage
 from depthvlm.training.collator import DepthDataCollator
 from depthvlm.training.rows import BadSampleError, read_columns, read_depth_map, read_image
 from PIL import ExifTags, Image
-from toy_rows import toy_processor
 from toy_tokenizer import build_toy_tokenizer
 
 from depthvlm.geometry import ray_to_z
 
 RAW = np.array([[0, 1000, 2500], [500, 4000, 60000]], dtype=np.uint16)
 METRES = np.array([[0, 1, 2.5], [0.5, 4, 60]], dtype=np.float32)
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return toy_processor()
 
 
 def pixels(height: int = 96, width: int = 128) -> np.ndarray:
