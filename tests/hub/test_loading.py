@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from depthvlm.modeling_depthvlm import DepthHeadConfig, DepthVLMConfig, DepthVLMForConditionalGeneration
-from safetensors.torch import load_file, save_file
+from huggingface_hub import save_torch_state_dict
+from safetensors.torch import load_file
 from toy_checkpoint import change_config, change_weights, leave_out, save_toy_checkpoint
 from toy_models import last_layer, toy_config, toy_inputs, toy_model
 from transformers import (
@@ -23,6 +24,7 @@ import depthvlm
 from depthvlm.conversation import Conversation
 
 INPUTS = toy_inputs([[2, (2, 3), 4], [(1, 2), 3]])
+load = DepthVLMForConditionalGeneration.from_pretrained
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +63,14 @@ def published(model, qwen):
     return qwen
 
 
-def assert_same_depth(first, second):
-    for one, other in zip(first, second, strict=True):
+def assert_same_depth(loaded, model):
+    for one, other in zip(loaded.predict_depth(**INPUTS), model.predict_depth(**INPUTS), strict=True):
         assert torch.equal(one, other)
 
 
 def test_own_checkpoint_round_trip(model, checkpoint):
-    loaded = DepthVLMForConditionalGeneration.from_pretrained(checkpoint)
-    assert_same_depth(loaded.predict_depth(**INPUTS), model.predict_depth(**INPUTS))
+    loaded = load(checkpoint)
+    assert_same_depth(loaded, model)
     assert loaded.config.depth_config.features == 16
     assert list(loaded.config.depth_config.out_channels) == [8, 8, 16, 16]
     assert isinstance(loaded.config.depth_config, DepthHeadConfig)
@@ -78,55 +80,48 @@ def test_own_checkpoint_round_trip(model, checkpoint):
 
 
 def test_auto_classes(model, checkpoint):
-    expected = model.predict_depth(**INPUTS)
     for auto in (AutoModel, AutoModelForImageTextToText):
         loaded = auto.from_pretrained(checkpoint)
         assert isinstance(loaded, DepthVLMForConditionalGeneration)
-        assert_same_depth(loaded.predict_depth(**INPUTS), expected)
-    estimator = AutoModelForDepthEstimation.from_pretrained(checkpoint)
-    assert_same_depth(estimator.predict_depth(**INPUTS), expected)
+        assert_same_depth(loaded, model)
+    assert_same_depth(AutoModelForDepthEstimation.from_pretrained(checkpoint), model)
 
 
 def test_sharded(model, tmp_path):
     model.save_pretrained(tmp_path, max_shard_size="50KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
-    loaded = DepthVLMForConditionalGeneration.from_pretrained(tmp_path)
-    assert_same_depth(loaded.predict_depth(**INPUTS), model.predict_depth(**INPUTS))
+    loaded = load(tmp_path)
+    assert_same_depth(loaded, model)
 
 
 def test_published_layout(model, published):
-    loaded, info = DepthVLMForConditionalGeneration.from_pretrained(published, output_loading_info=True)
+    loaded, info = load(published, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     assert loaded.config.depth_config.features == 16
     assert list(loaded.config.depth_config.out_channels) == [8, 8, 16, 16]
     assert loaded.config.depth_loss_weight == 0.7
-    assert_same_depth(loaded.predict_depth(**INPUTS), model.predict_depth(**INPUTS))
+    assert_same_depth(loaded, model)
 
 
 def test_published_layout_in_shards(model, published):
     weights = load_file(published / "model.safetensors")
     (published / "model.safetensors").unlink()
-    split = {"a.safetensors": {}, "b.safetensors": {}}
-    for name, value in weights.items():
-        split["a.safetensors" if "resize" in name or "mlp" in name else "b.safetensors"][name] = value
-    for file, part in split.items():
-        save_file(part, published / file, {"format": "pt"})
-    index = {"metadata": {}, "weight_map": {name: file for file, part in split.items() for name in part}}
-    (published / "model.safetensors.index.json").write_text(json.dumps(index))
-    loaded = DepthVLMForConditionalGeneration.from_pretrained(published)
-    assert_same_depth(loaded.predict_depth(**INPUTS), model.predict_depth(**INPUTS))
+    save_torch_state_dict(weights, str(published), max_shard_size="50KB")
+    assert len(list(published.glob("model-*.safetensors"))) > 2
+    loaded = load(published)
+    assert_same_depth(loaded, model)
 
 
 def test_published_layout_without_its_head(published):
     leave_out(published, "depth_head.")
     with pytest.raises(ValueError, match="no `depth_head"):
-        DepthVLMForConditionalGeneration.from_pretrained(published)
+        load(published)
 
 
 def test_plain_qwen_gets_a_new_head(model, qwen, caplog):
     head = {"features": 16, "out_channels": [8, 8, 16, 16]}
-    loaded, info = DepthVLMForConditionalGeneration.from_pretrained(qwen, depth_config=head, output_loading_info=True)
+    loaded, info = load(qwen, depth_config=head, output_loading_info=True)
     assert info["missing_keys"] == {name for name in model.state_dict() if name.startswith("depth_head.")}
     depth = torch.cat([d.flatten() for d in loaded.predict_depth(**INPUTS)])
     assert depth.min() > 0.9
@@ -139,12 +134,10 @@ def test_plain_qwen_gets_a_new_head(model, qwen, caplog):
 def test_dtype_device_map_and_attention(model, checkpoint):
     expected = model.predict_depth(**INPUTS)
     for attention in ("eager", "sdpa"):
-        loaded = DepthVLMForConditionalGeneration.from_pretrained(
-            checkpoint, attn_implementation=attention, device_map="cpu", low_cpu_mem_usage=True
-        )
+        loaded = load(checkpoint, attn_implementation=attention, device_map="cpu", low_cpu_mem_usage=True)
         for one, other in zip(loaded.predict_depth(**INPUTS), expected, strict=True):
             torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
-    half = DepthVLMForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.bfloat16)
+    half = load(checkpoint, dtype=torch.bfloat16)
     assert half.depth_head.norm.weight.dtype == torch.bfloat16
     assert half.predict_depth(**INPUTS)[0].dtype == torch.float32
 
@@ -155,7 +148,7 @@ def test_quantisation_leaves_the_head_alone(bits, head_type, tmp_path):
     model = toy_model({"head_type": head_type}, width=64)  # blocks of 64 are what 4 bits are made of
     model.save_pretrained(tmp_path)
     config = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
-    quantised = DepthVLMForConditionalGeneration.from_pretrained(tmp_path, quantization_config=config)
+    quantised = load(tmp_path, quantization_config=config)
     assert type(quantised.model.language_model.layers[0].mlp.up_proj) is not torch.nn.Linear
     for name, value in model.depth_head.state_dict().items():
         torch.testing.assert_close(quantised.depth_head.state_dict()[name].float(), value, atol=1e-3, rtol=1e-2)
@@ -180,8 +173,8 @@ def test_config_round_trips(tmp_path):
 def test_checkpoint_without_a_head(model, checkpoint):
     leave_out(checkpoint, "depth_head.")
     with pytest.raises(ValueError, match="no `depth_head"):
-        DepthVLMForConditionalGeneration.from_pretrained(checkpoint)
-    _, info = DepthVLMForConditionalGeneration.from_pretrained(checkpoint, output_loading_info=True)
+        load(checkpoint)
+    _, info = load(checkpoint, output_loading_info=True)
     assert info["missing_keys"] == {k for k in model.state_dict() if k.startswith("depth_head.")}
 
 
@@ -194,14 +187,14 @@ def test_checkpoint_without_one_weight(lost, checkpoint, qwen):
     if "visual" in lost:  # in a plain Qwen3-VL only the head is new
         leave_out(qwen, lost)
         with pytest.raises(ValueError, match=lost):
-            DepthVLMForConditionalGeneration.from_pretrained(qwen)
+            load(qwen)
 
 
 def test_more_layers_than_the_weights_have_are_refused_before_they_are_built(checkpoint):
     for part, key in (("text_config", "num_hidden_layers"), ("vision_config", "depth")):
         change_config(checkpoint, **{part: {key: 10**9}})
         with pytest.raises(ValueError, match=rf"{part}\.{key}=1000000000, but its weights hold 4"):
-            DepthVLMForConditionalGeneration.from_pretrained(checkpoint)
+            load(checkpoint)
         change_config(checkpoint, **{part: {key: 4}})
 
 
@@ -327,7 +320,7 @@ def test_published_mlp_heads(mode, qwen):
     if mode in ("sum", "llm_last"):
         change_config(qwen, depth_head_feature_mode=mode)
     given = {"depth_config": {"feature_source": "vit+llm", "mlp_fusion": "sum"}} if "by" in mode else {}
-    model = DepthVLMForConditionalGeneration.from_pretrained(qwen, **given).eval()
+    model = load(qwen, **given).eval()
     inputs = toy_inputs([[2, (1, 1), 3]])
     with torch.no_grad():
         vision = model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"], return_dict=True)
@@ -338,27 +331,27 @@ def test_published_mlp_heads(mode, qwen):
     [depth] = model.predict_depth(**inputs)
     torch.testing.assert_close(depth.flatten(), by_hand_mlp(head, normed), atol=1e-5, rtol=1e-5)
     model.save_pretrained(qwen / "again")
-    [again] = DepthVLMForConditionalGeneration.from_pretrained(qwen / "again").predict_depth(**inputs)
+    [again] = load(qwen / "again").predict_depth(**inputs)
     assert torch.equal(again, depth)
 
 
 def test_checkpoint_with_a_head_of_other_widths(checkpoint):
     change_config(checkpoint, depth_config={"features": 32})
     with pytest.raises(RuntimeError, match="mismatch"):
-        DepthVLMForConditionalGeneration.from_pretrained(checkpoint)
+        load(checkpoint)
 
 
 def test_truncated_weights(checkpoint):
     file = checkpoint / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(OSError, match=r"incomplete or damaged .*: model\.safetensors\. Copy or download it again"):
-        DepthVLMForConditionalGeneration.from_pretrained(checkpoint)
+        load(checkpoint)
 
 
 def test_pickled_weights_are_refused(model, checkpoint):
     (checkpoint / "model.safetensors").unlink()
     torch.save(model.state_dict(), checkpoint / "pytorch_model.bin")
     with pytest.raises(OSError, match="safetensors"):
-        DepthVLMForConditionalGeneration.from_pretrained(checkpoint)
+        load(checkpoint)
     with pytest.raises(ValueError, match="safetensors"):
-        DepthVLMForConditionalGeneration.from_pretrained(checkpoint, use_safetensors=False)
+        load(checkpoint, use_safetensors=False)
