@@ -168,14 +168,9 @@ def worst_points(image: ImageResult, count: int) -> list[PointRow]:
 
 
 def build_images(folders: Iterable[str | Path], wanted: Mapping[str, set[str]]) -> dict[tuple[str, str], bytes]:
-    """Return encoded images of builds; only the row groups that hold one are read.
+    """Return the encoded images that are there by data hash and id; only row groups that hold one are read.
 
-    Args:
-        folders: Folders of `depthvlm bench build`.
-        wanted: Ids of images by the data hash of a result. A build of other data is passed over.
-
-    Returns:
-        The bytes of the files that are there, by data hash and id.
+    `wanted` has the ids of images by the data hash of a result. Builds of other data are passed over.
 
     Raises:
         FileNotFoundError: A folder does not exist.

@@ -18,7 +18,6 @@ from .published import (
     EVALUATION_IMAGES_TABLE,
     EVALUATION_TABLES,
     REPORTED_TABLES,
-    Column,
     PublishedTable,
     number_in,
     published_table,
@@ -190,16 +189,10 @@ def _evaluation_table(table: PublishedTable, measured: Sequence[Measured]) -> Re
 def _outside_table(measured: Sequence[Measured]) -> ReportTable:
     sets = {name: name for name in sorted({item.set_name for item in measured} - set(_set_titles()))}
     rows, notes = _measured_rows(measured, sets, average=False)
-    return ReportTable(
-        OUTSIDE_KEY,
-        "Sets that are in no table of the paper",
-        "delta1 (higher is better); no average, because the sets are no benchmark together.",
-        "",
-        "System",
-        (*(ReportColumn(name, name) for name in sets), *_ANSWER_COLUMNS),
-        (ReportGroup("", tuple(rows)),) if rows else (),
-        tuple(notes),
-    )
+    title = "Sets that are in no table of the paper"
+    caption = "delta1 (higher is better); no average, because the sets are no benchmark together."
+    columns = (*(ReportColumn(name, name) for name in sets), *_ANSWER_COLUMNS)
+    return ReportTable(OUTSIDE_KEY, title, caption, "", "System", columns, _one_group(rows), tuple(notes))
 
 
 def _benchmark_table(table: PublishedTable, results: Sequence[LmmsResult]) -> ReportTable:
@@ -211,7 +204,8 @@ def _benchmark_table(table: PublishedTable, results: Sequence[LmmsResult]) -> Re
     for (name, _), files in by_model.items():
         scores: dict[str, list[TaskScore]] = {}
         for column, result in ((column, result) for column in table.columns for result in files):
-            score = _task_score(column, result)
+            source = column.lmms_eval
+            score = None if source is None else result.tasks.get(source.task, {}).get(source.metric)
             if score is not None and score not in scores.get(column.key, []):
                 scores.setdefault(column.key, []).append(score)
         choices, apart = _one_each(scores)
@@ -225,14 +219,10 @@ def _benchmark_table(table: PublishedTable, results: Sequence[LmmsResult]) -> Re
         if part.partial
     ]
     if rows:
-        sources = [(column.title, column.lmms_eval) for column in table.columns if column.lmms_eval]
-        notes += [f"{title}: {source.note}" for title, source in sources if source.note]
+        notes += [
+            f"{each.title}: {each.lmms_eval.note}" for each in table.columns if each.lmms_eval and each.lmms_eval.note
+        ]
     return _with_paper(table, rows, notes)
-
-
-def _task_score(column: Column, result: LmmsResult) -> TaskScore | None:
-    source = column.lmms_eval
-    return None if source is None else result.tasks.get(source.task, {}).get(source.metric)
 
 
 def _benchmark_row(
@@ -275,16 +265,15 @@ def _tasks_table(results: Sequence[LmmsResult]) -> ReportTable:
                 cells = (Cell(task), Cell(metric), Cell(text, score.value, _normal_interval(score)), Cell(count))
                 rows.append(ReportRow(result.name, "measured", cells, LMMS_PROTOCOL, result.version))
                 notes += [f"{PARTIAL_MARK} {result.name} on {task}: {score.partial}."] if score.partial else []
-    return ReportTable(
-        TASKS_KEY,
-        "Tasks of lmms-eval that are in no table of the paper",
-        "In lmms-eval's own scale. Tasks that only make up a group are left out.",
-        "",
-        "System",
-        tuple(ReportColumn(title.lower(), title) for title in ("Task", "Metric", "Score", "Samples")),
-        (ReportGroup("", tuple(rows)),) if rows else (),
-        tuple(dict.fromkeys(notes)),
-    )
+    title = "Tasks of lmms-eval that are in no table of the paper"
+    caption = "In lmms-eval's own scale. Tasks that only make up a group are left out."
+    columns = tuple(ReportColumn(name.lower(), name) for name in ("Task", "Metric", "Score", "Samples"))
+    notes = list(dict.fromkeys(notes))
+    return ReportTable(TASKS_KEY, title, caption, "", "System", columns, _one_group(rows), tuple(notes))
+
+
+def _one_group(rows: Sequence[ReportRow]) -> tuple[ReportGroup, ...]:
+    return (ReportGroup("", tuple(rows)),) if rows else ()
 
 
 def _speed_table(table: PublishedTable, measured: Sequence[Measured]) -> ReportTable:

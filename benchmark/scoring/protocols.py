@@ -304,13 +304,8 @@ def align(
     Any metric of it is the scale-invariant ("median", "scale") or affine-invariant ("scale_shift",
     "scale_shift_disparity") variant of that metric.
 
-    Args:
-        prediction: As in [`fit_alignment`], like the next three.
-        truth: Metres.
-        valid: Boolean mask.
-        method: Method of the fit.
-        max_depth: Metres at which "scale_shift_disparity" cuts, so that a disparity fitted at or below zero becomes
-            this depth (Ranftl et al. 2020). Without it such a pixel is infinitely far, and a failure.
+    At `max_depth` metres "scale_shift_disparity" cuts, so that a disparity fitted at or below zero becomes this depth
+    (Ranftl et al. 2020). Without it such a pixel is infinitely far, and a failure.
 
     Returns:
         Metres of the shape of the prediction, float64; NaN where there was no answer. A fitted depth may be zero or

@@ -39,7 +39,7 @@ _AHEAD = 3  # batches decoded before the predictor asks for them
 class System:
     """A system to evaluate."""
 
-    row: str  # key on the command line
+    key: str  # on the command line
     name: str  # as in the paper's tables
     predictor: DensePredictor | PointPredictor  # loaded
     options: Mapping[str, Any]  # everything else on which its answers depend
@@ -61,9 +61,9 @@ def evaluate(
     image is scored once; all processes must see the folder `out`.
 
     Args:
-        system: The system.
-        eval_set: The set.
-        protocol: The conventions.
+        system: The loaded system.
+        eval_set: The images with their truth.
+        protocol: The conventions of the evaluation.
         out: Folder of results.
         batch_size: Largest number of images of one size that the predictor gets at once.
         limit: Score only so many images, evenly spaced; the result then says so.
@@ -87,7 +87,7 @@ def evaluate(
     if limit is not None and limit < len(wanted):
         wanted = [i * len(wanted) // limit for i in range(limit)]
     settings = {
-        "row": system.row,
+        "row": system.key,
         "options": dict(system.options),
         "checkpoint": system.predictor.checkpoint(),  # a folder may hold another model when the run goes on
         "data_hash": eval_set.hash,
@@ -113,7 +113,7 @@ def evaluate(
     mend(part)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with part.open("a", encoding="utf-8") as file, Progress(*columns, disable=not state.is_main_process) as bar:
-        task = bar.add_task(f"{system.row} on {eval_set.source}", total=sum(map(len, batches)))
+        task = bar.add_task(f"{system.key} on {eval_set.source}", total=sum(map(len, batches)))
         for results in _score(system.predictor, eval_set, protocol, batches, extra):
             file.write("".join(result.to_json() + "\n" for result in results))
             file.flush()
@@ -135,7 +135,7 @@ def result_path(
     out: str | Path, system: System, eval_set: EvalSet, protocol: Protocol, limit: int | None = None
 ) -> Path:
     """Return the path of the summary that [`evaluate`] writes."""
-    row = "".join(c if c.isalnum() or c in "-_." else "_" for c in system.row)
+    row = "".join(c if c.isalnum() or c in "-_." else "_" for c in system.key)
     name = "".join(c if c.isalnum() or c in "-_.=" else "_" for c in protocol.name)
     ending = "" if limit is None or limit >= len(eval_set) else f"-first{limit}"
     return Path(out) / row / f"{eval_set.source}-{eval_set.split}" / f"{name}{ending}.json"
@@ -153,7 +153,7 @@ def _check(system: System, protocol: Protocol, limit: int | None, batch_size: in
         )
     if protocol.points is None and isinstance(system.predictor, PointPredictor):
         raise ValueError(
-            f"{system.row!r} answers about points; the protocol {protocol.name!r} scores whole maps. Choose `depthvlm`."
+            f"{system.key!r} answers about points; the protocol {protocol.name!r} scores whole maps. Choose `depthvlm`."
         )
 
 
@@ -256,7 +256,7 @@ def _summarise(
     answered = [answer is not None for result in results if result.texts for answer in result.answers]
     seconds = [result.seconds for result in results]
     return Result(
-        row=system.row,
+        row=system.key,
         name=system.name,
         dataset=eval_set.source,
         split=eval_set.split,

@@ -65,14 +65,9 @@ def make_example(item: EvalItem, eval_set: EvalSet, protocol: Protocol) -> Examp
 def score_map(
     item: EvalItem, example: Example, prediction: NDArray[np.float32], protocol: Protocol, extra: Sequence[str] = ()
 ) -> ImageResult:
-    """Score a map of the image's size `(H, W)`, metres. A point takes the value of the pixel that it lies in.
+    """Score a map of z-depth in metres, of the image's size `(H, W)`; `extra` is for dense protocols.
 
-    Args:
-        item: The image with its truth.
-        example: What the predictor saw of it.
-        prediction: z-depth in metres.
-        protocol: The conventions.
-        extra: Metrics of `EXTRA_METRICS`, for dense protocols.
+    A point takes the value of the pixel that it lies in.
     """
     if protocol.points is not None:
         height, width = prediction.shape
