@@ -46,7 +46,6 @@ class Argoverse2(Source):
     depth_range = (0.05, 120.0)
     published_depth = "ray"
     sparse = True
-    extra = "bench"
     licence = "CC BY-NC-SA 4.0"
     homepage = "https://www.argoverse.org/av2.html"
 

@@ -37,7 +37,6 @@ class Ddad(Source):
     title = "DDAD"
     depth_range = (0.05, 120.0)
     sparse = True
-    extra = "bench"
     licence = "CC BY-NC-SA 4.0"
     homepage = "https://github.com/TRI-ML/DDAD"
 

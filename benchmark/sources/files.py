@@ -252,12 +252,12 @@ def split_folder(source: Source, split: str, folders: Mapping[str, str], layout:
 
 def find_split_file(source: Source, names: Iterable[str], folders: Iterable[str], hint: str) -> Path:
     """Return the first of these files in one of these folders of the root. Raises SourceError that names them."""
-    names, folders = list(names), [source.root / folder for folder in folders]
-    for path in (folder / name for name in names for folder in folders):
+    names, places = list(names), [source.root / folder for folder in folders]
+    for path in (place / name for name in names for place in places):
         if path.is_file():
             return path
     raise SourceError(
-        f"{source.title}: the split file {' or '.join(names)} is not in {' or '.join(map(str, folders))}. {hint}"
+        f"{source.title}: the split file {' or '.join(names)} is not in {' or '.join(map(str, places))}. {hint}"
     )
 
 

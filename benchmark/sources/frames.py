@@ -108,8 +108,6 @@ class Source(ABC):
     """True where depth is a projected lidar sweep."""
     has_points: ClassVar[bool] = False
     """True where frames bring the points to be scored; the builder samples some for all others."""
-    extra: ClassVar[str | None] = None
-    """Extra of `pip install depthvlm[...]` that reading needs."""
     licence: ClassVar[str] = ""
     """Terms of the data, in a few words."""
     homepage: ClassVar[str] = ""

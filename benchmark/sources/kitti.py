@@ -60,7 +60,6 @@ class Kitti(Source):
     title = "KITTI"
     depth_range = (0.001, 80.0)
     sparse = True
-    extra = "bench"
     licence = "CC BY-NC-SA 3.0"
     homepage = "https://www.cvlibs.net/datasets/kitti/eval_depth.php?benchmark=depth_prediction"
 
@@ -158,7 +157,6 @@ class KittiLidar(Source):
     title = "KITTI (lidar)"
     depth_range = (0.001, 80.0)
     sparse = True
-    extra = "bench"
     licence = "CC BY-NC-SA 3.0"
     homepage = "https://www.cvlibs.net/datasets/kitti/raw_data.php"
 

@@ -58,7 +58,6 @@ class NuScenes(Source):
     title = "nuScenes"
     depth_range = (0.05, 80.0)
     sparse = True
-    extra = "bench"
     licence = "nuScenes terms of use, non-commercial"
     homepage = "https://www.nuscenes.org/nuscenes"
 

@@ -74,7 +74,6 @@ class NYUv2(Source):
     name = "nyuv2"
     title = "NYUv2"
     depth_range = (0.005, 10.0)
-    extra = "bench"
     licence = "none stated; research"
     homepage = "https://cs.nyu.edu/~fergus/datasets/nyu_depth_v2.html"
 

@@ -1,4 +1,4 @@
-"""Rigid transforms, interpolated ego poses, cameras with lens distortion, and lidar points as a depth map."""
+"""Rigid transforms, interpolated ego poses, cameras with lens distortion, range images, and lidar points as a map."""
 
 from __future__ import annotations
 
@@ -231,3 +231,60 @@ def lidar_depth_map(
 ) -> NDArray[np.uint16]:
     """Return the depth map `(height, width)` of lidar points `(n, 3)` that `to_camera` brings to the camera's frame."""
     return depth_map(*camera.project(to_camera.apply(points)), (camera.width, camera.height), scale)
+
+
+def sweep_points(
+    ranges: NDArray[np.float32],
+    inclinations: NDArray[np.float64],
+    vehicle_from_lidar: RigidTransform,
+    world_from_vehicle: RigidTransform,
+    poses: NDArray[np.float32] | None = None,
+) -> NDArray[np.float64]:
+    """Return the returns `(n, 3)` of a range image in metres in the world, each from the pose of its own time if given.
+
+    Args:
+        ranges: `(h, w)` metres; not above 0 where there is no return.
+        inclinations: `(h,)` radians from the lowest beam to the highest.
+        vehicle_from_lidar: mount of the lidar.
+        world_from_vehicle: pose of the vehicle, for a lidar without `poses`.
+        poses: `(h, w, 6)` roll, pitch, yaw, x, y, z of the vehicle in the world when the pixel was measured.
+
+    Raises:
+        ValueError: arrays of sizes that do not fit together.
+    """
+    height, width = ranges.shape
+    if inclinations.shape != (height,):
+        raise ValueError(f"a range image of {height} rows with {inclinations.size} beams")
+    if poses is not None and poses.shape != (height, width, 6):
+        raise ValueError(f"a range image {height}x{width} with poses {poses.shape}")
+    rows, columns = np.nonzero(ranges > 0)
+    distance = ranges[rows, columns].astype(np.float64)
+    # The first row is the highest beam; columns go clockwise, and the middle one looks along the vehicle's x.
+    inclination = inclinations[::-1][rows]
+    yaw = np.arctan2(vehicle_from_lidar.rotation[1, 0], vehicle_from_lidar.rotation[0, 0])
+    azimuth = np.pi * (1 - (2 * columns + 1) / width) - yaw
+    flat = distance * np.cos(inclination)
+    points = np.stack([flat * np.cos(azimuth), flat * np.sin(azimuth), distance * np.sin(inclination)], axis=1)
+    points = vehicle_from_lidar.apply(points)
+    if poses is None:
+        return world_from_vehicle.apply(points)
+    moved = poses[rows, columns].astype(np.float64)
+    roll, pitch, yaw = moved[:, :3].T
+    x, y, z = points.T
+    y, z = _turned(y, z, roll)
+    z, x = _turned(z, x, pitch)
+    x, y = _turned(x, y, yaw)
+    return np.stack([x, y, z], axis=1) + moved[:, 3:]
+
+
+def even_beams(low: float, high: float, height: int) -> NDArray[np.float64]:
+    """Return inclinations `(height,)` for a lidar of which only the limits are given: the middles of equal steps."""
+    return low + (np.arange(height) + 0.5) / height * (high - low)
+
+
+def _turned(
+    first: NDArray[np.float64], second: NDArray[np.float64], angle: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Turn coordinates along two axes from the first towards the second."""
+    cos, sin = np.cos(angle), np.sin(angle)
+    return cos * first - sin * second, sin * first + cos * second

@@ -39,7 +39,6 @@ class SunRGBD(Source):
     name = "sunrgbd"
     title = "SUN RGB-D"
     depth_range = (0.005, 8.0)
-    extra = "bench"
     licence = "none stated; research"
     homepage = "https://rgbd.cs.princeton.edu/"
 

@@ -62,7 +62,6 @@ class Waymo(Source):
     depth_range = (0.05, 70.0)
     published_depth = "ray"
     sparse = True
-    extra = "bench"
     licence = "Waymo Dataset License Agreement for Non-Commercial Use"
     homepage = "https://waymo.com/open"
 

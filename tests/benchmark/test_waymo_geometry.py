@@ -2,16 +2,14 @@
 
 import numpy as np
 import pytest
-from depthvlm.benchmark.sources.projection import RigidTransform
+from depthvlm.benchmark.sources.projection import RigidTransform, even_beams, sweep_points
 from depthvlm.benchmark.sources.waymo import project_shot
 from depthvlm.benchmark.sources.waymo_files import (
     WaymoCamera,
     WaymoShot,
-    even_beams,
     floats,
     integers,
     read_message,
-    sweep_points,
 )
 from waymo_files import block, doubles, shift, varint, whole
 
