@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import html
+import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import gradio as gr
 import numpy as np
@@ -23,7 +25,7 @@ from ...checkpoint import BUNDLED_MODEL
 from ...conversation import Conversation
 from ...inference import DepthPredictor
 from ...modeling_depthvlm import DepthVLMForConditionalGeneration
-from ...prediction import Prediction
+from ...prediction import Prediction, output_paths
 from ...processing import DEPTH_PROMPT, Camera
 from ...processing.images_depthvlm import upright_image
 from .view import depth_view, view_of
@@ -83,13 +85,7 @@ class Demo:
         """Show a new picture's focal length and where that comes from; the results of the last one go."""
         self.end(visit)
         no_camera = gr.Number(value=None, visible=False)
-        cleared: tuple[Any, ...] = (
-            None,
-            None,
-            None,
-            [],
-            *(gr.DownloadButton(value=None, interactive=False) for _ in DOWNLOADS),
-        )
+        cleared: tuple[Any, ...] = (None, None, None, [], _links({}))
         if photo is None:
             return no_camera, "", *cleared
         try:
@@ -128,23 +124,39 @@ class Demo:
         prediction.save(results, new.stem, ["npy"])  # the other files are made from it
         return new, view_of(prediction, results / "view")
 
-    def write(self, visit: Visit | None) -> list[Any]:
-        """Write the mesh to turn, and all files, in a folder whose name nobody can guess."""
+    def write(self, visit: Visit | None) -> tuple[str, str]:
+        """Write the mesh to turn; return its path and the links to all files, in a folder nobody can guess."""
         if visit is None or visit not in self.visits:
             raise _error("Measure a picture first.")
         try:
-            files = self._at_files.submit(self._write, visit).result()
+            self._at_files.submit(self._write, visit, "glb").result()
         except ValueError as error:
             raise _error(error) from None
-        return [str(files["glb"]), *(gr.DownloadButton(value=str(path), interactive=True) for path in files.values())]
+        files = output_paths(visit.results, visit.stem, list(DOWNLOADS))
+        return str(files["glb"]), _links(files)
 
-    def _write(self, visit: Visit) -> dict[str, Path]:
+    def make(self, path: str) -> bool:
+        """Make a file of a visit when it is asked for; return whether it is there."""
+        place = Path(os.path.abspath(path))
+        visit = next((visit for visit in self.visits if visit.results == place.parent), None)
+        files = {} if visit is None else output_paths(visit.results, visit.stem, list(DOWNLOADS))
+        kind = next((name for name, file in files.items() if file == place), None)
+        if visit is not None and kind is not None:
+            visit.seen = time.monotonic()
+            with contextlib.suppress(ValueError):  # the upload is not kept any more
+                self._at_files.submit(self._write, visit, kind).result()
+        return self.files.serves(path)
+
+    def _write(self, visit: Visit, kind: str) -> None:
+        if output_paths(visit.results, visit.stem, [kind])[kind].exists():
+            return
         depth = np.load(visit.results / f"{visit.stem}_depth.npy", allow_pickle=False)
         image = upright_image(open_upload(visit.photo, self.limits))[0]
         prediction = Prediction(depth, visit.camera, image, model=self.depthvlm.name)
+        formats = list(DOWNLOADS) if kind == "json" else [kind]  # the record tells of the other files
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # depths beyond a 16-bit PNG: the record says how many
-            return prediction.save(visit.results, visit.stem, list(DOWNLOADS), overwrite=True)
+            prediction.save(visit.results, visit.stem, formats, overwrite=True)
 
     def ask(self, visit: Visit | None, question: str | None) -> Iterator[tuple[str, list[dict[str, str]]]]:
         """Empty the field and show the chat: with the question at once, with the reply as it is made."""
@@ -262,11 +274,7 @@ class Demo:
                         clear_color=(1.0, 1.0, 1.0, 1.0),
                         elem_id="mesh",
                     )
-            with gr.Row():
-                buttons = [
-                    gr.DownloadButton(label, size="sm", min_width=130, interactive=False, elem_id=f"download-{name}")
-                    for name, label in DOWNLOADS.items()
-                ]
+            downloads = gr.HTML(_links({}), elem_id="downloads")
 
             light: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
             heavy: dict[str, Any] = {"api_visibility": "private", "concurrency_id": MODEL_QUEUE, "concurrency_limit": 1}
@@ -274,13 +282,13 @@ class Demo:
             # Our own steps rather than `gr.Examples`, which replaces the components that it fills.
             samples.click(self.choose, samples, photo, **light)
             questions.click(choose_question, questions, question, **light)
-            photo.change(self.look, [photo, visit], [focal, source, visit, view, mesh, chat, *buttons], **light)
+            photo.change(self.look, [photo, visit], [focal, source, visit, view, mesh, chat, downloads], **light)
             chat.clear(self.start_anew, visit, None, **light)
             focal.input(self.name_camera, [photo, focal], source, **light)
             for trigger in (measure.click, focal.submit):
                 trigger(
                     self.measure, [photo, focal, visit], [visit, view, source, chat], **heavy, show_progress_on=view
-                ).success(self.write, visit, [mesh, *buttons], **files, show_progress_on=mesh)
+                ).success(self.write, visit, [mesh, downloads], **files, show_progress_on=mesh)
             for trigger in (send.click, question.submit):
                 trigger(self.ask, [visit, question], [question, chat], **heavy, show_progress_on=chat)
         page.queue(default_concurrency_limit=1, api_open=False)  # its length is limited by the guard
@@ -339,6 +347,18 @@ def choose_question(number: int) -> str:
     if not 0 <= number < len(questions):
         raise _error(f"There are questions 0 to {len(questions) - 1}, and no question {number}.")
     return questions[number]
+
+
+def _links(files: Mapping[str, Path]) -> str:
+    """Return the downloads as HTML: a link for each file, or buttons that do nothing before there are files."""
+    links = []
+    for kind, label in DOWNLOADS.items():
+        place = f'id="download-{kind}"'
+        if path := files.get(kind):  # relative to the page, which may lie below a proxy's address
+            links.append(f'<a {place} href="gradio_api/file={quote(str(path))}" download="{path.name}">{label}</a>')
+        else:
+            links.append(f"<button {place} disabled>{label}</button>")
+    return "".join(links)
 
 
 def _shown(messages: list[dict[str, str]]) -> list[dict[str, str]]:

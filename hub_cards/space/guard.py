@@ -124,15 +124,22 @@ class Guard:
     Args:
         app: the application.
         files: the uploads, with the limits; this object receives them in the application's place.
+        make: makes a result's file that has not been asked for before; returns whether it is there.
         hosts: the names that the server answers to.
         steps: the steps of the page by their number.
         waiting: the number of requests that wait for the model.
     """
 
     def __init__(
-        self, app: Any, files: Files, hosts: Hosts, steps: Mapping[int, Step], waiting: Callable[[], int]
+        self,
+        app: Any,
+        files: Files,
+        make: Callable[[str], bool],
+        hosts: Hosts,
+        steps: Mapping[int, Step],
+        waiting: Callable[[], int],
     ) -> None:
-        self.app, self.files, self.hosts, self.steps, self.waiting = app, files, hosts, steps, waiting
+        self.app, self.files, self.make, self.hosts, self.steps, self.waiting = app, files, make, hosts, steps, waiting
         self.limits = files.limits
         self._arriving = 0  # requests for the model that are on their way to the queue
 
@@ -152,6 +159,10 @@ class Guard:
         send = _adding(added, send)
         try:
             self._check(scope, headers)
+            if scope["path"].startswith(_FILE):
+                file = scope["path"].removeprefix(_FILE)
+                if not self.files.serves(file) and not await asyncio.to_thread(self.make, file):
+                    raise Refusal(403, "There is no such file.")
             if scope["path"] == _UPLOAD:
                 response = await self._upload(scope, receive, visitor)
                 await response(scope, receive, send)
@@ -176,8 +187,6 @@ class Guard:
         path, method = scope["path"], scope["method"]
         if not (_WRITE if method == "POST" else _READ).fullmatch(path) or method not in ("GET", "HEAD", "POST"):
             raise Refusal(404, "There is nothing here.")
-        if path.startswith(_FILE) and not self.files.serves(path.removeprefix(_FILE)):
-            raise Refusal(403, "There is no such file.")
         if method != "POST":
             return
         if "content-length" not in headers or "transfer-encoding" in headers:

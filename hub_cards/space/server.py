@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -26,11 +28,17 @@ _NO_STATISTICS = {
     "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(10**9),
     "GRADIO_ANALYTICS_MAX_EVENTS": "100",
 }
+_M_ARENA_MAX = -8  # of glibc's malloc.h
 CSS = """
 .gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
 #title h1 { margin-bottom: 0; }
 #note { padding: 8px 14px; border-left: 4px solid var(--color-accent); background: var(--background-fill-secondary); }
 #source { font-size: 14px; padding: 0 4px; }
+#downloads .prose, #downloads { display: flex; flex-wrap: wrap; gap: 8px; }
+#downloads a, #downloads button { flex: 1 1 130px; padding: 6px 10px; border-radius: 8px; text-align: center;
+  font-size: 14px; text-decoration: none; color: var(--button-secondary-text-color);
+  background: var(--button-secondary-background-fill); }
+#downloads button { opacity: 0.5; }
 """
 
 
@@ -78,6 +86,9 @@ def launch(
         ValueError: the device or the dtype is not there; see `depthvlm.load` for others.
     """
     os.environ.update(_NO_STATISTICS)
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):  # a C library that is not glibc, which gives each thread a heap
+            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
     limits = limits or Limits()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what ends the server also tidies up
@@ -118,6 +129,8 @@ def serve(
     from .guard import Guard, steps_of
 
     page, limits = demo.page(), demo.limits
+    # Gradio looks a thousand times a second whether a step waits, which takes 6 % of a core from who measures.
+    page._queue.sleep_when_free, page._queue.progress_update_sleep_when_free = 0.02, 0.1
     matplotlib.use("agg")  # or Gradio looks for a screen at the first visitor's step
     FileResponse.chunk_size = 2**20  # every piece waits for a thread: a mesh would in 200
 
@@ -127,7 +140,7 @@ def serve(
         return 0 if queue is None else len(queue.queue)
 
     hosts, steps = known_hosts(host, share, allowed_hosts), steps_of(page, MODEL_QUEUE)
-    guard = Middleware(Guard, files=demo.files, hosts=hosts, steps=steps, waiting=waiting)
+    guard = Middleware(Guard, files=demo.files, make=demo.make, hosts=hosts, steps=steps, waiting=waiting)
     page.launch(
         server_name=host,
         server_port=port,

@@ -13,6 +13,7 @@ import shutil
 import threading
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -331,6 +332,10 @@ class Visits:
             late = [visit for visit in self._visits if visit.seen < oldest]
         for visit in late:
             self.end(visit)
+
+    def __iter__(self) -> Iterator[Visit]:
+        with self._lock:
+            return iter(list(self._visits))
 
     def __contains__(self, visit: Visit | None) -> bool:
         return visit in self._visits

@@ -231,7 +231,7 @@ def test_a_sample_brings_its_camera_which_can_be_changed(page):
 def test_the_photo_can_be_shown_instead(page, photo):
     upload(page, photo)
     measure(page)
-    assert page.get_attribute("#view .picture", "src").endswith("/colors.png")
+    assert page.get_attribute("#view .picture", "src").endswith("/colors.jpg")
     page.get_by_role("button", name="Photo").click()
     assert page.get_attribute("#view .picture", "src").endswith("/photo.jpg")
 

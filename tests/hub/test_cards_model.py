@@ -143,9 +143,10 @@ def test_nothing_is_claimed_without_a_record(checkpoint: Path) -> None:
     assert "They derive from a base model that is not recorded" in card.text
 
 
-def test_a_conversion_keeps_where_it_comes_from(toy: Path, tmp_path: Path) -> None:
+def test_a_conversion_keeps_where_it_comes_from(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from depthvlm.recipe_file import convert_recipe
 
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     shutil.copytree(toy, tmp_path / "toy")
     base = "Qwen/Qwen3-VL-4B-Instruct"
     convert_recipe(base, tmp_path / "toy", base, "a1b2c3")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import struct
 import time
 import zipfile
@@ -185,7 +186,7 @@ class TestSteps:
         tower = []
         handle = nano.model.model.visual.register_forward_hook(lambda *_: tower.append(1))
         visit, view, source, chat = demo.measure(str(ROOM), None, None)
-        mesh, *buttons = demo.write(visit)
+        mesh, links = demo.write(visit)
         turns = [list(demo.ask(visit, question)) for question in (DEPTH_PROMPT, "And now?")]
         handle.remove()
         assert len(tower) == 1  # depth, and two questions
@@ -196,7 +197,10 @@ class TestSteps:
         assert "EXIF" in source
         assert chat == []
 
-        files = {Path(button.value["path"] if isinstance(button.value, dict) else button.value) for button in buttons}
+        files = {Path(path) for path in re.findall('href="gradio_api/file=([^"]+)"', links)}
+        assert sorted(path.suffix for path in visit.results.iterdir()) == ["", ".glb", ".npy"]
+        assert all(demo.make(str(path)) for path in files)  # when somebody asks for them
+        assert not demo.make(f"{visit.results}/other.ply")
         assert {path.name for path in files} == {
             f"room{suffix}" for suffix in ("_depth.npy", "_depth.png", "_color.png", ".ply", ".glb", ".json")
         }
@@ -230,11 +234,11 @@ class TestSteps:
 
     def test_a_new_picture_ends_the_last_one(self, demo, tmp_path):
         visit = self.measured(demo, photo(tmp_path / "a.png"))
-        focal, source, state, view, mesh, chat, *buttons = demo.look(str(ROOM), visit)
+        focal, source, state, view, mesh, chat, links = demo.look(str(ROOM), visit)
         assert (focal.value, focal.visible) == (571.8, True)
         assert "EXIF" in source
         assert (state, view, mesh, chat) == (None, None, None, [])
-        assert all(button.value is None for button in buttons)
+        assert links.count(" disabled>") == 6
         assert visit.conversation is None
         assert not visit.results.exists()
         for step in (lambda: demo.write(visit), lambda: list(demo.ask(visit, "And now?"))):
@@ -282,7 +286,8 @@ class TestSteps:
         assert [visit.conversation is not None for visit in visits] == [False, True, True]
         [*_, (_, chat)] = demo.ask(visits[0], "Hi again")
         assert [turn["content"] for turn in chat if turn["role"] == "user"] == ["Hi", "Hi again"]
-        assert len(demo.write(visits[1])) == 7  # from the depth that measuring left on the disk
+        mesh, _ = demo.write(visits[1])  # from the depth that measuring left on the disk
+        assert Path(mesh).exists()
         demo.end(visits[0])
         assert len(demo.visits) == 2
 

@@ -8,23 +8,26 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
-from demo_process import DemoProcess, Visitor
+from demo_process import DemoProcess, Visitor, serving
+from depthvlm.hub_cards.space.demo import Demo
+
+import depthvlm
+from depthvlm.checkpoint import BUNDLED_MODEL
 
 ROOM = REPOSITORY / "depthvlm" / "assets" / "room.jpg"
 PAGE = b"<script>alert(1)</script>"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory):
-    process = DemoProcess(tmp_path_factory.mktemp("server"), kept_seconds=600, new_tokens=16)
-    yield process
-    process.stop(signal.SIGINT)
-    assert not process.folder.exists()
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Demo, str]]:
+    nano = depthvlm.load(BUNDLED_MODEL, device="cpu")
+    with serving(nano, tmp_path_factory.mktemp("server"), new_tokens=16) as (demo, url):
+        yield demo, url
 
 
 @pytest.fixture
-def visitor(server: DemoProcess) -> Visitor:
-    return Visitor(server.url)
+def visitor(served) -> Visitor:
+    return Visitor(served[1])
 
 
 def measure(visitor: Visitor) -> list[str]:
@@ -34,30 +37,28 @@ def measure(visitor: Visitor) -> list[str]:
     assert measured["success"], measured
     written = visitor.run("write")
     assert written["success"], written
-    return sorted(
-        set(re.findall(r"/gradio_api/file=[^\"']+\.(?:npy|png|ply|glb|json)", str(written).replace("\\", "")))
-    )
+    return ["/" + address for address in re.findall('href="(gradio_api/file=[^"]+)"', written["output"]["data"][1])]
 
 
-def test_files_are_for_those_who_have_their_address(server, visitor):
+def test_files_are_for_those_who_have_their_address(served, visitor):
     addresses = measure(visitor)
     assert {Path(address).suffix for address in addresses} == {".npy", ".png", ".ply", ".glb", ".json"}
     for address in addresses:
         [folder] = re.findall(r"/([A-Za-z0-9_-]{32})/view", address)
         assert visitor.client.get(address).status_code == 200
 
-    stranger = Visitor(server.url)
+    stranger, kept = Visitor(served[1]), served[0].files.folder
     # The same picture, by another visitor: the uploads share an address, the results do not.
     assert not set(measure(stranger)) & set(addresses)
-    for guess in (server.folder, server.folder / folder, server.folder / folder / "..", f"{server.folder}/*/view.glb"):
+    for guess in (kept, kept / folder, kept / folder / "..", f"{kept}/*/view.glb"):
         assert stranger.client.get(f"/gradio_api/file={guess}").status_code == 403
     assert folder not in stranger.client.get("/config").text
 
 
-def test_a_stranger_has_a_conversation_of_their_own(server, visitor):
+def test_a_stranger_has_a_conversation_of_their_own(served, visitor):
     measure(visitor)
     assert visitor.run("ask", None, "Is this secret?")["success"]
-    stranger = Visitor(server.url)
+    stranger = Visitor(served[1])
     for step in (stranger.run("ask", None, "What was asked?"), stranger.run("write")):
         assert not step["success"]
         assert "Measure a picture first" in step["output"]["error"]
@@ -123,16 +124,11 @@ def test_every_page_forbids_other_sites(visitor):
     assert "fonts.googleapis.com" not in visitor.client.get("/theme.css").text
 
 
-@pytest.fixture
-def short_lived(tmp_path: Path) -> Iterator[DemoProcess]:
-    process = DemoProcess(tmp_path, kept_seconds=10)
-    yield process
-    process.process.kill()
-
-
 @pytest.mark.slow
-def test_everything_temporary_is_removed(short_lived):
-    server = short_lived
+@pytest.mark.parametrize("end_by", [signal.SIGTERM, signal.SIGINT])
+def test_everything_temporary_is_removed(tmp_path, request, end_by):
+    server = DemoProcess(tmp_path, kept_seconds=10)
+    request.addfinalizer(server.process.kill)
     assert server.folder.stat().st_mode & 0o777 == 0o700
 
     def files() -> set[Path]:
@@ -141,11 +137,11 @@ def test_everything_temporary_is_removed(short_lived):
     samples = files()
     visitor = Visitor(server.url)
     addresses = measure(visitor)
-    assert len(addresses) == 6  # so that there was something to remove
+    assert [visitor.client.get(address).status_code for address in addresses] == [200] * 6  # something to remove
     end = time.monotonic() + 60
     while files() != samples and time.monotonic() < end:
         time.sleep(0.5)
     assert files() == samples
     assert not visitor.run("ask", None, "Still there?")["success"]
-    server.stop(signal.SIGTERM)
+    server.stop(end_by)
     assert not server.folder.exists()

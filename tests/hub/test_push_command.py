@@ -82,6 +82,7 @@ def test_results_by_a_shells_pattern(hub, checkpoint, no_proof, tmp_path, first)
     assert "is no checkpoint. Results for its card follow --results" in run(*files, "--repo", "ada/toy", code=2)
 
 
+@pytest.mark.slow
 def test_the_proof_runs_the_checkpoints_own_weights(checkpoint):
     """Finite depth, all weights there: what static checks cannot see. One broken checkpoint, in a fresh process."""
     weights = load_file(checkpoint / "model.safetensors")
