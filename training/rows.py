@@ -17,7 +17,7 @@ from PIL import Image
 from ..annotated_depth import DEPTH_COLUMNS, AnnotatedDepth, is_ray_distance, listed_points, map_size, points_to_map
 from ..geometry import ray_to_z
 from ..processing import DEPTH_PROMPT, DEPTH_SYSTEM_PROMPT, Camera, read_depth, resolve_camera
-from ..processing.camera_depthvlm import exif_orientation, read_exif
+from ..processing.camera_depthvlm import cameras_per_image, exif_orientation, per_image, read_exif
 from ..processing.images_depthvlm import FULL_SIZE_KEY, load_pixels, open_image, upright_image
 from .replies import TEXT_COLUMNS, ChatTemplateError, ReplyRenderer, Segment, standard_conversations
 
@@ -148,9 +148,10 @@ class RowReader:
             if repeated:
                 segments = [(text, False) for text, _ in segments]
             maps = [None] * len(images) if repeated else _maps(row, columns["depth"], len(images))
-            scales = _per_image(row, columns["depth_scale"], len(images))
-            kinds = _per_image(row, columns["depth_type"], len(images))
-            cameras = _cameras(row, columns, len(images))
+            values = {key: row.get(column or "") for key, column in columns.items()}
+            scales = per_image(values["depth_scale"], len(images), str(columns["depth_scale"]))
+            kinds = per_image(values["depth_type"], len(images), str(columns["depth_type"]))
+            cameras = cameras_per_image(len(images), values["intrinsics"], values["focal_length"])
         except ChatTemplateError:
             raise
         except _UNUSUAL_VALUES as error:
@@ -160,10 +161,10 @@ class RowReader:
 
         result = TrainingRow(name, segments, repeated=repeated)
         nullable = any(columns[key] in nulls or columns[key] in row for key in ("focal_length", "intrinsics"))
-        for image, depth_map, scale, kind, given in zip(images, maps, scales, kinds, cameras, strict=True):
+        for i, (image, depth_map, scale, kind) in enumerate(zip(images, maps, scales, kinds, strict=True)):
             file, depth = file_name(image), None
             picture = _attempt(name, file, "its image cannot be read", read_image, image, self.image_root)
-            known = {key: value for key, value in given.items() if value is not None} or dict(self.default_camera)
+            known = {key: each[i] for key, each in cameras.items() if each[i] is not None} or dict(self.default_camera)
             camera = _attempt(name, file, "its camera cannot be used", _camera, picture, known)
             if depth_map is not None:
                 if camera.source == "assumed" and nullable:
@@ -362,41 +363,6 @@ def _camera(picture: Image.Image, known: dict[str, Any]) -> Camera:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the processor resolves it again, with its warnings
         return resolve_camera((height, width), exif, **known)
-
-
-def _cameras(row: dict[str, Any], columns: dict[str, str | None], images: int) -> list[dict[str, Any]]:
-    focal = _per_image(row, columns["focal_length"], images)
-    value: Any = row.get(columns["intrinsics"] or "")
-    value = value.tolist() if hasattr(value, "tolist") else value
-    if value is None or _is_matrix(value):
-        matrices = [value] * images
-    elif not isinstance(value, (list, tuple)) or len(value) != images:
-        raise ValueError(
-            f"`{columns['intrinsics']}` must be a 3x3 matrix or [fx, fy, cx, cy], or a list with one for each of the "
-            f"{images} image(s), got {value!r}."
-        )
-    else:
-        matrices = list(value)
-    return [{"intrinsics": matrices[i], "focal_length": focal[i]} for i in range(images)]
-
-
-def _is_matrix(value: Any) -> bool:
-    """Tell whether a value is one camera (numbers, or three rows of three), not a list of cameras."""
-    if not isinstance(value, (list, tuple)) or any(item is None for item in value):
-        return False
-    if all(isinstance(item, (int, float)) for item in value):
-        return True
-    return len(value) == 3 and all(isinstance(item, (list, tuple)) and len(item) == 3 for item in value)
-
-
-def _per_image(row: dict[str, Any], column: str | None, images: int) -> list[Any]:
-    value: Any = row.get(column or "")
-    value = value.tolist() if hasattr(value, "tolist") else value
-    if not isinstance(value, (list, tuple)):
-        return [value] * images
-    if len(value) != images:
-        raise ValueError(f"`{column}` has {len(value)} entries for {images} image(s). Give one, or one for each image.")
-    return list(value)
 
 
 def _as_list(row: dict[str, Any]) -> list[Any]:
