@@ -85,10 +85,10 @@ def run_build(
         out: folder of the build; builds of other sources and splits may lie there too.
         workers: processes, or shards on Ray at a time; by default one for each processor.
         engine: "processes", or "ray" for several machines.
-        address: of a Ray cluster; by default one is started on this machine.
-        max_bad: how many frames may be unusable; by default 1 %, at least 10.
+        address: address of a Ray cluster; by default one is started on this machine.
+        max_bad: number of frames that may be unusable; by default 1 %, at least 10.
         retry_bad: also makes finished shards again that lack a frame.
-        events: what to call on the way.
+        events: callbacks.
 
     Returns:
         The entry of the build in `manifest.json`.
@@ -243,7 +243,7 @@ def in_processes(job: ShardJob, tasks: Sequence[ShardTask], workers: int, advanc
     """Write shards in this process (one worker) or in a pool.
 
     Args:
-        job: what all shards share.
+        job: settings that all shards share.
         tasks: shards to write.
         workers: number of processes.
         advance: called now and then with the number of frames read since.
@@ -293,10 +293,10 @@ def on_ray(
     made again, up to three times.
 
     Args:
-        job: what all shards share.
+        job: settings that all shards share.
         tasks: shards to write.
         workers: shards in the making at a time; by default as many as the cluster has processors.
-        address: of the cluster; None: the one this process is connected to, or a new one on this machine.
+        address: address of the cluster; None: the one this process is connected to, or a new one on this machine.
         advance: called with the number of frames of each finished shard.
 
     Yields:

@@ -58,7 +58,7 @@ class BuildStatistics:
         metres: least, 5 %, median, 95 % and greatest depth of the sampled points.
         focal_length: least, median and greatest, pixels.
         fov: least, median and greatest horizontal field of view, degrees.
-        image_sizes, depth_sizes, encodings: how often each occurs, the most frequent first.
+        image_sizes, depth_sizes, encodings: each with its number, the most frequent first.
     """
 
     rows: int
@@ -83,7 +83,7 @@ def write_inspection(
     """Write a page about all builds of a folder, self-contained.
 
     Args:
-        folder: of `depthvlm bench build`.
+        folder: folder of `depthvlm bench build`.
         out: the HTML file.
         samples: rows of each build that are shown, evenly spaced.
         advance: called with 1 for each of them.
@@ -120,7 +120,7 @@ def build_statistics(paths: list[Path], counts: list[int]) -> BuildStatistics:
     """Compute the statistics of a build.
 
     Args:
-        paths: of its shards.
+        paths: paths of its shards.
         counts: their numbers of rows.
     """
     names = ["scene", "camera", "depth_scale", "focal_length", "width", "height", "depth_width", "depth_height"]
@@ -223,7 +223,7 @@ class RowPictures:
     """Pictures of one row as data URIs.
 
     Args:
-        image: with its points and their metres.
+        image: the image with its points and their metres.
         depth: in colour, black where there is none.
         overlay: depth over the grey image.
         low, high: metres at the ends of the colours, which run logarithmically.

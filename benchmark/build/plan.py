@@ -32,10 +32,10 @@ class BuildPlan:
     Args:
         source: class of the source, for its name and terms.
         split: "train" or "test".
-        parameters: what was asked, and hashes of the frames chosen for it; a build goes on only with the same.
+        parameters: the request, and hashes of the frames chosen for it; a build goes on only with the same.
         available: frames that the source lists.
         tasks: the shards.
-        notes: what the source passed over; no part of the hash.
+        notes: files that the source passed over; no part of the hash.
     """
 
     source: type[Source]
@@ -86,12 +86,12 @@ def plan_build(
     Args:
         source: an opened source.
         split: one of its splits.
-        num_images: how many; by default what the paper's tables 9 and 10 say, or all. Fewer are there: all.
+        num_images: number of images, all where there are fewer; by default that of the paper's tables 9 and 10, or all.
         points: sampled pixels of an image; see [`points_per_image`] for small evaluation sets. Without a meaning, as
             the seed is, where the source has points of its own.
-        seed: of the points.
+        seed: seed of the points.
         rows_per_shard: rows of a shard; by default 50 to 1000, such that there are sixteen shards or more.
-        options: with which the source was opened, besides its root, as JSON has them.
+        options: arguments of the source besides its root, as JSON has them.
 
     Raises:
         SourceError: no such split, or it is empty.

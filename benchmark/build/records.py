@@ -121,9 +121,10 @@ class RowMaker:
     """Maker of records from frames.
 
     Args:
-        source, split: as on the command line.
+        source: name of the source on the command line.
+        split: "train" or "test".
         depth_range: metres that count as measured, inclusive.
-        seed: of the points; None where the frames bring theirs.
+        seed: seed of the points; None where the frames bring theirs.
         messages: [`depth_messages`].
     """
 
@@ -137,7 +138,7 @@ class RowMaker:
         """Make the record of a frame, as Arrow takes it.
 
         Args:
-            frame: what the source read.
+            frame: image and depth of the source.
             ref: its reference.
             points: number of valid pixels to sample, all where there are fewer; a frame that brings points keeps them.
 

@@ -60,7 +60,7 @@ def points_per_image(source: str, split: str, images: int, points: int, oversamp
         source: name on the command line.
         split: "train" or "test".
         images: number of images in the set.
-        points: of an image.
+        points: number of points of an image.
         oversample: False where a user chose the number of images: then each has `points`.
     """
     source, total = SAME_IMAGES.get(source, source), points * EVALUATION_SET_IMAGES
@@ -78,7 +78,7 @@ def sample_frames(refs: Sequence[FrameRef], count: int | None) -> list[FrameRef]
 
     Args:
         refs: all frames.
-        count: how many; None, or more than there are: all.
+        count: number of frames; None, or more than there are, for all.
 
     Returns:
         The chosen frames, in the order of `refs`.
@@ -139,8 +139,8 @@ def sample_points(valid: NDArray[np.bool_], count: int, *key: object) -> NDArray
 
     Args:
         valid: `(h, w)`, where the depth map may be sampled.
-        count: how many; where fewer are valid, all of them.
-        key: what seeds the draw; the same key gives the same pixels on every machine and numpy version.
+        count: number of pixels; all valid ones where there are fewer.
+        key: seed of the draw; the same key gives the same pixels on every machine and numpy version.
 
     Returns:
         `(n, 2)` int64: column and row.

@@ -47,7 +47,7 @@ class ShardTask:
     Args:
         file: its name.
         refs: the frames, in the order of the rows.
-        points: how many are sampled of each of them.
+        points: number of points that are sampled of each of them.
     """
 
     file: str
@@ -65,7 +65,7 @@ class ShardJob:
         out: folder of the build.
         plan: hash of the plan, which the records carry.
         rows: makes the rows.
-        schema: of the file.
+        schema: schema of the file.
         max_bad: more unusable frames than this in one shard end it.
     """
 
@@ -106,7 +106,7 @@ def write_shard(job: ShardJob, task: ShardTask, advance: Callable[[int], None]) 
     """Write one shard and then its record, each first under a temporary name.
 
     Args:
-        job: what all shards share.
+        job: settings that all shards share.
         task: the shard.
         advance: called with 1 for each frame that was read.
 

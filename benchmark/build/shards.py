@@ -112,7 +112,7 @@ def check_parameters(folder: Path, name: str, parameters: Mapping[str, Any], fil
     Args:
         folder: folder of builds.
         name: name of the build.
-        parameters: what was asked.
+        parameters: the request.
         files: names of its shards, of which none may be there when it begins.
 
     Raises:
@@ -156,7 +156,7 @@ def finished_builds(
     """Return the entries of a folder's manifest, by name.
 
     Args:
-        folder: of `depthvlm bench build`.
+        folder: folder of `depthvlm bench build`.
         split: only builds of this split.
         source: only builds of this source.
 
@@ -194,9 +194,9 @@ def shard_paths(folder: str | Path, entry: dict[str, Any], verify: bool = False)
     """Return the Parquet files of a build, in their order.
 
     Args:
-        folder: of the build.
-        entry: of the manifest.
-        verify: whether to compare the hashes of all bytes too, not the sizes alone. A file whose size and times are
+        folder: folder of the build.
+        entry: entry of the manifest.
+        verify: compare the hashes of all bytes too, not the sizes alone. A file whose size and times are
             those at its last check is not read again.
 
     Raises:
@@ -228,11 +228,11 @@ def load_build(
     Intrinsics of builds that put the centre of the first pixel at (0, 0) are brought to (0.5, 0.5).
 
     Args:
-        folder: of `depthvlm bench build`.
+        folder: folder of `depthvlm bench build`.
         split: "train" or "test".
         source: one source; by default all of that split, one after the other.
-        verify: whether to compare the hashes of all files first, see [`shard_paths`].
-        options: of `datasets.Dataset.from_parquet` (`cache_dir`, `keep_in_memory`, `columns`).
+        verify: compare the hashes of all files first, see [`shard_paths`].
+        options: arguments of `datasets.Dataset.from_parquet` (`cache_dir`, `keep_in_memory`, `columns`).
 
     Raises:
         FileNotFoundError: there is no such folder.

@@ -55,7 +55,7 @@ def open_source(name: str, root: str | Path, **options: Any) -> Source:
     Args:
         name: one of `source_names()`.
         root: folder of the download.
-        options: what the reader takes besides, such as `depth_scale` of "folder".
+        options: other arguments of the reader, such as `depth_scale` of "folder".
 
     Raises:
         ValueError: no reader has that name, or it does not take an option.

@@ -99,7 +99,7 @@ def read_image(
     Args:
         path: image file.
         size: width and height that the image must have; None for any.
-        calibration: what states that size, for the error message.
+        calibration: name of the file that states that size, for the error message.
 
     Raises:
         FrameError: the file is missing, truncated, not an image, not of `size`, or one that viewers turn by its EXIF

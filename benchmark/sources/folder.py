@@ -299,7 +299,7 @@ class Pairs:
     def __init__(self, root: Path):
         self.root = root
         self.place = f"{root}"
-        """Where stems begin, in words."""
+        """Folder that stems are relative to, in words."""
         self.images: dict[str, str] = {}
         self.depths: dict[str, str] = {}
         self._passed: dict[str, list[str]] = {}
@@ -307,7 +307,7 @@ class Pairs:
 
     @property
     def notes(self) -> list[str]:
-        """What was passed over, counted and named."""
+        """Files that were passed over, counted and named."""
         notes = []
         if self._passed:
             kinds = sorted(self._passed.items(), key=lambda item: -len(item[1]))

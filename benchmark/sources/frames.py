@@ -28,10 +28,10 @@ class FrameRef:
 
     Args:
         id: unique in its source and split, of letters, digits and `/_-.`; stable from machine to machine.
-        scene: what neighbouring frames share: a drive, a building, a room.
-        camera: of the rig; "" where there is one.
+        scene: group of neighbouring frames: a drive, a building, a room.
+        camera: camera of the rig; "" where there is only one.
         order: place within its scene and camera (a time stamp or a number), against near-duplicates.
-        files: what the source needs to read it, relative to its root where they are paths: a dictionary, or where
+        files: data that the source needs to read it, relative to its root where they are paths: a dictionary, or where
             there are very many frames a tuple, which takes a third of the memory; `()` where the other fields tell all.
     """
 
@@ -52,7 +52,7 @@ class Frame:
     """One image with its true depth.
 
     Args:
-        ref: where it comes from.
+        ref: its reference.
         image: bytes of the encoded file, as downloaded (JPEG, PNG).
         image_size: width and height in pixels.
         depth: z-depth `(h, w)`, uint16 in the source's own encoding or float32 in metres; 0 where there is none. Its
@@ -115,7 +115,7 @@ class Source(ABC):
     def __init__(self, root: str | Path):
         self.root = Path(root)
         self.notes: list[str] = []
-        """What [`index`] passed over, counted and named; for the manifest of a build."""
+        """Files that [`index`] passed over, counted and named; for the manifest of a build."""
 
     def index(self, split: str) -> list[FrameRef]:
         """List all frames of a split, sorted by id, without decoding any.

@@ -230,7 +230,7 @@ def listed_frames(
         file: split file.
         lines: its lines.
         find: returns the frame of a drive, camera folder and number, or None; those are counted in a warning.
-        missing: what a missing frame lacks in the root, for that warning.
+        missing: the file that a missing frame lacks in the root, for that warning.
 
     Raises:
         SourceError: a line names no drive, frame and camera.

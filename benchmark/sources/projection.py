@@ -128,7 +128,8 @@ class PinholeCamera:
 
     Args:
         fx, fy, cx, cy: pixels, the centre of the top left pixel at (0, 0).
-        width, height: of the image in pixels.
+        width: width of the image in pixels.
+        height: height of the image in pixels.
         distortion: k1, k2, p1, p2, k3 of OpenCV's model (its documentation, "Camera Calibration and 3D
             Reconstruction"), radial and tangential.
     """

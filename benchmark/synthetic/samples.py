@@ -82,15 +82,15 @@ def training_rows(
     Args:
         split: "test" has seeds from `HELD_OUT` on, "train" those below.
         scenes: number of rows.
-        seed: of the first row; the following ones count up.
+        seed: seed of the first row; the following ones count up.
         focal_length: canonical focal length in pixels of the model that will be trained.
         mix: shares of the kinds of rows: "caption" and "question" hold conversations of `turns` questions, with and
             without a caption among them; "depth" the method's prompt; "map" a map of the objects; "position"
             up to `turns` questions about where they are (where nothing can be named, the caption). By default
             1 : 4 : 5 : 0 : 0.
-        depth: whether there are depth maps at all.
+        depth: give depth maps at all.
         depth_share: share of the other kinds of rows that have one; rows of kind "depth" always do.
-        reply: whether rows of kind "depth" have the method's constant reply, or end with the prompt.
+        reply: rows of kind "depth" have the method's constant reply, or else end with the prompt.
         turns: least and most questions in a conversation.
         system_share: share of conversations that begin with the method's system prompt.
         group: this many rows, from a multiple of it on, have images of one size as the model sees them; best a multiple
