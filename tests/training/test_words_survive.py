@@ -13,6 +13,8 @@ from toy_training import settings, toy_dataset, toy_row
 
 from depthvlm import DepthSFTTrainer, DepthVLMProcessor
 
+pytestmark = pytest.mark.slow
+
 ANSWERS = {"Sky?": "blue", "Grass?": "green", "Snow?": "white", "Coal?": "black", "Blood?": "red", "Sun?": "yellow"}
 
 
