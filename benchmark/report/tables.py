@@ -464,18 +464,14 @@ def _row(name: str, choice: Mapping[str, Measured], titles: Mapping[str, str], c
     rates = [(result.parse_rate, result.pixels) for result in results if result.parse_rate is not None]
     weight = sum(count for _, count in rates)
     parsed = sum(rate * count for rate, count in rates) / weight if weight else None
+    same = ("images", "done", "failures", "pixels", "parse_rate", "data_hash")
     details = tuple(
         Detail(
             set_name=title,
-            images=item.result.images,
-            done=item.result.done,
             partial=item.partial,
             metrics=item.metrics,
             interval=item.result.confidence.get(SCORE),
-            failures=item.result.failures,
-            pixels=item.result.pixels,
-            parse_rate=item.result.parse_rate,
-            data_hash=item.result.data_hash,
+            **{name: getattr(item.result, name) for name in same},
         )
         for title, item in items
     )
