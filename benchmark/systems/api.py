@@ -289,12 +289,8 @@ class ChatClient:
     ):
         if not base_url.startswith(("http://", "https://")):
             raise ValueError(f"The server's address begins with http:// or https://, got {base_url!r}.")
-        try:
-            import openai
-        except ImportError as error:
-            raise ImportError(
-                f'Models on a server need the package openai ({error}). Install it: pip install "depthvlm[bench]"'
-            ) from error
+        import openai
+
         self._openai = openai
         self._url = base_url.rstrip("/") + "/chat/completions"
         self._key, self._timeout, self._max_retries = api_key, timeout, max_retries

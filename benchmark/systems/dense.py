@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -96,17 +95,3 @@ def resize_maps(depth: Tensor, size: tuple[int, int]) -> Tensor:
 def to_maps(depth: Tensor) -> list[NDArray[np.float32]]:
     """Return maps `(N, H, W)` on any device as one float32 array each."""
     return list(depth.detach().float().cpu().numpy())
-
-
-def import_optional(module: str, install: str, what: str) -> Any:
-    """Import a module that only one system needs.
-
-    Raises:
-        ImportError: It is not installed; the message says how to install it.
-    """
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"{what} needs the package {module.split('.')[0]!r} ({error}). Install it: {install}"
-        ) from error

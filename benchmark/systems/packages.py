@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import chdir
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,15 +17,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...loading import pick_device
-from .dense import import_optional, resize_maps, rgb_pixels, stacked_pixels, to_maps, whole_checkpoint
+from .dense import resize_maps, rgb_pixels, stacked_pixels, to_maps, whole_checkpoint
 from .interface import DensePredictor, Example, PredictorError
 
 METRIC3D_INPUT_SIZES = {"vit": (616, 1064), "convnext": (544, 1216)}
 """Height and width of the network's input in pixels, by backbone."""
 METRIC3D_COLOURS = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 """Mean and standard deviation of the pixels."""
-UNIDEPTH_INSTALL = 'pip install "unidepth @ git+https://github.com/lpiccinelli-eth/UniDepth"'
-UNIDEPTH_V1_INSTALL = "an xformers that still has NystromAttention; none of those for torch 2.6 and later does"
 DEPTH_ANYTHING_1_INSTALL = (
     "git clone https://github.com/LiheYoung/Depth-Anything, put its checkpoints where its README says, and set "
     "DEPTH_ANYTHING_ROOT to that folder"
@@ -60,7 +59,7 @@ class Metric3D(DensePredictor):
         if backbone is None:
             raise PredictorError(f"Metric3D has no entry point {model!r}: give one of its vit or convnext models.")
         for package in ("mmcv", "mmengine", "timm", "torchvision"):
-            import_optional(package, 'pip install "depthvlm[metric3d]"', "Metric3D")
+            import_module(package)  # before the code is downloaded
         self.input_size = METRIC3D_INPUT_SIZES[backbone]
         self.device = pick_device(device)
         local = {"source": "local"} if repository.startswith(("/", ".", "~")) else {"trust_repo": True}
@@ -125,13 +124,11 @@ class UniDepth(DensePredictor):
     ):
         if version not in ("v1", "v2"):
             raise PredictorError(f'UniDepth has the versions "v1" and "v2", got {version!r}.')
-        models = import_optional("unidepth.models", UNIDEPTH_INSTALL, "UniDepth")
+        models = import_module("unidepth.models")
         if version == "v1":  # if NystromAttention is missing, its package puts a class in its place that fails later
-            attention = import_optional("xformers.components.attention", UNIDEPTH_V1_INSTALL, "UniDepthV1")
+            attention = import_module("xformers.components.attention")
             if not hasattr(attention, "NystromAttention"):
-                raise ImportError(
-                    f"UniDepthV1 needs NystromAttention of xformers, which this version lacks. {UNIDEPTH_V1_INSTALL}"
-                )
+                raise ImportError("UniDepthV1 needs NystromAttention of xformers, which this version lacks")
         with whole_checkpoint(model) as check:
             network: Any = check((models.UniDepthV1 if version == "v1" else models.UniDepthV2).from_pretrained(model))
         if resolution_level is not None:
@@ -191,10 +188,8 @@ class DepthAnything1(DensePredictor):
             sys.path.insert(0, str(code))
         self.dataset = "nyu" if scenes == "indoor" else "kitti"
         with chdir(code):  # it looks for its encoder in ../checkpoints
-            builder, config = (
-                import_optional(f"zoedepth.{module}", DEPTH_ANYTHING_1_INSTALL, "Depth Anything V1")
-                for module in ("models.builder", "utils.config")
-            )
+            builder = import_module("zoedepth.models.builder")
+            config = import_module("zoedepth.utils.config")
             settings = config.get_config("zoedepth", "eval", self.dataset, pretrained_resource=f"local::{weights}")
             self.device = pick_device(device)
             with whole_checkpoint(str(weights)) as check:
@@ -248,8 +243,7 @@ class DepthAnything3(DensePredictor):
                 f"{model} is neither a DA3METRIC nor a DA3NESTED checkpoint: the others estimate relative depth. For a "
                 "copy under another name, say nested=True or nested=False."
             )
-        install = 'pip install "depthvlm[depth-anything-3]"'
-        package = import_optional("depth_anything_3.api", install, "Depth Anything 3")
+        package = import_module("depth_anything_3.api")
         self.nested, self.process_res = nested, process_res
         with whole_checkpoint(model) as check:
             network = check(package.DepthAnything3.from_pretrained(model))

@@ -238,7 +238,13 @@ def make_predictor(spec: str, **options: Any) -> Predictor:
     if unknown := [] if takes_any else [name for name in options if name not in parameters]:
         takes = ", ".join(parameters) or "nothing"
         raise ValueError(f"The predictor {spec!r} does not take {', '.join(unknown)}. It takes {takes}.")
-    predictor = loaded(**{**system.kwargs, **options})
+    try:
+        predictor = loaded(**{**system.kwargs, **options})
+    except ImportError as error:
+        if not system.requirement.packages:
+            raise
+        packages = ", ".join(system.requirement.packages)
+        raise ImportError(f"{system.name} needs {packages} ({error}). {system.requirement.install}") from error
     changed = [f"{key}={value}" for key, value in options.items() if system.kwargs.get(key, value) != value]
     predictor.name = f"{system.name} ({', '.join(changed)})" if changed else system.name
     return predictor

@@ -14,6 +14,7 @@ import chat_server
 import numpy as np
 import pytest
 from chat_server import ChatServer, Reply, Request, completion, serve
+from depthvlm.benchmark.systems import make_predictor
 from depthvlm.benchmark.systems.api import (
     Answer,
     AnswerCache,
@@ -411,6 +412,11 @@ class TestLimits:
     def test_options_that_make_no_sense(self, tmp_path, options, message):
         with pytest.raises(ValueError, match=message):
             ApiVLM("m", **{"cache": tmp_path, **options})
+
+    def test_without_the_package(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "openai", None)
+        with pytest.raises(ImportError, match=r'GPT-4o needs openai \(.*\)\. pip install "depthvlm\[bench\]"'):
+            make_predictor("gpt-4o")
 
     def test_the_default_cache_is_in_the_hugging_face_cache(self, monkeypatch, tmp_path):
         monkeypatch.setattr("huggingface_hub.utils._cache_assets.HF_ASSETS_CACHE", str(tmp_path))

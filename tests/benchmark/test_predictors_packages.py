@@ -1,4 +1,4 @@
-"""Rows with packages of their own, against stand-ins that check what they are given."""
+"""Systems with packages of their own, against stand-ins that check what they are given."""
 
 import os
 import sys
@@ -103,7 +103,7 @@ class TestMetric3D:
     def test_what_is_missing(self, hub, monkeypatch):
         monkeypatch.setitem(sys.modules, "mmengine", None)
         with pytest.raises(
-            ImportError, match=r'Metric3D needs the package \'mmengine\'.*pip install "depthvlm\[metric3d\]"'
+            ImportError, match=r'Metric3Dv2 needs .*\(.*mmengine.*\)\. pip install "depthvlm\[metric3d\]"'
         ):
             make_predictor("metric3d-v2-l")
         assert hub.calls == []
@@ -134,7 +134,7 @@ class TestUniDepth:
                     assert not options
                     assert camera.shape == (3, 3)
                     assert camera.dtype == torch.float32
-                    assert camera[2].tolist() == [0, 0, 1]
+                    assert camera.tolist() == [[60, 0, camera[0, 2]], [0, 61, 24], [0, 0, 1]]
                     rows = torch.arange(rgb.shape[1]).view(-1, 1).expand(rgb.shape[1:])
                     return {"depth": (camera[0, 2] + rows / 1000)[None, None], "points": None, "version": version}
 
@@ -199,7 +199,7 @@ class TestUniDepth:
 
     def test_what_is_missing(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "unidepth", None)
-        with pytest.raises(ImportError, match=r'needs the package .unidepth.*pip install "unidepth @ git'):
+        with pytest.raises(ImportError, match=r'UniDepthV2 needs unidepth \(.*\)\. pip install "unidepth @ git'):
             make_predictor("unidepth-v2-l")
 
 

@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from depthvlm.benchmark.systems import make_predictor, worker_script, workers
 from depthvlm.benchmark.systems.interface import PredictorError
 from depthvlm.benchmark.systems.workers import SpatialRGPT, read_levels
+from toy_depth_models import depth_anything
 from toy_examples import toy_example
-from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config, DPTImageProcessor
 
 # As in llava/eval/eval_spatial.py of github.com/AnjieCheng/SpatialRGPT. The reply says, in feet, how many pixels of the
 # image its region has, and what it saw.
@@ -127,33 +126,16 @@ def model(tmp_path, monkeypatch) -> str:
     return str(tmp_path / "toy")
 
 
-@pytest.fixture
-def depth_model(tmp_path) -> str:
-    layers = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
-    stages = ["stage1", "stage2", "stage3", "stage4"]
-    backbone = Dinov2Config(image_size=42, patch_size=14, out_features=stages, reshape_hidden_states=False, **layers)
-    neck = {"neck_hidden_sizes": [16] * 4, "fusion_hidden_size": 16, "head_hidden_size": 8}
-    config = DepthAnythingConfig(backbone_config=backbone, reassemble_hidden_size=32, **neck)
-    torch.manual_seed(0)
-    network = DepthAnythingForDepthEstimation(config)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.normal_(std=0.2)
-    folder = tmp_path / "depth"
-    network.save_pretrained(folder)
-    processor = DPTImageProcessor(size={"height": 42, "width": 42}, keep_aspect_ratio=True, ensure_multiple_of=14)
-    processor.save_pretrained(folder)
-    return str(folder)
-
-
 def example(points: list[list[float]], size: tuple[int, int] = (96, 64)) -> Any:
     one = toy_example(*size, (60.0, 60.0, 48.0, 32.0))
     object.__setattr__(one, "points", np.array(points, dtype=np.float64).reshape(-1, 2))
     return one
 
 
-def test_regions_and_relative_depth(model, depth_model):
-    rgpt = SpatialRGPT(model, depth_model=depth_model, device="cpu", max_new_tokens=32)
+def test_regions_and_relative_depth(model, tmp_path):
+    rgpt = SpatialRGPT(
+        model, depth_model=depth_anything(tmp_path / "depth", "relative"), device="cpu", max_new_tokens=32
+    )
     answers = rgpt.predict([example([[50, 30], [1, 60]]), example([])])
     assert [len(of_image) for of_image in answers] == [2, 0]
     first, second = answers[0]
