@@ -76,7 +76,7 @@ def numbered_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
 
 
 def resolve_checkpoint(output_dir: str | os.PathLike, resume: str | bool | None) -> str | None:
-    """Return the checkpoint that a run goes on from, or None to begin at the beginning.
+    """Return the checkpoint that a run resumes from, or None to start from the beginning.
 
     Args:
         output_dir: Output folder of the run.
@@ -95,7 +95,7 @@ def resolve_checkpoint(output_dir: str | os.PathLike, resume: str | bool | None)
         named = Path(str(resume))
         if not named.is_dir():
             raise FileNotFoundError(
-                f"`resume_from_checkpoint` is {str(resume)!r}, which is no folder. Name a checkpoint-N folder, or "
+                f"`resume_from_checkpoint` is {str(resume)!r}, which is not a folder. Name a checkpoint-N folder, or "
                 "'latest' for the newest of `output_dir`."
             )
         before = [f for f in numbered_checkpoints(named.parent) if _number(f) < _number(named)]
@@ -105,10 +105,10 @@ def resolve_checkpoint(output_dir: str | os.PathLike, resume: str | bool | None)
         if missing is None:
             refuse_pickled_weights(folder)
             return str(folder)
-        logger.warning("%s is not whole (%s): it was cut off. The one before it is used.", folder, missing)
+        logger.warning("%s is not whole (%s): saving it was interrupted. The one before it is used.", folder, missing)
     if not latest:
         raise ValueError(f"{resume} is not whole ({missing_in(candidates[0])}), and no checkpoint before it is.")
-    logger.warning("There is no whole checkpoint in %s: the run begins at the beginning.", output_dir)
+    logger.warning("There is no whole checkpoint in %s: the run starts from the beginning.", output_dir)
     return None
 
 
@@ -124,7 +124,7 @@ def refuse_pickled_weights(checkpoint: Path) -> None:
         for pickled, safe in PICKLED.items():
             if (folder / pickled).is_file() and not (folder / safe).is_file():
                 raise ValueError(
-                    f"{folder} holds {pickled} and no {safe}: DepthVLM reads safetensors alone, never pickle. Go on "
+                    f"{folder} holds {pickled} and no {safe}: DepthVLM reads only safetensors, never pickle. Resume "
                     "from another checkpoint, or convert the weights to safetensors first."
                 )
         if (index := folder / SAFE_WEIGHTS_INDEX_NAME).is_file():

@@ -70,15 +70,15 @@ class DepthSFTConfig(SFTConfig):
     muon_learning_rate: float | None = field(
         default=None,
         metadata={
-            "help": "Peak learning rate of Muon, which then trains the matrices of hidden layers (0.02 is usual where "
-            "a model is trained from nothing); embeddings, norms and biases stay with AdamW and the learning rates "
+            "help": "Peak learning rate of Muon, which then trains the matrices of hidden layers (0.02 is usual for a "
+            "model trained from scratch); embeddings, norms and biases stay with AdamW and the learning rates "
             "above. None: `optim` trains everything."
         },
     )
 
     # The data's columns.
     image_column: str | None = field(
-        default=None, metadata={"help": "Column of the images. None: 'images', or 'image' for one an example."}
+        default=None, metadata={"help": "Column of the images. None: 'images', or 'image' for one per example."}
     )
     depth_column: str = field(
         default="depth",
@@ -117,8 +117,8 @@ class DepthSFTConfig(SFTConfig):
     use_depth_collator: bool = field(
         default=False,
         metadata={
-            "help": "Read rows as with depth (cameras, loss on the reply alone) also where no depth is trained. "
-            "Without it such data is read as by `trl sft`."
+            "help": "Read rows as for depth (cameras, loss on the reply alone) even if no depth is trained. Without it "
+            "such data is read as `trl sft` reads it."
         },
     )
 
@@ -127,8 +127,8 @@ class DepthSFTConfig(SFTConfig):
         metadata={
             "nargs": "?",
             "const": "latest",
-            "help": "Go on from a checkpoint: a folder, or without a value the newest whole one of output_dir. Where "
-            "there is none the run begins at the beginning, so that the same command starts and restarts a run.",
+            "help": "Resume from a checkpoint: a folder, or without a value the newest whole one of output_dir. If "
+            "there is none, the run starts from the beginning, so that the same command starts and resumes a run.",
         },
     )
 

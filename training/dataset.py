@@ -72,8 +72,8 @@ def _rename_images(dataset: Any, names: list[str], column: str) -> tuple[Any, li
         return dataset, names
     if target in names:
         raise ValueError(
-            f"The image column {column!r} is to be named {target!r}, as TRL wants it, but the data has that column "
-            f"too. Remove it, or select the others with `columns`."
+            f"TRL expects the image column {column!r} under the name {target!r}, but the data has that column too. "
+            f"Remove it, or select the others with `columns`."
         )
     return dataset.rename_column(column, target), [target if name == column else name for name in names]
 

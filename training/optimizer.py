@@ -49,9 +49,9 @@ def set_trainable(model: nn.Module, trainable: Iterable[str]) -> None:
     unused = [c for c in chosen if c not in used]
     if unused:
         raise ValueError(
-            f"`trainable` names {', '.join(map(repr, unused))}, but no parameter of {type(model).__name__} is called "
-            f"so. Choose of {', '.join(CHOICES)}, or give patterns such as 'depth_head.*', 'model.language_model.*' "
-            f"(its parameters are called, for example, {next(iter(parameters))!r})."
+            f"`trainable` names {', '.join(map(repr, unused))}, but no parameter of {type(model).__name__} has such a "
+            f"name. Choose from {', '.join(CHOICES)}, or give patterns such as 'depth_head.*' or "
+            f"'model.language_model.*' (one of its parameters is {next(iter(parameters))!r})."
         )
 
 

@@ -137,7 +137,7 @@ class ReplyRenderer:
     def _prompt_completion(self, row: dict[str, Any], images: int) -> list[Segment]:
         prompt, completion = row["prompt"], row.get("completion")
         if completion is not None and isinstance(prompt, str) != isinstance(completion, str):
-            raise ValueError("of its `prompt` and `completion` one is a string and one a conversation.")
+            raise ValueError("one of its `prompt` and `completion` is a string, the other one a conversation.")
         if isinstance(prompt, str):
             if marks_image(prompt):
                 raise ValueError(

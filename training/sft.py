@@ -76,7 +76,7 @@ class DepthScriptArguments(ScriptArguments):
                 self.dataset_generator_kwargs = json.loads(self.dataset_generator_kwargs)
             except json.JSONDecodeError as error:
                 raise ValueError(
-                    f"`dataset_generator_kwargs` is {self.dataset_generator_kwargs!r}, which is no JSON ({error}). "
+                    f"`dataset_generator_kwargs` is {self.dataset_generator_kwargs!r}, which is not JSON ({error}). "
                     "Write it as '{\"rows\": 1000}'."
                 ) from None
         if not isinstance(self.dataset_generator_kwargs, dict | None):
@@ -110,7 +110,7 @@ def check_arguments(script_args: DepthScriptArguments, model_args: ModelConfig, 
         if script_args.dataset_name or dataset_args.datasets:
             raise ArgumentError(
                 "`dataset_generator` and `dataset_name` or `datasets` both name the data: give one of them "
-                '(`--dataset_generator ""` takes off that of a recipe).'
+                '(`--dataset_generator ""` removes that of a recipe).'
             )
         if not all(part.strip() for part in [*script_args.dataset_generator.partition(":")]):
             raise ArgumentError(

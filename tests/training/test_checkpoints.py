@@ -60,8 +60,8 @@ def test_checkpoints_of_other_trainers(tmp_path: Path) -> None:
 
 def test_nothing_to_resume_from(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert resolve_checkpoint(tmp_path, True) is None
-    assert "begins at the beginning" in caplog.text
-    with pytest.raises(FileNotFoundError, match="is no folder"):
+    assert "starts from the beginning" in caplog.text
+    with pytest.raises(FileNotFoundError, match="is not a folder"):
         resolve_checkpoint(tmp_path, str(tmp_path / "checkpoint-7"))
     torn = make(tmp_path, 1)
     (torn / "model.safetensors").unlink()

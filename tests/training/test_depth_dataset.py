@@ -127,7 +127,7 @@ class TestPrepare:
         with pytest.raises(ValueError, match="no image column 'photo' in the data, which has image, depth"):
             prepare_depth_dataset(dataset, config(tmp_path, image_column="photo"))
         both = dataset.add_column("rgb", ["a"] * 4)
-        with pytest.raises(ValueError, match="'rgb' is to be named 'image'"):
+        with pytest.raises(ValueError, match="'rgb' under the name 'image'"):
             prepare_depth_dataset(both, config(tmp_path, image_column="rgb"))
 
 

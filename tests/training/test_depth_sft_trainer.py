@@ -189,7 +189,7 @@ def test_only_what_is_named_changes(checkpoint: str, tmp_path: Path, trainable: 
 
 
 def test_unknown_pattern(checkpoint: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no parameter of DepthVLM.* is called"):
+    with pytest.raises(ValueError, match=r"no parameter of DepthVLM.* has such a name"):
         trained(checkpoint, tmp_path, toy_rows(4), trainable=["depth_haed.*"])
 
 

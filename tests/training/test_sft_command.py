@@ -405,7 +405,7 @@ def test_what_is_wrong_is_said_in_a_line(here, capsys):
     assert "expected 'package.module:function'" in said_by(
         capsys, *config, "--dataset_name", "", "--dataset_generator", "a"
     )
-    assert "which is no JSON" in said_by(capsys, *config, "--dataset_generator_kwargs", "{rows")
+    assert "which is not JSON" in said_by(capsys, *config, "--dataset_generator_kwargs", "{rows")
     assert "No data is named" in said_by(capsys, "--model_name_or_path", "toy", *CPU)
     assert "No model is named" in said_by(capsys, "--dataset_name", "rgbd.jsonl", *CPU)
     # A typo is told before what the rest leads to on this machine: bf16, which TRL asks for, is not there on a CPU.
