@@ -8,6 +8,7 @@ from nano_words import ask, share_right
 import depthvlm
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [0, 600_000])
 def test_nano_answers_closed_questions(start: int) -> None:
     """Those of scripts/nano/nano_words.py, and of as many other held-out scenes."""
