@@ -313,6 +313,7 @@ def test_a_fresh_model_predicts_about_one_metre():
         assert depth.max() < 1.1
 
 
+@pytest.mark.slow
 def test_torch_compile(model):
     inputs = toy_inputs(MIXED)
     with torch.no_grad():
