@@ -51,6 +51,7 @@ def out(tmp_path) -> Path:
 
 
 class TestBytes:
+    @pytest.mark.slow
     def test_any_number_of_workers(self, root, tmp_path):
         make_toy(root, fail=["scene1/left_001"])
         for workers in (1, 2):
