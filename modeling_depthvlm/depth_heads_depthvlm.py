@@ -1,5 +1,5 @@
 # Copyright 2026 The DepthVLM authors. Licensed under the Apache License, Version 2.0.
-"""Depth heads: from visual tokens to depth (paper, section 3.1, equations 2 and 3, table 4)."""
+"""Depth heads: from feature maps of visual tokens to depth (paper, section 3.1, equation 3, table 4)."""
 
 import math
 from collections.abc import Sequence

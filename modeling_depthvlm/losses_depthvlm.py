@@ -1,5 +1,5 @@
 # Copyright 2026 The DepthVLM authors. Licensed under the Apache License, Version 2.0.
-"""The scale-invariant logarithmic loss (paper, equation 4)."""
+"""SILog, the scale-invariant logarithmic loss (paper, equation 4)."""
 
 from collections.abc import Sequence
 from typing import Any

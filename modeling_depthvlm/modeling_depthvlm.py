@@ -1,8 +1,9 @@
 # Copyright 2026 The DepthVLM authors. Licensed under the Apache License, Version 2.0.
 """DepthVLM: Qwen3-VL with a depth head on its visual tokens (paper, section 3).
 
-An image takes one path, [`DepthVLMForConditionalGeneration.run_backbone`]: vision tower (equation 1), LLM, the feature
-maps that the head reads of both (equation 2), the head (equation 3) and its scale to metres (equation 6).
+An image takes one path, [`DepthVLMForConditionalGeneration.run_backbone`]: vision tower and LLM (equation 1), the
+feature maps that the head reads of both (equation 2), the head (equation 3) and the scale to metres (equation 6).
+`forward` adds the losses (equations 4 and 5).
 """
 
 import copy
@@ -120,7 +121,7 @@ def recorded_states(config: DepthVLMConfig) -> list[int]:
 def feature_maps(
     config: DepthVLMConfig, vision: Any, states: Sequence[Tensor], image_mask: Tensor | None, tokens: Sequence[int]
 ) -> list[Sequence[Tensor]]:
-    """Return the head's feature maps F1 to F4 (equation 2, table 5): per map one `(tokens_i, hidden_size)` per image.
+    """Return the head's feature maps F_1 to F_4 (equation 2, table 5): per map one `(tokens_i, hidden_size)` per image.
 
     Args:
         config: The model's configuration; `depth_config.feature_source` chooses the maps.
@@ -321,7 +322,7 @@ class DepthVLMForConditionalGeneration(CheckpointMixin, Qwen3VLForConditionalGen
         return outputs, self._depth_from_states(vision, states, image_mask, grid_thw, focal_scale)
 
     def _encode_images(self, inputs: dict[str, Any], text: bool) -> Any:
-        """Return the ViT's output for the images (equation 1); in `inputs` it takes the place of all pixels."""
+        """Return the projected ViT output, phi(E_v(I)) of equation 1; in `inputs` it takes the place of all pixels."""
         pixel_values = inputs.pop("pixel_values")
         # Checkpointing with adapters asks for gradients at every input: a frozen ViT would go backward for nothing.
         trained = pixel_values.requires_grad or any(p.requires_grad for p in self.model.visual.parameters())
@@ -335,7 +336,7 @@ class DepthVLMForConditionalGeneration(CheckpointMixin, Qwen3VLForConditionalGen
         return vision
 
     def _run_llm(self, inputs: dict[str, Any], record: bool) -> tuple[Any, list[Tensor]]:
-        """Return the backbone's output, and if asked the states that [`feature_maps`] takes."""
+        """Return the backbone's output, H of equation 1, and if asked the states that [`feature_maps`] takes."""
         placed = inputs.get("position_ids") is not None
         if not placed:
             inputs["position_ids"], rope_deltas = positions_of_call(self.model, **inputs)
@@ -437,7 +438,7 @@ class DepthVLMForConditionalGeneration(CheckpointMixin, Qwen3VLForConditionalGen
             ValueError: Depth is asked for without images, without `return_dict_in_generate`, or with `inputs_embeds`,
                 in which image tokens cannot be told; or rows are padded on the right and cannot be padded on the left.
         """
-        # What a call needs to remember is with the call or on its cache, so that one model serves many threads.
+        # A call's state is in its arguments or on its cache, so that one model serves many threads.
         focal_scale, cameras = kwargs.pop("focal_scale", None), kwargs.pop("cameras", None)
         kwargs.pop("depth_labels", None)
         pixel_values, grid_thw = kwargs.get("pixel_values"), kwargs.get("image_grid_thw")

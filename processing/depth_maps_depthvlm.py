@@ -172,7 +172,7 @@ def reduce_depth(depth: torch.Tensor, height: int, width: int) -> torch.Tensor:
     nearest.scatter_reduce_(0, cells, distances, "amin")
     chosen = distances == nearest[cells]
     cells, values = cells[chosen], depth[y[chosen], x[chosen]]
-    # Of pixels equally near to a centre the one nearer to the camera, which hides the others.
+    # Among pixels equally near to a centre, the one nearer to the camera hides the others.
     front = torch.full((height * width,), torch.inf, dtype=depth.dtype).scatter_reduce_(0, cells, values, "amin")
     reduced.view(-1)[cells] = front[cells]
     return reduced

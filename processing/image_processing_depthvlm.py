@@ -217,7 +217,7 @@ VISION_TOWER_SETTINGS = (
     *("image_mean", "image_std", "rescale_factor", "patch_size", "temporal_patch_size", "merge_size"),
     "qwen_vl_utils_rounding",
 )
-# What a file of settings holds besides them.
+# Other names in a file of settings.
 SAVED_NAMES = ("image_processor_type", "processor_class", "feature_extractor_type", "auto_map")
 
 
