@@ -51,15 +51,14 @@ NO_MEASUREMENT = 65535
 
 @dataclass(frozen=True)
 class AnnotatedDepth:
-    """
-    The depth map of an annotation line, read when it is needed.
+    """The depth map of an annotation line, read when it is needed.
 
-    Args:
-        path (`str`): The file, relative to the depth root.
-        scale (`float`, *optional*): Raw value divided by metres.
-        size (`tuple[int, int]`, *optional*): Width and height in pixels, which a raw raster does not say itself.
-        raster (`bool`): Whether the file is a headerless raster of little-endian float32 metres.
-        masks (`tuple[str, ...]`): Pictures of any size, 0 where the depth is not valid.
+    Attributes:
+        path: The file, relative to the depth root.
+        scale: Raw value divided by metres.
+        size: Width and height in pixels, which a raw raster does not say itself.
+        raster: Whether the file is a headerless raster of little-endian float32 metres.
+        masks: Pictures of any size, 0 where the depth is not valid.
     """
 
     path: str
@@ -70,11 +69,10 @@ class AnnotatedDepth:
 
     @classmethod
     def of_line(cls, line: Mapping[str, Any]) -> "AnnotatedDepth":
-        """
-        The map that a line with `depth_path` names; nulls are as absent. No file is opened.
+        """Return the map that a line with `depth_path` names, without opening a file; nulls count as absent.
 
         Raises:
-            ValueError: a path is no text; `depth_format` is neither `binary_float32` nor the suffix of the file, or
+            ValueError: A path is no text; `depth_format` is neither `binary_float32` nor the suffix of the file, or
                 `original_depth_size` is not a width and a height.
         """
         names = ("depth_path", "mask_valid_path", "mask_invalid_path", "mask_transp_path")
@@ -95,27 +93,26 @@ class AnnotatedDepth:
         )
 
     def read(self, root: str | None = None) -> np.ndarray:
-        """Metres `(H, W)`, float32, 0 where not valid. Raises OSError or ValueError if a file cannot be read."""
+        """Return metres `(H, W)`, float32, 0 where not valid; raise OSError or ValueError if a file cannot be read."""
         return self._read(root)[0]
 
     def read_encoded(self, root: str | None = None) -> tuple[np.ndarray, float]:
-        """
-        The map without loss: where it is stored so, 16-bit integers and their scale, else float32 metres and 1.
+        """Return the map without loss: 16-bit integers and their scale if it is stored so, else float32 metres and 1.
 
         Args:
-            root (`str`, *optional*): Folder of the depth maps and masks.
+            root: Folder of the depth maps and masks.
 
         Returns:
             `(H, W)` uint16 or float32, 0 where not valid, and the raw value divided by metres.
 
         Raises:
-            OSError, ValueError: if a file cannot be read.
+            OSError, ValueError: A file cannot be read.
         """
         metres, integers, scale = self._read(root)
         return (metres, 1.0) if integers is None else (np.where(metres > 0, integers, np.uint16(0)), scale)
 
     def _read(self, root: str | None) -> tuple[np.ndarray, np.ndarray | None, float]:
-        """Metres, and the integers that they are of with their scale, where they are 16-bit integers."""
+        """Return metres, and where they are stored as 16-bit integers these and their scale."""
         from .processing import read_depth
         from .processing.images_depthvlm import open_raster
 
@@ -146,7 +143,7 @@ class AnnotatedDepth:
         return depth.reshape(self.size[1], self.size[0])
 
     def _read_picture(self, file: str) -> tuple[Any, float | None]:
-        """What `read_depth` takes: the raw values of a picture of integers, or the picture itself, and the scale."""
+        """Return what `read_depth` takes: raw values of a picture of integers, or the picture itself; and the scale."""
         from .processing.images_depthvlm import open_raster
 
         with open_raster(file) as picture:
@@ -161,23 +158,23 @@ class AnnotatedDepth:
 
 
 def is_ray_distance(line: Mapping[str, Any]) -> bool:
-    """
-    Whether a line is a released one of Argoverse 2 or Waymo, whose depth is the distance along the ray although it says
-    `z_depth`. The lines that this package writes of them have `intrinsics`, and z-depth.
+    """Return whether the depth of a line is the distance along the ray.
+
+    It is in the released lines of Argoverse 2 and Waymo, although they say `z_depth`. The lines that this package
+    writes of them have `intrinsics`, and z-depth.
     """
     words = " ".join(value for value in line.values() if isinstance(value, str)).lower()
     return ("argoverse" in words or "waymo" in words) and line.get("intrinsics") is None
 
 
 def listed_points(line: Mapping[str, Any]) -> np.ndarray:
-    """
-    The points that a line lists.
+    """Return the points that a line lists.
 
     Args:
-        line (`dict`): With `pixel_coords`, column and row in pixels of the depth map, and `depth` in metres.
+        line: With `pixel_coords`, column and row in pixels of the depth map, and `depth` in metres.
 
     Returns:
-        `np.ndarray` of shape `(n, 3)`, float64: column, row and metres, in the order of the line.
+        `(n, 3)`, float64: column, row and metres, in the order of the line.
 
     Raises:
         ValueError: `pixel_coords` are no pairs of whole numbers, or `depth` has not one number for each.
@@ -194,25 +191,24 @@ def listed_points(line: Mapping[str, Any]) -> np.ndarray:
 
 
 def check_inside(points: np.ndarray, size: tuple[int, int]) -> None:
-    """Raises ValueError if a point of [`listed_points`] lies outside a map of `size`, width and height."""
+    """Raise ValueError if a point of [`listed_points`] lies outside a map of `size`, width and height."""
     places = points[:, :2]
     if not ((places >= 0) & (places < size)).all():
         raise ValueError(f"`pixel_coords` has points outside the map of {size[0]}x{size[1]} pixels (width x height).")
 
 
 def points_to_map(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """
-    A map of points alone.
+    """Return a map of points alone.
 
     Args:
-        points (`np.ndarray` of shape `(n, 3)`): From [`listed_points`].
-        size (`tuple[int, int]`): Width and height of the map that they are pixels of.
+        points: `(n, 3)`, from [`listed_points`].
+        size: Width and height of the map that they are pixels of.
 
     Returns:
-        `np.ndarray` of shape `(H, W)`, float32: metres, 0 elsewhere.
+        `(H, W)`, float32: metres, 0 elsewhere.
 
     Raises:
-        ValueError: a point lies outside.
+        ValueError: A point lies outside.
     """
     check_inside(points, size)
     depth = np.zeros((size[1], size[0]), dtype=np.float32)
@@ -222,11 +218,10 @@ def points_to_map(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def map_size(line: Mapping[str, Any]) -> tuple[int, int]:
-    """
-    Width and height of the map that the points of a line without a map are pixels of.
+    """Return width and height of the map whose pixels the points of a line without a map are.
 
     Raises:
-        ValueError: neither `original_depth_size` nor the last two of six `intrinsics` say it, or no map is so large.
+        ValueError: Neither `original_depth_size` nor the last two of six `intrinsics` say it, or no map is so large.
     """
     size = line.get("original_depth_size")
     size = (line.get("intrinsics") or [])[4:6] if size is None else size
@@ -259,5 +254,5 @@ def _width_and_height(size: Any) -> tuple[int, int]:
 
 
 def below(path: str, root: str | None) -> str:
-    """`path` below `root`: in these lines also one that begins with a slash."""
+    """Return `path` below `root`, also one that begins with a slash: in these lines it is relative too."""
     return path if root is None else os.path.join(root, path.lstrip("/"))

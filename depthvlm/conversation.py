@@ -1,4 +1,4 @@
-"""Depth and a conversation about one image, from one prefill of it."""
+"""Depth of one image and a conversation about it, from one prefill."""
 
 import threading
 import warnings
@@ -24,40 +24,38 @@ _GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None
 class Conversation:
     """One image, its depth, and questions about it.
 
-    The image goes through the vision tower and the LLM once: that pass gives the depth map, and its key-value cache is
-    where every question goes on from. What earlier questions and replies have left in the cache is used again as well,
-    as far as the conversation, written anew by the chat template, begins with the same tokens. The replies are those
-    of a prefill of the whole conversation (in exact arithmetic: two scores that differ by less than the rounding of
-    the model's dtype may change places).
+    The image goes through the vision tower and the LLM once: that pass gives the depth map, and every question goes on
+    from its key-value cache. Earlier questions and replies in the cache are used again too, as far as the
+    conversation, written anew by the chat template, begins with the same tokens. The replies are those of a prefill of
+    the whole conversation (in exact arithmetic: two scores that differ by less than the rounding of the model's dtype
+    may change places).
 
-    ```python
-    from depthvlm.conversation import Conversation
-
-    conversation = Conversation("photo.jpg", focal_length=1450)
-    print(conversation.depth.shape, conversation.ask("What is in front of me?"))
-    for words in conversation.stream("And behind it?"):
-        print(words, end="", flush=True)
-    ```
+    Examples:
+        >>> from depthvlm import Conversation
+        >>> conversation = Conversation("photo.jpg", focal_length=1450)
+        >>> print(conversation.depth.shape, conversation.ask("What is in front of me?"))
+        >>> for words in conversation.stream("And behind it?"):
+        ...     print(words, end="", flush=True)
 
     Conversations with the same model may run in several threads, beside `predict`. Questions to one conversation wait
     for one another.
 
     Args:
-        image: one image, see [`predict`].
-        model: a checkpoint's folder or Hub name, or what [`load`] returned. None: the bundled `depthvlm-nano`.
-        focal_length: in pixels of the image as given.
-        fov: horizontal field of view in degrees.
+        image: One image, see [`predict`].
+        model: A checkpoint's folder or Hub name, or what [`load`] returned. None: the bundled `depthvlm-nano`.
+        focal_length: In pixels of the image as given.
+        fov: Horizontal field of view in degrees.
         intrinsics: 3x3 matrix or `[fx, fy, cx, cy]`, in pixels of the image as given. Without any of the three, EXIF
             data say, or a field of view is assumed, with a warning.
-        system: the system prompt.
+        system: The system prompt.
 
     Attributes:
-        prediction: the depth `(H, W)` in metres, the camera that was used, and the image upright; without text.
-        messages: the questions and replies so far, as `{"role": ..., "content": ...}`.
+        prediction: The depth `(H, W)` in metres, the camera that was used, and the image upright; without text.
+        messages: The questions and replies so far, as `{"role": ..., "content": ...}`.
 
     Raises:
-        ValueError: the image or the camera cannot be used.
-        OSError: there is no such image or model.
+        ValueError: The image or the camera cannot be used.
+        OSError: There is no such image or model.
     """
 
     @names_keywords
@@ -87,16 +85,16 @@ class Conversation:
         return self.prediction.depth
 
     def ask(self, text: str, *, max_new_tokens: int = 256, **generate_kwargs: Any) -> str:
-        """The reply to a question, after all that was said before.
+        """Return the reply to a question, after all that was said before.
 
         Args:
-            text: the question.
-            max_new_tokens: greatest length of the reply.
-            **generate_kwargs: passed on to `generate`, such as `do_sample=True` or `max_time`; greedy by default.
+            text: The question.
+            max_new_tokens: Greatest length of the reply.
+            **generate_kwargs: Passed on to `generate`, such as `do_sample=True` or `max_time`; greedy by default.
 
         Raises:
-            TypeError: a keyword is not known to `generate`.
-            ValueError: the question is empty, holds one of the tokenizer's control tokens, or is
+            TypeError: A keyword is not known to `generate`.
+            ValueError: The question is empty, holds one of the tokenizer's control tokens, or is
                 too long for the model's context with what was said before.
         """
         self._check(text)
@@ -105,16 +103,17 @@ class Conversation:
             return self._reply(text, {"max_new_tokens": max_new_tokens} | generate_kwargs)
 
     def stream(self, text: str, **generate_kwargs: Any) -> Generator[str, None, None]:
-        """The reply to a question in pieces, as they are made. Put together they are what `ask` returns.
+        """Yield the reply to a question in pieces, as they are made. Put together they are what `ask` returns.
 
         The model runs in a thread of its own. Closing the iterator stops it after the token that it is at, and what has
         been said by then is the reply.
 
         Args:
-            text, **generate_kwargs: see `ask`.
+            text: The question.
+            **generate_kwargs: See `ask`.
 
         Raises:
-            ValueError: see `ask`; when the first piece is asked for.
+            ValueError: See `ask`; raised when the first piece is asked for.
         """
         tokenizer: Any = self.depthvlm.processor.tokenizer
         streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -194,7 +193,7 @@ class Conversation:
         return Prediction(depth["predicted_depth"].cpu().numpy(), depth["camera"], picture, model=self.depthvlm.name)
 
     def _text(self, messages: Sequence[dict[str, str]]) -> str:
-        """The conversation as the chat template writes it, the image before the first question."""
+        """Return the conversation as the chat template writes it, the image before the first question."""
         question, *rest = messages
         turns: list[Any] = [
             {"role": "system", "content": [{"type": "text", "text": self._system}]},
@@ -204,7 +203,7 @@ class Conversation:
         return self.depthvlm.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
     def _token_ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """The conversation's tokens, with as many for the image as it has, without looking at its pixels again."""
+        """Return the conversation's tokens, with as many for the image as it has, without reading its pixels again."""
         token = self.depthvlm.processor.image_token
         text = self._text(messages).replace(token, token * self._image_tokens)
         return self.depthvlm.processor.tokenizer(text)["input_ids"]
@@ -231,7 +230,7 @@ class Conversation:
 
 
 def _stripped(pieces: Iterable[str]) -> Iterator[str]:
-    """The pieces without the white space at both ends of all of them together."""
+    """Yield the pieces without the white space at both ends of all of them together."""
     waiting, begun = "", False
     for piece in pieces:
         waiting = waiting + piece if begun else (waiting + piece).lstrip()

@@ -17,14 +17,14 @@ def convert_checkpoint(source: str | PathLike[str], destination: str | PathLike[
     trained. An adapter is merged into the model that it is for, at the commit that it was trained on.
 
     Args:
-        source: folder or Hub name of a checkpoint in the published layout, of a plain Qwen3-VL, of DepthVLM, or of an
+        source: Folder or Hub name of a checkpoint in the published layout, of a plain Qwen3-VL, of DepthVLM, or of an
             adapter.
-        destination: a folder that is not there yet or is empty.
-        **kwargs: of `from_pretrained`, such as `revision` or `token`.
+        destination: A folder that is not there yet or is empty.
+        **kwargs: Of `from_pretrained`, such as `revision` or `token`.
 
     Raises:
-        FileExistsError: the destination is not empty.
-        OSError, ValueError: the source cannot be loaded.
+        FileExistsError: The destination is not empty.
+        OSError, ValueError: The source cannot be loaded.
     """
     folder = Path(destination)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

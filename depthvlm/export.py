@@ -47,9 +47,8 @@ class PngDepth(NamedTuple):
 def write_png16(path: Path, depth: NDArray[np.floating]) -> PngDepth:
     """Write a depth map `(H, W)` in metres as a 16-bit PNG.
 
-    In millimetres, or in 1/256 m when a depth is beyond 65.535 m; the PNG's text entry `depth_scale` says which
-    (1000 or
-    256: metres = value / depth_scale). 0 means no depth, so that a depth of less than half a unit is written as 1.
+    Its unit is a millimetre, or 1/256 m when a depth is beyond 65.535 m; the PNG's text entry `depth_scale` says which
+    (1000 or 256: metres = value / depth_scale). 0 means no depth, so that a depth below half a unit is written as 1.
     Depths beyond 255.996 m do not fit: they are clipped to it, with a warning, and counted in the result.
     """
     valid = valid_mask(depth)
@@ -79,10 +78,10 @@ def write_png16_values(path: Path, values: NDArray[np.uint16], depth_scale: int)
 
 
 def read_png16(path: Path) -> tuple[NDArray[np.uint16], int]:
-    """The values `(H, W)` of a 16-bit PNG that was written here, and its `depth_scale`.
+    """Return the values `(H, W)` of a 16-bit PNG that was written here, and its `depth_scale`.
 
     Raises:
-        ValueError: the file is no such PNG.
+        ValueError: The file is no such PNG.
     """
     from .processing.images_depthvlm import open_raster
 
@@ -115,11 +114,11 @@ def write_glb(
     The texture is an unlit JPEG of at most 4096 pixels a side: the photograph has its light already.
 
     Args:
-        path: the file.
+        path: The file.
         points: `(N, 3)`, in metres.
         triangles: `(M, 3)` indices of points.
-        image: any size of the camera's picture.
-        camera: see `points`.
+        image: Any size of the camera's picture.
+        camera: See `points`.
     """
     tree: dict[str, Any] = {"asset": {"version": "2.0", "generator": "depthvlm"}, "scene": 0, "scenes": [{}]}
     parts = _surface(tree, points, triangles, image, camera) if len(triangles) else []
@@ -187,5 +186,5 @@ def _surface(
 
 
 def _whole(size: int) -> int:
-    """The next multiple of four, in which GLB counts."""
+    """Return the next multiple of four, in which GLB counts."""
     return -(-size // 4) * 4

@@ -35,10 +35,13 @@ class DepthGrid(NamedTuple):
 def back_project(
     depth: NDArray[np.floating], camera: "Camera", max_points: int | None = None, max_jump: float | None = None
 ) -> DepthGrid:
-    """Points of a depth map `(H, W)` in metres: `x = (u + 0.5 - cx) / fx * z`, pixel centres at half integers.
+    """Return the points of a depth map: `x = (u + 0.5 - cx) / fx * z`, pixel centres at half integers.
 
-    `max_points`: take every n-th pixel in both directions, with the smallest n that gives at most so many (None: all).
-    `max_jump`: see `DepthGrid`; None: `stride * GRAZING / fx`.
+    Args:
+        depth: `(H, W)`, z-depth in metres.
+        camera: Camera of the map.
+        max_points: Take every n-th pixel in both directions, with the smallest n that gives at most so many.
+        max_jump: See `DepthGrid`. None: `stride * GRAZING / fx`.
     """
     height, width = depth.shape
     stride = 1
@@ -54,9 +57,11 @@ def back_project(
 
 
 def ray_to_z(distance: NDArray[np.floating], camera: "Camera") -> NDArray[np.float32]:
-    """z-depth `(H, W)` of distances in metres along the rays: `d / sqrt(((u - cx) / fx)^2 + ((v - cy) / fy)^2 + 1)`.
+    """Return the z-depth of distances along the rays: `d / sqrt(((u - cx) / fx)^2 + ((v - cy) / fy)^2 + 1)`.
 
-    `camera`: of the image; scaled here to the map. Pixel centres are at half integers.
+    Args:
+        distance: `(H, W)` in metres.
+        camera: Camera of the image; scaled here to the map. Pixel centres are at half integers.
     """
     height, width = distance.shape
     camera = camera.scaled_to(width, height)
@@ -108,7 +113,7 @@ def intrinsics_of_map(
 
 
 def flying_pixels(grid: DepthGrid) -> NDArray[np.bool_]:
-    """Samples that hang between two surfaces, `(h, w)`.
+    """Find the samples that hang between two surfaces, `(h, w)`.
 
     They lie behind one neighbour and before the opposite one, both by more than `max_jump`. A thin object (before, or
     behind, both neighbours) and the true edge of a surface (a jump on one side only) stay.
@@ -124,7 +129,7 @@ def flying_pixels(grid: DepthGrid) -> NDArray[np.bool_]:
 
 
 def surface_triangles(grid: DepthGrid) -> NDArray[np.int32]:
-    """Triangles `(n, 3)` between neighbouring samples of one surface, as indices into the flattened grid.
+    """Return triangles `(n, 3)` between neighbouring samples of one surface, as indices into the flattened grid.
 
     Two for every square of four neighbours, front side to the camera. A triangle is left out when a corner has no
     depth or its corners' depths differ by more than `max_jump`: nothing is stretched across a depth discontinuity.

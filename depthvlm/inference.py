@@ -1,4 +1,4 @@
-"""From images to predictions: load a model once, predict batch by batch."""
+"""Images to predictions: load a model once, predict batch by batch."""
 
 import inspect
 import logging
@@ -43,17 +43,17 @@ def load(
     """Load a model and its processor.
 
     Args:
-        model: a checkpoint's folder or its name on the Hub: DepthPredictor's own, or in the published layout. None: the
-            small `depthvlm-nano` that comes with the package, with a warning that it is that.
+        model: Folder or Hub name of a checkpoint: DepthVLM's own, or in the published layout. None: the small
+            `depthvlm-nano` that comes with the package, which is not made for photographs and says so.
         device: `cuda`, `cuda:1`, `mps`, `cpu`; `auto`: the first of these that is there.
         dtype: `float32`, `bfloat16`, `float16`; `auto`: the checkpoint's own, but float32 for a small model on a CPU.
-        **kwargs: passed on to `from_pretrained` of the model, such as `attn_implementation`; those that say where files
+        **kwargs: Passed on to `from_pretrained` of the model, such as `attn_implementation`; those that say where files
             come from (`revision`, `token`, `cache_dir`, `subfolder`, `local_files_only`, ...) also to the processor's.
 
     Raises:
-        ValueError: the device is not there, or the dtype is not one.
-        TypeError: a keyword is not known.
-        OSError: there is no such model.
+        ValueError: The device is not there, or the dtype is not one.
+        TypeError: A keyword is not known.
+        OSError: There is no such model.
     """
     name = BUNDLED_MODEL if model is None else str(model)
     if model is None:
@@ -69,22 +69,21 @@ def predict(
     dtype: str | torch.dtype = "auto",
     **kwargs: Any,
 ) -> list[Prediction]:
-    """Metric depth, and with a `prompt` the reply to it, for one or more images.
+    """Predict metric depth, and with a `prompt` the reply to it, for one or more images.
 
-    ```python
-    import depthvlm
-
-    [prediction] = depthvlm.predict("photo.jpg")
-    print(prediction.depth.shape, prediction.summary(), prediction.camera)
-    prediction.save("results")
-    ```
+    Examples:
+        >>> import depthvlm
+        >>> [prediction] = depthvlm.predict("photo.jpg")
+        >>> print(prediction.depth.shape, prediction.summary(), prediction.camera)
+        >>> paths = prediction.save("results")
 
     Args:
-        images: one image or many. One: a path, a URL (`http`, `https`, `file`, `data`), base64 text, bytes, a binary
+        images: One image or many. One: a path, a URL (`http`, `https`, `file`, `data`), base64 text, bytes, a binary
             stream, `{"bytes", "path"}`, a PIL image, an array or a tensor. Many: a list, a generator, a column of
             `datasets`, a batch of pixels `(N, H, W, 3)` or `(N, 3, H, W)`.
-        model: see [`load`]; or what it returned, so as to load only once.
-        device, dtype: see [`load`]; not used with a loaded model.
+        model: See [`load`]; or what it returned, so as to load only once.
+        device: See [`load`]; not used with a loaded model.
+        dtype: See [`load`]; not used with a loaded model.
         **kwargs: `focal_length`, `fov`, `intrinsics`, `prompt`, `batch_size`, `max_new_tokens`: see
             [`DepthPredictor.predict`].
 
@@ -92,8 +91,8 @@ def predict(
         One `Prediction` for every image, in their order. A list also for one image.
 
     Raises:
-        TypeError: a keyword is not known.
-        ValueError: an image cannot be read or used; the message names it.
+        TypeError: A keyword is not known.
+        ValueError: An image cannot be read or used; the message names it.
     """
     if not isinstance(model, DepthPredictor):  # before a model is loaded
         check_generation(kwargs, "predict", inspect.signature(DepthPredictor.predict_iter).parameters)
@@ -115,9 +114,9 @@ class DepthPredictor:
     """A model with its processor, ready to predict. `load` makes one.
 
     Attributes:
-        model: the network, in eval mode and on its device.
-        processor: its processor.
-        name: what the predictions call it.
+        model: The network, in eval mode and on its device.
+        processor: Its processor.
+        name: Its name in predictions.
     """
 
     model: DepthVLMForConditionalGeneration
@@ -127,13 +126,15 @@ class DepthPredictor:
     def predict(self, images: ImageInput | Iterable[ImageInput], **kwargs: Any) -> list[Prediction]:
         """Predict all images.
 
-        Args: see `predict_iter`, but for `on_error`.
+        Args:
+            images: See `predict_iter`.
+            **kwargs: See `predict_iter`, except `on_error`.
 
         Returns:
             One prediction for every image, in their order.
 
         Raises:
-            ValueError: an image cannot be read or used; the message names it.
+            ValueError: An image cannot be read or used; the message names it.
         """
         found = sorted(self.predict_iter(images, **kwargs), key=lambda pair: pair[0])
         return [prediction for _, prediction in found]
@@ -155,27 +156,27 @@ class DepthPredictor:
         """Predict batch by batch, in the memory of a few images. Images of similar size share a batch.
 
         Args:
-            images: one image or many of them, see [`predict`]. Files are opened when their turn comes.
-            focal_length: in pixels of the image as given; one for all, or a list with one, or None, for each.
-            fov: horizontal field of view in degrees, likewise.
+            images: One image or many, see [`predict`]. Files are opened when their turn comes.
+            focal_length: In pixels of the image as given; one for all, or a list with one, or None, for each.
+            fov: Horizontal field of view in degrees, likewise.
             intrinsics: 3x3 matrix or `[fx, fy, cx, cy]` in pixels of the upright image, or `[fx, fy, cx, cy, width,
                 height]` of another size of it, likewise. Without any of these, EXIF data say, or a field of view is
                 assumed, with one warning.
-            prompt: a question or instruction; its reply comes from the same prefill as the depth. None: depth alone.
-            batch_size: images in a batch.
-            max_new_tokens: greatest length of the reply.
-            max_image_pixels: an image of more is an error. Of one with more than 64 million a JPEG is decoded at 1/2,
-                1/4 or 1/8 of its size, and others are reduced to that: depth and camera are of this smaller size.
-            on_error: called with the image's number and what was wrong with it; the other images go on. None: raise.
-            **generate_kwargs: passed on to `generate`, such as `do_sample=True`; greedy by default.
+            prompt: A question or instruction; its reply comes from the same prefill as the depth. None: depth alone.
+            batch_size: Images in a batch.
+            max_new_tokens: Greatest length of the reply.
+            max_image_pixels: An image of more is an error. One with more than 64 million is reduced to 1/2, 1/4 or 1/8
+                of its size: depth and camera are of this smaller size.
+            on_error: Called with the image's number and what was wrong with it; the other images go on. None: raise.
+            **generate_kwargs: Passed on to `generate`, such as `do_sample=True`; greedy by default.
 
         Yields:
             The image's number and its prediction, in the order in which they are done.
 
         Raises:
-            TypeError: a keyword is not known, or is for a reply without a `prompt`.
-            ValueError: an image cannot be read or used (without `on_error`), or there are as many focal lengths as
-                something else than images.
+            TypeError: A keyword is not known, or is for a reply without a `prompt`.
+            ValueError: An image cannot be read or used (without `on_error`), or the number of focal lengths differs
+                from the number of images.
         """
         check_generation(generate_kwargs, "predict", inspect.signature(self.predict_iter).parameters)
         if generate_kwargs and prompt is None:
@@ -211,7 +212,7 @@ class _Run:
     warned_assumed: bool = False
 
     def batch(self, indices: list[int]) -> Iterator[tuple[int, Prediction]]:
-        """The predictions of a batch. Where it fails, its images go one by one, to find the one to blame."""
+        """Yield the predictions of a batch. If it fails, its images go one by one, to find the one to blame."""
         try:
             results = self._predict(indices)
         except Exception as error:
@@ -293,7 +294,7 @@ class _Run:
         return None if path is None else Path(path)
 
     def _message(self, index: int, error: Exception) -> str:
-        """What was wrong, by the image's name."""
+        """Return what was wrong, by the image's name."""
         label, words = self._label(index), str(error)
         return words if words.startswith(label) else f"{label}: {words}"
 
@@ -303,7 +304,7 @@ class _Run:
 
 
 def check_context(model: Any, tokens: int) -> None:
-    """Raises ValueError for a prompt with its image that is longer than the model's context, before it is run."""
+    """Raise ValueError for a prompt with its image that is longer than the model's context, before it is run."""
     context = model.config.text_config.max_position_embeddings
     if tokens > context:
         raise ValueError(
@@ -318,7 +319,7 @@ def _rgb(image: Any) -> Image.Image:
 
 
 def _size(item: Any) -> int:
-    """About how many pixels, from the file's header alone; 0 where that cannot be read (its batch raises)."""
+    """Return roughly how many pixels there are, from the header alone; 0 if it cannot be read (its batch raises)."""
     try:
         if isinstance(item, Mapping):
             return _size(item["path"] if item.get("bytes") is None else item["bytes"])

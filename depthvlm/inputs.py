@@ -1,4 +1,4 @@
-"""What the command line is given: which images, and what to call their results."""
+"""Images and cameras that the command line names, and the names of their results."""
 
 import glob
 import json
@@ -29,12 +29,12 @@ _DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2", "D", "distortion", "distortio
 
 @dataclass
 class FoundImages:
-    """What the arguments of the command line mean.
+    """Images that the arguments of the command line mean.
 
     Attributes:
-        images: paths, and the texts of URLs, each once, in the order of the arguments.
-        passed_over: files of folders that are not images, by their kind.
-        linked: files that are others of `images`, under another name, with the one that they are.
+        images: Paths, and the texts of URLs, each once, in the order of the arguments.
+        passed_over: Files of folders that are not images, by their kind.
+        linked: Files that are others of `images`, under another name, with the one that they are.
     """
 
     images: list[Path | str] = field(default_factory=list)
@@ -43,19 +43,19 @@ class FoundImages:
 
 
 def find_images(arguments: Iterable[str]) -> list[Path | str]:
-    """The images meant by files, folders, patterns and URLs: see `look_for_images`."""
+    """Return the images meant by files, folders, patterns and URLs: see `look_for_images`."""
     return look_for_images(arguments).images
 
 
 def look_for_images(arguments: Iterable[str]) -> FoundImages:
-    """The image files meant by files, folders, patterns and URLs, in that order, each once.
+    """Find the images meant by files, folders, patterns and URLs, in that order, each once.
 
     A folder means the images directly in it, as their suffixes say, without hidden files; a pattern is expanded here
     where the shell has not done so (`**` reaches into folders). A file that is not there stays in the list: reading it
     will say so.
 
     Raises:
-        ValueError: a folder or a pattern without any image; the message names sub-folders that have some.
+        ValueError: A folder or a pattern has no image; the message names sub-folders that have some.
     """
     found = FoundImages()
     seen: dict[Path | str, Path] = {}
@@ -88,12 +88,12 @@ def look_for_images(arguments: Iterable[str]) -> FoundImages:
 
 
 def is_url(argument: str) -> bool:
-    """Whether an argument is a URL rather than a path."""
+    """Return whether an argument is a URL rather than a path."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|data:", argument) is not None
 
 
 def _images_in(folder: Path, passed_over: dict[str, list[Path]]) -> list[Path]:
-    """The images directly in a folder; its other files are added to `passed_over`."""
+    """Return the images directly in a folder; its other files are added to `passed_over`."""
     images = []
     for file in sorted(folder.iterdir()):
         if not file.is_file():
@@ -110,7 +110,7 @@ def _images_in(folder: Path, passed_over: dict[str, list[Path]]) -> list[Path]:
 
 
 def _images_below(folder: Path) -> str:
-    """The sub-folders that have images, as words to go on with; empty without any."""
+    """Return the sub-folders that have images, as words to go on with; empty without any."""
     counts: dict[Path, int] = {}
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -124,7 +124,7 @@ def _images_below(folder: Path) -> str:
 
 
 def result_stems(images: Sequence[Path | str]) -> list[str]:
-    """What the results of each image are called: its name without suffix, or a longer one where names are alike.
+    """Return a name for the results of each image: its own without suffix, or a longer one where names are alike.
 
     `a/x.png` and `b/x.png` give `a_x` and `b_x`; `x.png` and `x.jpg` give `x_png` and `x_jpg`. Letter case does not
     count, as it does not on the disks of Windows and macOS.
@@ -151,7 +151,7 @@ def result_stems(images: Sequence[Path | str]) -> list[str]:
 
 
 def path_of_url(url: str) -> Path:
-    """A path with the names of a URL; of the text of an image itself, "image"."""
+    """Return a path with the names of a URL; "image" for a `data:` URL."""
     parts = urlsplit(url)
     return Path("image") if parts.scheme == "data" else Path(unquote(f"{parts.netloc}{parts.path}").rstrip("/"))
 
@@ -167,15 +167,16 @@ def _is_image_name(path: Path) -> bool:
 
 
 def read_cameras(path: Path, images: Sequence[Path | str]) -> list[NDArray[np.float64]]:
-    """The camera of each image: from one file for all, or one for each.
+    """Return the camera of each image: from one file for all, or one for each.
 
     Args:
-        path: a file as `read_intrinsics` takes it, for all images; a `.json` file with an object of cameras by the
+        path: A file as `read_intrinsics` takes it, for all images; a `.json` file with an object of cameras by the
             images' names (`{"a.jpg": [fx, fy, cx, cy], ...}`); or a folder with a file for each image, `a.json`,
             `a.txt`, `a.csv` or `a.npy` for `a.jpg`.
+        images: Paths, or the texts of URLs.
 
     Raises:
-        ValueError: a camera cannot be read, or an image has none; the message names it.
+        ValueError: A camera cannot be read, or an image has none; the message names it.
     """
     paths = [image if isinstance(image, Path) else path_of_url(image) for image in images]
     if path.is_dir():
@@ -201,7 +202,7 @@ def _require_all(path: Path, images: Sequence[Path], found: Sequence[object], ex
 
 
 def _cameras_by_name(path: Path) -> dict[str, object] | None:
-    """The object of a `.json` file that has cameras by images' names; None for any other file."""
+    """Return the object of a `.json` file that has cameras by images' names; None for any other file."""
     if path.suffix.lower() != ".json" or not path.is_file():
         return None
     try:
@@ -214,17 +215,18 @@ def _cameras_by_name(path: Path) -> dict[str, object] | None:
 
 
 def read_intrinsics(path: Path) -> NDArray[np.float64]:
-    """A camera from a file, in pixels of the upright picture: a 3x3 matrix, `(4,)` for fx, fy, cx, cy, or `(6,)` for
-    these with the width and the height of the picture that they belong to.
+    """Read a camera from a file, in pixels of the upright picture; warn of distortion coefficients.
 
     `.json`: a matrix, four, six or nine numbers, or an object with them under `intrinsics`, `K` or `camera`, or with
     `fx`, `fy`, `cx` and `cy`, and with `width` and `height` where it has a size (the JSON of `depthvlm predict` is one,
     and so are those of ROS, Open3D and nerfstudio). `.npy`: an array. Anything else: a text file of numbers.
 
-    Raises:
-        ValueError: the file cannot be read as one of these.
+    Returns:
+        A 3x3 matrix, `(4,)` for fx, fy, cx, cy, or `(6,)` for these with the width and the height of the picture that
+        they belong to.
 
-    Warns of distortion coefficients, which a pinhole camera does not have.
+    Raises:
+        ValueError: The file cannot be read as one of these.
     """
     return _checked_camera(lambda: _camera_values(path), str(path))
 
@@ -274,7 +276,7 @@ def _checked_camera(read: Callable[[], object], label: str) -> NDArray[np.float6
 
 
 def _camera_in(content: Any) -> Any:
-    """The numbers of a camera within an object."""
+    """Return the numbers of a camera within an object."""
     if not isinstance(content, Mapping):
         return content
     for name in _CAMERA_KEYS:
@@ -284,7 +286,7 @@ def _camera_in(content: Any) -> Any:
 
 
 def _size_in(content: Any) -> list[float] | None:
-    """The width and height nearest to the numbers of a camera."""
+    """Return the width and height nearest to the numbers of a camera."""
     if not isinstance(content, Mapping):
         return None
     inner = next((_size_in(content[name]) for name in _CAMERA_KEYS if name in content), None)

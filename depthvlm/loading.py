@@ -29,8 +29,8 @@ def hub_keywords(model: str, keywords: dict[str, Any]) -> dict[str, Any]:
     """Return those of `from_pretrained`'s keywords that say where files come from, for every part of a checkpoint.
 
     Args:
-        model: folder or Hub name.
-        keywords: of `from_pretrained`; they are not changed.
+        model: Folder or Hub name.
+        keywords: Of `from_pretrained`; they are not changed.
 
     Returns:
         The keywords that are given of `token`, `revision`, `cache_dir`, `subfolder`, `local_files_only`,
@@ -55,20 +55,20 @@ def load_checkpoint(
     """Load a model in eval mode, on its device, and its processor. An adapter is put on the model that it is for.
 
     Args:
-        model: a checkpoint's folder, its name on the Hub (`owner/name` or `owner/name@revision`), or `depthvlm-nano`.
+        model: A checkpoint's folder, its name on the Hub (`owner/name` or `owner/name@revision`), or `depthvlm-nano`.
         device: `cuda`, `cuda:1`, `mps`, `cpu`; `auto`: the first of these that is there.
         dtype: `float32`, `bfloat16`, `float16`; `auto`: the checkpoint's own, but float32 for a small model on a CPU.
-        allow_untrained_head: also load a head that was never trained, whose depth is one metre everywhere: the new
+        allow_untrained_head: Also load a head that was never trained, whose depth is one metre everywhere: the new
             head of a plain Qwen3-VL.
-        **kwargs: of the model's `from_pretrained`. `canonical_focal_length` and those of [`hub_keywords`] reach the
+        **kwargs: Of the model's `from_pretrained`. `canonical_focal_length` and those of [`hub_keywords`] reach the
             processor too.
 
     Raises:
-        TypeError: a keyword is not known.
-        ValueError: the device is not there, or `device_map` is given too; the dtype is not one; weights are missing;
+        TypeError: A keyword is not known.
+        ValueError: The device is not there, or `device_map` is given too; the dtype is not one; weights are missing;
             the depth head is untrained or holds NaN; model and processor were made for different canonical focal
             lengths.
-        OSError: there is no such model.
+        OSError: There is no such model.
     """
     check_loading(kwargs, "load")
     if device != "auto" and kwargs.get("device_map") is not None:
@@ -113,7 +113,7 @@ def load_parts(
         Model, processor, and the folder of the adapter that is yet to be put on this model, where `model` names one.
 
     Raises:
-        OSError, ValueError: there is no such model, or it holds no safetensors.
+        OSError, ValueError: There is no such model, or it holds no safetensors.
     """
     path, revision = split_revision(resolve_model_path(str(model)))
     if revision is not None:
@@ -153,11 +153,11 @@ def find_adapter(path: str, origin: dict[str, Any]) -> Path | None:
     """Return the folder of a PEFT adapter, downloaded if need be; None where `path` is a whole model.
 
     Args:
-        path: folder or Hub name.
-        origin: see [`hub_keywords`].
+        path: Folder or Hub name.
+        origin: See [`hub_keywords`].
 
     Raises:
-        FileNotFoundError: its weights are no safetensors.
+        FileNotFoundError: Its weights are no safetensors.
     """
     optional: Any = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     where = {name: value for name, value in origin.items() if name != "trust_remote_code"}
@@ -172,8 +172,8 @@ def base_of_adapter(adapter: Path) -> tuple[str, str | None]:
     """Return folder or Hub name of the model that an adapter is for, and its revision on the Hub, if that is known.
 
     Raises:
-        FileNotFoundError: it is a folder that is not there.
-        ValueError: the adapter does not say.
+        FileNotFoundError: It is a folder that is not there.
+        ValueError: The adapter does not say.
     """
     settings = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     base = settings.get("base_model_name_or_path")
@@ -189,7 +189,7 @@ def base_of_adapter(adapter: Path) -> tuple[str, str | None]:
 
 
 def _check_canonical(network: DepthVLMForConditionalGeneration, processor: DepthVLMProcessor, name: str) -> None:
-    """Raises ValueError if the processor scales images for another canonical focal length than the model's."""
+    """Raise ValueError if the processor scales images for another canonical focal length than the model's."""
     trained, seen = network.config.canonical_focal_length, processor.image_processor.canonical_focal_length
     if trained != seen:
         raise ValueError(
@@ -203,7 +203,7 @@ def pick_device(name: str) -> torch.device:
     """Return the device of that name; `auto`: CUDA, else MPS, else the CPU.
 
     Raises:
-        ValueError: it cannot be used here.
+        ValueError: It cannot be used here.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -222,7 +222,7 @@ def pick_dtype(name: str | torch.dtype) -> str | torch.dtype:
     """Return the dtype of that name, or `auto` as it is.
 
     Raises:
-        ValueError: it is no floating-point type.
+        ValueError: It is no floating-point type.
     """
     if name == "auto" or isinstance(name, torch.dtype):
         return name

@@ -39,8 +39,14 @@ _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class HeadExport(NamedTuple):
-    """What was written: the file, its size in bytes, its metadata, and its greatest relative difference from PyTorch
-    on random features of the `CHECKED_GRIDS`."""
+    """The file that was written.
+
+    Attributes:
+        path: Path of the file.
+        size: Size in bytes.
+        metadata: ONNX metadata.
+        largest_error: Greatest relative difference from PyTorch on random features of the `CHECKED_GRIDS`.
+    """
 
     path: Path
     size: int
@@ -52,7 +58,7 @@ class ExportableHead(nn.Module):
     """A depth head on feature maps that carry their grid in their shape.
 
     Args:
-        head: the head; it is used as it is.
+        head: The head; it is used as it is.
     """
 
     def __init__(self, head: DepthHead):
@@ -60,13 +66,14 @@ class ExportableHead(nn.Module):
         self.head = head
 
     def forward(self, features: list[Tensor], focal_scale: Tensor) -> Tensor:
-        """
+        """Return z-depth in metres.
+
         Args:
-            features: one `(N, h, w, hidden_size)` per feature map; h and w in visual tokens.
+            features: One `(N, h, w, hidden_size)` per feature map; h and w in visual tokens.
             focal_scale: `(N,)`, effective over canonical focal length.
 
         Returns:
-            `(N, h * stride, w * stride)`: z-depth in metres.
+            `(N, h * stride, w * stride)`.
         """
         grid = (features[0].shape[1], features[0].shape[2])
         depth = self.head([feature.flatten(1, 2) for feature in features], grid)
@@ -74,7 +81,7 @@ class ExportableHead(nn.Module):
 
 
 def input_names(maps: int) -> list[str]:
-    """The names of the ONNX file's inputs: `F1` to `F4` as equation 2 counts them, then `focal_scale`.
+    """Return the names of the ONNX file's inputs: `F1` to `F4` as equation 2 counts them, then `focal_scale`.
 
     A head that reads one map only has the last of the four, `F4`.
     """
@@ -88,13 +95,13 @@ def export_depth_head(model: str | PathLike[str], path: str | PathLike[str]) -> 
     files that hold the head are downloaded. The file appears only if onnxruntime gives the same depth.
 
     Args:
-        model: folder or Hub name of a checkpoint in DepthVLM's own or in the published layout.
-        path: the `.onnx` file to write.
+        model: Folder or Hub name of a checkpoint in DepthVLM's own or in the published layout.
+        path: The `.onnx` file to write.
 
     Raises:
-        ImportError: the packages of the extra `onnx` are not installed.
-        OSError: there is no such checkpoint, or its weights cannot be read.
-        ValueError: the checkpoint has no depth head, or one that does not fit its config.
+        ImportError: The packages of the extra `onnx` are not installed.
+        OSError: There is no such checkpoint, or its weights cannot be read.
+        ValueError: The checkpoint has no depth head, or one that does not fit its config.
         RuntimeError: onnxruntime's depth differs from PyTorch's by more than `TOLERANCE`.
     """
     require_onnx()
@@ -126,9 +133,10 @@ def require_onnx() -> None:
 
 
 def load_depth_head(model: str | PathLike[str]) -> tuple[DepthVLMConfig, DepthHead]:
-    """The config of a checkpoint and its head, in float32 and eval mode; the other weights are not read.
+    """Return config and head of a checkpoint, in float32 and eval mode; the other weights are not read.
 
-    Raises: as `export_depth_head`, but for ImportError and RuntimeError.
+    Raises:
+        OSError, ValueError: See `export_depth_head`.
     """
     path, revision = split_revision(resolve_model_path(str(model)))
     config = DepthVLMConfig.from_pretrained(path, revision=revision or "main")
@@ -148,10 +156,10 @@ def load_depth_head(model: str | PathLike[str]) -> tuple[DepthVLMConfig, DepthHe
 
 
 def to_onnx(exported: ExportableHead, hidden_size: int, maps: int, metadata: dict[str, str]) -> bytes:
-    """The ONNX file's content for a head that reads `maps` maps of `hidden_size` channels.
+    """Return the ONNX file's content for a head that reads `maps` maps of `hidden_size` channels.
 
     Raises:
-        onnx.checker.ValidationError: what came out is not valid ONNX.
+        onnx.checker.ValidationError: What came out is not valid ONNX.
     """
     import onnx
 
@@ -184,10 +192,13 @@ def largest_error(
     maps: int,
     grids: Sequence[tuple[int, int, int]] = CHECKED_GRIDS,
 ) -> float:
-    """The greatest relative difference between onnxruntime's depth and PyTorch's, on random features.
+    """Return the greatest relative difference between onnxruntime's depth and PyTorch's, on random features.
 
     Args:
-        content: the ONNX file's.
+        content: Content of the ONNX file.
+        exported: The head in PyTorch.
+        hidden_size: Channels of the maps.
+        maps: Number of maps.
         grids: `(images, rows, columns)` of tokens to try.
     """
     import onnxruntime
@@ -215,7 +226,7 @@ def _maps(config: DepthVLMConfig) -> int:
 
 
 def _metadata(model: str | PathLike[str], config: DepthVLMConfig) -> dict[str, str]:
-    """What a user of the file has to know, as ONNX metadata: strings."""
+    """Return what a user of the file has to know, as ONNX metadata: strings."""
     from . import __version__
 
     name, head = str(model), config.head
@@ -237,7 +248,7 @@ def _metadata(model: str | PathLike[str], config: DepthVLMConfig) -> dict[str, s
 
 
 def _license(model: str) -> str | None:
-    """The license that a checkpoint's model card states, None where it has no card or states none."""
+    """Return the licence that a checkpoint's model card states, None where it has no card or states none."""
     path, revision = split_revision(resolve_model_path(model))
     optional: Any = {
         "_raise_exceptions_for_missing_entries": False,
@@ -252,7 +263,7 @@ def _license(model: str) -> str | None:
 
 
 def _head_weights(path: str, revision: str | None) -> dict[str, Tensor]:
-    """The `depth_head.*` weights without that prefix, from the safetensors files that hold them."""
+    """Return the `depth_head.*` weights without that prefix, from the safetensors files that hold them."""
     optional: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
     if index := cached_file(path, _INDEX, revision=revision, **optional):
         weight_map = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]

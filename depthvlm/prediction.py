@@ -1,4 +1,4 @@
-"""What `predict` gives for an image: depth in metres, the camera, the reply; and the files they can be saved as."""
+"""The prediction for an image: depth in metres, camera, reply; and the files that it can be saved as."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ SUFFIXES = {
     "json": ".json",
 }
 FORMATS = tuple(SUFFIXES)
-DEFAULT_SAVE = "png16,color,json"  # of the command; of 12 megapixels npy is 48 MB, a cloud and a mesh up to 50
+DEFAULT_FORMATS = "png16,color,json"  # of the command; of 12 megapixels npy is 48 MB, a cloud and a mesh up to 50
 
 
 @dataclasses.dataclass(eq=False)
@@ -41,12 +41,12 @@ class Prediction:
 
     Attributes:
         depth: `(H, W)` float32, z-depth in metres.
-        camera: the intrinsics used, in pixels of this image, and where they came from (`camera.source`).
-        image: the image as the model saw it upright, RGB, `(W, H)`.
-        text: the model's reply, or None when no prompt was given.
-        prompt: the prompt, or None.
-        source: the file that the image was read from, or None.
-        model: name or path of the model.
+        camera: The intrinsics used, in pixels of this image, and where they came from (`camera.source`).
+        image: The image as the model saw it upright, RGB, `(W, H)`.
+        text: The model's reply, or None when no prompt was given.
+        prompt: The prompt, or None.
+        source: The file that the image was read from, or None.
+        model: Name or path of the model.
     """
 
     depth: NDArray[np.float32]
@@ -63,7 +63,7 @@ class Prediction:
         return valid_mask(self.depth)
 
     def summary(self) -> dict[str, float | None]:
-        """Smallest, median and largest valid depth in metres, under `min`, `median` and `max` (None without any)."""
+        """Return the smallest, median and largest valid depth in metres: see `depth_summary`."""
         return depth_summary(self.depth)
 
     @property
@@ -80,11 +80,11 @@ class Prediction:
         """Return the depth in metres at a position of the image; NaN where there is none.
 
         Args:
-            x, y: in pixels from the upper left corner, so that the centre of the first pixel is (0.5, 0.5) and
-                `at(x, y)` is `depth[int(y), int(x)]`.
+            x: Column in pixels from the left edge, so that the centre of the first pixel is at 0.5.
+            y: Row in pixels from the upper edge; `at(x, y)` is `depth[int(y), int(x)]`.
 
         Raises:
-            ValueError: the position is outside the image.
+            ValueError: The position is outside the image.
         """
         height, width = self.depth.shape
         if not (0 <= x < width and 0 <= y < height):
@@ -99,10 +99,11 @@ class Prediction:
         """Return the distance in metres, in a straight line, between what two positions of the image show.
 
         Args:
-            a, b: `(x, y)` in pixels, as for `at`.
+            a: `(x, y)` in pixels, as for `at`.
+            b: The other position.
 
         Raises:
-            ValueError: a position is outside the image.
+            ValueError: A position is outside the image.
         """
         return float(np.linalg.norm(self._point(*a) - self._point(*b)))
 
@@ -111,7 +112,7 @@ class Prediction:
         return np.array([(x - camera.cx) / camera.fx * z, (y - camera.cy) / camera.fy * z, z])
 
     def record(self) -> dict[str, Any]:
-        """What the JSON file holds: image, camera, depth statistics in metres, and the reply."""
+        """Return the content of the JSON file: image, camera, depth statistics in metres, and the reply."""
         return {
             "source": None if self.source is None else str(self.source.resolve()),
             "model": self.model,
@@ -129,12 +130,12 @@ class Prediction:
     def to_point_cloud(
         self, max_jump: float | None = None, max_points: int | None = MAX_POINTS
     ) -> "trimesh.PointCloud":
-        """The valid pixels as coloured points in metres: x right, y down, z forward.
+        """Return the valid pixels as coloured points in metres: x right, y down, z forward.
 
         Args:
-            max_jump: relative depth step above which neighbouring pixels are on different surfaces; pixels that hang
+            max_jump: Relative depth step above which neighbouring pixels are on different surfaces; pixels that hang
                 between two surfaces are dropped. None: see `depthvlm.geometry.GRAZING`.
-            max_points: take every n-th pixel in both directions where there are more (None: all).
+            max_points: Take every n-th pixel in both directions where there are more (None: all).
         """
         import trimesh
 
@@ -145,7 +146,7 @@ class Prediction:
         return trimesh.PointCloud(grid.points[keep], colors=self._colors(grid.stride)[keep])
 
     def to_mesh(self, max_jump: float | None = None, max_vertices: int | None = MAX_VERTICES) -> "trimesh.Trimesh":
-        """The surface seen by the camera, with vertex colours, in metres: x right, y down, z forward.
+        """Return the surface seen by the camera, with vertex colours, in metres: x right, y down, z forward.
 
         No triangle spans a depth discontinuity. Args: as for `to_point_cloud`.
         """
@@ -157,7 +158,7 @@ class Prediction:
     def _surface(
         self, max_jump: float | None = None, max_vertices: int | None = MAX_VERTICES
     ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.uint8]]:
-        """The mesh's points, triangles and the points' colours."""
+        """Return the mesh's points, triangles and the points' colours."""
         from .geometry import back_project, surface_triangles
 
         grid = back_project(self.depth, self.camera, max_vertices, max_jump)
@@ -177,15 +178,15 @@ class Prediction:
         """Write the prediction, and return the path of each format.
 
         Args:
-            directory: made if it is not there.
-            stem: what the files' names begin with; the image's own name by default.
+            directory: Made if it is not there.
+            stem: What the files' names begin with; the image's own name by default.
             formats: `npy` (float32 metres), `png16` (16-bit PNG with its scale in the metadata), `color` (near blue
                 to far red, with a scale bar), `ply` (point cloud), `glb` (mesh), `json` (camera, statistics, reply).
-            overwrite: replace files that are there.
+            overwrite: Replace files that are there.
 
         Raises:
-            ValueError: a format is not known, or there is no name to give the files.
-            FileExistsError: a file is there already, and `overwrite` is false. Nothing is written then.
+            ValueError: A format is not known, or there is no name to give the files.
+            FileExistsError: A file is there already, and `overwrite` is false. Nothing is written then.
         """
         stem = stem or (self.source.stem if self.source else None)
         if not stem:
@@ -235,10 +236,10 @@ def depth_summary(depth: NDArray[np.floating]) -> dict[str, float | None]:
 
 
 def output_paths(directory: Path, stem: str, formats: Sequence[str]) -> dict[str, Path]:
-    """The path of each format's file.
+    """Return the path of each format's file.
 
     Raises:
-        ValueError: a format is not known, or none is given.
+        ValueError: A format is not known, or none is given.
     """
     unknown = [name for name in formats if name not in SUFFIXES]
     if unknown or not formats:

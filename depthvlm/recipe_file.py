@@ -27,11 +27,10 @@ _HEADER = (
 
 
 def read_recipe(folder: str | Path) -> list[Stage]:
-    """
-    The runs that led to a checkpoint, the first one first; none where there is no record.
+    """Return the runs that led to a checkpoint, the first one first; none where there is no record.
 
     Raises:
-        ValueError: the file is no such record, or of a format that this version does not know.
+        ValueError: The file is no such record, or of a format that this version does not know.
     """
     path = Path(folder) / RECIPE_FILE
     if not path.is_file():
@@ -60,13 +59,15 @@ def write_recipe(folder: str | Path, stages: Sequence[Stage]) -> None:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether it has the form `owner/name` of repositories on the Hub; a path of two parts has it too."""
+    """Return whether a name has the form `owner/name` of the Hub; a path of two parts has it too."""
     return "/" in name and hub_name_problem(name) is None
 
 
 def hub_name(model: str) -> tuple[str | None, str | None]:
-    """The owner/name that a model was loaded by, or that its folder in the cache tells, with its revision there; of a
-    local folder neither: its path is nobody's business."""
+    """Return owner/name and revision of a model from the Hub or from its folder in the cache; None for a local folder.
+
+    The path of a local folder is private.
+    """
     cached = _CACHED.search(model)
     if cached:
         return f"{cached['owner']}/{cached['name']}", cached["revision"]
@@ -74,14 +75,14 @@ def hub_name(model: str) -> tuple[str | None, str | None]:
 
 
 def convert_recipe(source: str, destination: str | Path, base: str, commit: str | None, **origin: Any) -> None:
-    """
-    Write the record of a converted checkpoint: that of the source, or that it was converted from a model on the Hub.
+    """Write the record of a converted checkpoint: that of the source, or that it was converted from a model on the Hub.
 
     Args:
-        source: folder or Hub name.
-        base: folder or Hub name of the model that the weights were loaded from: the source, or what an adapter is for.
-        commit: of the base on the Hub.
-        origin: see [`~depthvlm.loading.hub_keywords`].
+        source: Folder or Hub name.
+        destination: Folder of the converted checkpoint.
+        base: Folder or Hub name of the model that the weights were loaded from: the source, or what an adapter is for.
+        commit: Commit of the base on the Hub.
+        **origin: See [`~depthvlm.loading.hub_keywords`].
     """
     from transformers.utils.hub import cached_file
 
@@ -98,17 +99,17 @@ def convert_recipe(source: str, destination: str | Path, base: str, commit: str 
 
 
 def base_of(stages: Sequence[Stage]) -> str | None:
-    """The model on the Hub that the first run began with, or None where that is not known."""
+    """Return the model on the Hub that the first run began with, or None where that is not known."""
     return stages[0].get("base_model") if stages else None
 
 
 def data_of(stages: Sequence[Stage]) -> tuple[str, ...]:
-    """The names of all data that the runs used, each once."""
+    """Return the names of all data that the runs used, each once."""
     names = (name for stage in stages for name in stage.get("data", {}).get("names", ()))
     return tuple(dict.fromkeys(names))
 
 
 def sources_of(stages: Sequence[Stage]) -> tuple[str, ...]:
-    """The sources of DepthVLM-Bench in these data, as far as its rows say so."""
+    """Return the sources of DepthVLM-Bench in these data, as far as their records say so."""
     sources = (source for stage in stages for source in stage.get("data", {}).get("sources", ()))
     return tuple(dict.fromkeys(sources))

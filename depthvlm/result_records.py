@@ -21,12 +21,11 @@ _LONGEST_NAME = 255  # bytes, on the file systems of Linux, macOS and Windows
 
 
 class ResultRecord:
-    """
-    What is known of the results of one name.
+    """The record of the results of one name.
 
     Args:
-        folder: where the results are, or go.
-        name: what their names begin with.
+        folder: Folder of the results.
+        name: Beginning of their names.
 
     Attributes:
         content: `source` (path), `origin` (what the latest of them were made from), `files` and `replies`.
@@ -48,21 +47,21 @@ class ResultRecord:
         return self.content.get("origin", {})
 
     def is_complete(self, path: Path, origin: str) -> bool:
-        """Whether a file is there as it was written, and was made from `origin` (see `fingerprint`)."""
+        """Return whether a file is there as it was written, and was made from `origin` (see `fingerprint`)."""
         entry = self.content["files"].get(path.name)
         return bool(entry) and entry["origin"] == origin and _size(path) == entry["size"]
 
     def in_the_way(self, paths: Iterable[Path]) -> list[Path]:
-        """Those of `paths` where there is something that this program did not write, or that was changed since."""
+        """Return those of `paths` where something is that this program did not write, or that was changed since."""
         return [path for path in paths if os.path.lexists(path) and not self._is_own(path)]
 
     def outdated(self, origin: str) -> list[Path]:
-        """The files of earlier results that are there, and that were made from something else than `origin`."""
+        """Return the files of earlier results that are there and were made from something else than `origin`."""
         others = (name for name, entry in self.content["files"].items() if entry and entry["origin"] != origin)
         return [path for name in others if (path := self.folder / name).is_file()]
 
     def replies(self, origin: str) -> list[dict[str, Any]]:
-        """The prompts and replies that belong to `origin`."""
+        """Return the prompts and replies that belong to `origin`."""
         return [reply for reply in self.content["replies"] if reply["origin"] == origin]
 
     def begin(self, source: str, paths: Sequence[Path]) -> None:
@@ -100,16 +99,17 @@ class ResultRecord:
 
 @contextmanager
 def recorded(folder: Path, name: str, paths: Sequence[Path], source: str, overwrite: bool) -> Iterator[None]:
-    """
-    Have the block write `paths`, all of them in `folder`, and record that this program wrote them.
+    """Let the block write `paths`, all of them in `folder`, and record that this program wrote them.
 
     Args:
-        name: the record's.
-        source: what the files are made from.
-        overwrite: replace files that this program did not write.
+        folder: Folder of the files.
+        name: Name of the record.
+        paths: Files that the block writes.
+        source: What the files are made from.
+        overwrite: Replace files that this program did not write.
 
     Raises:
-        FileExistsError: there are such files, and `overwrite` is false; the message names them.
+        FileExistsError: There are such files, and `overwrite` is false; the message names them.
     """
     record = ResultRecord(folder, name)
     there = [path for path in paths if path.is_dir()] if overwrite else record.in_the_way(paths)
@@ -130,22 +130,21 @@ def recorded(folder: Path, name: str, paths: Sequence[Path], source: str, overwr
 
 
 def own_names(folder: Path) -> set[str]:
-    """The names of all files in a folder that this program wrote, as its records say."""
+    """Return the names of all files in a folder that this program wrote, as its records say."""
     records = (_read(path) for path in (folder / FOLDER).glob("*.json"))
     return {name for record in records for name in record["files"]}
 
 
 def fingerprint(origin: Mapping[str, Any]) -> str:
-    """A short hash of what results are made from: input, model, camera, settings."""
+    """Return a short hash of what results are made from: input, model, camera, settings."""
     return hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def check_names(paths: Iterable[Path]) -> None:
-    """
-    See that a file system takes the names.
+    """Check that a file system takes the names.
 
     Raises:
-        ValueError: one is too long.
+        ValueError: A name is too long.
     """
     for path in paths:
         if len(os.fsencode(path.name)) > _LONGEST_NAME:
@@ -154,13 +153,12 @@ def check_names(paths: Iterable[Path]) -> None:
 
 @contextmanager
 def prepared_folder(folder: Path) -> Iterator[None]:
-    """
-    Make a folder for results, see that files can be written there, and remove what killed runs left half written.
+    """Make a folder for results, check that files can be written there, and remove what killed runs left half written.
 
     Where the block writes nothing, no empty folder is left.
 
     Raises:
-        OSError: it cannot be made or written to; the message names it.
+        OSError: It cannot be made or written to; the message names it.
     """
     is_new = not folder.exists()
     try:
@@ -181,7 +179,7 @@ def prepared_folder(folder: Path) -> Iterator[None]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A record; an empty one where there is none that can be read: nothing is then known as this program's own."""
+    """Return a record; an empty one if none can be read: nothing is then known as this program's own."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -489,7 +489,7 @@ def range_of(histogram: NDArray[np.int64], scale: int) -> DepthRange:
 
     Args:
         histogram: `(65536,)`; its first entry, pixels without depth, does not count.
-        scale: metres = value / scale.
+        scale: Metres = value / scale.
     """
     counts = np.cumsum(histogram[1:])
     if counts[-1] == 0:

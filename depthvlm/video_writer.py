@@ -24,11 +24,11 @@ _BT709 = 1
 
 
 class SideBySide:
-    """Draws the frames: the picture on the left, its depth in colour, the scale bar on the right, on even sizes.
+    """A drawing board: the picture on the left, its depth in colour, the scale bar on the right, on even sizes.
 
     Args:
         size: `(width, height)` of the pictures in pixels; larger ones are scaled to fit `MAX_WIDTH` x `MAX_HEIGHT`.
-        limits: depths in metres of the first and the last colour, for all frames.
+        limits: Depths in metres of the first and the last colour, for all frames.
     """
 
     def __init__(self, size: tuple[int, int], limits: DepthRange):
@@ -41,7 +41,7 @@ class SideBySide:
         self.size = (_even(2 * self.pane[0] + self.bar.width), _even(max(self.pane[1], self.bar.height)))
 
     def draw(self, picture: Image.Image, depth: NDArray[np.floating]) -> Image.Image:
-        """The frame for a picture and its depth `(H, W)` in metres."""
+        """Return the frame for a picture and its depth `(H, W)` in metres."""
         canvas = Image.new("RGB", self.size, "white")
         colors = Image.fromarray(colorize(depth, self.limits))
         if picture.size != self.pane:
@@ -92,12 +92,13 @@ class VideoWriter:
 
 @contextmanager
 def write_video(path: Path, size: tuple[int, int], time_base: Fraction, rate: Fraction) -> Iterator[VideoWriter]:
-    """A video that takes its place at `path` when the block ends well, and vanishes when it does not.
+    """Write a video that takes its place at `path` when the block ends well, and vanishes when it does not.
 
     Args:
+        path: The file.
         size: `(width, height)` in pixels, even.
-        time_base: seconds per tick of the frames' times.
-        rate: frames a second, on average.
+        time_base: Seconds per tick of the frames' times.
+        rate: Frames a second, on average.
     """
     av = require_av()
     with atomic_write(path) as file, av.open(file, "w", format="mp4") as container:

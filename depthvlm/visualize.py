@@ -22,12 +22,12 @@ class DepthRange(NamedTuple):
 
 
 def valid_mask(depth: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """Where a depth map `(H, W)` holds a depth: finite and positive."""
+    """Return where a depth map `(H, W)` holds a depth: finite and positive."""
     return np.isfinite(depth) & (depth > 0)
 
 
 def depth_range(*depths: NDArray[np.floating], percentiles: tuple[float, float] = (1.0, 99.0)) -> DepthRange:
-    """The range of colours for one or more depth maps in metres: percentiles of their valid pixels taken together.
+    """Return the range of colours for depth maps in metres: percentiles of their valid pixels taken together.
 
     Give several maps (the frames of a video, a prediction and its truth) the same range to make their colours
     comparable. Without a valid pixel the range is 0 to 1 m.
@@ -57,7 +57,7 @@ def colorize(
 def color_picture(
     depth: NDArray[np.floating], limits: DepthRange | None = None, colormap: str = DEFAULT_COLORMAP
 ) -> Image.Image:
-    """The coloured depth map, pixel for pixel, with a scale bar in metres to its right."""
+    """Return the coloured depth map, pixel for pixel, with a scale bar in metres to its right."""
     limits = limits or depth_range(depth)
     picture = Image.fromarray(colorize(depth, limits, colormap))
     bar = scale_bar(max(picture.height, 96), limits, colormap)
@@ -68,7 +68,7 @@ def color_picture(
 
 
 def scale_bar(height: int, limits: DepthRange, colormap: str = DEFAULT_COLORMAP) -> Image.Image:
-    """A vertical scale of this height in pixels, near at the bottom, with ticks at round numbers of metres."""
+    """Draw a vertical scale of this height in pixels, near at the bottom, with ticks at round numbers of metres."""
     near, far = limits
     font = ImageFont.load_default(size=max(10, min(height // 24, 64)))
     em = int(font.getbbox("0")[3])
@@ -92,7 +92,7 @@ def scale_bar(height: int, limits: DepthRange, colormap: str = DEFAULT_COLORMAP)
 
 
 def _lookup_table(colormap: str) -> NDArray[np.uint8]:
-    """The colour map as 256 RGB rows, near first."""
+    """Return the colour map as 256 RGB entries, near first."""
     if colormap not in matplotlib.colormaps:
         raise ValueError(f"Unknown colour map {colormap!r}: give the name of one of matplotlib's, such as 'turbo'.")
     return matplotlib.colormaps[colormap](np.linspace(*_COLORMAP_PART, 256), bytes=True)[:, :3]

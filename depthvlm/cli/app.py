@@ -65,7 +65,7 @@ def sft(context: typer.Context) -> None:
 
 @bench.command("list")
 def bench_list() -> None:
-    """Every system of the paper: what its row needs, and whether it can run here; and the sources of data."""
+    """List every system of the paper, what it needs, and whether it can run here; and the sources of data."""
     from .bench_list import run
 
     run()
@@ -139,7 +139,7 @@ def demo(
     dtype: DType = "auto",
     allow_untrained_head: UntrainedHead = False,
 ) -> None:
-    """A page in the browser: depth, distances, the scene in 3D, and a chat about the picture."""
+    """Open a page in the browser: depth, distances, the scene in 3D, and a chat about the picture."""
     if find_spec("gradio") is None:
         raise fail('The demo needs Gradio, which is not installed: `pip install "depthvlm[demo]"`.')
     from ..checkpoint import BUNDLED_MODEL, BUNDLED_MODEL_NOTE
@@ -170,7 +170,7 @@ def info(
     revision: Revision = None,
     token: Token = None,
 ) -> None:
-    """Versions, devices, and what a model or an adapter is made of."""
+    """Print versions, devices, and the parts of a model or an adapter."""
     from .info import run
 
     run(at_revision(model, revision))

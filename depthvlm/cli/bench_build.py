@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Engine(StrEnum):
-    """Who writes the shards."""
+    """Engine that writes the shards."""
 
     processes = "processes"
     ray = "ray"
@@ -157,7 +157,7 @@ def inspect(
 
 @contextmanager
 def _progress(console: "Console") -> "Iterator[Progress]":
-    """A bar with rate and remaining time, and nothing where the output is not a terminal."""
+    """Show a bar with rate and remaining time, and nothing where the output is not a terminal."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,

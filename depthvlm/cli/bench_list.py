@@ -13,7 +13,7 @@ _PIPE_WIDTH = 200
 
 
 def run(console: Console | None = None) -> None:
-    """Print it. Nothing is loaded, and nothing is asked of the network."""
+    """Print systems and sources. Nothing is loaded, and nothing is asked of the network."""
     if console is None:
         console = Console(highlight=False)
         if not console.is_terminal:  # a file or a pipe has no width: 80 columns would fold every cell
@@ -47,7 +47,7 @@ def run(console: Console | None = None) -> None:
 
 
 def needs(row: System) -> str:
-    """Packages, environment variables, options and GPU memory, in a few words."""
+    """Return packages, environment variables, options and GPU memory of a system, in a few words."""
     requirement = row.requirement
     parts = [*requirement.packages, *requirement.environment, *(f"{name}=" for name in row.required_options)]
     if requirement.gpu_gib:

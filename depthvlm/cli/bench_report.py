@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class ReportFormat(StrEnum):
-    """What is printed."""
+    """Form of the printed tables."""
 
     text = "text"
     markdown = "markdown"

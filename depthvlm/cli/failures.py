@@ -39,6 +39,7 @@ class Commands(TyperGroup):
     """The root of the commands: all of them end as `expected_failures` says."""
 
     def invoke(self, ctx: Any) -> Any:
+        """Run a command, and end it as `expected_failures` says."""
         with expected_failures():
             return super().invoke(ctx)
 
@@ -53,11 +54,11 @@ def print_any_name() -> None:
 
 
 def printable(text: object, keep: str = "") -> str:
-    """
-    Escape what a name may hold and a terminal would obey or could not print: newlines, escape sequences, stray bytes.
+    """Escape what a terminal would obey or could not print: newlines, escape sequences, stray bytes.
 
     Args:
-        keep: characters that stay as they are.
+        text: A name or a message.
+        keep: Characters that stay as they are.
     """
     return "".join(
         character
@@ -86,8 +87,7 @@ def explain(error: BaseException) -> str:
 
 
 def is_expected(error: BaseException) -> bool:
-    """
-    Whether an error is about what the user gave or about the machine, rather than a fault of this program.
+    """Return whether an error is about what the user gave or about the machine, not a fault of this program.
 
     Expected are errors of files, of memory and of packages that are missing; those that a library has a class for; and
     a ValueError, or in this package a RuntimeError or TypeError, that a `raise` statement gave its words.
@@ -106,16 +106,15 @@ def is_expected(error: BaseException) -> bool:
 
 @contextmanager
 def expected_failures(code: int = 1, note: str = "", interrupted: str = "Interrupted.") -> Iterator[None]:
-    """
-    End a command with one message where the failure is an expected one (see `is_expected`).
+    """End a command with one message where the failure is an expected one (see `is_expected`).
 
     Any other error is a fault of this program: its traceback is shown, with a line that asks for a report. All commands
     run in such a block; use another one inside where they have more to say.
 
     Args:
-        code: exit code of an expected failure.
-        note: what to add to its message.
-        interrupted: what to say on Ctrl-C, which ends with 130.
+        code: Exit code of an expected failure.
+        note: Text to add to its message.
+        interrupted: Text for Ctrl-C, which ends with 130.
     """
     try:
         yield
@@ -144,13 +143,13 @@ def show_fault(error: BaseException) -> None:
 
 
 def _of_the_command_line(error: Exception) -> bool:
-    """Whether typer itself ends the command with it: a wrong option, `typer.Exit`, `typer.Abort`."""
+    """Return whether typer itself ends the command with it: a wrong option, `typer.Exit`, `typer.Abort`."""
     kinds = (typer.Exit, typer.Abort, *typer.BadParameter.__mro__[:3])
     return isinstance(error, kinds)
 
 
 def _package_folders() -> tuple[str, ...]:
-    """The folders of this package's code, which lie apart in an editable installation."""
+    """Return the folders of this package's code, which lie apart in an editable installation."""
     from importlib.util import find_spec
 
     names = ("", ".modeling_depthvlm", ".processing", ".training", ".benchmark", ".hub_cards")

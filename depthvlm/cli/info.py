@@ -31,7 +31,7 @@ _PARTS = {
 
 
 def run(model: str | None) -> None:
-    """Print it. Without a model: the bundled one, where it is there."""
+    """Print versions, devices and the parts of a model; without a name, of the bundled one, where it is there."""
     import torch
 
     console = Console(soft_wrap=True, highlight=False)
@@ -53,11 +53,11 @@ def run(model: str | None) -> None:
 
 
 def describe(model: str) -> dict[str, str]:
-    """What a checkpoint is made of: its kind, its head, and the parameters of each part. No weights are read.
+    """Return kind, head, and the parameters of each part of a checkpoint. No weights are read.
 
     Raises:
-        OSError: there is no such folder or Hub model, or it has no config or no safetensors weights.
-        ValueError: a file of it is damaged.
+        OSError: There is no such folder or Hub model, or it has no config or no safetensors weights.
+        ValueError: A file of it is damaged.
     """
     name, revision = split_revision(model)
     origin = hub_keywords(name, {"revision": revision})
@@ -96,7 +96,7 @@ def describe(model: str) -> dict[str, str]:
 
 
 def _head(config: dict) -> str:
-    """The head's type and features, by the names of `DepthHeadConfig`."""
+    """Return the head's type and features, by the names of `DepthHeadConfig`."""
     return f"{config.get('head_type', 'dpt_light')}, features from {config.get('feature_source', 'vit+llm')}"
 
 

@@ -40,15 +40,16 @@ def predict(
         typer.Option(metavar="TEXT", help="Ask this about each image too; several times for several replies."),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")] = Path("depthvlm_results"),
-    save: Annotated[
+    formats: Annotated[
         str | None,
         typer.Option(
             metavar="LIST",
-            help="Formats to write, of png16 (to 1 mm, or 4 mm beyond 65 m; up to 256 m), npy (float32 metres, 4 "
-            "bytes a pixel), color, json, ply (point cloud) and glb (mesh).",
+            help="Files to write, of png16 (to 1 mm, or 4 mm beyond 65 m; up to 256 m), npy (float32 metres, 4 bytes "
+            "a pixel), color, json, ply (point cloud) and glb (mesh).",
             show_default="png16,color,json",
         ),
     ] = None,
+    save: Annotated[str | None, typer.Option(hidden=True)] = None,  # the earlier name of --formats
     device: Device = "auto",
     dtype: DType = "auto",
     allow_untrained_head: UntrainedHead = False,
@@ -99,7 +100,7 @@ def predict(
 
     from ..checkpoint import BUNDLED_MODEL, weights_identity
     from ..inputs import look_for_images, read_cameras, result_stems
-    from ..prediction import DEFAULT_SAVE, output_paths
+    from ..prediction import DEFAULT_FORMATS, output_paths
     from ..result_records import prepared_folder
     from . import predict_clips, predict_images
     from .predict_report import DiskFull, Report
@@ -111,10 +112,13 @@ def predict(
     given = [name for name, value in options.items() if value is not None]
     if len(given) > 1:
         raise fail(f"{' and '.join(given)} both name the camera: give one of them.", code=2)
-    names = (name.strip() for name in (DEFAULT_SAVE if save is None else save).split(","))
-    formats = list(dict.fromkeys(name for name in names if name))
+    if save is not None:
+        typer.secho("FutureWarning: --save is now --formats.", fg="yellow", err=True)
+        formats = save if formats is None else formats
+    parts = (part.strip() for part in (DEFAULT_FORMATS if formats is None else formats).split(","))
+    chosen = list(dict.fromkeys(part for part in parts if part))
     try:
-        output_paths(out, "", formats)
+        output_paths(out, "", chosen)
         for text in prompts:
             _check_prompt(text)
         clips, others = predict_clips.split_clips(images, sequence)
@@ -124,8 +128,8 @@ def predict(
         paths = [path for path in found.images if path not in of_patterns]
         if clips and prompts:
             raise ValueError("--prompt is for images: of a clip, only depth is predicted.")
-        if clips and not paths and save is not None:
-            raise ValueError("--save is for images: a clip gives 16-bit PNGs, a side-by-side video and JSON.")
+        if clips and not paths and formats is not None:
+            raise ValueError("--formats is for images: a clip gives 16-bit PNGs, a side-by-side video and JSON.")
         cameras = [] if intrinsics is None else read_cameras(intrinsics, [*paths, *clips])
     except ValueError as error:
         raise fail(error, code=2) from None
@@ -146,7 +150,7 @@ def predict(
         prompts=prompts,
         max_new_tokens=max_new_tokens,
         max_image_pixels=max_image_pixels,
-        formats=formats,
+        formats=chosen,
         overwrite=overwrite,
     )
     jobs = predict_images.plan(paths, stems[: len(paths)], out, settings)

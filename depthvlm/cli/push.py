@@ -89,7 +89,7 @@ def push(
 
 
 def _told_apart(arguments: list[str], has_results: bool) -> tuple[str | None, list[Path]]:
-    """The one argument that is no JSON file, and the JSON files, which belong to --results."""
+    """Return the one argument that is no JSON file, and the JSON files, which belong to --results."""
     files = [Path(argument) for argument in arguments if argument.lower().endswith(".json")]
     others = [argument for argument in arguments if not argument.lower().endswith(".json")]
     if files and not has_results:

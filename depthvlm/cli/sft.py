@@ -22,9 +22,10 @@ _FILE_OPTIONS = ("--config", "--accelerate_config")
 
 
 def run(args: Sequence[str]) -> None:
-    """
-    Check the arguments, then launch the script. Raises `typer.Exit` with 2 for arguments that cannot be used, and with
-    the script's own exit code when that failed.
+    """Check the arguments, then launch the script.
+
+    Raises:
+        typer.Exit: With 2 for arguments that cannot be used, and with the script's own exit code when that failed.
     """
     missing = [name for name in TRAIN_PACKAGES if find_spec(name) is None]
     if missing:
@@ -44,11 +45,10 @@ def run(args: Sequence[str]) -> None:
 
 
 def split_arguments(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """
-    Which of the arguments are the launcher's, those of the YAML file included, and which the script's.
+    """Return the launcher's arguments, those of the YAML file included, and the script's.
 
     Raises:
-        OSError, ValueError: an option or a value that cannot be used, a file that is not there.
+        OSError, ValueError: An option or a value cannot be used, or a file is not there.
     """
     from ..training.sft import check_arguments, make_parser
 
@@ -67,11 +67,10 @@ def split_arguments(args: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def launch(launcher_args: list[str], script_args: list[str]) -> None:
-    """
-    `accelerate launch LAUNCHER_ARGS sft.py SCRIPT_ARGS`. A signal ends all processes of the run.
+    """Run `accelerate launch LAUNCHER_ARGS sft.py SCRIPT_ARGS`. A signal ends all processes of the run.
 
     Raises:
-        typer.Exit: the script failed, or was ended by a signal.
+        typer.Exit: The script failed, or was ended by a signal.
     """
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -153,10 +152,10 @@ def _parse(parser: Any, args: list[str]) -> tuple[Any, ...]:
 
 
 def _apart(args: Sequence[str]) -> list[str]:
-    """`--config=FILE` as two arguments, the one form that TRL reads; accelerate would take it for a config of its own.
+    """Split `--config=FILE` in two, the one form that TRL reads; accelerate would take it for a config of its own.
 
     Raises:
-        ValueError: an option of a file without one.
+        ValueError: An option of a file has none.
     """
     result: list[str] = []
     for arg in args:
@@ -169,12 +168,12 @@ def _apart(args: Sequence[str]) -> list[str]:
 
 
 def find_recipes(args: list[str]) -> list[str]:
-    """
-    `--config NAME` with the path of the recipe that comes with the package, where there is no file of that name. TRL
-    reads one file: the keys of further ones become options, in front of the command line's own; the last one counts.
+    """Replace the name after `--config` by the path of the package's recipe, where there is no file of that name.
+
+    TRL reads one file: the keys of further ones become options, before the command line's own; the last one counts.
 
     Raises:
-        OSError, ValueError: no such file or recipe, or one after the first with a key that is no option.
+        OSError, ValueError: There is no such file or recipe, or one after the first has a key that is no option.
     """
     files: list[str] = []
     rest = list(args)
@@ -198,7 +197,7 @@ def _recipe(name: str) -> str:
 
 
 def _as_options(file: str) -> list[str]:
-    """The keys of a YAML file as the command line says them."""
+    """Return the keys of a YAML file as options of a command line."""
     options: list[str] = []
     for key, value in _keys(file).items():
         listed = isinstance(value, list)
@@ -210,11 +209,10 @@ def _as_options(file: str) -> list[str]:
 
 
 def _keys(file: str) -> dict[str, Any]:
-    """
-    The keys of a YAML file with their values.
+    """Return the keys of a YAML file with their values.
 
     Raises:
-        OSError, ValueError: it cannot be read, is no YAML, or no mapping of options to values.
+        OSError, ValueError: It cannot be read, is no YAML, or no mapping of options to values.
     """
     import yaml
 
@@ -233,7 +231,7 @@ def _keys(file: str) -> dict[str, Any]:
 
 
 def _switches(args: list[str]) -> list[str]:
-    """The launcher's arguments of a YAML file, whose switches have values (`multi_gpu: true`), as its parser wants."""
+    """Turn the launcher's switches of a YAML file, which have values (`multi_gpu: true`), into those of its parser."""
     from accelerate.commands.launch import launch_command_parser
 
     actions = launch_command_parser()._option_string_actions
@@ -251,9 +249,10 @@ def _switches(args: list[str]) -> list[str]:
 
 
 def _without_accelerate_config(args: list[str]) -> list[str]:
-    """
-    `--accelerate_config X` as the launcher's own `--config_file`. X is a file, the name of a file that comes with this
-    package ("fsdp2_1node.yaml"; the ending may be left out), or one of TRL's names ("zero2"), which keep their meaning.
+    """Replace `--accelerate_config X` by the launcher's own `--config_file`.
+
+    X is a file, the name of a file that comes with this package ("fsdp2_1node.yaml"; the ending may be left out), or
+    one of TRL's names ("zero2"), which keep their meaning.
     """
     path = None
     while "--accelerate_config" in args:  # the command line's, which comes last, is used before the YAML file's
@@ -293,7 +292,7 @@ def _folder(name: str) -> Path:
 
 
 def _refuse_unknown(args: list[str], script_options: list[str]) -> None:
-    """Say which option nobody knows: the launcher would take its value for the script."""
+    """Raise ValueError for an option that nobody knows: the launcher would take its value for the script."""
     from accelerate.commands.launch import launch_command_parser
 
     options = [*script_options, *launch_command_parser()._option_string_actions]
@@ -306,7 +305,7 @@ def _refuse_unknown(args: list[str], script_options: list[str]) -> None:
 
 
 def _remove(items: list[str], part: list[str]) -> list[str]:
-    """`items` without `part`, which stands among them in the same order."""
+    """Return `items` without `part`, which stands among them in the same order."""
     kept, rest = [], list(part)
     for item in items:
         if rest and item == rest[0]:

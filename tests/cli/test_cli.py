@@ -65,7 +65,7 @@ class TestPredict:
         assert result.exit_code == 0, result.output
         suffixes = {"_depth.png", "_color.png", ".json"}
         assert names_in(folder / "depthvlm_results") == {f"{stem}{suffix}" for stem in "ab" for suffix in suffixes}
-        predict("photos/a.png", "--save", "ply,glb", "--out", "solid")
+        predict("photos/a.png", "--formats", "ply,glb", "--out", "solid")
         assert names_in(folder / "solid") == {"a.ply", "a.glb"}
         assert "photos/a.png" in result.output
         assert "focal length 70.0 px (focal_length)" in result.output
@@ -75,14 +75,22 @@ class TestPredict:
         assert record["focal_source"] == "focal_length"
 
     def test_the_reply_is_printed_and_saved(self, predict, folder):
-        result = predict("photos/a.png", "--fov", 60, "--prompt", "How far?", "--max-new-tokens", 4, "--save", "json")
+        result = predict(
+            "photos/a.png", "--fov", 60, "--prompt", "How far?", "--max-new-tokens", 4, "--formats", "json"
+        )
         assert result.exit_code == 0, result.output
         record = json.loads((folder / "depthvlm_results/a.json").read_text())
         assert record["prompt"] == "How far?"
         assert isinstance(record["text"], str)
 
+    def test_the_option_of_formats_has_its_earlier_name_too(self, predict, folder):
+        result = predict("photos/a.png", "--fov", 60, "--save", "npy")
+        assert result.exit_code == 0, result.output
+        assert "FutureWarning: --save is now --formats." in result.stderr
+        assert names_in(folder / "depthvlm_results") == {"a_depth.npy"}
+
     def test_an_assumed_field_of_view_is_said_once_and_summed_up(self, predict, folder):
-        result = predict("photos", "--save", "npy", "--batch-size", 1)
+        result = predict("photos", "--formats", "npy", "--batch-size", 1)
         assert result.exit_code == 0
         assert result.output.count("Warning:") == 1
         assert "photos/a.png is not known" in result.output
@@ -90,7 +98,7 @@ class TestPredict:
 
     def test_a_bad_file_is_reported_at_the_end_and_the_others_are_done(self, predict, folder):
         (folder / "photos/aa.jpg").write_text("no image")
-        result = predict("photos", "missing.png", "--fov", 60, "--save", "npy")
+        result = predict("photos", "missing.png", "--fov", 60, "--formats", "npy")
         assert result.exit_code == 1
         assert "2 done, 2 failed" in result.output
         assert result.stderr.splitlines()[-2].startswith("Failed: photos/aa.jpg: photos/aa.jpg is not an image")
@@ -98,7 +106,7 @@ class TestPredict:
         assert names_in(folder / "depthvlm_results") == {"a_depth.npy", "b_depth.npy"}
 
     def test_what_is_complete_is_skipped_what_is_not_is_done_again(self, predict, folder):
-        options = ("--fov", 60, "--save", "npy,json", "--out", "out")
+        options = ("--fov", 60, "--formats", "npy,json", "--out", "out")
         predict("photos", *options)
         before = (folder / "out/a_depth.npy").stat().st_mtime_ns
         (folder / "out/b_depth.npy").unlink()
@@ -113,27 +121,27 @@ class TestPredict:
         assert (folder / "out/a_depth.npy").stat().st_mtime_ns > before
 
     def test_nothing_to_do_needs_no_model(self, predict, folder, monkeypatch):
-        predict("photos", "--fov", 60, "--save", "npy")
+        predict("photos", "--fov", 60, "--formats", "npy")
         monkeypatch.setattr("depthvlm.inference.load", lambda *_: pytest.fail("loaded"))
-        result = predict("photos", "--fov", 60, "--save", "npy")
+        result = predict("photos", "--fov", 60, "--formats", "npy")
         assert result.exit_code == 0
         assert "Skipped 2 complete" in result.output
 
     def test_another_image_of_the_same_name_is_not_skipped_in_silence(self, predict, folder):
-        predict("photos/a.png", "--fov", 60, "--save", "json")
+        predict("photos/a.png", "--fov", 60, "--formats", "json")
         other = write_image(folder / "others/a.png", seed=5)
-        result = predict("others/a.png", "--fov", 60, "--save", "json")
+        result = predict("others/a.png", "--fov", 60, "--formats", "json")
         assert result.exit_code == 1
         assert "holds the results of" in result.stderr
-        assert "holds the results of" in predict("others/a.png", "--fov", 60, "--save", "json,npy").stderr
-        assert predict(other, "--fov", 60, "--save", "json", "--overwrite").exit_code == 0
+        assert "holds the results of" in predict("others/a.png", "--fov", 60, "--formats", "json,npy").stderr
+        assert predict(other, "--fov", 60, "--formats", "json", "--overwrite").exit_code == 0
 
     def test_a_failed_write_leaves_nothing_half_written(self, predict, folder, monkeypatch):
         def full(*_, **__):
             raise OSError("No space left on device")
 
         monkeypatch.setattr("trimesh.exchange.ply.export_ply", full)
-        result = predict("photos/a.png", "--fov", 60, "--save", "npy,ply")
+        result = predict("photos/a.png", "--fov", 60, "--formats", "npy,ply")
         assert result.exit_code == 1
         assert "Failed: photos/a.png: No space left on device" in result.stderr
         assert names_in(folder / "depthvlm_results") == {"a_depth.npy"}
@@ -148,7 +156,7 @@ class TestPredict:
         assert "Interrupted: 0 of 2 files done" in result.output
 
     def test_results_among_the_images_are_not_images(self, predict, folder):
-        options = ("--fov", 60, "--save", "png16,color", "--out", "photos")
+        options = ("--fov", 60, "--formats", "png16,color", "--out", "photos")
         assert "2 done" in predict("photos", *options).output
         assert len(names_in(folder / "photos")) == 6
         assert "Skipped 2 complete" in predict("photos", *options).output
@@ -156,7 +164,7 @@ class TestPredict:
 
     def test_intrinsics_from_a_file(self, predict, folder):
         (folder / "camera.txt").write_text("70 0 41\n0 71 29\n0 0 1\n")
-        predict("photos/a.png", "--intrinsics", "camera.txt", "--save", "json")
+        predict("photos/a.png", "--intrinsics", "camera.txt", "--formats", "json")
         record = json.loads((folder / "depthvlm_results/a.json").read_text())
         assert [record["camera"][name] for name in ("fx", "fy", "cx", "cy")] == [70, 71, 41, 29]
         assert record["focal_source"] == "intrinsics"
@@ -165,8 +173,8 @@ class TestPredict:
         ("arguments", "message"),
         [
             (("photos", "--fov", 60, "--focal-length", 70), "--focal-length and --fov both name the camera"),
-            (("photos", "--save", "npy,exr"), "got exr; choose from npy, png16, color, ply, glb, json"),
-            (("photos", "--save", ","), "got none; choose from"),
+            (("photos", "--formats", "npy,exr"), "got exr; choose from npy, png16, color, ply, glb, json"),
+            (("photos", "--formats", ","), "got none; choose from"),
             (("photos/*.tiff",), "photos/*.tiff: no images there"),
             (("photos", "--intrinsics", "nowhere.json"), "nowhere.json: no camera can be read"),
         ],
@@ -387,7 +395,7 @@ class TestUntrainedHead:
         assert refused.exit_code == 1
         assert "never trained" in refused.output
         assert "--allow-untrained-head" in refused.output
-        assert run(*command, "--save", "npy", "--allow-untrained-head").exit_code == 0
+        assert run(*command, "--formats", "npy", "--allow-untrained-head").exit_code == 0
         depth = np.load(folder / "depthvlm_results" / "a_depth.npy")
         assert depth.shape == (60, 80)
         assert depth.max() / depth.min() < 1.1  # the camera's focal length apart, one metre everywhere
@@ -400,7 +408,7 @@ class TestUntrainedHead:
         assert refused.exit_code == 1
         assert "--allow-untrained-head" in refused.output
         assert not served
-        assert run(*command, "--save", "npy", "--allow-untrained-head").exit_code == 0
+        assert run(*command, "--allow-untrained-head").exit_code == 0
         assert len(served) == 1
 
     def test_bench_eval(self, untrained, folder):

@@ -147,7 +147,7 @@ def test_in_predict_the_disk_that_is_full_ends_the_run(here, monkeypatch):
 
     Image.fromarray(np.ones((60, 80, 3), np.uint8)).save("other.png")
     monkeypatch.setattr("depthvlm.export.write_npy", no_space)
-    result = run("predict", "photo.png", "other.png", "--fov", 60, "--batch-size", 1, "--save", "npy")
+    result = run("predict", "photo.png", "other.png", "--fov", 60, "--batch-size", 1, "--formats", "npy")
     assert result.exit_code == 1
     assert "photo_depth.npy: no space left on device. Free some space" in result.output
     assert "0 done, 1 failed" in result.output

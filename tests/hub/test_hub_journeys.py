@@ -128,7 +128,7 @@ def test_an_adapter_on_a_gated_model_is_trained_pushed_used_and_merged(world):
     layer = "model.language_model.layers.0.self_attn.q_proj"
     a, b = (one[f"base_model.model.{layer}.lora_{letter}.weight"] for letter in "AB")
     np.testing.assert_allclose(merged[f"{layer}.weight"], base[f"{layer}.weight"] + 2 * b @ a, atol=1e-6)  # 32 / 16
-    predict = ("-m", "depthvlm", "predict", PHOTO, "--fov", 60, "--save", "npy", "--out", "OUT", "--model")
+    predict = ("-m", "depthvlm", "predict", PHOTO, "--fov", 60, "--formats", "npy", "--out", "OUT", "--model")
     world.twice("with", *predict, "ada/lora")
     world.run("none", *[str(part).replace("OUT", "merged_out") for part in predict], "merge_out")
     adapted, whole = (np.load(world.folder / f"{name}_out" / "room_depth.npy") for name in ("with", "merged"))
@@ -144,7 +144,7 @@ def test_a_pinned_revision_of_a_private_model(world):
     assert (stage["base_model"], stage["base_revision"]) == ("ada/toy", pinned)
     assert b"hf_ada" not in (world.folder / "pinned" / "training_args.bin").read_bytes()
     world.sft("pinned", "ada/toy", "pinned2", *options, offline=True, token=None)
-    predict = ("-m", "depthvlm", "predict", PHOTO, "--fov", 60, "--save", "npy", "--out", "OUT")
+    predict = ("-m", "depthvlm", "predict", PHOTO, "--fov", 60, "--formats", "npy", "--out", "OUT")
     said = world.run("refused", *predict, "--model", f"ada/toy@{pinned}", code=1, token=None)
     assert "make sure to pass a token" in said
     assert "Traceback" not in said
@@ -180,7 +180,20 @@ print(f"found {depth.mean():.5f}", one.shape, len(words))
 
 def test_what_was_pushed_serves_every_use(world, trained, monkeypatch, tmp_path):
     """`predict`, the Auto classes and both pipelines with and without the package, `bench eval`, `info`, the demo."""
-    predict = ("-m", "depthvlm", "predict", PHOTO, "--fov", 60, "--save", "npy,json", "--out", "OUT", "--prompt", "Hm?")
+    predict = (
+        "-m",
+        "depthvlm",
+        "predict",
+        PHOTO,
+        "--fov",
+        60,
+        "--formats",
+        "npy,json",
+        "--out",
+        "OUT",
+        "--prompt",
+        "Hm?",
+    )
     world.twice("predict", *predict, "--model", trained)
     first, again = (np.load(world.folder / f"predict_{name}" / "room_depth.npy") for name in ("out", "offline"))
     np.testing.assert_array_equal(first, again)

@@ -47,7 +47,7 @@ class TestFolders:
             "broken links": ["gone.jpg"],
         }
         Path("photos/c.HEIC").unlink()
-        output = predict("photos", "--fov", 60, "--save", "npy").output
+        output = predict("photos", "--fov", 60, "--formats", "npy").output
         assert "Passed over: 2 hidden (.DS_Store, ._a.jpg); 4 no images (clip.txt, data.h5, drawing.eps" in output
         assert "2 done, 0 failed" in output
 
@@ -55,12 +55,12 @@ class TestFolders:
         import pillow_heif as heif
 
         heif.from_pillow(Image.open("photos/a.jpg")).save("photos/c.HEIC")
-        result = predict("photos/c.HEIC", "--fov", 60, "--save", "npy")
+        result = predict("photos/c.HEIC", "--fov", 60, "--formats", "npy")
         assert result.exit_code == 0, result.output
         assert np.load("depthvlm_results/c_depth.npy").shape == (60, 80)
         monkeypatch.setitem(sys.modules, "pillow_heif", None)
         monkeypatch.setattr(Image, "OPEN", {name: one for name, one in Image.OPEN.items() if name != "HEIF"})
-        result = predict("photos/c.HEIC", "--fov", 60, "--save", "npy", "--overwrite")
+        result = predict("photos/c.HEIC", "--fov", 60, "--formats", "npy", "--overwrite")
         assert result.exit_code == 1
         assert 'pip install "depthvlm[heic]"' in result.stderr
 
@@ -74,7 +74,7 @@ class TestFolders:
 
     def test_links_to_one_file_are_predicted_once_and_said(self):
         Path("photos/link.jpg").symlink_to("a.jpg")
-        output = predict("photos", "photos/../photos/a.jpg", "--fov", 60, "--save", "npy").output
+        output = predict("photos", "photos/../photos/a.jpg", "--fov", 60, "--formats", "npy").output
         assert "photos/link.jpg is the same file as photos/a.jpg: predicted once." in output
         assert output.count("predicted once") == 1
         assert "2 done" in output
@@ -93,7 +93,7 @@ class TestCameras:
             Path("k").mkdir(exist_ok=True)
             Path("k", f"{name}.txt").write_text(" ".join(map(str, numbers)))
         for place in ("cameras.json", "k"):
-            result = predict("photos", "--intrinsics", place, "--save", "json", "--out", f"out_{place}")
+            result = predict("photos", "--intrinsics", place, "--formats", "json", "--out", f"out_{place}")
             assert result.exit_code == 0, result.output
             for name, fx in (("a", 70), ("b", 90)):
                 record = json.loads(Path(f"out_{place}/{name}.json").read_text())
@@ -112,7 +112,7 @@ class TestCameras:
     ("arguments", "words"),
     [
         (["nothere.jpg"], "There is no image file 'nothere.jpg'."),
-        (["photos/a.jpg", "--save", "exr"], "got exr; choose from"),
+        (["photos/a.jpg", "--formats", "exr"], "got exr; choose from"),
         (["photos/a.jpg", "--device", "abacus"], "The device 'abacus' cannot be used here"),
         (["photos/a.jpg", "--dtype", "float8"], "The dtype 'float8' is not known"),
         (["photos/a.jpg", "--out", "photos/b.png"], "photos/b.png: nothing can be written there"),

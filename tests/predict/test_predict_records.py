@@ -48,7 +48,7 @@ def picture(name: str, seed: int = 0) -> Path:
 
 
 class TestComplete:
-    OPTIONS = ("--fov", 60, "--save", "npy,png16,color", "--out", "out")
+    OPTIONS = ("--fov", 60, "--formats", "npy,png16,color", "--out", "out")
 
     def test_the_same_run_again_is_skipped(self, predict, here):
         assert "1 done" in predict("a/photo.jpg", *self.OPTIONS).output
@@ -88,15 +88,15 @@ class TestComplete:
         assert f"holds the results of {here}/a/photo.jpg, not of {here}/b/photo.jpg" in result.stderr
 
     def test_other_formats_are_added(self, predict, here):
-        predict("a/photo.jpg", "--fov", 60, "--save", "npy,json", "--out", "out")
-        assert "1 done" in predict("a/photo.jpg", "--fov", 60, "--save", "glb,json", "--out", "out").output
+        predict("a/photo.jpg", "--fov", 60, "--formats", "npy,json", "--out", "out")
+        assert "1 done" in predict("a/photo.jpg", "--fov", 60, "--formats", "glb,json", "--out", "out").output
         record = json.loads((here / "out/photo.json").read_text())
         assert record["files"] == {"glb": "photo.glb", "npy": "photo_depth.npy"}
-        everything = predict("a/photo.jpg", "--fov", 60, "--save", "npy,glb,json", "--out", "out")
+        everything = predict("a/photo.jpg", "--fov", 60, "--formats", "npy,glb,json", "--out", "out")
         assert "Skipped 1 complete" in everything.output
 
     def test_another_prompt_adds_its_reply(self, predict, here):
-        options = ("--fov", 60, "--save", "npy,json", "--out", "out", "--max-new-tokens", 4)
+        options = ("--fov", 60, "--formats", "npy,json", "--out", "out", "--max-new-tokens", 4)
         predict("a/photo.jpg", *options, "--prompt", "One?", "--prompt", "Two?")
         depth = (here / "out/photo_depth.npy").stat().st_mtime_ns
         assert "Skipped 1 complete" in predict("a/photo.jpg", *options, "--prompt", "Two?").output
@@ -116,7 +116,7 @@ class TestFilesOfTheUser:
     def test_they_are_named_before_anything_is_predicted_and_stay(self, predict, here, monkeypatch, name):
         (here / "a" / name).write_text("mine")
         monkeypatch.setattr("depthvlm.inference.load", lambda *_: pytest.fail("loaded"))
-        result = predict("a/photo.jpg", "--fov", 60, "--save", "npy,png16,ply,json", "--out", "a")
+        result = predict("a/photo.jpg", "--fov", 60, "--formats", "npy,png16,ply,json", "--out", "a")
         assert result.exit_code == 1
         assert f"a/{name} was not written by depthvlm" in result.stderr
         assert sorted(path.name for path in (here / "a").iterdir()) == sorted(["photo.jpg", name])
@@ -128,10 +128,10 @@ class TestFilesOfTheUser:
         assert json.loads((here / "a/photo.json").read_text())["width"] == 80
 
     def test_a_result_that_the_user_changed_is_the_users(self, predict, here):
-        predict("a/photo.jpg", "--fov", 60, "--save", "npy,json", "--out", "out")
+        predict("a/photo.jpg", "--fov", 60, "--formats", "npy,json", "--out", "out")
         for text in ('{"notes": "a long text, ' + "x" * 2000 + '"}', '{"notes": 1}'):
             (here / "out/photo.json").write_text(text)
-            result = predict("a/photo.jpg", "--fov", 70, "--save", "npy,json", "--out", "out")
+            result = predict("a/photo.jpg", "--fov", 70, "--formats", "npy,json", "--out", "out")
             assert result.exit_code == 1
             assert "out/photo.json was not written by depthvlm, or was changed since" in result.stderr
             assert (here / "out/photo.json").read_text() == text

@@ -218,7 +218,7 @@ class TestCommand:
     def test_options_that_do_not_go_together(self, clip, tmp_path):
         for arguments, words in [
             (("--prompt", "What?"), "--prompt is for images"),
-            (("--save", "npy"), "--save is for images"),
+            (("--formats", "npy"), "--formats is for images"),
             (("--sequence",), "--sequence takes folders"),
         ]:
             code, output = self.run(clip, *arguments, "--out", tmp_path)
