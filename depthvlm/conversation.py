@@ -11,14 +11,12 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteriaList, TextIteratorStreamer
 
-from .inference import DepthPredictor, ImageInput, check_context, load
+from .inference import DepthPredictor, ImageInput, check_context, greedy, load, upright_rgb
 from .loading import check_generation
 from .prediction import Prediction
 from .processing import DEPTH_PROMPT, DEPTH_SYSTEM_PROMPT
 from .processing.image_processing_depthvlm import names_keywords
-from .processing.images_depthvlm import open_image, upright_image
-
-_GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+from .processing.images_depthvlm import open_image
 
 
 class Conversation:
@@ -156,7 +154,6 @@ class Conversation:
         self._keep_common(ids)
         model = self.depthvlm.model
         row = torch.tensor([ids], device=model.device)
-        sampling = {} if generate_kwargs.get("do_sample") else _GREEDY
         cache, self._cache = self._cache, None  # a generation that is broken off leaves its layers unequally long
         with torch.inference_mode():
             output: Any = model.generate(
@@ -164,7 +161,7 @@ class Conversation:
                 attention_mask=torch.ones_like(row),
                 past_key_values=cache,
                 return_dict_in_generate=True,
-                **(sampling | generate_kwargs),
+                **greedy(generate_kwargs),
             )
         sequence = output.sequences[0].tolist()
         self._cache, self._cached_ids = cache, sequence[: cache.get_seq_length()]
@@ -187,9 +184,7 @@ class Conversation:
             output = model(**inputs, use_cache=True, output_depth=True, logits_to_keep=1)
             [depth] = processor.post_process_depth_estimation(output)
         self._cache, self._cached_ids = output.past_key_values, inputs["input_ids"][0].tolist()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the processor has warned already
-            picture, _ = upright_image(self._image)
+        picture = upright_rgb(self._image)
         return Prediction(depth["predicted_depth"].cpu().numpy(), depth["camera"], picture, model=self.depthvlm.name)
 
     def _text(self, messages: Sequence[dict[str, str]]) -> str:

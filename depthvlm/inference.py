@@ -256,9 +256,7 @@ class _Run:
             if self.prompt is None:
                 output: Any = model.predict_depth(**inputs)
             else:
-                greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-                sampling = {} if self.generation.get("do_sample") else greedy
-                output = model.generate(**inputs, return_dict_in_generate=True, **(sampling | self.generation))
+                output = model.generate(**inputs, return_dict_in_generate=True, **greedy(self.generation))
                 new_tokens = output.sequences[:, inputs["input_ids"].shape[1] :]
                 replies = [reply.strip() for reply in processor.batch_decode(new_tokens, skip_special_tokens=True)]
             depths = processor.post_process_depth_estimation(output)
@@ -267,7 +265,7 @@ class _Run:
             Prediction(
                 depth=depth["predicted_depth"].cpu().numpy(),
                 camera=depth["camera"],
-                image=_rgb(image),
+                image=upright_rgb(image),
                 text=reply,
                 prompt=self.prompt,
                 source=self._path(index),
@@ -312,9 +310,17 @@ def check_context(model: Any, tokens: int) -> None:
         )
 
 
-def _rgb(image: Any) -> Image.Image:
+def greedy(generation: dict[str, Any]) -> dict[str, Any]:
+    """Return keywords of `generate` that take the likeliest token, unless they ask for sampling."""
+    if generation.get("do_sample"):
+        return generation
+    return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None} | generation
+
+
+def upright_rgb(image: Any) -> Image.Image:
+    """Return an image that the processor has seen, upright and RGB, without repeating the processor's warnings."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the processor has warned already
+        warnings.simplefilter("ignore")
         return upright_image(image)[0]
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from depthvlm import DepthVLMProcessor
+    from depthvlm import DepthPredictor, DepthVLMProcessor
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("DEPTHVLM_SHARED", REPOSITORY.parent / "shared"))
@@ -32,6 +32,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     from toy_checkpoint import save_toy_checkpoint
 
     return str(save_toy_checkpoint(tmp_path_factory.mktemp("toy")))
+
+
+@pytest.fixture(scope="session")
+def nano() -> "DepthPredictor":
+    """The bundled model on the CPU, for tests that do not change it."""
+    from depthvlm import load
+
+    return load("depthvlm-nano", device="cpu")
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .bench_build import build, inspect
-from .bench_eval import evaluate
+from .bench_eval import evaluate, list_systems
 from .bench_report import report
 from .failures import Commands, fail, print_any_name, printable
 from .options import Device, DType, Model, Revision, Token, UntrainedHead, at_revision
@@ -66,9 +66,7 @@ def sft(context: typer.Context) -> None:
 @bench.command("list")
 def bench_list() -> None:
     """List every system of the paper, what it needs, and whether it can run here; and the sources of data."""
-    from .bench_list import run
-
-    run()
+    list_systems()
 
 
 @app.command()

@@ -1,15 +1,19 @@
-"""`depthvlm bench eval`: one predictor on the sets of a build, under one protocol."""
+"""`depthvlm bench list` and `depthvlm bench eval`: systems, and one of them on the sets of a build under a protocol."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .failures import expected_failures, fail, printable
 from .options import UntrainedHead, named_values
+
+if TYPE_CHECKING:
+    from ..benchmark.systems import System
 
 # Options on which no answer depends: a run may go on with others.
 _INCIDENTAL = {
@@ -110,3 +114,49 @@ def _print(results: Sequence[Any]) -> None:
             str(result.failures),
         )
     Console().print(table)
+
+
+def list_systems(console: Console | None = None) -> None:
+    """Print systems and sources. Nothing is loaded, and nothing is asked of the network."""
+    from ..benchmark.sources import source_class, source_names
+    from ..benchmark.systems import PREFIXES, SYSTEMS, can_run
+
+    if console is None:
+        console = Console(highlight=False)
+        if not console.is_terminal:  # a file or a pipe has no width: 80 columns would fold every cell
+            console.width = 200
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("row", no_wrap=True)
+    for title in ("system", "kind", "tables", "needs", "runs here"):
+        table.add_column(title, overflow="fold")
+    for key, system in SYSTEMS.items():
+        able, remark = can_run(system)
+        here = f"{'yes' if able else 'no'}: {remark}" if remark else "yes"
+        tables = ", ".join(map(str, system.tables)) or "-"
+        table.add_row(key, escape(system.name), system.kind, tables, _needs(system), escape(here))
+    console.print(table)
+    console.print(
+        "\nTables: of the paper. Table 3's scores come from lmms-eval (docs/lmms_eval.md), not from `bench eval`.",
+        soft_wrap=True,
+    )
+    console.print("\nBesides:")
+    for prefix in PREFIXES.values():
+        console.print(f"  {prefix}", soft_wrap=True)
+    console.print("\nSources of data, for `depthvlm bench build`:")
+    sources = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("source", "dataset", "splits", "metres", "licence"):
+        sources.add_column(title, overflow="fold")
+    for key in source_names():
+        source = source_class(key)
+        low, high = source.depth_range
+        sources.add_row(key, source.title, ", ".join(source.splits), f"{low:g} to {high:g}", escape(source.licence))
+    console.print(sources)
+
+
+def _needs(system: "System") -> str:
+    """Return packages, environment variables, options and GPU memory of a system, in a few words."""
+    requirement = system.requirement
+    parts = [*requirement.packages, *requirement.environment, *(f"{name}=" for name in system.required_options)]
+    if requirement.gpu_gib:
+        parts.append(f"GPU {requirement.gpu_gib:.0f} GiB")
+    return ", ".join(parts) or "-"

@@ -17,7 +17,7 @@ from depthvlm.benchmark.systems.interface import DensePredictor, PointPredictor,
 from huggingface_hub import constants
 from rich.console import Console
 
-from depthvlm.cli import bench_list as _command_bench_list
+from depthvlm.cli.bench_eval import list_systems
 
 
 def test_every_system_of_the_tables_is_there():
@@ -209,7 +209,7 @@ def test_the_list_shows_every_system_and_asks_nobody(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     monkeypatch.setattr(availability, "gpu_gib", lambda: 16.0)
     out = io.StringIO()
-    _command_bench_list.run(Console(file=out, width=220))
+    list_systems(Console(file=out, width=220))
     lines = out.getvalue().splitlines()
     first_words = [line.split()[0] for line in lines if line.strip()]
     assert set(SYSTEMS) < set(first_words)

@@ -18,11 +18,6 @@ from depthvlm.inputs import find_images, read_intrinsics, result_stems
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_toy_checkpoint(tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture(scope="module")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with a head that was never trained."""
     folder = save_toy_checkpoint(tmp_path_factory.mktemp("untrained"))

@@ -12,11 +12,9 @@ import torch
 from depthvlm.hub_cards.space.demo import deadline
 from depthvlm.processing import DEPTH_PROMPT, DEPTH_REPLY
 from PIL import Image
-from toy_checkpoint import save_toy_checkpoint
 
 import depthvlm
 from depthvlm import DepthPredictor
-from depthvlm.checkpoint import BUNDLED_MODEL
 from depthvlm.conversation import Conversation, _stripped
 
 SYSTEM = "You are a helpful assistant."
@@ -24,13 +22,8 @@ QUESTIONS = [DEPTH_PROMPT, "How far is the wall?", "Wie weit? 多远?", "How far
 
 
 @pytest.fixture(scope="module")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> DepthPredictor:
-    return depthvlm.load(save_toy_checkpoint(tmp_path_factory.mktemp("toy")), device="cpu")
-
-
-@pytest.fixture(scope="module")
-def nano() -> DepthPredictor:
-    return depthvlm.load(BUNDLED_MODEL, device="cpu")
+def toy(checkpoint: str) -> DepthPredictor:
+    return depthvlm.load(checkpoint, device="cpu")
 
 
 @pytest.fixture(params=["toy", "nano"])

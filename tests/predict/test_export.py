@@ -267,7 +267,7 @@ class TestAtomicWrites:
             ("png16", "PIL.Image.Image.save"),
             ("color", "PIL.Image.Image.save"),
             ("ply", "trimesh.exchange.ply.export_ply"),
-            ("glb", "struct.pack"),
+            ("glb", "depthvlm.export._surface"),
             ("json", "json.dumps"),
         ],
     )

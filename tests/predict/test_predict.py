@@ -7,16 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toy_checkpoint import save_toy_checkpoint
 
 import depthvlm
 from depthvlm import DepthPredictor, Prediction
 from depthvlm.checkpoint import BUNDLED_MODEL
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_toy_checkpoint(tmp_path_factory.mktemp("toy"))
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,6 @@ from depthvlm.cli.app import app
 from depthvlm.files import atomic_write, remove_partial_files
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_toy_checkpoint(tmp_path_factory.mktemp("toy"))
-
-
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)

@@ -20,11 +20,6 @@ from depthvlm.visualize import DepthRange, colorize, scale_bar
 
 
 @pytest.fixture(scope="module")
-def nano() -> depthvlm.DepthPredictor:
-    return depthvlm.load()
-
-
-@pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_clip(tmp_path_factory.mktemp("clip") / "walk.mp4", SEEDS)
 

@@ -21,11 +21,6 @@ from depthvlm.video_frames import open_clip
 
 
 @pytest.fixture(scope="module")
-def nano() -> depthvlm.DepthPredictor:
-    return depthvlm.load()
-
-
-@pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_clip(tmp_path_factory.mktemp("clip") / "walk.mp4", SEEDS)
 
