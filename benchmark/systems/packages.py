@@ -38,7 +38,7 @@ class Metric3D(DensePredictor):
     in metres is `answer * f / 1000`, with `f` the mean of fx and fy times that scale. The padding is cut off, the map
     is resized to the image, and depth is clamped to 0..300 m.
 
-    To choose this system runs the code of that repository on this machine and loads its weights from a pickle, both
+    Choosing this system runs the code of that repository on this machine and loads its weights from a pickle, both
     through `torch.hub.load`. Nothing of this happens before.
 
     Args:
@@ -155,7 +155,7 @@ class DepthAnything1(DensePredictor):
     No checkpoint of it has the format of transformers. As in `metric_depth/evaluate.py` of
     github.com/LiheYoung/Depth-Anything: `build_model(get_config("zoedepth", "eval", dataset))`, with the weights as
     `pretrained_resource`, is called with RGB in 0..1, `(N, 3, H, W)`, for the image and its mirror image. The mean of
-    both `metric_depth` is resized to the image, bilinearly with aligned corners. The camera is not used. To choose this
+    both `metric_depth` is resized to the image, bilinearly with aligned corners. The camera is not used. Choosing this
     system runs the code of that checkout and loads its weights from pickles.
 
     Args:

@@ -55,7 +55,8 @@ def _depth_anything_1(scenes: str) -> System:
     needs = Requirement(
         packages=("torchvision",),
         environment=("DEPTH_ANYTHING_ROOT",),
-        install="git clone https://github.com/LiheYoung/Depth-Anything and name its folder there",
+        install="pip install torchvision, git clone https://github.com/LiheYoung/Depth-Anything, and set "
+        "DEPTH_ANYTHING_ROOT to its folder",
     )
     return System("DepthAnything", ".packages:DepthAnything1", "dense", {"scenes": scenes}, needs, (2,))
 

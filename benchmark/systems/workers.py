@@ -203,7 +203,7 @@ class YoutuVL(DensePredictor):
     levels: both must be given here, and are part of what is measured. A level is
     `near * (far / near) ** (level / (levels - 1))` metres.
 
-    To choose this system runs the checkpoint's remote code, in another process with another transformers.
+    Choosing this system runs the checkpoint's remote code, in another process with another transformers.
 
     Args:
         model: Hub name or folder.
