@@ -25,7 +25,7 @@ CSV_FIELDS = (
     *("images", "of_images", "partial", "failures", "pixels", "parse_rate", "data_hash"),
 )
 
-_NAME_WIDTH = 22  # of the first column, where the others leave room: a protocol with its hash
+_NAME_WIDTH = 22  # first column, if the others leave room: a protocol with its hash
 # Headings with which nine sets fit into 120 columns.
 _SHORT_TITLES = {
     "argoverse2": "Argo2",

@@ -60,7 +60,7 @@ class Measured:
 
     @property
     def partial(self) -> str:
-        """How much of the set was scored, in words; "" where all of it was."""
+        """Scored part of the set in words, "" for all of it."""
         result = self.result
         if result.complete:
             return ""
@@ -126,7 +126,7 @@ class TaskScore:
 
     @property
     def partial(self) -> str:
-        """How much of the task was scored, in words; "" where all of it was, or the file does not say."""
+        """Scored part of the task in words, "" for all of it or where the file does not say."""
         if self.effective is None or self.original is None or self.effective >= self.original:
             return ""
         return f"{self.effective} of {self.original} samples"
@@ -136,11 +136,11 @@ class TaskScore:
 class LmmsResult:
     """One result file of lmms-eval."""
 
-    name: str  # of the model
+    name: str  # the model's name
     model: str  # with its arguments: files belong to one system only if this is the same
     tasks: dict[str, dict[str, TaskScore]]  # by task and metric, which keeps its filter unless that is "none"
     parts: frozenset[str]  # tasks that only make up a group
-    version: str = ""  # of lmms-eval, or ""
+    version: str = ""  # version of lmms-eval, or ""
 
 
 @dataclass(frozen=True)

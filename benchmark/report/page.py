@@ -54,11 +54,7 @@ class PointRow:
 
 
 def to_page(
-    report: Report,
-    inputs: Inputs,
-    data: Iterable[str | Path] = (),
-    worst: int = 6,
-    baseline: str | None = None,
+    report: Report, inputs: Inputs, data: Iterable[str | Path] = (), worst: int = 6, baseline: str | None = None
 ) -> str:
     """Return the page as HTML; the same arguments give the same text.
 

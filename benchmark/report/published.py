@@ -28,7 +28,7 @@ class LmmsMetric:
     task: str  # key in the file's "results"
     metric: str  # key in the task, without its filter (",none")
     factor: float  # from the file's value to the paper's scale
-    note: str = ""  # what is uncertain about it
+    note: str = ""  # a remark on its uncertainty
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class PublishedTable:
     columns: tuple[Column, ...]
     groups: tuple[RowGroup, ...]
     mean: str | None = None  # key of the column that is the mean of the others
-    notes: tuple[str, ...] = ()  # where the paper contradicts itself, and what it leaves open
+    notes: tuple[str, ...] = ()  # contradictions in the paper, and open questions
 
     @property
     def scored(self) -> tuple[Column, ...]:

@@ -54,18 +54,18 @@ class Cell:
 
 @dataclass(frozen=True)
 class Detail:
-    """What stands behind one measured score."""
+    """Counts, metrics and data behind one measured score."""
 
     set_name: str  # title in the paper where the set has one
     images: int  # in the set
     done: int  # scored
-    partial: str  # how much was scored, in words; "" for all of it
+    partial: str  # scored part of the set in words, "" for all of it
     metrics: dict[str, float]  # in the protocol's aggregation
-    interval: tuple[float, float] | None  # of delta1, at 95 %
+    interval: tuple[float, float] | None  # delta1's, at 95 %
     failures: int  # scored pixels without an answer
     pixels: int  # scored
     parse_rate: float | None  # share of a VLM's replies that could be read; None for maps
-    data_hash: str  # of the set's manifest
+    data_hash: str  # hash of the set's manifest
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class ReportRow:
     name: str  # with the key where two systems share the name
     origin: Literal["paper", "measured"]
     cells: tuple[Cell, ...]  # one for each column
-    protocol: str = ""  # of a measured row, as the fields below
+    protocol: str = ""  # measured rows alone have this and the fields below
     protocol_hash: str = ""
     key: str = ""  # on the command line
     system: str = ""  # name as in the paper's tables
@@ -112,7 +112,7 @@ class ReportTable:
     key: str  # "1", "2", "3", "8", OUTSIDE_KEY or TASKS_KEY
     title: str
     caption: str
-    source: str  # of the paper's rows, "" without any
+    source: str  # source of the paper's rows, "" without any
     row_title: str  # heading of the first column
     columns: tuple[ReportColumn, ...]
     groups: tuple[ReportGroup, ...]

@@ -75,12 +75,12 @@ class Result:
     limit: int | None = None  # images asked for, where that is not the whole set
     format: int = FORMAT
     checkpoint: str | None = None  # `depthvlm.checkpoint_hash` of a DepthVLM
-    options: dict[str, Any] = field(default_factory=dict)  # of the predictor, besides the model's name
-    build_options: dict[str, Any] = field(default_factory=dict)  # of the reader that made the set
+    options: dict[str, Any] = field(default_factory=dict)  # options of the predictor, without the model's name
+    build_options: dict[str, Any] = field(default_factory=dict)  # options of the reader that made the set
 
     @property
     def complete(self) -> bool:
-        """Whether the whole set was scored. Any other result must be called partial wherever it is shown."""
+        """True where the whole set was scored; any other result must be called partial wherever it is shown."""
         return self.done == self.images and self.limit is None
 
     def score(self, metric: str = "delta1") -> float:

@@ -238,11 +238,7 @@ def _all_results(summary: Path, ids: Sequence[str]) -> list[ImageResult]:
 
 
 def _summarise(
-    system: System,
-    eval_set: EvalSet,
-    protocol: Protocol,
-    results: Sequence[ImageResult],
-    limit: int | None,
+    system: System, eval_set: EvalSet, protocol: Protocol, results: Sequence[ImageResult], limit: int | None
 ) -> Result:
     """Return the summary of the scored images."""
     images = MetricAccumulator()

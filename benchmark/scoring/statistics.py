@@ -28,7 +28,7 @@ class Interval:
     images: int
     samples: int
     p_value: float | None = None  # two-sided, of no difference
-    means: Array = field(repr=False, compare=False, default_factory=lambda: np.zeros(0))  # of the resamples
+    means: Array = field(repr=False, compare=False, default_factory=lambda: np.zeros(0))  # one for each resample
 
 
 def bootstrap_interval(

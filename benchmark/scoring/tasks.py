@@ -1,4 +1,4 @@
-"""What a predictor sees of an image under a protocol, and the score of its answer."""
+"""From an image to the example that a predictor sees under a protocol, and from its answer to scores."""
 
 from __future__ import annotations
 

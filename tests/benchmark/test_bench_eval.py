@@ -262,10 +262,7 @@ def test_what_is_no_depth_counts_as_wrong(toy, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [
-        (lambda depth: depth[:-1], r"shape \(47, 64\) for the image"),
-        (lambda depth: depth.astype(str), "not of metres"),
-    ],
+    [(lambda depth: depth[:-1], r"shape \(47, 64\) for the image"), (lambda depth: depth.astype(str), "not of metres")],
 )
 def test_a_map_that_is_none(toy, tmp_path, change, message):
     with pytest.raises(PredictorError, match=message):

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bench_source import make_toy, open_toy
-from depthvlm.benchmark.build.builder import run_build
+from bench_builds import build_toy
+from bench_source import make_toy
 from depthvlm.benchmark.build.inspection import label_corners
-from depthvlm.benchmark.build.plan import plan_build
 from depthvlm.benchmark.report.inputs import SameImages, read_inputs, same_images
 from depthvlm.benchmark.report.page import compare_systems, picture_uri, to_page, worst_images, worst_points
 from depthvlm.benchmark.report.plots import (
@@ -225,11 +224,8 @@ class TestPlots:
         make(tmp_path, "waymo", 0.25, "dense", name="DepthVLM-4B", row="depthvlm-4b")
         found = bars_of(build_report(read_inputs([tmp_path])))
         hashes = [PROTOCOLS[name].hash() for name in ("dense", "depthvlm", "depthvlm")]
-        assert [bars.title.split()[-2:] for bars in found] == [
-            ["dense", hashes[0]],
-            ["depthvlm", hashes[1]],
-            ["depthvlm", hashes[2]],
-        ]
+        names = ["dense", "depthvlm", "depthvlm"]
+        assert [bars.title.split()[-2:] for bars in found] == [list(pair) for pair in zip(names, hashes, strict=True)]
         assert [bars.sets for bars in found] == [["Waymo"], ["Waymo"], ["synthetic"]]
         [dense], [ours], [outside] = (bars.series for bars in found)
         assert (ours.scores, ours.partial) == ({"Waymo": 0.75}, {"Waymo"})
@@ -281,13 +277,7 @@ def run(tmp_path_factory) -> Path:
     """
     root = tmp_path_factory.mktemp("run")
     make_toy(root / "download")
-    run_build(
-        plan_build(open_toy("nyuv2", root / "download"), "test", points=690),
-        open_toy,
-        root / "download",
-        root / "build",
-        workers=1,
-    )
+    build_toy(root / "download", root / "build", "test", "nyuv2", points=690)
     toy = EvalSet(root / "build", "nyuv2")
     protocol = get_protocol("depthvlm")
     evaluate(System("always-2m", "Always Output 2.0m", Constant(2.0), {}), toy, protocol, root / "results")
@@ -326,12 +316,8 @@ class TestFromBuildToReport:
         assert page.text.count("4 of 16*") == 2
 
     def test_formats(self, run):
-        for name, start in (
-            ("csv", "table,group,system"),
-            ("json", "{"),
-            ("markdown", "# "),
-            ("text", "DepthVLM-Bench"),
-        ):
+        starts = {"csv": "table,group,system", "json": "{", "markdown": "# ", "text": "DepthVLM-Bench"}
+        for name, start in starts.items():
             arguments = ["bench", "report", str(run / "results"), "--table", "1", "--format", name]
             result = CliRunner().invoke(cli.app, arguments)
             assert result.exit_code == 0
@@ -339,9 +325,7 @@ class TestFromBuildToReport:
             assert "Pixtral" not in result.stdout  # of table 3
 
     def test_pictures_of_other_data(self, run, tmp_path):
-        make_toy(tmp_path / "download", frames=1)
-        toy = open_toy("nyuv2", tmp_path / "download")
-        run_build(plan_build(toy, "test", points=690), open_toy, tmp_path / "download", tmp_path / "build", workers=1)
+        build_toy(make_toy(tmp_path / "download", frames=1), tmp_path / "build", "test", "nyuv2", points=690)
         inputs = read_inputs([run / "results"])
         page = Page(to_page(build_report(inputs), inputs, [tmp_path / "build"], worst=1))
         assert not any(source.startswith("data:image/jpeg") for source in page.sources)
