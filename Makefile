@@ -1,4 +1,4 @@
-# `make demo` and `make test` work from a fresh clone with Python and make alone; the tests want a C++ compiler too.
+# `make demo` and `make test` work from a fresh clone with Python and make alone; `make test-slow` needs a C++ compiler too.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -20,13 +20,13 @@ demo: $(VENV)/.demo
 		--prompt "Given this image, estimate the metric depth (in meters, rounded to two decimal places) for every pixel of the image." \
 		--out "$(OUT)" --overwrite
 
-# Side by side, one thread each; who is done takes tests from the end of another's list.
+# JOBS workers with one thread each; an idle worker takes tests from the end of another's list.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations 20
 
 test: $(VENV)/.dev
 	$(PYTEST) -m "not slow"
 
-# What takes minutes: launchers of several processes, journeys through the Hub, documents' blocks that train.
+# Launchers of several processes, compiled models, journeys through the Hub, pages of documents that train.
 test-slow: $(VENV)/.dev
 	$(PYTEST) -m slow
 
