@@ -33,14 +33,14 @@ class DepthTargets:
     to the model's dtype, and metres must stay float32.
 
     Args:
-        maps: One `(height, width)` map in metres for each image, or None.
+        depth_labels: One `(height, width)` depth map in metres for each image, or None.
         focal_scale (`(images,)`): Effective over canonical focal length.
         weight: Factor on the sum of the images' losses: alpha over the number of images with depth.
         head_runs: Least number of runs of the depth head. Where every run gathers its weights from all ranks, it is
             the number of image sizes in the rank with the most.
     """
 
-    maps: Sequence[Tensor | None]
+    depth_labels: Sequence[Tensor | None]
     focal_scale: Tensor | None
     weight: Tensor | float = 1.0
     head_runs: int = 1
@@ -101,7 +101,7 @@ def install_training_forward(
         depth_targets: DepthTargets | None = None,
         **kwargs: Any,
     ) -> Any:
-        if not fused_lm_head or kwargs.get("labels") is None:
+        if depth_targets is None and (not fused_lm_head or kwargs.get("labels") is None):
             return given_forward(*args, fused_lm_head=fused_lm_head, **kwargs)
         labels = kwargs.pop("labels")
         inputs = {name: value for name, value in kwargs.items() if name not in ("cameras", "num_items_in_batch")}
@@ -157,7 +157,7 @@ def joint_step(
     if labels is not None:  # last, as in every other rank
         output = score_text(model, hidden, labels)
     if prediction:
-        loss, totals = score_depth(prediction, targets.maps, silog_lambda)
+        loss, totals = score_depth(prediction, targets.depth_labels, silog_lambda)
         # Images without depth too keep the head in the graph: distributed training waits for every gradient.
         loss = loss + 0.0 * torch.stack([image[0, 0] for image in prediction]).sum() + zero
         output.scores = DepthScores(totals, [image.detach() for image in prediction])

@@ -275,7 +275,7 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         info = _info(inputs)
         inputs.pop("batch_info")
         targets = DepthTargets(
-            maps=inputs.pop("depth_labels", None) or [None] * info.images,
+            depth_labels=inputs.pop("depth_labels", None) or [None] * info.images,
             focal_scale=inputs.pop("focal_scale", None),
             weight=self._depth_weight(info),
             head_runs=self._head_runs(inputs),
@@ -306,7 +306,7 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         self._meter(outputs, text_loss, depth_loss, inputs, info)
         if self._picture_is_due() and outputs.scores is not None:
             picture = picture_grid(
-                inputs, targets.maps, outputs.scores.prediction, self.processing_class.image_processor
+                inputs, targets.depth_labels, outputs.scores.prediction, self.processing_class.image_processor
             )
             if picture is not None:
                 self._pictured_step = self.state.global_step

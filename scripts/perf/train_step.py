@@ -90,7 +90,7 @@ def main(
     height, width = (int(side) for side in size.split("x"))
     model = build_model("4b", layers, device, torch.bfloat16).train()
     inputs, depth = training_batch(model, (height, width), batch_size)
-    targets = DepthTargets(maps=depth, focal_scale=None, weight=1.0 / batch_size)
+    targets = DepthTargets(depth_labels=depth, focal_scale=None, weight=1.0 / batch_size)
     plain_forward = model.forward
     without_labels = {name: value for name, value in inputs.items() if name != "labels"}
 

@@ -20,6 +20,11 @@ import depthvlm
 from depthvlm import DepthVLMForConditionalGeneration
 
 EYE = "<|vision_start|><|image_pad|><|vision_end|>"
+YES = "yes<|im_end|>\n"
+ASKED = {"completion": [turn("assistant", "yes")], "image": picture()}
+PLAIN = {"prompt": f"{EYE}what?", "completion": "a room", "image": picture()}
+TALK = [turn("user", "a"), turn("assistant", "b")]
+WHOLE_TALK = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
 
 
 def trained(processor, batch, row: int = 0) -> str:
@@ -66,46 +71,33 @@ class TestLabels:
         for name in ("input_ids", "attention_mask", "mm_token_type_ids", "image_grid_thw", "pixel_values"):
             assert torch.equal(batch[name], expected[name]), name
 
-    def test_conversational_completion(self, processor):
-        row = {"prompt": [turn("user", "far?")], "completion": [turn("assistant", "yes")], "image": picture()}
-        assert trained(processor, DepthDataCollator(processor)([row])) == "yes<|im_end|>\n"
-        # A prompt may hold earlier replies, which are not trained.
-        row["prompt"] = [turn("user", "near?"), turn("assistant", "no"), turn("user", "far?")]
-        assert trained(processor, DepthDataCollator(processor)([row])) == "yes<|im_end|>\n"
-
     def test_continued_reply(self, processor):
         row = {"prompt": [turn("user", "far?"), turn("assistant", "It is")], "completion": [turn("assistant", " far")]}
         batch = DepthDataCollator(processor)([row])
         assert trained(processor, batch).endswith(" far<|im_end|>\n")
         assert "It is" not in trained(processor, batch)
 
-    def test_plain_completion_ends(self, processor):
-        collator = DepthDataCollator(processor)
-        assert trained(processor, collator([{"prompt": "2 + 2 = ", "completion": "4"}])) == "4<|im_end|>"
-        assert trained(processor, collator([{"prompt": "a", "completion": "b<|im_end|>"}])) == "b<|im_end|>"
-        row = {"prompt": f"{EYE}what?", "completion": "a room", "image": picture()}
-        assert trained(processor, collator([row])) == "a room<|im_end|>"
-
-    @pytest.mark.parametrize(("option", "expected"), [(None, "4<|im_end|>"), (True, "4<|im_end|>")])
-    def test_completion_only(self, processor, option, expected):
-        collator = DepthDataCollator(processor, completion_only_loss=option)
-        assert trained(processor, collator([{"prompt": "2+2=", "completion": "4"}])) == expected
-
-    def test_prompts_too(self, processor):
-        collator = DepthDataCollator(processor, completion_only_loss=False)
-        row = {"prompt": f"{EYE}what?", "completion": "a room", "image": picture()}
-        assert trained(processor, collator([row])) == "what?a room<|im_end|>"
-
-    def test_whole_conversation(self, processor):
-        collator = DepthDataCollator(processor, assistant_only_loss=False)
-        row = {"messages": [turn("user", "a"), turn("assistant", "b")], "image": picture()}
-        text = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
-        assert trained(processor, collator([row])) == text
-
-    def test_plain_text(self, processor):
-        collator = DepthDataCollator(processor, dataset_text_field="story")
-        assert trained(processor, collator([{"story": "once upon"}])) == "once upon"
-        assert trained(processor, collator([{"story": f"a {EYE} b", "image": picture()}])) == "a  b"
+    @pytest.mark.parametrize(
+        ("options", "row", "expected"),
+        [
+            ({}, ASKED | {"prompt": [turn("user", "far?")]}, YES),
+            # A prompt may hold earlier replies, which are not trained.
+            ({}, ASKED | {"prompt": [turn("user", "near?"), turn("assistant", "no"), turn("user", "far?")]}, YES),
+            ({}, {"prompt": "2 + 2 = ", "completion": "4"}, "4<|im_end|>"),
+            ({}, {"prompt": "a", "completion": "b<|im_end|>"}, "b<|im_end|>"),
+            ({}, PLAIN, "a room<|im_end|>"),
+            ({"completion_only_loss": None}, PLAIN, "a room<|im_end|>"),
+            ({"completion_only_loss": True}, PLAIN, "a room<|im_end|>"),
+            ({"completion_only_loss": False}, PLAIN, "what?a room<|im_end|>"),
+            ({"assistant_only_loss": False}, {"messages": TALK, "image": picture()}, WHOLE_TALK),
+            ({"dataset_text_field": "story"}, {"story": "once upon"}, "once upon"),
+            ({"dataset_text_field": "story"}, {"story": f"a {EYE} b", "image": picture()}, "a  b"),
+            ({}, {"messages": TALK[:1]}, ""),
+            ({}, {"prompt": TALK[:1]}, ""),
+        ],
+    )
+    def test_what_is_trained(self, processor, options, row, expected):
+        assert trained(processor, DepthDataCollator(processor, **options)([row])) == expected
 
     def test_depth_alone_has_the_methods_prompt_and_no_reply(self, processor):
         batch = DepthDataCollator(processor)([depth_row()])
@@ -114,10 +106,6 @@ class TestLabels:
             f"<|im_start|>system\n{DEPTH_SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n{EYE}{DEPTH_PROMPT}<|im_end|>\n"
         )
         assert batch["depth_labels"][0].max() == 2.5
-
-    @pytest.mark.parametrize("row", [{"messages": [turn("user", "hi")]}, {"prompt": [turn("user", "hi")]}])
-    def test_no_reply(self, processor, row):
-        assert (DepthDataCollator(processor)([row])["labels"] == -100).all()
 
     def test_llava_conversations(self, processor):
         row = {

@@ -102,7 +102,7 @@ def test_all_ranks_run_the_same_modules_in_the_same_order(text: bool):
     def run(grids: list[tuple[int, int]], depth: int) -> list[str]:
         order.clear()
         maps = [torch.rand(32, 32) + 1 if i < depth else None for i in range(len(grids))]
-        targets = DepthTargets(maps=maps, focal_scale=None, head_runs=2)
+        targets = DepthTargets(depth_labels=maps, focal_scale=None, head_runs=2)
         output: Any = model(**images_of(model, grids), fused_lm_head=True, depth_targets=targets)
         loss = output.depth_loss - (output.log_probs.sum() if text else 0.0)
         loss.backward()

@@ -152,13 +152,18 @@ def test_lora_reaches_the_llm_alone():
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_nano_deals_batches_of_one_image_size_to_both_processes(stage):
+def test_nano_runs_on_a_cpu_stage_after_stage_in_batches_of_one_image_size(stage):
     path = REPOSITORY / "training" / "recipes" / f"nano_stage{stage}.yaml"
     script, training, _, _ = parse(path.name)
-    keys = yaml.safe_load(path.read_text())["dataset_generator_kwargs"]
-    assert keys["scenes"] == training.max_steps * 24
-    assert training.per_device_train_batch_size * 2 == keys["group"] == 24
+    keys = yaml.safe_load(path.read_text())
+    assert keys["use_cpu"] is True
+    assert keys["output_dir"] == f"outputs/nano/stage{stage}"
+    assert keys["model_name_or_path"] == "outputs/nano/" + ("init", "stage0", "stage1", "stage2")[stage]
+    data = keys["dataset_generator_kwargs"]
+    assert data["scenes"] == training.max_steps * 24
+    assert training.per_device_train_batch_size * 2 == data["group"] == 24
     rows = generate(script.dataset_generator, script, "train")
+    assert isinstance(rows, IterableDataset)
     # Every process gets a run of shards (`IterableDataset.shard`, as accelerate calls it) and reads them in order.
     parts = [rows.shard(num_shards=2, index=rank).take(12) for rank in range(2)]
     grids = {processed_grid(row) for part in parts for row in part}
@@ -170,17 +175,6 @@ def processed_grid(row: dict[str, Any]) -> tuple[int, int]:
     width, height = row["images"][0].size
     scale = 160 / row["focal_length"] / 32
     return round(height * scale), round(width * scale)
-
-
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_nano_runs_on_a_cpu_and_each_stage_begins_where_the_last_ended(stage):
-    path = REPOSITORY / "training" / "recipes" / f"nano_stage{stage}.yaml"
-    keys = yaml.safe_load(path.read_text())
-    assert keys["use_cpu"] is True
-    assert keys["output_dir"] == f"outputs/nano/stage{stage}"
-    assert keys["model_name_or_path"] == "outputs/nano/" + ("init", "stage0", "stage1", "stage2")[stage]
-    script, _, _, _ = parse(path.name)
-    assert isinstance(generate(script.dataset_generator, script, "train"), IterableDataset)
 
 
 def test_the_launcher_of_the_cpu_starts_two_processes():

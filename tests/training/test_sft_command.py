@@ -105,16 +105,9 @@ class Proxy(BaseHTTPRequestHandler):
 @pytest.fixture
 def outside(monkeypatch) -> Iterator[list[str]]:
     """The hosts that new processes ask for. None of the variables that switch telemetry off is set in them."""
-    for name in ("CI", "HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK", "HF_HUB_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-    for name in (
-        "HF_UPDATE_DOWNLOAD_COUNTS",
-        "HF_ENDPOINT",
-        "NO_PROXY",
-        "no_proxy",
-        "https_proxy",
-        "TRANSFORMERS_OFFLINE",
-    ):
+    telling = "CI HF_HUB_DISABLE_TELEMETRY DISABLE_TELEMETRY DO_NOT_TRACK HF_UPDATE_DOWNLOAD_COUNTS"
+    reaching = "HF_HUB_OFFLINE TRANSFORMERS_OFFLINE HF_ENDPOINT NO_PROXY no_proxy https_proxy"
+    for name in f"{telling} {reaching}".split():
         monkeypatch.delenv(name, raising=False)
     Proxy.hosts.clear()
     with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
@@ -153,18 +146,8 @@ def test_a_bad_row_ends_it_with_one_message(project):
 
 @pytest.mark.slow
 def test_two_processes_push_what_they_trained_once(project, tmp_path):
-    options = [
-        "--accelerate_config",
-        "cpu",
-        "--num_processes",
-        "2",
-        "--max_steps",
-        "1",
-        "--push_to_hub",
-        "true",
-        "--hub_model_id",
-        "ada/two",
-    ]
+    options = ["--accelerate_config", "cpu", "--num_processes", "2", "--max_steps", "1"]
+    options += ["--push_to_hub", "true", "--hub_model_id", "ada/two"]
     with LoopbackHub({"hf_ada": Token("ada")}) as hub:
         home = {"HF_HOME": str(tmp_path), "HF_TOKEN": "hf_ada", "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
         run = depthvlm(project, "sft", "--config", "run.yaml", "--output_dir", "pushed", *options, **home)
@@ -183,16 +166,13 @@ def test_a_dry_run_prints_and_writes_nothing(project):
     run = depthvlm(project, "sft", "--config", "run.yaml", "--output_dir", "dry", "--dry-run", "--push_to_hub", "true")
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
     assert sorted(project.iterdir()) == before
-    head, llm = (
-        next(line.split() for line in run.stdout.splitlines() if line.startswith(p)) for p in ("head ", "llm ")
-    )
+    parts = ("head", "llm", "merger", "vit")
+    lines = [line.split() for line in run.stdout.splitlines()]
+    head, llm, merger, vit = (next(line for line in lines if line[:1] == [part]) for part in parts)
     weights = load_file(project / "toy" / "model.safetensors")
     in_head = sum(weight.numel() for name, weight in weights.items() if name.startswith("depth_head."))
     assert head[1:] == [f"{in_head:,}", "0", "0.01"]
     assert llm[2] == "0"
-    merger, vit = (
-        next(line.split() for line in run.stdout.splitlines() if line.startswith(p)) for p in ("merger", "vit")
-    )
     assert merger[1] == vit[1] == "0"
     assert "2 a device x 1 accumulated x 1 devices = 2 examples" in run.stdout
     assert ">>It is so" in run.stdout
@@ -207,15 +187,8 @@ def test_a_dry_run_prints_and_writes_nothing(project):
 def test_help_shows_every_option_and_a_failing_script_its_own_exit_code(project, monkeypatch):
     run = depthvlm(project, "sft", "--help")
     assert run.returncode == 0
-    for option in (
-        "--learning_rate",
-        "--lora_r",
-        "--head_learning_rate",
-        "--dataset_generator",
-        "--dry-run",
-        "--config",
-    ):
-        assert option in run.stdout
+    for option in ("learning_rate", "lora_r", "head_learning_rate", "dataset_generator", "dry-run", "config"):
+        assert f"--{option}" in run.stdout
     assert "accelerate launch" in run.stdout
     (project / "fails.py").write_text("def rows(split):\n    import no_such_module\n")
     monkeypatch.chdir(project)
@@ -238,18 +211,8 @@ def test_help_shows_every_option_and_a_failing_script_its_own_exit_code(project,
 def test_a_signal_ends_every_process_and_names_the_last_checkpoint(project, tmp_path, ending, options):
     out = tmp_path / "out"
     given = ["--config", "run.yaml", "--output_dir", str(out), "--max_steps", "100000", "--save_strategy", "steps"]
-    command = [
-        sys.executable,
-        "-m",
-        "depthvlm",
-        "sft",
-        *given,
-        "--save_steps",
-        "1",
-        "--save_total_limit",
-        "2",
-        *options,
-    ]
+    given += ["--save_steps", "1", "--save_total_limit", "2", *options]
+    command = [sys.executable, "-m", "depthvlm", "sft", *given]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     log = (tmp_path / "log").open("w")
 
@@ -390,34 +353,48 @@ def test_launchers_are_found_by_name_and_trls_keep_theirs(here, name, file):
 # --- What is refused, in a line
 
 
-def test_what_is_wrong_is_said_in_a_line(here, capsys):
-    config = ("--config", "run.yaml")
-    assert "no file nosuch.yaml, and no recipe of that name: lora_1gpu.yaml" in said_by(
-        capsys, "--config", "nosuch.yaml"
-    )
-    assert "needs a file after it" in said_by(capsys, "--config")
-    assert "Did you mean --learning_rate?" in said_by(capsys, *config, "--learning_ratee", "1")
-    assert "expected a finite number" in said_by(capsys, *config, "--depth_loss_weight", "-1")
-    assert "none in TRL (fsdp1, fsdp2, multi_gpu" in said_by(capsys, *config, "--accelerate_config", "nosuch")
-    assert "no data at nosuch.jsonl" in said_by(capsys, *config, "--dataset_name", "nosuch.jsonl")
-    assert "no model folder ./nosuch" in said_by(capsys, *config, "--model_name_or_path", "./nosuch")
-    assert "both name the data" in said_by(capsys, *config, "--dataset_generator", "a:b")
-    assert "expected 'package.module:function'" in said_by(
-        capsys, *config, "--dataset_name", "", "--dataset_generator", "a"
-    )
-    assert "which is not JSON" in said_by(capsys, *config, "--dataset_generator_kwargs", "{rows")
-    assert "No data is named" in said_by(capsys, "--model_name_or_path", "toy", *CPU)
-    assert "No model is named" in said_by(capsys, "--dataset_name", "rgbd.jsonl", *CPU)
-    # A typo is told before what the rest leads to on this machine: bf16, which TRL asks for, is not there on a CPU.
-    assert "`--modle` is an option neither" in said_by(capsys, "--modle", "x")
-    (here / "broken.yaml").write_text("modle: x")
-    assert "`--modle` is an option neither" in said_by(capsys, "--config", "broken.yaml")
-    (here / "broken.yaml").write_text("3: x")
-    assert "The key 3 in broken.yaml is no option" in said_by(capsys, "--config", "broken.yaml")
-    (here / "broken.yaml").write_text("- a")
-    assert "broken.yaml holds a list" in said_by(capsys, "--config", "broken.yaml")
-    (here / "broken.yaml").write_bytes(b"a: \xff")
-    assert "broken.yaml is not text in UTF-8" in said_by(capsys, "--config", "broken.yaml")
+CONFIG = ["--config", "run.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--config", "nosuch.yaml"], "no file nosuch.yaml, and no recipe of that name: lora_1gpu.yaml"),
+        (["--config"], "needs a file after it"),
+        ([*CONFIG, "--learning_ratee", "1"], "Did you mean --learning_rate?"),
+        ([*CONFIG, "--depth_loss_weight", "-1"], "expected a finite number"),
+        ([*CONFIG, "--accelerate_config", "nosuch"], "none in TRL (fsdp1, fsdp2, multi_gpu"),
+        ([*CONFIG, "--dataset_name", "nosuch.jsonl"], "no data at nosuch.jsonl"),
+        ([*CONFIG, "--model_name_or_path", "./nosuch"], "no model folder ./nosuch"),
+        ([*CONFIG, "--dataset_generator", "a:b"], "both name the data"),
+        ([*CONFIG, "--dataset_name", "", "--dataset_generator", "a"], "expected 'package.module:function'"),
+        ([*CONFIG, "--dataset_generator_kwargs", "{rows"], "which is not JSON"),
+        (["--model_name_or_path", "toy", *CPU], "No data is named"),
+        (["--dataset_name", "rgbd.jsonl", *CPU], "No model is named"),
+        # A typo is told before what the rest leads to on this machine: bf16, which TRL asks for, is not there on a CPU.
+        (["--modle", "x"], "`--modle` is an option neither"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_wrong_arguments_are_refused_in_a_line(here, capsys, args, words):
+    assert words in said_by(capsys, *args)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"modle: x", "`--modle` is an option neither"),
+        (b"3: x", "The key 3 in broken.yaml is no option"),
+        (b"- a", "broken.yaml holds a list"),
+        (b"a: \xff", "broken.yaml is not text in UTF-8"),
+    ],
+)
+def test_a_wrong_file_is_refused_in_a_line(here, capsys, content, words):
+    (here / "broken.yaml").write_bytes(content)
+    assert words in said_by(capsys, "--config", "broken.yaml")
+
+
+def test_a_file_that_is_not_yaml(here, capsys):
     (here / "broken.yaml").write_text("a: [")
     with pytest.raises(typer.Exit):
         _command_sft.run(["--config", "broken.yaml"])
