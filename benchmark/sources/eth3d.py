@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .files import downloaded_scenes, expect_folders, read_image
+from .files import downloaded_scenes, expect_folders, read_bytes, read_image
 from .frames import Frame, FrameError, FrameRef, Source, SourceError
 
 # fmt: off
@@ -113,17 +113,12 @@ class ETH3D(Source):
 
 def _read_raster(path: Path, width: int, height: int) -> NDArray[np.float32]:
     """Read metres `(height, width)`, 0 where there is none."""
-    try:
-        depth = np.fromfile(path, dtype="<f4")
-        size = path.stat().st_size
-    except FileNotFoundError:
-        raise FrameError(f"{path}: no such file.") from None
-    except OSError as error:
-        raise FrameError(f"{path}: cannot be read: {error.strerror}.") from error
-    if size != 4 * width * height:
+    data = read_bytes(path)
+    wanted = 4 * width * height
+    if len(data) != wanted:
         raise FrameError(
-            f"{path}: a raster of {width}x{height} float32 values has {4 * width * height} bytes, the file has {size}. "
-            "It may be truncated, or belong to another image."
+            f"{path}: a raster of {width}x{height} float32 values has {wanted} bytes, the file has {len(data)}. It may "
+            "be truncated, or belong to another image."
         )
-    depth[~np.isfinite(depth) | (depth < 0)] = 0
-    return depth.reshape(height, width).astype(np.float32, copy=False)
+    depth = np.frombuffer(data, "<f4").reshape(height, width)
+    return np.where(np.isfinite(depth) & (depth > 0), depth, 0).astype(np.float32, copy=False)

@@ -1,18 +1,16 @@
-"""NYU Depth V2: the labelled frames, and the raw Kinect files beside them."""
+"""NYU Depth V2: the labelled frames."""
 
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from .files import expect_folders, import_errors, read_bytes, read_split_mat
+from .files import expect_folders, import_errors, read_split_mat
 from .frames import Frame, FrameError, FrameRef, Source, SourceError
 from .projection import from_opencv
 
@@ -22,36 +20,6 @@ _VARIABLES = {"raw": "rawDepths", "filled": "depths"}
 
 INTRINSICS = (518.85790117450188, 519.46961112127485, 325.58244941119034, 253.73616633400465)
 """fx, fy, cx, cy of the colour camera at 640x480, the first pixel at (0, 0): `camera_params.m` of the toolbox."""
-
-_PGM_HEADER = re.compile(rb"P5\s+(?:#[^\n]*\n\s*)*(\d+)\s+(?:#[^\n]*\n\s*)*(\d+)\s+(?:#[^\n]*\n\s*)*(\d+)\s")
-_NO_RETURN = 2047
-
-
-def read_kinect_pgm(path: str | Path) -> NDArray[np.float32]:
-    """Return z-depth `(h, w)` in metres of a raw Kinect file (`d-*.pgm`), 0 where there is none.
-
-    The file holds 11-bit disparities in 16-bit little-endian words, although PGM is big-endian; the dataset's toolbox
-    turns them into metres by 351.3 / (1092.5 - raw) and discards what is beyond 10 m; 2047 means no return. The map is
-    the depth camera's own view: it does not lie over the colour image.
-
-    Raises:
-        FrameError: the file is missing, truncated or not such a PGM.
-    """
-    path = Path(path)
-    data = read_bytes(path)
-    header = _PGM_HEADER.match(data)
-    if header is None:
-        raise FrameError(f"{path}: not a binary PGM.")
-    width, height, largest = (int(number) for number in header.groups())
-    if largest < 256 or len(data) - header.end() != 2 * width * height:
-        raise FrameError(
-            f"{path}: {width}x{height} pixels of 16 bits are {2 * width * height} bytes, the file has "
-            f"{len(data) - header.end()} after its header and a largest value of {largest}. It may be truncated."
-        )
-    raw = np.frombuffer(data, dtype="<u2", offset=header.end()).reshape(height, width).astype(np.float32)
-    with np.errstate(divide="ignore"):
-        depth = np.float32(351.3) / (np.float32(1092.5) - raw)
-    return np.where((raw < _NO_RETURN) & (depth > 0) & (depth <= 10), depth, np.float32(0))
 
 
 class NYUv2(Source):

@@ -1,4 +1,4 @@
-"""NYU Depth V2's labelled file and splits, written with h5py and scipy as MATLAB lays them out; raw Kinect files."""
+"""NYU Depth V2's labelled file and splits, written with h5py and scipy as MATLAB lays them out."""
 
 import io
 import json
@@ -7,8 +7,8 @@ import sys
 import h5py
 import numpy as np
 import pytest
-from depthvlm.benchmark.sources.frames import FrameError, SourceError
-from depthvlm.benchmark.sources.nyuv2 import NYUv2, read_kinect_pgm
+from depthvlm.benchmark.sources.frames import SourceError
+from depthvlm.benchmark.sources.nyuv2 import NYUv2
 from PIL import Image
 from scipy.io import savemat
 from toy_source_files import fails, spread, truncate
@@ -133,42 +133,6 @@ class TestBadInput:
         with h5py.File(root / "nyu_depth_v2_labeled.mat", "r+") as file:
             del file["rawDepths"]
         fails(source, ref, "frame 4 cannot be read", "rawDepths")
-
-
-class TestKinect:
-    def test_by_hand(self, tmp_path):
-        """351.3 / (1092.5 - raw): 502 is 0.5949 m, 1057 is 9.896 m, 1058 beyond 10 m; 2047 is no return."""
-        values = np.array([[502, 1057, 1058], [1093, 2047, 0]], dtype="<u2")
-        (tmp_path / "d.pgm").write_bytes(b"P5\n# made by hand\n3 2\n65535\n" + values.tobytes())
-        metres = read_kinect_pgm(tmp_path / "d.pgm")
-        assert metres.dtype == np.float32
-        np.testing.assert_allclose(metres, [[0.594919, 9.895775, 0], [0, 0, 0.321556]], atol=1e-5)
-
-    @pytest.mark.real_data
-    def test_a_real_file(self, shared):
-        """1.386 / 3.268 / 6.691 m, 93 % valid; read as big-endian, as PGM says, only 3 % decode at all."""
-        path = shared / "data/nyuv2/raw_dump/NYU_depth.pgm"
-        metres = read_kinect_pgm(path)
-        assert metres.shape == (480, 640)
-        assert spread(metres) == pytest.approx((1.386, 3.268, 6.691), abs=5e-4)
-        assert (metres > 0).mean() == pytest.approx(0.93, abs=0.005)
-        with Image.open(path) as image:
-            big_endian = np.asarray(image, dtype=np.int64)
-        assert (big_endian <= 1057).mean() == pytest.approx(0.03, abs=0.005)
-
-    def test_bad_files(self, tmp_path):
-        path = tmp_path / "d.pgm"
-        path.write_bytes(b"P5 3 2 65535\n" + bytes(11))
-        with pytest.raises(FrameError, match=r"d\.pgm: 3x2 pixels of 16 bits are 12 bytes, the file has 11"):
-            read_kinect_pgm(path)
-        path.write_bytes(b"P5 3 2 255\n" + bytes(12))
-        with pytest.raises(FrameError, match="largest value of 255"):
-            read_kinect_pgm(path)
-        path.write_bytes(b"P6 3 2 255\n" + bytes(18))
-        with pytest.raises(FrameError, match="not a binary PGM"):
-            read_kinect_pgm(path)
-        with pytest.raises(FrameError, match=r"gone\.pgm: no such file"):
-            read_kinect_pgm(tmp_path / "gone.pgm")
 
 
 @pytest.mark.real_data
