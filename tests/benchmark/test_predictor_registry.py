@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import os
 import socket
 import subprocess
 import sys
@@ -80,6 +81,7 @@ class TestPrefixes:
         ("spec", "kind", "module", "kwargs"),
         [
             ("depthvlm:runs/mine", "dense", "ours", {"model": "runs/mine"}),
+            ("depthvlm:~/mine", "dense", "ours", {"model": os.path.expanduser("~/mine")}),
             ("pipeline:some/model", "dense", "transformers_depth", {"model": "some/model"}),
             ("vlm:some/model", "points", "arrow_vlm", {"model": "some/model"}),
             ("api:gpt-4o", "points", "api", {"model": "gpt-4o"}),
