@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
+from ...processing import DEPTH_PROMPT, DEPTH_REPLY, DEPTH_SYSTEM_PROMPT
+from ...processing.depth_maps_depthvlm import PNG_SCALE_KEY
+from ...processing.images_depthvlm import open_raster
 from ..sources.frames import Frame, FrameError, FrameRef
 from .sampling import sample_points
 
 if TYPE_CHECKING:
     from datasets import Features
-
-# The tEXt key under which `processing.read_depth` finds the scale of a PNG.
-PNG_SCALE_KEY = "depth_scale"
 
 # After PNG's filters a depth map is runs and noise: looking for longer matches takes zlib five times as long and saves
 # nothing on NYUv2, KITTI and sparse lidar maps, and a tenth on ScanNet++'s.
@@ -68,8 +68,6 @@ def benchmark_features() -> Features:
 
 def depth_messages() -> list[dict[str, str]]:
     """Return the conversation of every record: the paper's system text, prompt and constant reply."""
-    from ...processing import DEPTH_PROMPT, DEPTH_REPLY, DEPTH_SYSTEM_PROMPT
-
     said = (("system", DEPTH_SYSTEM_PROMPT), ("user", DEPTH_PROMPT), ("assistant", DEPTH_REPLY))
     return [{"role": role, "content": content} for role, content in said]
 
@@ -222,8 +220,6 @@ def _check_depth(frame: Frame) -> None:
 
 def _check_image(frame: Frame) -> str:
     """Return the suffix for an image's file, from its header; its pixels stay undecoded."""
-    from ...processing.images_depthvlm import open_raster
-
     try:
         with open_raster(frame.image) as image:
             size, kind = image.size, image.format or ""

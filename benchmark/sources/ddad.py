@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...processing.depth_maps_depthvlm import load_array
 from .files import Recent, expect_folders, frame_errors, read_image, read_json, read_table
 from .frames import Frame, FrameError, FrameRef, Source, SourceError
 from .projection import DEPTH_SCALE, PinholeCamera, RigidTransform, lidar_depth_map
@@ -108,8 +109,6 @@ class Ddad(Source):
 
 def read_point_cloud(file: Path) -> NDArray[np.float64]:
     """Return the points `(n, 3)` of an `.npz` in metres, lidar frame. Raises FrameError if truncated."""
-    from ...processing.depth_maps_depthvlm import load_array
-
     with frame_errors(file):
         return np.asarray(load_array(file, "data")[:, :3], np.float64)
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ...processing.depth_maps_depthvlm import ASPECT_TOLERANCE
+from ...processing.images_depthvlm import open_raster
 from .frames import FrameError, Source, SourceError
 
 T = TypeVar("T")
@@ -155,8 +156,6 @@ def read_mask(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:
 @contextmanager
 def open_picture(data: bytes, name: Path | str, kind: str = "image") -> Iterator[Image.Image]:
     """Open an encoded picture; what Pillow raises for it, also later, becomes a FrameError that names it."""
-    from ...processing.images_depthvlm import open_raster
-
     try:
         with open_raster(data, str(name)) as image:
             yield image
