@@ -327,7 +327,7 @@ class TestOtherCommands:
         for name in ("config.json", "model.safetensors"):
             (source / name).symlink_to(golden / "dpt" / name)
         for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "processor_config.json"):
-            (source / name).symlink_to(checkpoint / name)
+            (source / name).symlink_to(Path(checkpoint) / name)
         assert "published layout" in run("info", source).output
         assert "dpt_light, features from vit+llm" in run("info", source).output
         result = run("convert", source, tmp_path / "new")
