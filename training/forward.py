@@ -136,7 +136,7 @@ def joint_step(
     has_images = inputs.get("pixel_values") is not None
     zero: Tensor | float = 0.0
     prediction: list[Tensor] | None = None
-    output, hidden = JointOutput(), None
+    output, hidden = JointOutput(), torch.empty(0)
     asked: dict[str, bool] = {}
     if labels is not None:
         if sharded and not has_images:
@@ -185,15 +185,17 @@ def score_text(model: DepthVLMForConditionalGeneration, hidden: Tensor, labels: 
     hidden = hidden[:, :-1][scored].to(head.weight.device)
     labels = labels[:, 1:][scored].to(head.weight.device)
     weight, bias = (_gather(one) if isinstance(one, DTensor) else one for one in (head.weight, head.bias))
-    with maybe_gather_lm_head_ctx(weight, bias):
+    with maybe_gather_lm_head_ctx(weight, bias):  # type: ignore[arg-type]  # it takes tensors too
         # Temperature 1, no soft cap, logits as they are.
-        per_token = ChunkedLogProbFunction.apply(hidden, weight, bias, labels, 1.0, TILE_WORDS, None, 1.0, TEXT_SCORES)
-    log_probs, entropy, _, _, is_top1 = (None if one is None else one[None] for one in per_token)
+        per_token: Any = ChunkedLogProbFunction.apply(
+            hidden, weight, bias, labels, 1.0, TILE_WORDS, None, 1.0, TEXT_SCORES
+        )
+    log_probs, entropy, _, _, is_top1 = per_token
     return JointOutput(
         loss=-log_probs.sum() / max(1, len(labels)),
-        log_probs=log_probs,
-        entropy=entropy,
-        is_top1=is_top1,
+        log_probs=log_probs[None],
+        entropy=entropy[None],
+        is_top1=is_top1[None],
         label_mask=torch.ones_like(labels, dtype=torch.bool)[None],
     )
 

@@ -185,7 +185,7 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         self._depth_images_in_step: Tensor | None = None
 
     @property
-    def depth_enabled(self) -> bool:
+    def depth_enabled(self) -> bool:  # type: ignore[override]  # the mixin only names it
         """True if there is a depth loss."""
         return self.mode in (Mode.JOINT, Mode.HEAD)
 
@@ -195,7 +195,7 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         return self.mode is Mode.HEAD
 
     @property
-    def reads_cameras(self) -> bool:
+    def reads_cameras(self) -> bool:  # type: ignore[override]
         """True if [`DepthDataCollator`] reads the data."""
         return self.mode is not Mode.TRL
 
