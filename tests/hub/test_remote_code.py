@@ -12,7 +12,7 @@ from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
 LOAD = """
 import json, sys
-import numpy as np
+import numpy as np, torch
 from PIL import Image
 from transformers import (AutoConfig, AutoImageProcessor, AutoModel, AutoModelForDepthEstimation,
                           AutoModelForImageTextToText, AutoProcessor, pipeline)
@@ -35,6 +35,13 @@ outputs = estimator(**image_processor(images=image, focal_length=100.0, return_t
 result["estimator"] = list(image_processor.post_process_depth_estimation(outputs)[0]["predicted_depth"].shape)
 model.save_pretrained(again)
 processor.save_pretrained(again)
+saved = AutoProcessor.from_pretrained(again, **trust)
+assert type(saved).__module__.startswith("transformers_modules"), type(saved).__module__
+labelled = fresh.ask(saved, image, focal_length=100.0, depth_maps=[np.ones((90, 120))])
+assert labelled.pop("depth_labels")[0].shape == (90, 120)
+torch.testing.assert_close(dict(labelled), dict(inputs))
+assert labelled.to(torch.bfloat16)["focal_scale"].dtype == torch.float32
+assert type(AutoImageProcessor.from_pretrained(again, backend="pil", **trust)).__name__ == "DepthVLMImageProcessorPil"
 depth["again"] = AutoModel.from_pretrained(again, **trust).eval().predict_depth(**inputs)[0]
 pipe = pipeline("depth-estimation", model=folder, **trust)
 result["pipeline"] = list(pipe(image)["predicted_depth"].shape)

@@ -2,10 +2,7 @@
 
 import copy
 import json
-import os
 import pickle
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -16,6 +13,7 @@ from depthvlm.benchmark.synthetic.scenes import render_scene
 from depthvlm.processing import (
     DEPTH_PROMPT,
     DEPTH_SYSTEM_PROMPT,
+    AssumedCameraWarning,
     Camera,
     DepthVLMBatchFeature,
     DepthVLMImageProcessor,
@@ -229,6 +227,20 @@ class TestBatch:
         assert type(inputs)({name: inputs[name] for name in inputs}).to(torch.float16)["cameras"].dtype == torch.float32
 
 
+class TestImageNames:
+    def test_messages_call_the_images_by_their_names(self, processor):
+        options = {"return_tensors": "pt", "image_names": ["left.jpg", "right.jpg"]}
+        text = ["<|image_pad|>"] * 2
+        with pytest.warns(AssumedCameraWarning, match=r"1 of 2 image\(s\) is not known: right.jpg\."):
+            processor(images=[picture()] * 2, text=text, focal_length=[99.0, None], **options)
+        with pytest.warns(UserWarning, match="^left.jpg: a focal length of 4 pixels"):
+            processor(images=[picture()] * 2, text=text, focal_length=[4.0, 99.0], **options)
+        with pytest.raises(ValueError, match=r"The depth map of right.jpg has 10x5 pixels"):
+            processor(images=[picture()] * 2, text=text, fov=60.0, depth_maps=[None, np.ones((5, 10))], **options)
+        with pytest.raises(ValueError, match="`image_names` has 2 entries for 1 image"):
+            processor(images=picture(), text=text[:1], fov=60.0, **options)
+
+
 class TestSaving:
     def test_round_trip(self, processor, tmp_path):
         processor.save_pretrained(tmp_path)
@@ -326,54 +338,6 @@ class TestAutoClasses:
             assert isinstance(AutoProcessor.from_pretrained(tmp_path), DepthVLMProcessor)
             assert isinstance(AutoImageProcessor.from_pretrained(tmp_path), DepthVLMImageProcessor)
             assert isinstance(AutoImageProcessor.from_pretrained(tmp_path, backend="pil"), DepthVLMImageProcessorPil)
-
-    @pytest.mark.slow
-    def test_remote_code_where_the_package_is_not_installed(self, processor, tmp_path):
-        processor.save_pretrained(tmp_path / "first")
-        picture().save(tmp_path / "photo.png")
-        expected = apply(processor, conversation(picture()), focal_length=500.0, depth_maps=np.ones((96, 128)))
-        torch.save(dict(expected), tmp_path / "expected.pt")
-        script = """
-import sys
-
-class Hide:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("depthvlm", "processing"):
-            raise ModuleNotFoundError(f"{name} is hidden")
-
-sys.meta_path.insert(0, Hide())
-import numpy as np, torch
-from transformers import AutoImageProcessor, AutoProcessor
-
-message = [{"role": "system", "content": sys.argv[2]}, {"role": "user", "content": [
-    {"type": "image", "path": "photo.png"}, {"type": "text", "text": sys.argv[1]}]}]
-expected = torch.load("expected.pt")
-for folder in ("first", "second"):
-    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-    assert type(processor).__module__.startswith("transformers_modules"), type(processor)
-    inputs = processor.apply_chat_template(message, tokenize=True, return_dict=True, return_tensors="pt",
-        add_generation_prompt=True, processor_kwargs={"focal_length": 500.0, "depth_maps": np.ones((96, 128))})
-    torch.testing.assert_close(dict(inputs), expected)
-    image_processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
-    assert type(image_processor).__name__.startswith("DepthVLMImageProcessor")
-    assert inputs.to(torch.bfloat16)["focal_scale"].dtype == torch.float32
-    processor.save_pretrained("second")
-    image_processor.save_pretrained("third")
-AutoImageProcessor.from_pretrained("third", trust_remote_code=True, backend="pil")
-print("loaded and saved again")
-"""
-        environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(
-            [sys.executable, "-c", script, DEPTH_PROMPT, DEPTH_SYSTEM_PROMPT],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stderr
-        assert "loaded and saved again" in done.stdout
-        assert sorted(path.name for path in (tmp_path / "second").glob("*.py")) == REMOTE_FILES
 
 
 class TestPublishedGrid:
