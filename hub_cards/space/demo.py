@@ -274,7 +274,7 @@ class Demo:
                         clear_color=(1.0, 1.0, 1.0, 1.0),
                         elem_id="mesh",
                     )
-            downloads = gr.HTML(_links({}), elem_id="downloads")
+            downloads = gr.HTML(_links({}), elem_id="downloads", padding=False)
 
             light: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
             heavy: dict[str, Any] = {"api_visibility": "private", "concurrency_id": MODEL_QUEUE, "concurrency_limit": 1}

@@ -34,10 +34,10 @@ CSS = """
 #title h1 { margin-bottom: 0; }
 #note { padding: 8px 14px; border-left: 4px solid var(--color-accent); background: var(--background-fill-secondary); }
 #source { font-size: 14px; padding: 0 4px; }
-#downloads .prose, #downloads { display: flex; flex-wrap: wrap; gap: 8px; }
-#downloads a, #downloads button { flex: 1 1 130px; padding: 6px 10px; border-radius: 8px; text-align: center;
-  font-size: 14px; text-decoration: none; color: var(--button-secondary-text-color);
-  background: var(--button-secondary-background-fill); }
+#downloads .prose { display: flex; flex-wrap: wrap; gap: 12px; max-width: none; }
+#downloads a, #downloads button { flex: 1 1 130px; padding: 6px 4px; border-radius: 8px; text-align: center;
+  font-size: 14px; font-weight: 600; text-decoration: none; white-space: nowrap;
+  color: var(--button-secondary-text-color); background: var(--button-secondary-background-fill); }
 #downloads button { opacity: 0.5; }
 """
 
