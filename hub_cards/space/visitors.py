@@ -238,8 +238,9 @@ class Files:
                 path.unlink(missing_ok=True)
 
     def _files(self) -> list[tuple[Path, os.stat_result]]:
-        found = [(path, _stat(path)) for path in self.folder.rglob("*") if path.is_file()]
-        return [(path, state) for path, state in found if state is not None]
+        # Not `rglob`, which fails where a folder is removed meanwhile.
+        paths = [Path(folder, name) for folder, _, names in os.walk(self.folder) for name in names]
+        return [(path, state) for path in paths if (state := _stat(path)) is not None]
 
     def _forget(self, folder: Path) -> None:
         self._owners.pop(folder.name, None)
