@@ -99,7 +99,7 @@ def make_dataset_card(build: str | Path, repo_id: str | None) -> DatasetCard:
         pretty_name=f"DepthVLM-Bench: {titles}",
         language=["en"],
         license=licence or "other",
-        **({} if licence else {"license_name": "terms-of-each-source"}),
+        license_name=None if licence else "terms-of-each-source",
         task_categories=["depth-estimation", "image-text-to-text"],
         size_categories=[next((name for name, end in _SIZES.items() if images < end), "n>1T")],
         source_datasets=["original" if set(sources) == {"synthetic"} else "extended"],
