@@ -36,7 +36,7 @@ _AHEAD = 3  # batches decoded before the predictor asks for them
 
 
 @dataclass(frozen=True)
-class System:
+class LoadedSystem:
     """A system to evaluate."""
 
     key: str  # on the command line
@@ -46,7 +46,7 @@ class System:
 
 
 def evaluate(
-    system: System,
+    system: LoadedSystem,
     eval_set: EvalSet,
     protocol: Protocol,
     out: str | Path,
@@ -132,7 +132,7 @@ def evaluate(
 
 
 def result_path(
-    out: str | Path, system: System, eval_set: EvalSet, protocol: Protocol, limit: int | None = None
+    out: str | Path, system: LoadedSystem, eval_set: EvalSet, protocol: Protocol, limit: int | None = None
 ) -> Path:
     """Return the path of the summary that [`evaluate`] writes."""
     row = "".join(c if c.isalnum() or c in "-_." else "_" for c in system.key)
@@ -141,7 +141,7 @@ def result_path(
     return Path(out) / row / f"{eval_set.source}-{eval_set.split}" / f"{name}{ending}.json"
 
 
-def _check(system: System, protocol: Protocol, limit: int | None, batch_size: int, extra: Sequence[str]) -> None:
+def _check(system: LoadedSystem, protocol: Protocol, limit: int | None, batch_size: int, extra: Sequence[str]) -> None:
     if batch_size < 1 or (limit is not None and limit < 1):
         raise ValueError(f"batch_size and limit must be at least 1, got {batch_size} and {limit}.")
     unknown = set(extra) - set(EXTRA_METRICS)
@@ -238,7 +238,7 @@ def _all_results(summary: Path, ids: Sequence[str]) -> list[ImageResult]:
 
 
 def _summarise(
-    system: System, eval_set: EvalSet, protocol: Protocol, results: Sequence[ImageResult], limit: int | None
+    system: LoadedSystem, eval_set: EvalSet, protocol: Protocol, results: Sequence[ImageResult], limit: int | None
 ) -> Result:
     """Return the summary of the scored images."""
     images = MetricAccumulator()

@@ -63,7 +63,7 @@ def evaluate(
         from ..benchmark.scoring.eval_sets import open_sets
         from ..benchmark.scoring.protocols import get_protocol
         from ..benchmark.scoring.results import check_writable
-        from ..benchmark.scoring.runner import System
+        from ..benchmark.scoring.runner import LoadedSystem
         from ..benchmark.scoring.runner import evaluate as run
         from ..benchmark.systems import find_system, make_predictor
     except ImportError as error:
@@ -77,7 +77,7 @@ def evaluate(
         check_writable(out)
         loaded: Any = make_predictor(predictor, **options)
     answering = {name: value for name, value in (dict(row.kwargs) | options).items() if name not in _INCIDENTAL}
-    system = System(predictor, loaded.name, loaded, answering)
+    system = LoadedSystem(predictor, loaded.name, loaded, answering)
     results = []
     kept = "What was scored is kept: the same command goes on."
     try:
@@ -126,7 +126,7 @@ def list_systems(console: Console | None = None) -> None:
         if not console.is_terminal:  # a file or a pipe has no width: 80 columns would fold every cell
             console.width = 200
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("row", no_wrap=True)
+    table.add_column("key", no_wrap=True)
     for title in ("system", "kind", "tables", "needs", "runs here"):
         table.add_column(title, overflow="fold")
     for key, system in SYSTEMS.items():

@@ -19,7 +19,7 @@ from depthvlm.benchmark.build.builder import run_build
 from depthvlm.benchmark.build.plan import plan_build
 from depthvlm.benchmark.scoring.eval_sets import EvalSet
 from depthvlm.benchmark.scoring.protocols import get_protocol
-from depthvlm.benchmark.scoring.runner import System, evaluate
+from depthvlm.benchmark.scoring.runner import LoadedSystem, evaluate
 from depthvlm.benchmark.scoring.tasks import make_example
 from depthvlm.benchmark.sources.frames import Source
 from depthvlm.benchmark.sources.synthetic import Synthetic
@@ -66,7 +66,7 @@ def main(
         predictor.predict(warm_up)
         for name in ("depthvlm", "dense"):
             started = time.perf_counter()
-            system = System("4b", "4b", predictor, {})
+            system = LoadedSystem("4b", "4b", predictor, {})
             result = evaluate(system, scenes, get_protocol(name), f"{folder}/results", batch_size)
             seconds = time.perf_counter() - started
             assert result is not None

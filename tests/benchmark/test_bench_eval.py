@@ -17,7 +17,7 @@ from depthvlm.benchmark.scoring.eval_sets import EvalSet, open_sets
 from depthvlm.benchmark.scoring.point_clouds import point_cloud_f_score
 from depthvlm.benchmark.scoring.protocols import get_protocol
 from depthvlm.benchmark.scoring.results import EvaluationError, Result, lines_path, read_lines
-from depthvlm.benchmark.scoring.runner import System, evaluate
+from depthvlm.benchmark.scoring.runner import LoadedSystem, evaluate
 from depthvlm.benchmark.scoring.tasks import make_example, score_map
 from depthvlm.benchmark.systems import PredictorError, make_predictor
 from depthvlm.benchmark.systems.interface import DensePredictor, PointAnswer, PointPredictor
@@ -40,8 +40,8 @@ def toy(build) -> EvalSet:
     return one
 
 
-def system(predictor, row="mine", **options) -> System:
-    return System(row, row, predictor, options)
+def system(predictor, row="mine", **options) -> LoadedSystem:
+    return LoadedSystem(row, row, predictor, options)
 
 
 class Map(DensePredictor):

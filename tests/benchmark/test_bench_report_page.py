@@ -31,7 +31,7 @@ from depthvlm.benchmark.report.tables import build_report, plain, time_text
 from depthvlm.benchmark.scoring.eval_sets import EvalSet
 from depthvlm.benchmark.scoring.protocols import PROTOCOLS, get_protocol
 from depthvlm.benchmark.scoring.results import ImageResult, lines_path
-from depthvlm.benchmark.scoring.runner import System, evaluate
+from depthvlm.benchmark.scoring.runner import LoadedSystem, evaluate
 from depthvlm.benchmark.systems.interface import Constant, Oracle
 from matplotlib.figure import Figure
 from PIL import Image
@@ -280,8 +280,8 @@ def run(tmp_path_factory) -> Path:
     build_toy(root / "download", root / "build", "test", "nyuv2", points=690)
     toy = EvalSet(root / "build", "nyuv2")
     protocol = get_protocol("depthvlm")
-    evaluate(System("always-2m", "Always Output 2.0m", Constant(2.0), {}), toy, protocol, root / "results")
-    evaluate(System("oracle", "Oracle", Oracle(), {}), toy, protocol, root / "results", limit=4)
+    evaluate(LoadedSystem("always-2m", "Always Output 2.0m", Constant(2.0), {}), toy, protocol, root / "results")
+    evaluate(LoadedSystem("oracle", "Oracle", Oracle(), {}), toy, protocol, root / "results", limit=4)
     return root
 
 

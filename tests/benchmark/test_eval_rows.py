@@ -9,7 +9,7 @@ from bench_source import make_toy
 from datasets import Dataset, Features, Image, Value
 from depthvlm.benchmark.scoring.eval_sets import EvalRows, EvalSet, open_sets
 from depthvlm.benchmark.scoring.protocols import get_protocol
-from depthvlm.benchmark.scoring.runner import System, evaluate
+from depthvlm.benchmark.scoring.runner import LoadedSystem, evaluate
 from depthvlm.benchmark.systems.interface import Constant
 from PIL import ExifTags
 from PIL import Image as Picture
@@ -44,7 +44,7 @@ def test_rows_that_train_are_scored(tmp_path):
     assert item.intrinsics == (10, 10, 4, 3)  # no principal point is given: the middle of the picture
     assert item.depth.dtype == np.float32
     np.testing.assert_allclose(item.point_depths, [2.4] * 10, rtol=1e-6)
-    result = evaluate(System("a", "A", Constant(2.0), {}), rooms, get_protocol("depthvlm"), tmp_path / "out")
+    result = evaluate(LoadedSystem("a", "A", Constant(2.0), {}), rooms, get_protocol("depthvlm"), tmp_path / "out")
     assert result.metrics["images"]["delta1"] == pytest.approx(2 / 3)
     assert (tmp_path / "out/a/rooms-test/depthvlm.json").is_file()
 

@@ -13,7 +13,7 @@ from depthvlm.benchmark.build.plan import plan_build
 from depthvlm.benchmark.scoring.eval_sets import EvalSet
 from depthvlm.benchmark.scoring.protocols import get_protocol
 from depthvlm.benchmark.scoring.results import lines_path, read_lines
-from depthvlm.benchmark.scoring.runner import System, evaluate, result_path
+from depthvlm.benchmark.scoring.runner import LoadedSystem, evaluate, result_path
 from depthvlm.benchmark.scoring.tasks import make_example
 from depthvlm.benchmark.sources import open_source
 from depthvlm.benchmark.sources.frames import SourceError
@@ -266,7 +266,7 @@ class TestRealLines:
         return build_lines(shared / "data/scannetpp", tmp_path / "scannetpp", **options)
 
     def test_all_released_points_are_scored_and_are_the_maps(self, shared, released, scannetpp, tmp_path):
-        system = System("constant", "Constant", Constant(2.0), {})
+        system = LoadedSystem("constant", "Constant", Constant(2.0), {})
         protocol = get_protocol("depthvlm")
         result = evaluate(system, scannetpp, protocol, tmp_path)
         assert (result.images, result.pixels) == (12, 120)

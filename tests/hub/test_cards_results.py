@@ -215,14 +215,16 @@ def test_an_evaluation_of_nano_goes_on_the_card_of_nano_alone(toy: Path, tmp_pat
     from depthvlm.benchmark.build.plan import plan_build
     from depthvlm.benchmark.scoring.eval_sets import EvalSet
     from depthvlm.benchmark.scoring.protocols import PROTOCOLS
-    from depthvlm.benchmark.scoring.runner import System, evaluate
+    from depthvlm.benchmark.scoring.runner import LoadedSystem, evaluate
     from depthvlm.benchmark.sources import open_source
     from depthvlm.benchmark.systems import make_predictor
 
     run_build(plan_build(open_source("synthetic", "."), "test", 2), open_source, ".", tmp_path / "build", workers=1)
     scenes = EvalSet(tmp_path / "build", "synthetic")
     predictor = make_predictor("nano", device="cpu")
-    evaluate(System("nano", "nano", predictor, {"device": "cpu"}), scenes, PROTOCOLS["depthvlm"], tmp_path / "results")
+    evaluate(
+        LoadedSystem("nano", "nano", predictor, {"device": "cpu"}), scenes, PROTOCOLS["depthvlm"], tmp_path / "results"
+    )
     [file] = (tmp_path / "results").rglob("depthvlm.json")
     measured = json.loads(file.read_text())["metrics"]["images"]["delta1"]
     nano = REPOSITORY / "depthvlm" / "nano"
