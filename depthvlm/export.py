@@ -5,8 +5,6 @@ glTF wants it (x right, y up, looking along -z), so that a viewer shows the scen
 """
 
 import io
-import json
-import struct
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,8 +25,7 @@ if TYPE_CHECKING:
 UINT16_MAX = 65535
 _MAX_TEXTURE_SIZE = 4096  # what every WebGL viewer takes
 _PNG_LEVEL = 4  # of zlib; a third of the time of its default, 6, for 8 % more bytes
-_OPENCV_TO_GLTF = np.array([1.0, -1.0, -1.0], dtype=np.float32)
-_FLOAT, _UNSIGNED = 5126, 5125  # what glTF calls float32 and uint32
+_OPENCV_TO_GLTF = np.array([1.0, -1.0, -1.0])
 
 
 def write_npy(path: Path, depth: NDArray[np.floating]) -> None:
@@ -106,85 +103,37 @@ def write_ply(path: Path, cloud: trimesh.PointCloud) -> None:
         file.write(trimesh.exchange.ply.export_ply(cloud))
 
 
-def write_glb(
-    path: Path, points: NDArray[np.floating], triangles: NDArray[np.integer], image: Image.Image, camera: "Camera"
-) -> None:
-    """Write a surface given in the camera's frame as GLB, textured with the image that this camera took.
+def write_glb(path: Path, mesh: trimesh.Trimesh, image: Image.Image, camera: "Camera") -> None:
+    """Write a mesh given in the camera's frame as GLB, textured with the image that this camera took.
 
     The texture is an unlit JPEG of at most 4096 pixels a side: the photograph has its light already.
-
-    Args:
-        path: The file.
-        points: `(N, 3)`, in metres.
-        triangles: `(M, 3)` indices of points.
-        image: Any size of the camera's picture.
-        camera: See `points`.
     """
-    tree: dict[str, Any] = {"asset": {"version": "2.0", "generator": "depthvlm"}, "scene": 0, "scenes": [{}]}
-    parts = _surface(tree, points, triangles, image, camera) if len(triangles) else []
-    with atomic_write(path) as file:
-        text = json.dumps(tree, separators=(",", ":")).encode()
-        chunks = [(b"JSON", [text.ljust(_whole(len(text)))])] + ([(b"BIN\0", parts)] if parts else [])
-        sizes = [sum(map(len, pieces)) for _, pieces in chunks]
-        file.write(struct.pack("<4sII", b"glTF", 2, 12 + sum(8 + size for size in sizes)))
-        for (kind, pieces), size in zip(chunks, sizes, strict=True):
-            file.write(struct.pack("<I4s", size, kind))
-            file.writelines(pieces)
-
-
-def _surface(
-    tree: dict[str, Any],
-    points: NDArray[np.floating],
-    triangles: NDArray[np.integer],
-    image: Image.Image,
-    camera: "Camera",
-) -> list[bytes]:
-    """Enter a surface into a glTF tree; the parts of its buffer."""
     texture = io.BytesIO()
     image = image.copy()
     image.thumbnail((_MAX_TEXTURE_SIZE, _MAX_TEXTURE_SIZE))
     image.save(texture, format="JPEG", quality=92)
-    x, y, z = points.T
+
+    x, y, z = mesh.vertices.T
     uv = np.stack(
-        [(x / z * camera.fx + camera.cx) / camera.width, (y / z * camera.fy + camera.cy) / camera.height], axis=1
+        [(x / z * camera.fx + camera.cx) / camera.width, 1 - (y / z * camera.fy + camera.cy) / camera.height], axis=1
     )
-    positions = (points * _OPENCV_TO_GLTF).astype("<f4")
-    arrays = [positions, uv.astype("<f4"), triangles.astype("<u4").ravel()]
-    parts = [*(array.tobytes() for array in arrays), texture.getvalue()]
-    parts[-1] = parts[-1].ljust(_whole(len(parts[-1])), b"\0")
-    starts = [sum(map(len, parts[:number])) for number in range(len(parts))]
-    views = [
-        {"buffer": 0, "byteOffset": start, "byteLength": len(part)} for start, part in zip(starts, parts, strict=True)
-    ]
-    views[-1]["byteLength"] = texture.tell()
-    kinds = [("VEC3", _FLOAT), ("VEC2", _FLOAT), ("SCALAR", _UNSIGNED)]
-    accessors: list[dict[str, Any]] = [
-        {"bufferView": number, "componentType": component, "count": len(array), "type": kind}
-        for number, (array, (kind, component)) in enumerate(zip(arrays, kinds, strict=True))
-    ]
-    columns = positions.T.copy()  # bounds along an axis of three take many times as long
-    accessors[0] |= {"min": columns.min(axis=1).tolist(), "max": columns.max(axis=1).tolist()}
-    material = {
-        "pbrMetallicRoughness": {"baseColorTexture": {"index": 0}, "metallicFactor": 0.0, "roughnessFactor": 1.0},
-        "doubleSided": True,
-        "extensions": {"KHR_materials_unlit": {}},
-    }
-    corners = {"attributes": {"POSITION": 0, "TEXCOORD_0": 1}, "indices": 2, "material": 0}
-    tree |= {
-        "scenes": [{"nodes": [0]}],
-        "nodes": [{"mesh": 0}],
-        "meshes": [{"primitives": [corners]}],
-        "materials": [material],
-        "textures": [{"source": 0}],
-        "images": [{"bufferView": 3, "mimeType": "image/jpeg"}],
-        "accessors": accessors,
-        "bufferViews": views,
-        "buffers": [{"byteLength": sum(map(len, parts))}],
-        "extensionsUsed": ["KHR_materials_unlit"],
-    }
-    return parts
+    material = trimesh.visual.material.PBRMaterial(
+        baseColorTexture=Image.open(texture, formats=["JPEG"]),
+        metallicFactor=0.0,
+        roughnessFactor=1.0,
+        doubleSided=True,
+    )
+    textured = trimesh.Trimesh(
+        mesh.vertices * _OPENCV_TO_GLTF,
+        mesh.faces,
+        visual=trimesh.visual.TextureVisuals(uv=uv, material=material),
+        process=False,
+    )
+    with atomic_write(path) as file:
+        file.write(trimesh.exchange.gltf.export_glb(textured, include_normals=False, tree_postprocessor=_make_unlit))
 
 
-def _whole(size: int) -> int:
-    """Return the next multiple of four, in which GLB counts."""
-    return -(-size // 4) * 4
+def _make_unlit(tree: dict[str, Any]) -> None:
+    for material in tree.get("materials", []):
+        material["extensions"] = {"KHR_materials_unlit": {}}
+    tree["extensionsUsed"] = ["KHR_materials_unlit"]

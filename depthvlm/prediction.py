@@ -148,25 +148,22 @@ class Prediction:
     def to_mesh(self, max_jump: float | None = None, max_vertices: int | None = MAX_VERTICES) -> "trimesh.Trimesh":
         """Return the surface seen by the camera, with vertex colours, in metres: x right, y down, z forward.
 
-        No triangle spans a depth discontinuity. Args: as for `to_point_cloud`.
+        No triangle spans a depth discontinuity. The arguments are those of `to_point_cloud`.
         """
         import trimesh
 
-        points, triangles, colors = self._surface(max_jump, max_vertices)
-        return trimesh.Trimesh(points, triangles, vertex_colors=colors, process=False)  # keeps the vertices as they are
-
-    def _surface(
-        self, max_jump: float | None = None, max_vertices: int | None = MAX_VERTICES
-    ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.uint8]]:
-        """Return the mesh's points, triangles and the points' colours."""
         from .geometry import back_project, surface_triangles
 
         grid = back_project(self.depth, self.camera, max_vertices, max_jump)
         triangles = surface_triangles(grid)
         used = np.zeros(grid.valid.size, dtype=bool)
         used[triangles] = True
-        number = np.cumsum(used, dtype=np.int32) - 1
-        return grid.points.reshape(-1, 3)[used], number[triangles], self._colors(grid.stride).reshape(-1, 3)[used]
+        return trimesh.Trimesh(
+            grid.points.reshape(-1, 3)[used],
+            (np.cumsum(used) - 1)[triangles],
+            vertex_colors=self._colors(grid.stride).reshape(-1, 3)[used],
+            process=False,  # keeps the vertices as they are
+        )
 
     def save(
         self,
@@ -213,7 +210,7 @@ class Prediction:
             "png16": lambda path: record.update(export.write_png16(path, self.depth)._asdict()),
             "color": lambda path: export.write_png(path, color_picture(self.depth)),
             "ply": lambda path: export.write_ply(path, self.to_point_cloud()),
-            "glb": lambda path: export.write_glb(path, *self._surface()[:2], self.image, self.camera),
+            "glb": lambda path: export.write_glb(path, self.to_mesh(), self.image, self.camera),
             "json": lambda path: write_json(path, record),
         }
         with ThreadPoolExecutor() as threads:

@@ -267,7 +267,7 @@ class TestAtomicWrites:
             ("png16", "PIL.Image.Image.save"),
             ("color", "PIL.Image.Image.save"),
             ("ply", "trimesh.exchange.ply.export_ply"),
-            ("glb", "depthvlm.export._surface"),
+            ("glb", "trimesh.exchange.gltf.export_glb"),
             ("json", "json.dumps"),
         ],
     )
