@@ -16,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from .inputs import REPORT_KIND
-from .tables import MISSING, PARTIAL_MARK, SCORE, Cell, Detail, Report, ReportColumn, ReportRow, ReportTable, percent
+from .model import MISSING, PARTIAL_MARK, Cell, Detail, Report, ReportColumn, ReportRow, ReportTable, percent
+from .tables import SCORE
 
 TEXT_WIDTH = 120
 DETAIL_TITLES = ("Set", "Images", "Score", "95 % interval", "abs_rel", "RMSE", "Failed", "Parsed", "Data")

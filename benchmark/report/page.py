@@ -21,8 +21,9 @@ from ..scoring.results import ImageResult
 from ..scoring.statistics import Interval, paired_bootstrap
 from .formats import DETAIL_TITLES, detail_rows, interval_text
 from .inputs import Inputs, SameImages, same_images
+from .model import Cell, Report
 from .plots import bars_of, distance_bins, plot_bars, plot_distance, plot_speed, speed_points
-from .tables import SCORE, Cell, Report
+from .tables import SCORE
 
 TEMPLATE = Path(__file__).with_name("report_page.html.jinja")
 LISTED_POINTS = 20

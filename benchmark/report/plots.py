@@ -16,8 +16,9 @@ from numpy.typing import ArrayLike
 from ..scoring.metrics import ErrorSums
 from ..scoring.results import ImageResult
 from .inputs import Measured, unique_names
+from .model import Report, ReportRow, ReportTable, time_text
 from .published import EVALUATION_TABLES, SPEED_TABLE, number_in, published_table, same_name
-from .tables import OUTSIDE_KEY, PAPER_PROTOCOLS, SCORE, Report, ReportRow, ReportTable, time_text
+from .tables import OUTSIDE_KEY, PAPER_PROTOCOLS, SCORE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

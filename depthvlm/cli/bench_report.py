@@ -10,7 +10,7 @@ from .failures import expected_failures, fail, printable
 
 if TYPE_CHECKING:
     from ..benchmark.report.inputs import Inputs
-    from ..benchmark.report.tables import Report
+    from ..benchmark.report.model import Report
 
 
 class ReportFormat(StrEnum):

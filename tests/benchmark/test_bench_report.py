@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from depthvlm.benchmark.report.formats import to_csv, to_json, to_markdown, to_text
 from depthvlm.benchmark.report.inputs import read_inputs
+from depthvlm.benchmark.report.model import ReportRow, ReportTable
 from depthvlm.benchmark.report.published import published_table
-from depthvlm.benchmark.report.tables import MEASURED_GROUP, ReportRow, ReportTable, build_report
+from depthvlm.benchmark.report.tables import MEASURED_GROUP, build_report
 from depthvlm.benchmark.scoring.protocols import get_protocol
 from depthvlm.benchmark.scoring.results import ImageResult, lines_path
 from toy_results import HASH, NINE, make, write_lmms

@@ -14,6 +14,7 @@ from bench_builds import build_toy
 from bench_source import make_toy
 from depthvlm.benchmark.build.inspection import label_corners
 from depthvlm.benchmark.report.inputs import SameImages, read_inputs, same_images
+from depthvlm.benchmark.report.model import plain, time_text
 from depthvlm.benchmark.report.page import compare_systems, picture_uri, to_page, worst_images, worst_points
 from depthvlm.benchmark.report.plots import (
     BarSeries,
@@ -27,7 +28,7 @@ from depthvlm.benchmark.report.plots import (
     plot_speed,
     speed_points,
 )
-from depthvlm.benchmark.report.tables import build_report, plain, time_text
+from depthvlm.benchmark.report.tables import build_report
 from depthvlm.benchmark.scoring.eval_sets import EvalSet
 from depthvlm.benchmark.scoring.protocols import PROTOCOLS, get_protocol
 from depthvlm.benchmark.scoring.results import ImageResult, lines_path
