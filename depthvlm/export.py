@@ -35,7 +35,7 @@ def write_npy(path: Path, depth: NDArray[np.floating]) -> None:
 
 
 class PngDepth(NamedTuple):
-    """What a 16-bit PNG holds: metres = value / `depth_scale`; and how many pixels were too far for it."""
+    """Unit of a 16-bit PNG, metres = value / `depth_scale`, and the number of pixels that were too far for it."""
 
     depth_scale: int
     clipped_pixels: int

@@ -59,7 +59,7 @@ class Prediction:
 
     @property
     def valid(self) -> NDArray[np.bool_]:
-        """Where the depth is finite and positive, `(H, W)`."""
+        """Mask of finite, positive depth, `(H, W)` bool."""
         return valid_mask(self.depth)
 
     def summary(self) -> dict[str, float | None]:

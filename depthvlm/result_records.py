@@ -43,7 +43,7 @@ class ResultRecord:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What the latest results were made from; empty where there are none, or their run was killed."""
+        """Settings of the latest results; empty if there are none, or their run was killed."""
         return self.content.get("origin", {})
 
     def is_complete(self, path: Path, origin: str) -> bool:

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class Mode(Enum):
-    """What a run trains, and who reads its data."""
+    """Parts of the loss that a run trains, and the collator that reads its data."""
 
     TRL = "text, in examples that TRL reads"
     TEXT = "text, in examples that DepthDataCollator reads"

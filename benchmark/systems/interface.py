@@ -1,4 +1,4 @@
-"""What a system of the benchmark is: its entry in the registry, what it sees, how it answers, and two baselines."""
+"""Interface of the benchmark's systems: registry entry, examples in, answers out; and two baselines."""
 
 from __future__ import annotations
 

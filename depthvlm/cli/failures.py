@@ -1,4 +1,4 @@
-"""How every command ends: an expected failure with one message, a fault of this program with its traceback."""
+"""Ends of commands: an expected failure gives one message, a fault of this program its traceback."""
 
 import errno
 import io

@@ -173,7 +173,7 @@ class Report:
         """Show a bar for each pass, where the output is a terminal; call the result with pass, done and total."""
 
         class Rate(ProgressColumn):
-            """How many are done, and how many a second."""
+            """Return how many are done, and how many a second."""
 
             def render(self, task: Task) -> Text:
                 total = "?" if task.total is None else f"{task.total:.0f}"

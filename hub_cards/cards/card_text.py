@@ -1,4 +1,4 @@
-"""What the cards share: templates, citation, Markdown tables, and the terms of each source. No legal advice."""
+"""Text that the cards share: templates, citation, Markdown tables, the terms of each source. Not legal advice."""
 
 from __future__ import annotations
 

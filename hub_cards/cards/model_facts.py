@@ -1,4 +1,4 @@
-"""What a card may say about a checkpoint: facts from its files, and results of `depthvlm bench eval` that are its own.
+"""Facts for a model card: from the files of a checkpoint, and results of `depthvlm bench eval` that are its own.
 
 The model is not loaded.
 """

@@ -1,4 +1,4 @@
-"""What `depthvlm push` sends: a checkpoint, a build of the benchmark, the demo or the metric, each with its card.
+"""Packages that `depthvlm push` sends: a checkpoint, a build of the benchmark, the demo or the metric, with its card.
 
 Nothing of a checkpoint is run here, and only the headers of its weights are read.
 """
@@ -62,7 +62,7 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Package:
-    """What is to be pushed, whole and checked but for the proof.
+    """Files to push, complete and checked except for the proof.
 
     Attributes:
         upload: the files, the card among them, and where they go.

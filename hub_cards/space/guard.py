@@ -1,4 +1,4 @@
-"""What the demo's server lets through: requests of its own page, of a bounded size, that name only own uploads."""
+"""Guard of the demo's server: only requests of its own page, of bounded size, that name the visitor's own uploads."""
 
 from __future__ import annotations
 

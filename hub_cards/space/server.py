@@ -1,4 +1,4 @@
-"""How the demo is served: by which names, within which limits, and where its temporary files lie."""
+"""Server of the demo: its host names, its limits, and its temporary files."""
 
 from __future__ import annotations
 

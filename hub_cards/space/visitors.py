@@ -1,4 +1,4 @@
-"""What the demo keeps of its visitors, within limits: uploads, files of results, conversations.
+"""Data of the demo's visitors, within limits: uploads, files of results, conversations.
 
 An upload may be anything: it becomes a picture with its camera, or words that say what is wrong.
 """
