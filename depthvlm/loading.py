@@ -107,7 +107,7 @@ def load_parts(
 ) -> tuple[DepthVLMForConditionalGeneration, DepthVLMProcessor, str | None]:
     """Load a model as its checkpoint has it, and its processor.
 
-    Args: see [`load_checkpoint`].
+    The arguments are those of [`load_checkpoint`].
 
     Returns:
         Model, processor, and the folder of the adapter that is yet to be put on this model, where `model` names one.
