@@ -256,7 +256,7 @@ def test_the_whole_number_of_the_35_mm_equivalent_gives_way_to_what_it_was_round
     for name, focal_length in (
         ("room", 571.7657),
         ("street", 454.7818),
-    ):  # scripts/docs/make_assets.py
+    ):  # scripts/docs/make_pictures.py
         with Image.open(REPOSITORY / "depthvlm" / "assets" / f"{name}.jpg") as image, warnings.catch_warnings():
             warnings.simplefilter("error")
             camera = resolve_camera((480, 640), read_exif(image))
