@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .files import Recent, expect_any_folder, frame_errors, import_errors, read_image, split_folder
+from .files import expect_any_folder, frame_errors, import_errors, read_image, split_folder
 from .frames import Frame, FrameError, FrameRef, Source
 from .projection import DEPTH_SCALE, EgoPoses, PinholeCamera, RigidTransform, lidar_depth_map
 
@@ -21,6 +22,7 @@ LATEST_IMAGE_NS = 200_000_000
 
 _QUATERNION = ("qw", "qx", "qy", "qz")
 _TRANSLATION = ("tx_m", "ty_m", "tz_m")
+_CAMERA = ("fx_px", "fy_px", "cx_px", "cy_px", "width_px", "height_px")
 _LAYOUT = "<log>/sensors/cameras/<camera>/<timestamp>.jpg"
 
 
@@ -52,9 +54,9 @@ class Argoverse2(Source):
     def __init__(self, root: str | Path):
         super().__init__(root)
         expect_any_folder(self, OFFICIAL_SPLITS.values(), _LAYOUT)
-        self._calibrations: Recent[dict[str, tuple[PinholeCamera, RigidTransform]]] = Recent(8)
-        self._poses: Recent[EgoPoses] = Recent(8)
-        self._sweeps: Recent[NDArray[np.float64]] = Recent()
+        # One log serves many frames, one sweep all cameras of its moment.
+        self._calibration, self._poses = lru_cache(8)(read_calibration), lru_cache(8)(_read_poses)
+        self._sweep = lru_cache(1)(read_sweep)
 
     def _frames(self, split: str) -> Iterable[FrameRef]:
         folder = split_folder(self, split, OFFICIAL_SPLITS, _LAYOUT)
@@ -73,18 +75,18 @@ class Argoverse2(Source):
         image_file = log / "sensors" / "cameras" / ref.camera / f"{ref.order}.jpg"
         if lidar is None or not -LATEST_IMAGE_NS < ref.order - lidar < LATEST_IMAGE_NS:
             raise FrameError(f"{image_file}: no lidar sweep in {log / 'sensors' / 'lidar'} was measured at its time.")
-        cameras = self._calibrations.get(log, lambda: read_calibration(log / "calibration"))
+        cameras = self._calibration(log / "calibration")
         if ref.camera not in cameras:
             raise FrameError(f"{log / 'calibration'}: no calibration of {ref.camera}.")
         camera, ego_from_camera = cameras[ref.camera]
         image, size = read_image(image_file, (camera.width, camera.height), "calibration/intrinsics.feather")
 
         pose_file = log / "city_SE3_egovehicle.feather"
-        poses = self._poses.get(log, lambda: _read_poses(pose_file))
+        poses = self._poses(pose_file)
         with frame_errors(pose_file):
             city_from_camera = poses.at(ref.order) @ ego_from_camera
             camera_from_sweep = city_from_camera.inverse() @ poses.at(lidar)
-        points = self._sweeps.get((log, lidar), lambda: read_sweep(log / "sensors" / "lidar" / f"{lidar}.feather"))
+        points = self._sweep(log / "sensors" / "lidar" / f"{lidar}.feather")
         depth = lidar_depth_map(points, camera_from_sweep, camera)
         return Frame(ref, image, size, depth, DEPTH_SCALE, camera.intrinsics)
 
@@ -97,8 +99,7 @@ def read_sweep(file: Path) -> NDArray[np.float64]:
     Raises:
         FrameError: the file is missing, truncated or has no such columns.
     """
-    table = _read_columns(file, ("x", "y", "z"))
-    return np.stack([table[axis].astype(np.float64) for axis in "xyz"], axis=1)
+    return _stack(_read_columns(file, ("x", "y", "z")), ("x", "y", "z"))
 
 
 def _timestamps(folder: Path, suffix: str) -> list[int]:
@@ -115,20 +116,15 @@ def read_calibration(folder: Path) -> dict[str, tuple[PinholeCamera, RigidTransf
         FrameError: a file is missing, truncated or has no such columns.
     """
     poses_file, cameras_file = folder / "egovehicle_SE3_sensor.feather", folder / "intrinsics.feather"
-    columns = ("fx_px", "fy_px", "cx_px", "cy_px", "width_px", "height_px")
     mounts = _read_columns(poses_file, ("sensor_name", *_QUATERNION, *_TRANSLATION))
-    inner = _read_columns(cameras_file, ("sensor_name", *columns))
+    inner = _read_columns(cameras_file, ("sensor_name", *_CAMERA))
     with frame_errors(poses_file):
-        transforms = {
-            name: RigidTransform.from_quaternion(
-                [mounts[key][row] for key in _QUATERNION], [mounts[key][row] for key in _TRANSLATION]
-            )
-            for row, name in enumerate(mounts["sensor_name"])
-        }
+        poses = zip(mounts["sensor_name"], _stack(mounts, _QUATERNION), _stack(mounts, _TRANSLATION), strict=True)
+        transforms = {name: RigidTransform.from_quaternion(turn, shift) for name, turn, shift in poses}
     with frame_errors(cameras_file):
         result = {}
-        for row, name in enumerate(inner["sensor_name"]):
-            fx, fy, cx, cy, width, height = (float(inner[key][row]) for key in columns)
+        for name, numbers in zip(inner["sensor_name"], _stack(inner, _CAMERA).tolist(), strict=True):
+            fx, fy, cx, cy, width, height = numbers
             result[name] = PinholeCamera(fx, fy, cx, cy, int(width), int(height)), transforms[name]
         return result
 
@@ -136,11 +132,11 @@ def read_calibration(folder: Path) -> dict[str, tuple[PinholeCamera, RigidTransf
 def _read_poses(file: Path) -> EgoPoses:
     table = _read_columns(file, ("timestamp_ns", *_QUATERNION, *_TRANSLATION))
     with frame_errors(file):
-        return EgoPoses(
-            table["timestamp_ns"],
-            np.stack([table[key] for key in _QUATERNION], axis=1),
-            np.stack([table[key] for key in _TRANSLATION], axis=1),
-        )
+        return EgoPoses(table["timestamp_ns"], _stack(table, _QUATERNION), _stack(table, _TRANSLATION))
+
+
+def _stack(table: dict[str, NDArray[Any]], columns: tuple[str, ...]) -> NDArray[np.float64]:
+    return np.stack([table[name].astype(np.float64) for name in columns], axis=1)
 
 
 def _read_columns(file: Path, columns: tuple[str, ...]) -> dict[str, NDArray[Any]]:

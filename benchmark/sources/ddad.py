@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...processing.depth_maps_depthvlm import load_array
-from .files import Recent, expect_folders, frame_errors, read_image, read_json, read_table
+from .files import expect_folders, frame_errors, read_image, read_json, read_table
 from .frames import Frame, FrameError, FrameRef, Source, SourceError
 from .projection import DEPTH_SCALE, PinholeCamera, RigidTransform, lidar_depth_map
 
@@ -52,8 +52,8 @@ class Ddad(Source):
                 f"scene_dataset*.json, but there are {len(found)} such files."
             )
         self.dataset_file = found[0]
-        self._calibrations: Recent[dict[str, Any]] = Recent(8)
-        self._sweeps: Recent[NDArray[np.float64]] = Recent()
+        # One calibration serves a scene, one sweep all cameras of its sample.
+        self._calibration, self._points = lru_cache(8)(read_json), lru_cache(1)(read_point_cloud)
 
     def _frames(self, split: str) -> Iterable[FrameRef]:
         dataset = read_table(self, self.dataset_file)
@@ -91,7 +91,7 @@ class Ddad(Source):
         image_file, calibration_file = self.root / ref.files["image"], self.root / ref.files["calibration"]
         if "lidar" not in ref.files:
             raise FrameError(f"{image_file}: its sample has no point cloud.")
-        calibration = self._calibrations.get(calibration_file, lambda: read_json(calibration_file))
+        calibration = self._calibration(calibration_file)
         image, (width, height) = read_image(image_file)
         with frame_errors(calibration_file):
             inner = calibration["intrinsics"][calibration["names"].index(ref.camera)]
@@ -100,10 +100,8 @@ class Ddad(Source):
             fx, fy, cx, cy = (float(inner[key]) for key in ("fx", "fy", "cx", "cy"))
         camera = PinholeCamera(fx, fy, cx, cy, width, height)
         with frame_errors(f"{image_file}, its pose"):
-            world_from_camera = _pose(ref.files["pose"])
-            world_from_lidar = _pose(ref.files["lidar_pose"])
-        points = self._sweeps.get(ref.files["lidar"], lambda: read_point_cloud(self.root / ref.files["lidar"]))
-        depth = lidar_depth_map(points, world_from_camera.inverse() @ world_from_lidar, camera)
+            to_camera = _pose(ref.files["pose"]).inverse() @ _pose(ref.files["lidar_pose"])
+        depth = lidar_depth_map(self._points(self.root / ref.files["lidar"]), to_camera, camera)
         return Frame(ref, image, (width, height), depth, DEPTH_SCALE, camera.intrinsics)
 
 

@@ -8,11 +8,10 @@ import struct
 import warnings
 import zipfile
 import zlib
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +20,6 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from ...processing.depth_maps_depthvlm import ASPECT_TOLERANCE
 from ...processing.images_depthvlm import open_raster
 from .frames import FrameError, Source, SourceError
-
-T = TypeVar("T")
 
 # What Pillow raises for a file that ends early or is damaged, by format.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error)
@@ -305,24 +302,3 @@ def downloaded_scenes(
             stacklevel=4,
         )
     return found
-
-
-class Recent(Generic[T]):
-    """The last few results of a slow read: one sweep serves all cameras of its moment.
-
-    Args:
-        limit: number of results that are kept.
-    """
-
-    def __init__(self, limit: int = 1):
-        self._limit = limit
-        self._results: OrderedDict[Hashable, T] = OrderedDict()
-
-    def get(self, key: Hashable, read: Callable[[], T]) -> T:
-        """Return the result kept under `key`, or that of `read`, which is then kept."""
-        if key not in self._results:
-            result = read()
-            while len(self._results) >= self._limit:
-                self._results.popitem(last=False)
-            self._results[key] = result
-        return self._results[key]

@@ -46,7 +46,8 @@ class Kitti(Source):
     The images are rectified; intrinsics are those of `P_rect_02` or `P_rect_03`.
 
     The object benchmark is read too, where the root has its layout: `training/image_2`, `training/velodyne`,
-    `training/calib`; see [`read_object_frame`]. It has no official val split: all of it is `train`.
+    `training/calib`, whose sweeps are projected by `P2 R0_rect Tr_velo_to_cam`. It has no official val split: all of it
+    is `train`.
 
     Args:
         root: folder of the download.
@@ -80,11 +81,15 @@ class Kitti(Source):
             return listed_frames(self, self.split_files[split], listed, self._annotated, missing)
         folder = split_folder(self, split, OFFICIAL_SPLITS, _ANNOTATED)
         maps = (file for camera in _SIDES.values() for file in folder.glob(f"*/proj_depth/groundtruth/{camera}/*.png"))
-        return [_ref(folder.name, file.parts[-5], file.parts[-2], file.stem) for file in maps]
+        return [_ref(file.parts[-5], file.stem, file.parts[-2], folder.name) for file in maps]
 
-    def _annotated(self, drive: str, camera: str, number: str) -> FrameRef | None:
-        refs = [_ref(folder, drive, camera, number) for folder in OFFICIAL_SPLITS.values()]
-        return next((ref for ref in refs if (self.root / ref.files["depth"]).is_file()), None)
+    def _annotated(self, drive: str, number: str, camera: str) -> FrameRef | None:
+        refs = [_ref(drive, number, camera, folder) for folder in OFFICIAL_SPLITS.values()]
+        return next((ref for ref in refs if self._depth_file(ref).is_file()), None)
+
+    def _depth_file(self, ref: FrameRef) -> Path:
+        drive, number, camera = ref.id.split("/")
+        return self.root / ref.files / drive / "proj_depth" / "groundtruth" / camera / f"{number}.png"
 
     def _object_refs(self, split: str, listed: list[str] | None) -> Iterator[FrameRef]:
         if listed is None and split != "train":
@@ -96,40 +101,31 @@ class Kitti(Source):
     def read(self, ref: FrameRef) -> Frame:
         """Read one image with its depth, see [`Source.read`]."""
         if self.is_object:
-            folder, name = self.root / "training", ref.id.rpartition("/")[2]
-            calibration = folder / "calib" / f"{name}.txt"
-            return read_object_frame(
-                folder / "image_2" / f"{name}.png", folder / "velodyne" / f"{name}.bin", calibration, ref
-            )
-        image, size = read_image(self.root / ref.files["image"])
-        depth_file = self.root / ref.files["depth"]
+            return self._read_object(ref)
+        image, size = read_image(_image_file(self.root, ref))
+        depth_file = self._depth_file(ref)
         depth = read_depth_png(depth_file)
         if (depth.shape[1], depth.shape[0]) != size:
             raise FrameError(
                 f"{depth_file}: {depth.shape[1]}x{depth.shape[0]} pixels, its image has {size[0]}x{size[1]}."
             )
-        calibration = self.root / ref.files["calibration"]
+        calibration = self.root / ref.scene[:10] / "calib_cam_to_cam.txt"
         inner, _ = split_projection(calibration_of(calibration), f"P_rect_{ref.camera[-2:]}", calibration)
         return Frame(ref, image, size, depth, DEPTH_SCALE, from_opencv(inner))
 
-
-def read_object_frame(image_file: Path, velodyne_file: Path, calibration_file: Path, ref: FrameRef) -> Frame:
-    """Read a frame of the object benchmark, its sweep projected to the left colour camera: `P2 R0_rect Tr_velo_to_cam`.
-
-    The sweep is synchronised with the image by the rig, and has no times of its own.
-
-    Raises:
-        FrameError: a file is missing, truncated or not what it should be.
-    """
-    image, size = read_image(image_file)
-    calibration = calibration_of(calibration_file)
-    (fx, fy, cx, cy), camera_from_rectified = split_projection(calibration, "P2", calibration_file)
-    with frame_errors(calibration_file):
-        rectified = _rotation(calibration["R0_rect"]) @ RigidTransform.from_matrix(calibration["Tr_velo_to_cam"])
-    points = read_points(velodyne_file, 4)[:, :3]
-    camera = PinholeCamera(fx, fy, cx, cy, *size)
-    depth = lidar_depth_map(points, camera_from_rectified @ rectified, camera)
-    return Frame(ref, image, size, depth, DEPTH_SCALE, camera.intrinsics)
+    def _read_object(self, ref: FrameRef) -> Frame:
+        """Project a sweep, which the rig synchronised with the image, to the left colour camera."""
+        folder, name = self.root / "training", ref.id.rpartition("/")[2]
+        image, size = read_image(folder / "image_2" / f"{name}.png")
+        calibration_file = folder / "calib" / f"{name}.txt"
+        calibration = calibration_of(calibration_file)
+        (fx, fy, cx, cy), camera_from_rectified = split_projection(calibration, "P2", calibration_file)
+        with frame_errors(calibration_file):
+            rectified = _rotation(calibration["R0_rect"]) @ RigidTransform.from_matrix(calibration["Tr_velo_to_cam"])
+        points = read_points(folder / "velodyne" / f"{name}.bin", 4)[:, :3]
+        camera = PinholeCamera(fx, fy, cx, cy, *size)
+        depth = lidar_depth_map(points, camera_from_rectified @ rectified, camera)
+        return Frame(ref, image, size, depth, DEPTH_SCALE, camera.intrinsics)
 
 
 class KittiLidar(Source):
@@ -178,25 +174,26 @@ class KittiLidar(Source):
         file = self.split_files[split]
         return listed_frames(self, file, read_split_list(self, file), self._swept, "sweep in")
 
-    def _swept(self, drive: str, camera: str, number: str) -> FrameRef | None:
-        there = (self.root / drive[:10] / drive / "velodyne_points" / "data" / f"{number}.bin").is_file()
-        return FrameRef(f"{drive}/{number}/{camera}", drive, camera, int(number)) if there else None
+    def _swept(self, drive: str, number: str, camera: str) -> FrameRef | None:
+        ref = _ref(drive, number, camera)
+        return ref if self._sweep_file(ref).is_file() else None
+
+    def _sweep_file(self, ref: FrameRef) -> Path:
+        return self.root / ref.scene[:10] / ref.scene / "velodyne_points" / "data" / f"{ref.id.split('/')[1]}.bin"
 
     def read(self, ref: FrameRef) -> Frame:
         """Read one image with the depth of its sweep, see [`Source.read`]."""
-        drive, number, camera = ref.id.split("/")
-        folder = self.root / drive[:10]
-        image, size = read_image(folder / drive / camera / "data" / f"{number}.png")
+        image, size = read_image(_image_file(self.root, ref))
+        folder = self.root / ref.scene[:10]
         calibration_file, lidar_file = folder / "calib_cam_to_cam.txt", folder / _LIDAR_CALIBRATION
         calibration, lidar = calibration_of(calibration_file), calibration_of(lidar_file)
-        (fx, fy, cx, cy), camera_from_rectified = split_projection(
-            calibration, f"P_rect_{camera[-2:]}", calibration_file
-        )
+        projection = f"P_rect_{ref.camera[-2:]}"
+        (fx, fy, cx, cy), camera_from_rectified = split_projection(calibration, projection, calibration_file)
         with frame_errors(calibration_file):
             rectified = _rotation(calibration["R_rect_00"])
         with frame_errors(lidar_file):
             to_camera = RigidTransform.from_matrix(np.column_stack([lidar["R"].reshape(3, 3), lidar["T"].reshape(3)]))
-        points = read_points(folder / drive / "velodyne_points" / "data" / f"{number}.bin", 4)[:, :3]
+        points = read_points(self._sweep_file(ref), 4)[:, :3]
         seen = camera_from_rectified @ rectified @ to_camera
         pinhole = PinholeCamera(fx, fy, cx, cy, *size)
         columns, rows, metres = pinhole.project(seen.apply(points[points[:, 0] >= 0]))
@@ -229,7 +226,7 @@ def listed_frames(
         source: reader, for its messages.
         file: split file.
         lines: its lines.
-        find: returns the frame of a drive, camera folder and number, or None; those are counted in a warning.
+        find: returns the frame of a drive, number and camera folder, or None; those are counted in a warning.
         missing: the file that a missing frame lacks in the root, for that warning.
 
     Raises:
@@ -244,7 +241,7 @@ def listed_frames(
             camera, number = _SIDES[columns[2]], columns[1].zfill(10)
         else:
             raise SourceError(f"{source.title}: {file} names no drive, frame and camera in its line {line!r}.")
-        ref = find(drive.group(), camera, number)
+        ref = find(drive.group(), number, camera)
         if ref is None:
             absent += 1
         else:
@@ -274,14 +271,13 @@ def split_projection(
     return (fx, fy, cx, cy), RigidTransform(np.eye(3), shift)
 
 
-def _ref(folder: str, drive: str, camera: str, number: str) -> FrameRef:
-    date = drive[:10]
-    files = {
-        "image": f"{date}/{drive}/{camera}/data/{number}.png",
-        "depth": f"{folder}/{drive}/proj_depth/groundtruth/{camera}/{number}.png",
-        "calibration": f"{date}/calib_cam_to_cam.txt",
-    }
-    return FrameRef(f"{drive}/{number}/{camera}", drive, camera, int(number), files)
+def _ref(drive: str, number: str, camera: str, folder: str = "") -> FrameRef:
+    return FrameRef(f"{drive}/{number}/{camera}", drive, camera, int(number), folder)
+
+
+def _image_file(root: Path, ref: FrameRef) -> Path:
+    drive, number, camera = ref.id.split("/")
+    return root / drive[:10] / drive / camera / "data" / f"{number}.png"
 
 
 def _rotation(matrix: NDArray[np.float64]) -> RigidTransform:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from .files import Recent, expect_any_folder, frame_errors, read_image, read_points, read_table
+from .files import expect_any_folder, frame_errors, read_image, read_points, read_table
 from .frames import Frame, FrameError, FrameRef, Source, SourceError
 from .projection import DEPTH_SCALE, PinholeCamera, RigidTransform, depth_map
 
@@ -69,7 +67,7 @@ class NuScenes(Source):
         versions = VERSIONS if version is None else (version,)
         expect_any_folder(self, versions, "scene.json, sample.json, sample_data.json and the other tables")
         self.version = next(name for name in versions if (self.root / name).is_dir())
-        self._sweeps: Recent[NDArray[np.float32]] = Recent()
+        self._points = lru_cache(1)(read_points)  # one sweep serves six images
 
     def _frames(self, split: str) -> Iterable[FrameRef]:
         val = scene_names(MINI_VAL_SCENES if self.version == "v1.0-mini" else VAL_SCENES)
@@ -133,9 +131,8 @@ class NuScenes(Source):
             if skew != 0:
                 raise ValueError(f"its camera_intrinsic has a skew of {skew}")
             camera = PinholeCamera(fx, fy, cx, cy, *size)
-            world_from_camera, world_from_lidar = _to_world(ref.files["poses"]), _to_world(ref.files["lidar_poses"])
-        points = self._sweeps.get(ref.files["lidar"], lambda: read_points(self.root / ref.files["lidar"], 5)[:, :3])
-        to_camera = world_from_camera.inverse() @ world_from_lidar
+            to_camera = _to_world(ref.files["poses"]).inverse() @ _to_world(ref.files["lidar_poses"])
+        points = self._points(self.root / ref.files["lidar"], 5)[:, :3]
         columns, rows, metres = camera.project(to_camera.apply(points))
         depth = depth_map(columns - self.shift, rows - self.shift, metres, size)
         return Frame(ref, image, size, depth, DEPTH_SCALE, camera.intrinsics)

