@@ -106,8 +106,8 @@ def try_out(wheel: Path, folder: Path) -> None:
     run([command, "predict", ROOT / "depthvlm" / "assets" / "room.jpg", "--out", "results"], empty, **environment)
     if len(list((empty / "results").iterdir())) != 6:
         raise ReleaseError("`depthvlm predict` did not write its six files.")
-    tests: list[str | Path] = [ROOT / "tests" / "docs" / "test_docs.py", "-k", "works and README", "-p", "no:cacheprovider"]
-    run([python.with_name("pytest"), "-c", ROOT / "pyproject.toml", *tests], empty, **environment)
+    pytest: list[str | Path] = [python.with_name("pytest"), "-c", ROOT / "pyproject.toml", "-p", "no:cacheprovider"]
+    run([*pytest, ROOT / "tests" / "docs" / "test_docs.py", "-k", "works and README"], empty, **environment)
 
 
 def main() -> None:
