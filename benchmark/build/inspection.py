@@ -5,9 +5,8 @@ from __future__ import annotations
 import base64
 import io
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -34,18 +33,6 @@ _OUTLINE = 2
 _FONT_SIZE = 12
 SPARSE_SHARE = 0.1  # below this share of valid pixels each is drawn larger
 _COLORS = matplotlib.colormaps["turbo_r"]
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1500px; padding: 0 1em; color: #222; }
-table { border-collapse: collapse; margin: 1em 0; }
-th, td { border-bottom: 1px solid #ddd; padding: 3px 12px; text-align: right; vertical-align: top; }
-th:first-child, td:first-child { text-align: left; }
-.sample { display: grid; grid-template-columns: repeat(3, 1fr); gap: 6px; margin: 1.5em 0; }
-.sample img { width: 100%; display: block; }
-.sample p { grid-column: 1 / -1; margin: 0; }
-.bar { display: inline-block; width: 160px; height: 10px; margin: 0 6px; }
-.note { color: #a40; }
-"""
 
 
 @dataclass(frozen=True)
@@ -95,25 +82,29 @@ def write_inspection(
         FileNotFoundError: there is no such folder.
         BuildError: no build is finished there, or a shard is not what the manifest says.
     """
-    statistics, parts = {}, []
+    statistics, builds = {}, []
     for name, entry in finished_builds(folder).items():
         paths = shard_paths(folder, entry)
         counts = [shard["rows"] for shard in entry["shards"]]
-        statistics[name] = build_statistics(paths, counts)
-        parts.append(_section(entry, statistics[name]))
+        statistics[name], shown = build_statistics(paths, counts), []
         for row in _picked_rows(paths, counts, samples):
-            parts.append(_sample(row, row_pictures(row)))
+            shown.append((row, row_pictures(row)))
             advance(1)
+        builds.append((entry, statistics[name], shown))
     title = f"DepthVLM-Bench: {', '.join(statistics)}"
-    page = (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f"<style>{_STYLE}</style></head><body>\n<h1>{escape(title)}</h1>\n"
-        "<p>Left: the image with its points in metres. Middle: depth in colour, logarithmic from end to end of its "
-        "bar, black where there is none. Right: depth over the image; edges that do not meet: a wrong projection; "
-        "metres that cannot be: a wrong scale.</p>\n"
-    )
-    write_text(out, page + "\n".join(parts) + "\n</body></html>\n")
+    template = Path(__file__).with_name("inspection_page.html.jinja")
+    write_text(out, render(template, title=title, gradient=color_gradient(), builds=builds))
     return statistics
+
+
+def render(template: Path, **values: Any) -> str:
+    """Fill a template of a page; a value that is missing is an error."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    return environment.from_string(template.read_text(encoding="utf-8")).render(**values)
 
 
 def build_statistics(paths: list[Path], counts: list[int]) -> BuildStatistics:
@@ -132,17 +123,25 @@ def build_statistics(paths: list[Path], counts: list[int]) -> BuildStatistics:
         for row in _picked_rows(paths, counts, MEASURED_MAPS, ["depth", "depth_scale", "depth_width", "depth_height"])
     ]
     scales = table["depth_scale"].to_pylist()
+
+    def quantiles(values: np.ndarray, *percentages: int) -> tuple[float, ...]:
+        return tuple(np.percentile(values, percentages).tolist())
+
+    def sizes(*sides: str) -> list[tuple[str, int]]:
+        found = zip(*(table[side].to_pylist() for side in sides), strict=True)
+        return Counter(f"{width}x{height}" for width, height in found).most_common()
+
     return BuildStatistics(
         rows=table.num_rows,
         scenes=len(table["scene"].unique()),
         cameras=len(table["camera"].unique()),
         points=len(points),
         valid=(float(min(shares)), float(np.mean(shares)), float(max(shares))),
-        metres=_quantiles(points, (0, 5, 50, 95, 100)),
-        focal_length=_quantiles(fx, (0, 50, 100)),
-        fov=_quantiles(np.degrees(2 * np.arctan(width / (2 * fx))), (0, 50, 100)),
-        image_sizes=_sizes(table["width"], table["height"]),
-        depth_sizes=_sizes(table["depth_width"], table["depth_height"]),
+        metres=quantiles(points, 0, 5, 50, 95, 100),
+        focal_length=quantiles(fx, 0, 50, 100),
+        fov=quantiles(np.degrees(2 * np.arctan(width / (2 * fx))), 0, 50, 100),
+        image_sizes=sizes("width", "height"),
+        depth_sizes=sizes("depth_width", "depth_height"),
         encodings=Counter("float32" if s == 1 else f"uint16 / {s:g}" for s in scales).most_common(),
     )
 
@@ -166,56 +165,6 @@ def _picked_rows(
                 if here:
                     yield from file.read_row_group(group, columns).take(here).to_pylist()
                 begin += size
-
-
-def _quantiles(values: np.ndarray, percentages: Iterable[int]) -> tuple[float, ...]:
-    return tuple(float(value) for value in np.percentile(values, list(percentages)))
-
-
-def _sizes(widths: pa.ChunkedArray, heights: pa.ChunkedArray) -> list[tuple[str, int]]:
-    sizes = zip(widths.to_pylist(), heights.to_pylist(), strict=True)
-    return Counter(f"{width}x{height}" for width, height in sizes).most_common()
-
-
-def _section(entry: dict[str, Any], found: BuildStatistics) -> str:
-    low, high = entry["depth_range"]
-    metres = " / ".join(f"{value:.3g}" for value in found.metres)
-    rows = [
-        ("images", f"{found.rows} of {entry['counts']['planned']} planned, {entry['counts']['bad']} unusable"),
-        ("scenes, cameras", f"{found.scenes}, {found.cameras}"),
-        ("points", f"{found.points}"),
-        ("metres of the points: min / 5 % / median / 95 % / max", metres),
-        ("metres that count as measured", f"{low:g} to {high:g}"),
-        ("valid pixels: least, mean, greatest share", ", ".join(f"{share:.1%}" for share in found.valid)),
-        ("focal length: min / median / max, pixels", " / ".join(f"{value:.1f}" for value in found.focal_length)),
-        ("horizontal field of view: min / median / max", " / ".join(f"{value:.1f}°" for value in found.fov)),
-        ("image sizes", _listed(found.image_sizes)),
-        ("depth map sizes", _listed(found.depth_sizes)),
-        ("depth encoding", _listed(found.encodings)),
-        ("terms of the data", entry["licence"] or "not stated"),
-    ]
-    cells = "\n".join(f"<tr><td>{escape(key)}</td><td>{escape(value)}</td></tr>" for key, value in rows)
-    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in entry["notes"])
-    return f"<h2>{escape(entry['title'])}, {escape(entry['split'])}</h2>\n<table>{cells}</table>{notes}"
-
-
-def _listed(counts: list[tuple[str, int]], shown: int = 4) -> str:
-    parts = [f"{value} ({count})" for value, count in counts[:shown]]
-    return ", ".join(parts) + (f" and {len(counts) - shown} more" if len(counts) > shown else "")
-
-
-def _sample(row: dict[str, Any], pictures: RowPictures) -> str:
-    place = " · ".join(escape(part) for part in (row["id"], row["scene"], row["camera"]) if part)
-    sizes = f"{row['width']}x{row['height']} px, depth {row['depth_width']}x{row['depth_height']}"
-    bar = f'<span class="bar" style="background: {color_gradient()}"></span>'
-    images = "".join(
-        f'<img alt="{what}" src="{uri}">'
-        for what, uri in (("image", pictures.image), ("depth", pictures.depth), ("overlay", pictures.overlay))
-    )
-    return (
-        f'<div class="sample"><p><b>{place}</b> · {sizes} · fx {row["focal_length"]:.1f} px · '
-        f"valid {pictures.valid:.1%} · {pictures.low:.2f} m{bar}{pictures.high:.2f} m</p>{images}</div>"
-    )
 
 
 @dataclass(frozen=True)
@@ -250,24 +199,24 @@ def row_pictures(row: dict[str, Any]) -> RowPictures:
     metres = decode_metres(row)
     valid = metres[metres > 0]
     low, high = float(valid.min()), float(valid.max())
-    share = valid.size / metres.size
     with open_raster(row["image"]["bytes"]) as opened:
         size = (PICTURE_WIDTH, max(1, round(PICTURE_WIDTH * opened.height / opened.width)))
         image = opened.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     small = _shrink(metres, size)
-    if share < SPARSE_SHARE:
+    if valid.size < SPARSE_SHARE * metres.size:
         small = _grow(small)
     colors = Image.fromarray(_colored(small, low, high)).resize(size, Image.Resampling.NEAREST)
     there = Image.fromarray(np.where(small > 0, np.uint8(255), np.uint8(0))).resize(size, Image.Resampling.NEAREST)
     grey = image.convert("L").convert("RGB")
     overlay = Image.composite(Image.blend(grey, colors, 0.6), grey, there)
+    marked = _with_points(image, row, low, high)
     return RowPictures(
-        _data_uri(_with_points(image, row, low, high), "JPEG"),
-        _data_uri(colors, "PNG"),
-        _data_uri(overlay, "JPEG"),
+        data_uri(marked, "JPEG"),
+        data_uri(colors, "PNG"),
+        data_uri(overlay, "JPEG"),
         low,
         high,
-        share,
+        valid.size / metres.size,
     )
 
 
@@ -315,7 +264,8 @@ def _with_points(image: Image.Image, row: dict[str, Any], low: float, high: floa
     return image
 
 
-def _data_uri(image: Image.Image, kind: str) -> str:
+def data_uri(image: Image.Image, kind: str) -> str:
+    """Return a picture as a JPEG or PNG in a data URI."""
     stream = io.BytesIO()
     image.save(stream, kind, **({"quality": 85} if kind == "JPEG" else {}))
     return f"data:image/{kind.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"

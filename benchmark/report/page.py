@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from ...processing.images_depthvlm import open_raster
-from ..build.inspection import draw_labels
+from ..build.inspection import data_uri, draw_labels, render
 from ..build.shard_writer import BuildError
 from ..build.shards import build_hash, finished_builds, shard_paths
 from ..scoring.metrics import DELTA_THRESHOLD
@@ -25,7 +24,6 @@ from .model import Cell, Report
 from .plots import bars_of, distance_bins, plot_bars, plot_distance, plot_speed, speed_points
 from .tables import SCORE
 
-TEMPLATE = Path(__file__).with_name("report_page.html.jinja")
 LISTED_POINTS = 20
 PICTURE_WIDTH = 420  # pixels
 
@@ -70,8 +68,6 @@ def to_page(
         FileNotFoundError: A folder of `data` does not exist.
         ValueError: No measured system has the name of the baseline, or a folder of `data` holds no finished build.
     """
-    from jinja2 import Environment, StrictUndefined
-
     names = sorted({item.result.name for item in inputs.measured})
     if baseline is not None and baseline not in names:
         raise ValueError(f"No measured system is called {baseline!r}: there are {', '.join(names) or 'none'}.")
@@ -86,10 +82,8 @@ def to_page(
         pairs += compare_systems(group, lines, baseline, notes)
         worst_of += [(group, label, worst_images(images, worst)) for label, images in lines.items()]
     points = speed_points(inputs.measured)
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return render(
+        Path(__file__).with_name("report_page.html.jinja"),
         report=report,
         detail_titles=DETAIL_TITLES,
         detail_rows=detail_rows,
@@ -222,9 +216,7 @@ def picture_uri(data: bytes, points: Sequence[PointRow]) -> str:
         else:
             draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=_RIGHT if point.right else _WRONG, outline="white")
     draw_labels(draw, places, [str(point.number) for point in points], size)
-    stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    return data_uri(picture, "JPEG")
 
 
 def _worst_sections(

@@ -41,8 +41,8 @@ def test_contents(wheel):
     assert {str(path.relative_to(REPOSITORY)) for path in data if path.is_file()} <= set(names)
     assert "depthvlm/nano/model.safetensors" in names
     assert "depthvlm/py.typed" in names
-    bench = ("report/published_tables.json", "report/report_page.html.jinja", "depth_metrics/depth_metrics.py")
-    bench += ("sources/waymo.py", "systems/registry.py")
+    bench = ("report/published_tables.json", "report/report_page.html.jinja", "build/inspection_page.html.jinja")
+    bench += ("sources/waymo.py", "systems/registry.py", "depth_metrics/depth_metrics.py")
     assert {f"depthvlm/benchmark/{name}" for name in bench} <= set(names)
 
 
