@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,23 @@ from .projection import PinholeCamera, RigidTransform, even_beams, sweep_points
 # checksum of them.
 _HEADER, _FOOTER = 12, 4
 
-Message = dict[int, list[int | memoryview]]
-"""Values of every field of a protocol buffer, by its number, in their order: integers of varints, bytes of the rest."""
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types (protobuf.dev/programming-guides/encoding)
+SCHEMA = {
+    "Frame": "context=1:Context pose=3:Transform images=4:CameraImage* lasers=5:Laser*",
+    "Context": "camera_calibrations=2:CameraCalibration* laser_calibrations=3:LaserCalibration*",
+    "Transform": "transform=1:double*",
+    "CameraCalibration": "name=1:int32 intrinsic=2:double* extrinsic=3:Transform width=4:int32 height=5:int32 "
+    "rolling_shutter_direction=6:int32",
+    "LaserCalibration": "name=1:int32 beam_inclinations=2:double* beam_inclination_min=3:double "
+    "beam_inclination_max=4:double extrinsic=5:Transform",
+    "CameraImage": "name=1:int32 image=2:bytes pose=3:Transform velocity=4:Velocity pose_timestamp=5:double "
+    "shutter=6:double camera_trigger_time=7:double camera_readout_done_time=8:double",
+    "Velocity": "v_x=1:float v_y=2:float v_z=3:float w_x=4:double w_y=5:double w_z=6:double",
+    "Laser": "name=1:int32 ri_return1=2:RangeImage",
+    "RangeImage": "range_image_compressed=2:bytes range_image_pose_compressed=4:bytes",
+    "MatrixFloat": "data=1:bytes shape=2:Shape",  # packed floats
+    "Shape": "dims=1:int32*",
+}
+"""Messages of waymo_open_dataset/dataset.proto, with the fields that are read: `name=number:type`, `*` if repeated."""
 
 COMPONENTS = ("camera_image", "camera_calibration", "lidar", "lidar_calibration", "lidar_pose", "vehicle_pose")
 """Folders of the Parquet form: one file a segment and component, with a column for every leaf."""
@@ -110,162 +127,91 @@ def record_places(file: Path) -> list[tuple[int, int]]:
     return places
 
 
-def read_record(file: Path, offset: int, length: int) -> Message:
-    """Read the message of one record. Raises EOFError if the file ends early, OSError if it cannot be read."""
+def read_record(file: Path, offset: int, length: int) -> Any:
+    """Read the `Frame` of one record. Raises EOFError or ValueError if it is damaged, OSError if it cannot be read."""
     with file.open("rb") as stream:
         stream.seek(offset)
         data = stream.read(length)
     if len(data) < length:
         raise EOFError(f"the record at byte {offset} has {length} bytes, and only {len(data)} are there")
-    return read_message(data)
+    return _parse("Frame", data)
 
 
-def record_moment(frame: Message) -> Moment:
-    """Return the moment of a `Frame` of dataset.proto, whose field numbers stand here.
+def record_moment(frame: Any) -> Moment:
+    """Return the moment of a `Frame`.
 
     Raises:
         ValueError, zlib.error: a part of it is not what it should be.
     """
-    context, cameras, shots = submessage(frame, 1), {}, {}
-    for one in submessages(context, 2):
-        intrinsics = tuple(floats(one, 2, "<f8").tolist())
-        if len(intrinsics) != 9:
-            raise ValueError(f"a camera calibration of {len(intrinsics)} numbers, not 9")
-        size = integer(one, 4), integer(one, 5)
-        cameras[integer(one, 1)] = WaymoCamera(intrinsics, _transform(one, 3), *size, integer(one, 6))
-    for one in submessages(frame, 4):
-        motion = submessage(one, 4)
-        velocity = np.array([_number(motion, field, "<f4") for field in (1, 2, 3)])
-        spin = np.array([_number(motion, field, "<f8") for field in (4, 5, 6)])
-        times = (_number(one, field, "<f8") for field in (5, 6, 7, 8))
-        shots[integer(one, 1)] = WaymoShot(raw(one, 2), _transform(one, 3), velocity, spin, *times)
+    cameras, shots = {}, {}
+    for one in frame.context.camera_calibrations:
+        if len(one.intrinsic) != 9:
+            raise ValueError(f"a camera calibration of {len(one.intrinsic)} numbers, not 9")
+        lens, mount = tuple(one.intrinsic), RigidTransform.from_matrix(one.extrinsic.transform)
+        cameras[one.name] = WaymoCamera(lens, mount, one.width, one.height, one.rolling_shutter_direction)
+    for one in frame.images:
+        v, pose = one.velocity, RigidTransform.from_matrix(one.pose.transform)
+        velocity, spin = np.array([v.v_x, v.v_y, v.v_z]), np.array([v.w_x, v.w_y, v.w_z])
+        times = one.pose_timestamp, one.shutter, one.camera_trigger_time, one.camera_readout_done_time
+        shots[one.name] = WaymoShot(one.image, pose, velocity, spin, *times)
 
-    calibrations = {integer(one, 1): one for one in submessages(context, 3)}
-    vehicle = _transform(frame, 3)
+    calibrations = {one.name: one for one in frame.context.laser_calibrations}
+    vehicle = RigidTransform.from_matrix(frame.pose.transform)
     points = [np.zeros((0, 3))]
-    for laser in submessages(frame, 5):
+    for laser in frame.lasers:
         # Frames are also shared without their lidar: the message is there and empty.
-        if 2 not in laser or 2 not in (image := submessage(laser, 2)):
+        image = laser.ri_return1
+        if not image.range_image_compressed:
             continue
-        if (name := integer(laser, 1)) not in calibrations:
-            raise ValueError(f"no calibration of the lidar {name}")
-        one, ranges = calibrations[name], _matrix(image, 2)[..., 0]
-        beams = floats(one, 2, "<f8").astype(np.float64)
+        if laser.name not in calibrations:
+            raise ValueError(f"no calibration of the lidar {laser.name}")
+        one, ranges = calibrations[laser.name], _matrix(image.range_image_compressed)[..., 0]
+        beams = np.array(one.beam_inclinations)
         if beams.size == 0:
-            beams = even_beams(_number(one, 3, "<f8"), _number(one, 4, "<f8"), len(ranges))
-        poses = _matrix(image, 4) if 4 in image else None
-        points.append(sweep_points(ranges, beams, _transform(one, 5), vehicle, poses))
+            beams = even_beams(one.beam_inclination_min, one.beam_inclination_max, len(ranges))
+        poses = _matrix(image.range_image_pose_compressed) if image.range_image_pose_compressed else None
+        mount = RigidTransform.from_matrix(one.extrinsic.transform)
+        points.append(sweep_points(ranges, beams, mount, vehicle, poses))
     return Moment(cameras, shots, np.concatenate(points))
 
 
-def _matrix(message: Message, number: int) -> NDArray[np.float32]:
+def _matrix(compressed: bytes) -> NDArray[np.float32]:
     """Decompress a `MatrixFloat`, in its shape."""
-    matrix = read_message(zlib.decompress(raw(message, number)))
-    return floats(matrix, 1, "<f4").reshape(integers(submessage(matrix, 2), 1)).astype(np.float32, copy=False)
+    matrix = _parse("MatrixFloat", zlib.decompress(compressed))
+    return np.frombuffer(matrix.data, "<f4").reshape(matrix.shape.dims).astype(np.float32, copy=False)
 
 
-def _transform(message: Message, number: int) -> RigidTransform:
-    return RigidTransform.from_matrix(floats(submessage(message, number), 1, "<f8"))
+def _parse(name: str, data: bytes) -> Any:
+    with import_errors("The TFRecord form of Waymo", "protobuf"):
+        from google.protobuf.message import DecodeError
+    try:
+        return _messages()[name].FromString(data)
+    except DecodeError as error:
+        raise ValueError(str(error)) from error
 
 
-def _number(message: Message, number: int, dtype: str) -> float:
-    """Return the number in a field; 0 for a missing field, as in protocol buffers."""
-    values = floats(message, number, dtype)
-    return float(values[-1]) if values.size else 0.0
+@cache
+def _messages() -> dict[str, Any]:
+    return message_classes(SCHEMA)
 
 
-def read_varint(data: memoryview, start: int) -> tuple[int, int]:
-    """Return the integer at `start`, and its end. Raises ValueError if the data end before it does."""
-    value = shift = 0
-    for position in range(start, min(start + 10, len(data))):
-        byte = data[position]
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position + 1
-        shift += 7
-    raise ValueError(f"no integer at byte {start} of a message of {len(data)}")
+def message_classes(schema: Mapping[str, str]) -> dict[str, Any]:
+    """Return the class of each message of a schema in the form of `SCHEMA`."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-
-def read_message(data: memoryview | bytes) -> Message:
-    """Split a message into its fields; those that are messages themselves stay bytes, and nothing is copied.
-
-    Raises:
-        ValueError: the data are cut off, or no message.
-    """
-    data, message, position = memoryview(data), Message(), 0
-    while position < len(data):
-        tag, position = read_varint(data, position)
-        kind, number = tag & 7, tag >> 3
-        if kind == _VARINT:
-            value, position = read_varint(data, position)
-            message.setdefault(number, []).append(value)
-            continue
-        if kind == _BYTES:
-            size, position = read_varint(data, position)
-        elif kind in (_FIXED64, _FIXED32):
-            size = 8 if kind == _FIXED64 else 4
-        else:
-            raise ValueError(f"wire type {kind} at byte {position}")
-        if number == 0 or position + size > len(data):
-            raise ValueError(f"a field of {size} bytes at byte {position} of a message of {len(data)}")
-        message.setdefault(number, []).append(data[position : position + size])
-        position += size
-    return message
-
-
-def submessages(message: Message, number: int) -> list[Message]:
-    """Return the messages in a repeated field. Raises ValueError if they are none."""
-    return [read_message(_bytes(value)) for value in message.get(number, [])]
-
-
-def submessage(message: Message, number: int) -> Message:
-    """Return the message in a field. Raises ValueError if it is missing."""
-    return read_message(_last(message, number))
-
-
-def integer(message: Message, number: int) -> int:
-    """Return the integer in a field, 0 for a missing one."""
-    value = message.get(number, [0])[-1]
-    if not isinstance(value, int):
-        raise ValueError(f"field {number} is not an integer")
-    return value
-
-
-def integers(message: Message, number: int) -> list[int]:
-    """Return the integers of a repeated field, packed or not."""
-    found: list[int] = []
-    for value in message.get(number, []):
-        if isinstance(value, int):
-            found.append(value)
-            continue
-        position = 0
-        while position < len(value):
-            one, position = read_varint(value, position)
-            found.append(one)
-    return found
-
-
-def floats(message: Message, number: int, dtype: str) -> NDArray[np.floating]:
-    """Return the numbers of a repeated field, packed or not, of `dtype` "<f4" or "<f8"."""
-    values = [_bytes(value) for value in message.get(number, [])]
-    return np.frombuffer(values[0] if len(values) == 1 else b"".join(values), dtype)
-
-
-def raw(message: Message, number: int) -> bytes:
-    """Return the bytes in a field. Raises ValueError if it is missing."""
-    return bytes(_last(message, number))
-
-
-def _last(message: Message, number: int) -> memoryview:
-    if number not in message:
-        raise ValueError(f"field {number} is missing")
-    return _bytes(message[number][-1])
-
-
-def _bytes(value: int | memoryview) -> memoryview:
-    if isinstance(value, int):
-        raise ValueError("an integer where bytes were expected")
-    return value
+    file = descriptor_pb2.FileDescriptorProto(name="waymo.proto")
+    for name, fields in schema.items():
+        message = file.message_type.add(name=name)
+        for text in fields.split():
+            field, number, kind = re.split("[=:]", text.removesuffix("*"))
+            one = message.field.add(name=field, number=int(number))
+            one.label = one.LABEL_REPEATED if text.endswith("*") else one.LABEL_OPTIONAL
+            one.type = getattr(one, f"TYPE_{kind.upper()}", one.TYPE_MESSAGE)
+            if one.type == one.TYPE_MESSAGE:
+                one.type_name = f".{kind}"
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClassesForFiles([file.name], pool)
 
 
 def parquet_images(file: Path) -> list[tuple[int, int]]:

@@ -8,15 +8,7 @@ import pytest
 from depthvlm.benchmark.sources.frames import FrameError, SourceError
 from depthvlm.benchmark.sources.projection import RigidTransform
 from depthvlm.benchmark.sources.waymo import Waymo, project_shot
-from depthvlm.benchmark.sources.waymo_files import (
-    floats,
-    raw,
-    read_record,
-    record_moment,
-    record_places,
-    submessage,
-    submessages,
-)
+from depthvlm.benchmark.sources.waymo_files import SCHEMA, message_classes, read_record, record_moment, record_places
 from PIL import Image
 from toy_source_files import jpeg
 from waymo_files import SIZE, Camera, Lidar, Moment, frame_record, shift, write_parquet, write_records
@@ -216,12 +208,21 @@ class TestSample:
         (place,) = record_places(file)
         return read_record(file, *place)
 
-    def boxes(self, frame) -> dict[str, list[float]]:
-        """Of each laser label: centre x, y, z, width, length, height, heading, in the vehicle's frame."""
-        return {
-            raw(label, 4).decode(): [floats(submessage(label, 1), number, "<f8")[0] for number in range(1, 8)]
-            for label in submessages(frame, 6)
+    @pytest.fixture
+    def labels(self, frame):
+        box = {"x": 1, "y": 2, "z": 3, "width": 4, "length": 5, "height": 6, "heading": 7}
+        more = {
+            "Frame": f"{SCHEMA['Frame']} laser_labels=6:Label* projected_lidar_labels=9:CameraLabels*",
+            "CameraLabels": "name=1:int32 labels=2:Label*",
+            "Label": "box=1:Box id=4:string",
+            "Box": " ".join(f"{name}={number}:double" for name, number in box.items()),
         }
+        return message_classes(SCHEMA | more)["Frame"].FromString(frame.SerializeToString())
+
+    def boxes(self, labels) -> dict[str, list[float]]:
+        """Of each laser label: centre x, y, z, width, length, height, heading, in the vehicle's frame."""
+        names = ("x", "y", "z", "width", "length", "height", "heading")
+        return {label.id: [getattr(label.box, name) for name in names] for label in labels.laser_labels}
 
     def test_images_and_calibration(self, frame):
         cameras, shots = record_moment(frame).cameras, record_moment(frame).shots
@@ -234,37 +235,35 @@ class TestSample:
                 image.load()
                 assert image.size == size
 
-    def test_box_centres_in_view(self, frame):
+    def test_box_centres_in_view(self, frame, labels):
         # 75 boxes, 12 of whose centres fall in FRONT at 8.0 to 67.4 m. The bare polynomial of the lens would fold five
         # more into the image, from beyond 50 degrees.
-        boxes = np.array(list(self.boxes(frame).values()))[:, :3]
+        boxes = np.array(list(self.boxes(labels).values()))[:, :3]
         assert len(boxes) == 75
-        pose = RigidTransform.from_matrix(floats(submessage(frame, 3), 1, "<f8"))
+        pose = RigidTransform.from_matrix(frame.pose.transform)
         moment = record_moment(frame)
         columns, rows, depth = project_shot(pose.apply(boxes), moment.cameras[1], moment.shots[1])
         seen = (columns >= -0.5) & (columns < 1919.5) & (rows >= -0.5) & (rows < 1279.5)
         assert np.count_nonzero(seen) == 12
         assert (depth[seen].min(), depth[seen].max()) == pytest.approx((8.0, 67.4), abs=0.06)
 
-    def test_labels_that_waymo_projected(self, frame):
-        boxes, moment = self.boxes(frame), record_moment(frame)
+    def test_labels_that_waymo_projected(self, frame, labels):
+        boxes, moment = self.boxes(labels), record_moment(frame)
         cameras, shots = moment.cameras, moment.shots
-        pose = RigidTransform.from_matrix(floats(submessage(frame, 3), 1, "<f8"))
+        pose = RigidTransform.from_matrix(frame.pose.transform)
         corners = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)])
         errors = []
-        for labels in submessages(frame, 9):
-            number = labels[1][0]
+        for camera in labels.projected_lidar_labels:
+            number = camera.name
             width, height = cameras[number].width, cameras[number].height
-            for label in submessages(labels, 2):
-                x, y, z, wide, long, high, heading = boxes[
-                    raw(label, 4).decode().rsplit("_FRONT")[0].rsplit("_SIDE")[0]
-                ]
+            for label in camera.labels:
+                x, y, z, wide, long, high, heading = boxes[label.id.rsplit("_FRONT")[0].rsplit("_SIDE")[0]]
                 turn = np.array(
                     [[np.cos(heading), -np.sin(heading), 0], [np.sin(heading), np.cos(heading), 0], [0, 0, 1]]
                 )
                 points = pose.apply(corners * [long, wide, high] @ turn.T + [x, y, z])
                 columns, rows, _ = project_shot(points, cameras[number], shots[number])
-                rectangle = [floats(submessage(label, 1), field, "<f8")[0] for field in (1, 2, 5, 4)]
+                rectangle = [label.box.x, label.box.y, label.box.length, label.box.width]
                 left, upper = rectangle[0] - rectangle[2] / 2, rectangle[1] - rectangle[3] / 2
                 right, lower = rectangle[0] + rectangle[2] / 2, rectangle[1] + rectangle[3] / 2
                 # A rectangle at the border was cut off there.

@@ -1,17 +1,11 @@
-"""Waymo's range images and rolling shutters by hand and by its own numbers, and the wire format of its records."""
+"""Waymo's range images and rolling shutters by hand and by its own numbers."""
 
 import numpy as np
 import pytest
 from depthvlm.benchmark.sources.projection import RigidTransform, even_beams, sweep_points
 from depthvlm.benchmark.sources.waymo import project_shot
-from depthvlm.benchmark.sources.waymo_files import (
-    WaymoCamera,
-    WaymoShot,
-    floats,
-    integers,
-    read_message,
-)
-from waymo_files import block, doubles, shift, varint, whole
+from depthvlm.benchmark.sources.waymo_files import WaymoCamera, WaymoShot
+from waymo_files import shift
 
 IDENTITY = RigidTransform.from_matrix(np.eye(4))
 
@@ -120,21 +114,3 @@ class TestCameraModel:
         shot = WaymoShot(b"", IDENTITY, np.array([1.0, 0, 0]), np.zeros(3), 10.5, 0.0, 10.0, 11.0)
         _, _, depth = project_shot(np.array([[1000.0, -250, 250]]), camera, shot)
         assert depth[0] == pytest.approx(1000.5 - seconds, abs=1e-3)
-
-
-class TestWireFormat:
-    def test_packed_or_not(self):
-        # protobuf.dev, Encoding: 150 is 96 01, and packed [3, 270, 86942] is 03 8e 02 9e a7 05.
-        assert read_message(b"\x08\x96\x01") == {1: [150]}
-        assert integers(read_message(b"\x32\x06\x03\x8e\x02\x9e\xa7\x05"), 6) == [3, 270, 86942]
-        assert integers(read_message(whole(6, 3) + whole(6, 270) + whole(6, 86942)), 6) == [3, 270, 86942]
-        packed = block(2, np.array([1.5, -2], "<f8").tobytes())
-        for data in (packed, doubles(2, [1.5, -2])):
-            assert floats(read_message(data), 2, "<f8").tolist() == [1.5, -2]
-
-    @pytest.mark.parametrize(
-        "data", [b"\x12\x07testin", b"\x08", b"\x0b", b"\x80" * 12, b"\x09\x00\x00", varint(2) + b"\x01x"]
-    )
-    def test_no_message(self, data):
-        with pytest.raises(ValueError, match="byte"):
-            read_message(data)
