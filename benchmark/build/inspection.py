@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ...files import write_text
 from ...processing.images_depthvlm import open_raster
-from .shards import finished_builds, shard_paths
+from .shards import finished_builds, read_rows, shard_paths
 
 # Depth maps that the share of valid pixels is measured on; everything else is of all rows.
 MEASURED_MAPS = 100
@@ -149,22 +149,13 @@ def build_statistics(paths: list[Path], counts: list[int]) -> BuildStatistics:
 def _picked_rows(
     paths: list[Path], counts: list[int], wanted: int, columns: list[str] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Read records evenly spaced over all shards, of which only the row groups that hold them are read."""
+    """Read records evenly spaced over all shards."""
     total = sum(counts)
     wanted = min(wanted, total)
     picked = [(2 * i + 1) * total // (2 * wanted) for i in range(wanted)]
     for path, count, first in zip(paths, counts, accumulate(counts, initial=0), strict=False):
-        inside = [row - first for row in picked if first <= row < first + count]
-        if not inside:
-            continue
-        with pq.ParquetFile(path) as file:
-            begin = 0
-            for group in range(file.num_row_groups):
-                size = file.metadata.row_group(group).num_rows
-                here = [row - begin for row in inside if begin <= row < begin + size]
-                if here:
-                    yield from file.read_row_group(group, columns).take(here).to_pylist()
-                begin += size
+        if inside := [row - first for row in picked if first <= row < first + count]:
+            yield from read_rows(path, inside, columns)
 
 
 @dataclass(frozen=True)

@@ -90,8 +90,8 @@ def to_markdown(report: Report) -> str:
 def to_csv(report: Report) -> str:
     """Return one line for each cell that is there, so that tables with different columns fit into one file."""
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, CSV_FIELDS, lineterminator="\n")
-    writer.writeheader()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(CSV_FIELDS)
     for table in report.tables:
         for group in table.groups:
             for row in group.rows:
@@ -155,9 +155,10 @@ def _rich_table(table: ReportTable) -> Table:
     shown.add_column(table.row_title, overflow="fold", min_width=_NAME_WIDTH)
     shown.add_column("From", no_wrap=True)
     narrow = len(table.columns) > 6
-    for column in table.columns:
+    for index, column in enumerate(table.columns):
         title = _SHORT_TITLES.get(column.key, column.title) if narrow else column.title
-        shown.add_column(Text(title), justify="right" if _is_numeric(table, column) else "left", overflow="fold")
+        numeric = any(row.cells[index].value is not None for row in table.rows)
+        shown.add_column(Text(title), justify="right" if numeric else "left", overflow="fold")
     for group in table.groups:
         if group.title:
             shown.add_row(Text(group.title, style="italic"))
@@ -166,13 +167,10 @@ def _rich_table(table: ReportTable) -> Table:
             name = Text(row.name, style=style)
             if row.protocol:
                 name.append(f"\n{row.protocol} {row.protocol_hash}".rstrip(), style="dim")
-            shown.add_row(name, Text(row.origin), *(Text(_folded(cell.text), style=style) for cell in row.cells))
+            # A change in brackets gets a line of its own.
+            cells = (Text(cell.text.replace(" (", "\n("), style=style) for cell in row.cells)
+            shown.add_row(name, Text(row.origin), *cells)
     return shown
-
-
-def _folded(text: str) -> str:
-    """Put a change in brackets on a line of its own."""
-    return text.replace(" (", "\n(")
 
 
 def _rich_details(details: list[tuple[str, list[list[str]]]]) -> Table:
@@ -184,11 +182,6 @@ def _rich_details(details: list[tuple[str, list[list[str]]]]) -> Table:
         for cells in lines:
             shown.add_row(Text(f"  {cells[0]}"), *map(Text, cells[1:]))
     return shown
-
-
-def _is_numeric(table: ReportTable, column: ReportColumn) -> bool:
-    index = table.columns.index(column)
-    return any(row.cells[index].value is not None for row in table.rows)
 
 
 def _markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
@@ -204,23 +197,11 @@ def _escaped(text: str) -> str:
     return " ".join(safe.split())
 
 
-def _csv_line(table: ReportTable, group: str, row: ReportRow, column: ReportColumn, cell: Cell) -> dict[str, object]:
+def _csv_line(table: ReportTable, group: str, row: ReportRow, column: ReportColumn, cell: Cell) -> tuple[object, ...]:
+    """Return the values of `CSV_FIELDS`; those of a set's details are empty for a cell without any."""
+    low, high = cell.interval or (None, None)
+    system = (table.key, group, row.name, row.origin, row.protocol, row.protocol_hash)
     detail = next((each for each in row.details if each.set_name == column.title), None)
-    line: dict[str, object] = {
-        "table": table.key,
-        "group": group,
-        "system": row.name,
-        "from": row.origin,
-        "protocol": row.protocol,
-        "protocol_hash": row.protocol_hash,
-        "column": column.key,
-        "text": cell.text,
-        "value": cell.value,
-    }
-    if cell.interval is not None:
-        line |= {"low": cell.interval[0], "high": cell.interval[1]}
-    if detail is not None:
-        line |= {"images": detail.done, "of_images": detail.images, "partial": detail.partial}
-        line |= {"failures": detail.failures, "pixels": detail.pixels, "parse_rate": detail.parse_rate}
-        line["data_hash"] = detail.data_hash
-    return line
+    names = ("done", "images", "partial", "failures", "pixels", "parse_rate", "data_hash")
+    counts = ("" if detail is None else getattr(detail, name) for name in names)
+    return (*system, column.key, cell.text, cell.value, low, high, *counts)

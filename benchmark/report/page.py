@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from ...processing.images_depthvlm import open_raster
 from ..build.inspection import data_uri, draw_labels, render
 from ..build.shard_writer import BuildError
-from ..build.shards import build_hash, finished_builds, shard_paths
+from ..build.shards import build_hash, finished_builds, read_rows, shard_paths
 from ..scoring.metrics import DELTA_THRESHOLD
 from ..scoring.results import ImageResult
 from ..scoring.statistics import Interval, paired_bootstrap
@@ -181,15 +181,10 @@ def build_images(folders: Iterable[str | Path], wanted: Mapping[str, set[str]]) 
     found: dict[tuple[str, str], bytes] = {}
     for digest, path in shards:
         ids = {name for name in wanted.get(digest, set()) if (digest, name) not in found}
-        if not ids:
-            continue
-        with pq.ParquetFile(path) as file:
-            for group in range(file.num_row_groups):
-                names = file.read_row_group(group, ["id"])["id"].to_pylist()
-                places = [place for place, name in enumerate(names) if name in ids]
-                if places:
-                    for row in file.read_row_group(group, ["id", "image"]).take(places).to_pylist():
-                        found[digest, row["id"]] = row["image"]["bytes"]
+        if ids:
+            names = pq.read_table(path, columns=["id"])["id"].to_pylist()
+            places = [place for place, name in enumerate(names) if name in ids]
+            found |= {(digest, row["id"]): row["image"]["bytes"] for row in read_rows(path, places, ["id", "image"])}
     return found
 
 
