@@ -123,7 +123,9 @@ def run_build(
                 records[record.file] = record
                 check_bad(_bad(plan, records), allowed)
         if not any(record.rows for record in records.values()):
-            raise BuildError(f"None of the {plan.images} frames of {plan.name} can be used. {_reasons(plan, records)}")
+            counts = Counter(reason for _, reason in _bad(plan, records)).most_common(5)
+            reasons = "; ".join(f"{count}: {reason}" for reason, count in counts)
+            raise BuildError(f"None of the {plan.images} frames of {plan.name} can be used. {reasons}")
         _remove_unfinished(folder, plan.name)
         entry = _entry(plan, records)
         add_to_manifest(folder, plan.name, entry)
@@ -144,18 +146,12 @@ def _finished(plan: BuildPlan, folder: Path, retry_bad: bool, say: Callable[[str
     found = [record for task in plan.tasks if (record := read_record(folder, task.file, plan.hash))]
     if retry_bad:
         found = [record for record in found if not record.bad]
-    records = {}
-
-    def intact(record: ShardRecord) -> bool:
-        path = folder / record.file
-        return path.stat().st_size == record.bytes and file_hash(path) == record.sha256
-
     with ThreadPoolExecutor(available_cpus()) as pool:
-        for record, whole in zip(found, pool.map(intact, found), strict=True):
-            if whole:
-                records[record.file] = record
-            else:
-                say(f"{record.file} is not what its record says: it is made again.")
+        hashes = list(pool.map(lambda record: file_hash(folder / record.file), found))
+    records = {record.file: record for record, digest in zip(found, hashes, strict=True) if record.sha256 == digest}
+    for record in found:
+        if record.file not in records:
+            say(f"{record.file} is not what its record says: it is made again.")
     if records:
         say(f"{len(records)} of {len(plan.tasks)} shards are there.")
     return records
@@ -170,11 +166,6 @@ def _remove_unfinished(folder: Path, name: str) -> None:
 
 def _bad(plan: BuildPlan, records: dict[str, ShardRecord]) -> list[tuple[str, str]]:
     return [one for task in plan.tasks if task.file in records for one in records[task.file].bad]
-
-
-def _reasons(plan: BuildPlan, records: dict[str, ShardRecord]) -> str:
-    counts = Counter(reason for _, reason in _bad(plan, records))
-    return "; ".join(f"{count}: {reason}" for reason, count in counts.most_common(5))
 
 
 def _entry(plan: BuildPlan, records: dict[str, ShardRecord]) -> dict[str, Any]:
@@ -220,18 +211,14 @@ def _entry(plan: BuildPlan, records: dict[str, ShardRecord]) -> dict[str, Any]:
             for one in done
         ],
         "bad_frames": [{"id": one, "reason": reason} for one, reason in bad],
-        "versions": _versions(),
-    }
-
-
-def _versions() -> dict[str, str | None]:
-    """List the versions of the packages that affect the output bytes."""
-    return {
-        "depthvlm": metadata.version("depthvlm"),
-        "numpy": np.__version__,
-        "pillow": Image.__version__,
-        "pyarrow": pa.__version__,
-        "zlib": features.version("zlib"),
+        # Of what affects the output bytes.
+        "versions": {
+            "depthvlm": metadata.version("depthvlm"),
+            "numpy": np.__version__,
+            "pillow": Image.__version__,
+            "pyarrow": pa.__version__,
+            "zlib": features.version("zlib"),
+        },
     }
 
 

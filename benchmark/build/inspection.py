@@ -211,9 +211,9 @@ def row_pictures(row: dict[str, Any]) -> RowPictures:
     )
 
 
-def color_gradient(stops: int = 16) -> str:
+def color_gradient() -> str:
     """Return the colours, from near to far, as a CSS gradient."""
-    rgb = (_COLORS(np.linspace(0, 1, stops))[:, :3] * 255).round().astype(int).tolist()
+    rgb = (_COLORS(np.linspace(0, 1, 16))[:, :3] * 255).round().astype(int).tolist()
     return f"linear-gradient(to right, {', '.join(f'rgb({r},{g},{b})' for r, g, b in rgb)})"
 
 

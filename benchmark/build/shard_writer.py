@@ -192,17 +192,12 @@ def check_bad(bad: Sequence[tuple[str, str]], max_bad: int) -> None:
     """Raise TooManyBadFramesError, with the first twenty, if there are more than `max_bad`."""
     if len(bad) <= max_bad:
         return
-    lines = [f"  {one}: {reason}" for one, reason in bad[:20]]
-    if len(bad) > len(lines):
-        lines.append(f"  and {len(bad) - len(lines)} more")
+    lines = "".join(f"  {one}: {reason}\n" for one, reason in bad[:20])
+    if len(bad) > 20:
+        lines += f"  and {len(bad) - 20} more\n"
     raise TooManyBadFramesError(
-        "\n".join(
-            [
-                f"{len(bad)} frame(s) cannot be used, and --max-bad allows {max_bad}:",
-                *lines,
-                "Mend them, or allow more with --max-bad; finished shards are kept.",
-            ]
-        )
+        f"{len(bad)} frame(s) cannot be used, and --max-bad allows {max_bad}:\n{lines}Mend them, or allow more with "
+        "--max-bad; finished shards are kept."
     )
 
 

@@ -138,15 +138,10 @@ def check_parameters(folder: Path, name: str, parameters: Mapping[str, Any], fil
     asked = json.loads(json.dumps(dict(parameters)))
     differing = [key for key in sorted(asked | begun) if asked.get(key) != begun.get(key)]
     if differing:
-        lines = [f"  {key}: {begun.get(key)!r} there, {asked.get(key)!r} now" for key in differing]
+        lines = "".join(f"  {key}: {begun.get(key)!r} there, {asked.get(key)!r} now\n" for key in differing)
         raise BuildError(
-            "\n".join(
-                [
-                    f"{name} was begun in {folder} with other parameters:",
-                    *lines,
-                    "Run it with those to go on, or choose another --out.",
-                ]
-            )
+            f"{name} was begun in {folder} with other parameters:\n{lines}Run it with those to go on, or choose "
+            "another --out."
         )
 
 
@@ -176,8 +171,8 @@ def finished_builds(
     if found:
         return found
     asked = " ".join(part for part in (source, split) if part) or "any kind"
-    under_way = sorted(path.stem for path in (folder / STATE_FOLDER).glob("*.json") if not _is_record(path))
-    unfinished = [name for name in under_way if name not in builds]
+    begun = sorted(path.stem for path in (folder / STATE_FOLDER).glob("*.json"))  # and the records of shards
+    unfinished = [name for name in begun if name not in builds and not name.endswith(".parquet")]
     problem = f"{folder} has no finished build of {asked}; its {MANIFEST} lists {', '.join(builds) or 'none'}."
     if unfinished:
         problem += f" Begun and not finished: {', '.join(unfinished)}; run the same build command again to go on."
@@ -311,7 +306,3 @@ def _hashes(folder: Path, paths: Sequence[Path]) -> list[str]:
             record.parent.mkdir(exist_ok=True)
             write_text(record, json.dumps(known | found) + "\n")
     return [one["sha256"] for one in found.values()]
-
-
-def _is_record(path: Path) -> bool:
-    return path.name.endswith(".parquet.json")

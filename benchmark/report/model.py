@@ -114,9 +114,9 @@ def percent(share: float | None) -> str:
     return MISSING if share is None else f"{100 * share:.1f}%"
 
 
-def plain(value: float, digits: int = 3) -> str:
-    """Return a positive number to so many digits, never as a power of ten: "0.25", "17.7", "10,600"."""
-    return f"{float(f'{value:.{digits}g}'):,.12f}".rstrip("0").rstrip(".")
+def plain(value: float) -> str:
+    """Return a positive number to three digits, never as a power of ten: "0.25", "17.7", "10,600"."""
+    return f"{float(f'{value:.3g}'):,.12f}".rstrip("0").rstrip(".")
 
 
 def time_text(seconds: float) -> str:

@@ -14,7 +14,6 @@ Array: TypeAlias = NDArray[np.float64]
 Mask: TypeAlias = NDArray[np.bool_]
 
 METRICS = ("delta1", "delta2", "delta3", "abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog")
-HIGHER_IS_BETTER = frozenset({"delta1", "delta2", "delta3", "boundary_f1", "point_cloud_f_score"})
 DELTA_THRESHOLD = 1.25
 
 _GREATEST = float(np.finfo(np.float32).max)

@@ -60,16 +60,16 @@ class ETH3D(Source):
 
     def read(self, ref: FrameRef) -> Frame:
         """Read one image, see [`Source.read`]."""
-        path = self.root / ref.files["image"]
-        width, height, fx, fy, cx, cy = ref.files["camera"]
-        image, image_size = read_image(path, (width, height), "camera")
-        depth = _read_raster(self.root / ref.files["depth"], width, height)
+        name, (width, height, fx, fy, cx, cy) = ref.files
+        image, image_size = read_image(self.root / ref.scene / "images" / name, (width, height), "camera")
+        depth = _read_raster(self.root / ref.scene / "ground_truth_depth" / name, width, height)
         return Frame(ref, image, image_size, depth, 1.0, (fx, fy, cx, cy))
 
     def _scene(self, scene: str) -> list[FrameRef]:
         cameras = self._cameras(scene)
         refs: list[FrameRef] = []
-        lines = iter(self._lines(scene, "images.txt"))
+        path = self.root / scene / _CALIBRATION / "images.txt"
+        lines = iter(self._lines(path))
         for line in lines:
             if not line or line.startswith("#"):
                 continue
@@ -77,35 +77,28 @@ class ETH3D(Source):
             words = line.split()
             next(lines, None)
             if len(words) != 10 or words[8] not in cameras:
-                raise SourceError(f"{self.title}: {self._file(scene, 'images.txt')}: no known camera in {line!r}.")
-            image = f"{scene}/images/{words[9]}"
-            depth = f"{scene}/ground_truth_depth/{words[9]}"
-            stem = Path(image).stem
+                raise SourceError(f"{self.title}: {path}: no known camera in {line!r}.")
+            stem = Path(words[9]).stem
             number = re.search(r"\d+$", stem)
             order = int(number.group()) if number else len(refs)
-            files = {"image": image, "depth": depth, "camera": cameras[words[8]]}
-            refs.append(FrameRef(f"{scene}/{stem}", scene=scene, order=order, files=files))
+            refs.append(FrameRef(f"{scene}/{stem}", scene, "", order, (words[9], cameras[words[8]])))
         return refs
 
     def _cameras(self, scene: str) -> dict[str, tuple[float, ...]]:
         """Return width, height, fx, fy, cx, cy by CAMERA_ID."""
         cameras: dict[str, tuple[float, ...]] = {}
-        for line in self._lines(scene, "cameras.txt"):
+        path = self.root / scene / _CALIBRATION / "cameras.txt"
+        for line in self._lines(path):
             if not line or line.startswith("#"):
                 continue
             try:
                 identifier, _, width, height, fx, fy, cx, cy, *_ = line.split()
                 cameras[identifier] = (int(width), int(height), float(fx), float(fy), float(cx), float(cy))
             except ValueError as error:
-                path = self._file(scene, "cameras.txt")
                 raise SourceError(f"{self.title}: {path}: not a camera: {line!r}.") from error
         return cameras
 
-    def _file(self, scene: str, name: str) -> Path:
-        return self.root / scene / _CALIBRATION / name
-
-    def _lines(self, scene: str, name: str) -> list[str]:
-        path = self._file(scene, name)
+    def _lines(self, path: Path) -> list[str]:
         if not path.is_file():
             raise SourceError(f"{self.title}: the calibration file {path} is missing.")
         return [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]

@@ -257,10 +257,10 @@ def find_split_file(source: Source, names: Iterable[str], folders: Iterable[str]
     )
 
 
-def read_split_list(source: Source, path: Path, hint: str = "") -> list[str]:
+def read_split_list(source: Source, path: Path) -> list[str]:
     """Return the names that a split file lists, one a line. Raises SourceError if it is missing or lists none."""
     if not path.is_file():
-        raise SourceError(f"{source.title}: the split file {path} is missing. {hint}".rstrip())
+        raise SourceError(f"{source.title}: the split file {path} is missing.")
     names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not names:
         raise SourceError(f"{source.title}: the split file {path} is empty.")

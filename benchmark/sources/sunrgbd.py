@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,18 +60,16 @@ class SunRGBD(Source):
 
     def read(self, ref: FrameRef) -> Frame:
         """Read one frame, see [`Source.read`]."""
-        image, image_size, depth, camera = self._files(ref)
-        return Frame(ref, image, image_size, rotate_bits(depth), 1000.0, camera)
+        frame = self._as_stored(ref)
+        return replace(frame, depth=rotate_bits(frame.depth), depth_scale=1000.0)
 
-    def _files(
-        self, ref: FrameRef
-    ) -> tuple[bytes, tuple[int, int], NDArray[np.uint16], tuple[float, float, float, float]]:
-        """Return the image, its size, the depth map as the file has it, and the camera."""
+    def _as_stored(self, ref: FrameRef) -> Frame:
+        """Return the frame with the depth map as the file has it."""
         folder = self.root / "SUNRGBD" / ref.id
         image, image_size = read_image(_only_file(folder / "image", (".jpg", ".png")))
         path = folder / "intrinsics.txt"
         depth = read_depth_png(_only_file(folder / "depth_bfx", (".png",)))
-        return image, image_size, depth, from_opencv(pinhole(read_numbers(path), path))
+        return Frame(ref, image, image_size, depth, 8000.0, from_opencv(pinhole(read_numbers(path), path)))
 
 
 class NYUv2OfSunRGBD(SunRGBD):
@@ -91,8 +90,8 @@ class NYUv2OfSunRGBD(SunRGBD):
 
     def read(self, ref: FrameRef) -> Frame:
         """Read one frame, see [`Source.read`]; float32 metres, because elsewhere a scale of 8000 means rotated bits."""
-        image, image_size, depth, camera = self._files(ref)
-        return Frame(ref, image, image_size, (depth / np.float32(8000)).astype(np.float32), 1.0, camera)
+        frame = self._as_stored(ref)
+        return replace(frame, depth=(frame.depth / np.float32(8000)).astype(np.float32), depth_scale=1.0)
 
 
 def _only_file(folder: Path, suffixes: tuple[str, ...]) -> Path:

@@ -140,13 +140,11 @@ class World:
         height: float,
         texture: Texture,
         *,
-        base: float = 0.0,
-        item: int = -1,
         enclosed: bool = False,
     ) -> Quad:
         """Add an upright rectangle from `start` (x, z) along a horizontal unit vector; it faces `along` x up."""
-        corner = np.array([start[0], -base, start[1]])
-        quad = Quad(corner, np.asarray(along, float), _UP, length, height, texture, item, enclosed=enclosed)
+        corner = np.array([start[0], 0.0, start[1]])
+        quad = Quad(corner, np.asarray(along, float), _UP, length, height, texture, enclosed=enclosed)
         self.quads.append(quad)
         return quad
 

@@ -131,12 +131,6 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def depth_messages(system: bool = True) -> list[dict[str, Any]]:
-    """The method's prompt for one image."""
-    user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": DEPTH_PROMPT}]}
-    return [{"role": "system", "content": DEPTH_SYSTEM_PROMPT}, user] if system else [user]
-
-
 def build_processor() -> tuple[DepthVLMProcessor, list[int]]:
     """The processor, and the token ids that stand before the image in the method's prompt."""
     tokenizer = build_tokenizer()
@@ -144,7 +138,8 @@ def build_processor() -> tuple[DepthVLMProcessor, list[int]]:
         canonical_focal_length=CANONICAL_FOCAL_LENGTH, size={"shortest_edge": 32 * 32, "longest_edge": 384 * 384}
     )
     processor = DepthVLMProcessor(image_processor=images, tokenizer=tokenizer, chat_template=CHAT_TEMPLATE)
-    text = processor.apply_chat_template(depth_messages(), tokenize=False)
+    user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": DEPTH_PROMPT}]}
+    text = processor.apply_chat_template([{"role": "system", "content": DEPTH_SYSTEM_PROMPT}, user], tokenize=False)
     return processor, tokenizer(text.split("<|image_pad|>")[0]).input_ids
 
 
