@@ -115,25 +115,24 @@ class RGBDFolder(Source):
                     f"{self.title}: {len(unknown)} stems of {path} have no image in {pairs.place}, the first is "
                     f"{unknown[0]!r}. Stems are paths below that folder, without an ending."
                 )
-        ids, depths = _frame_ids(sorted(pairs.images)), pairs.depths
-        self._try_scale(next((depths[stem] for stem in sorted(stems) if stem in depths), None))
-        for order, stem in enumerate(sorted(stems)):
-            files = {"stem": stem, "image": pairs.images[stem], "depth": depths.get(stem, "")}
+        ids, stems = _frame_ids(sorted(pairs.images)), sorted(stems)
+        depths = [pairs.depths.get(stem, "") for stem in stems]
+        self._try_scale(next(filter(None, depths), None))
+        for order, (stem, depth) in enumerate(zip(stems, depths, strict=True)):
+            files = {"stem": stem, "image": pairs.images[stem], "depth": depth}
             yield FrameRef(ids[stem], scene=ids[stem].rpartition("/")[0], order=order, files=files)
 
     def read(self, ref: FrameRef) -> Frame:
         """Read one pair, see [`Source.read`]."""
-        image_file, depth_file = self.root / ref.files["image"], self.root / ref.files["depth"]
+        stem, image_file, depth_file = ref.files["stem"], self.root / ref.files["image"], self.root / ref.files["depth"]
         if not ref.files["depth"]:
-            raise FrameError(f"{image_file}: has no depth map with the stem {ref.files['stem']!r}.")
-        image, (width, height) = read_image(image_file)
+            raise FrameError(f"{image_file}: has no depth map with the stem {stem!r}.")
+        image, size = read_image(image_file)
         depth, scale = self._read_depth(depth_file)
-        if not same_shape(depth.shape, (width, height)):
-            found = f"{depth.shape[1]}x{depth.shape[0]}"
-            raise FrameError(
-                f"{depth_file}: {found} pixels do not have the aspect ratio of the image, {width}x{height}."
-            )
-        return Frame(ref, image, (width, height), depth, scale, self._camera(ref.files["stem"], (width, height)))
+        if not same_shape(depth.shape, size):
+            sizes = f"{depth.shape[1]}x{depth.shape[0]} pixels do not have the aspect ratio of the image"
+            raise FrameError(f"{depth_file}: {sizes}, {size[0]}x{size[1]}.")
+        return Frame(ref, image, size, depth, scale, self._camera(stem, size))
 
     def _read_depth(self, path: Path) -> tuple[NDArray[np.uint16] | NDArray[np.float32], float]:
         """Return the map and its scale: uint16 as stored, in a PNG or `.npy`; all else as float32 metres, scale 1."""
@@ -281,15 +280,13 @@ def find_pairs(root: Path, images: str | None = None, depths: str | None = None)
             if not (root / name).is_dir():
                 raise SourceError(f"RGB-D folder: there is no folder {root / name}.")
         pairs.add_folders([(root, root / images, root / depths)])
-    elif (found := _siblings(root)) is not None:
-        pairs.add_folders([found])
+        return pairs
+    below = sorted(path for path in root.rglob("*") if path.is_dir() and not path.name.startswith("."))
+    at_top = _siblings(root)
+    if scenes := [at_top] if at_top else [found for folder in below if (found := _siblings(folder))]:
+        pairs.add_folders(scenes)
     else:
-        below = sorted(path for path in root.rglob("*") if path.is_dir() and not path.name.startswith("."))
-        if scenes := [found for folder in below if (found := _siblings(folder))]:
-            pairs.add_folders(scenes)
-            pairs.place = f"{scenes[0][1].name}/ of the scenes of {root}"
-        else:
-            pairs.add_named()
+        pairs.add_named()
     return pairs
 
 
@@ -322,7 +319,8 @@ class Pairs:
 
     def add_folders(self, folders: list[tuple[Path, Path, Path]]) -> None:
         """Pair files of the same stems below two folders of a scene, or of stems that differ by a word or a time."""
-        self.place = f"{folders[0][1]}"
+        top, first, _ = folders[0]
+        self.place = f"{first}" if top == self.root else f"{first.name}/ of the scenes of {self.root}"
         for scene, image_folder, depth_folder in folders:
             prefix = "" if scene == self.root else scene.relative_to(self.root).as_posix() + "/"
             images = self._stems(image_folder, IMAGE_SUFFIXES, prefix)

@@ -88,8 +88,8 @@ class Kitti(Source):
         return next((ref for ref in refs if self._depth_file(ref).is_file()), None)
 
     def _depth_file(self, ref: FrameRef) -> Path:
-        drive, number, camera = ref.id.split("/")
-        return self.root / ref.files / drive / "proj_depth" / "groundtruth" / camera / f"{number}.png"
+        folder, number = self.root / ref.files / ref.scene, ref.id.split("/")[1]
+        return folder / "proj_depth" / "groundtruth" / ref.camera / f"{number}.png"
 
     def _object_refs(self, split: str, listed: list[str] | None) -> Iterator[FrameRef]:
         if listed is None and split != "train":

@@ -6,6 +6,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -138,12 +139,14 @@ class AnnotationLines(Source):
         with self.file.open("rb") as file:
             for number, text in enumerate(file, start=1):
                 if text.strip():
-                    try:
+                    frame_id, scene = f"{number:07d}", ""
+                    with suppress(ValueError):  # `read` will say what is wrong with this line
                         line = _parse(text)
-                    except ValueError:
-                        line = None
-                    self._rays += line is not None and is_ray_distance(line)
-                    yield _ref(line, offset, number)
+                        path = PurePosixPath(str(line.get("image")))
+                        frame_id += f"/{_OTHERS.sub('_', path.stem)}"
+                        scene = str(line.get("scene_id") or path.parent)
+                        self._rays += is_ray_distance(line)
+                    yield FrameRef(frame_id, scene, "", number, (offset, number))
                 offset += len(text)
 
     def _only_file(self) -> Path:
@@ -155,14 +158,6 @@ class AnnotationLines(Source):
             f"{self.title}: expected one .jsonl file in {self.root}, there is {names}: name it by --option "
             "file=NAME.jsonl."
         )
-
-
-def _ref(line: Mapping[str, Any] | None, offset: int, number: int) -> FrameRef:
-    if line is None:
-        return FrameRef(f"{number:07d}", "", "", number, (offset, number))
-    path = PurePosixPath(str(line.get("image")))
-    scene = str(line.get("scene_id") or path.parent)
-    return FrameRef(f"{number:07d}/{_OTHERS.sub('_', path.stem)}", scene, "", number, (offset, number))
 
 
 def _parse(text: bytes) -> dict[str, Any]:

@@ -56,14 +56,14 @@ class Matterport3D(Source):
 
     def read(self, ref: FrameRef) -> Frame:
         """Read one image, see [`Source.read`]."""
-        image, image_size = read_image(self.root / ref.files["image"])
-        depth = read_depth_png(self.root / ref.files["depth"])
-        fx, fy, cx, from_bottom = ref.files["intrinsics"]
+        image_name, depth_name, (fx, fy, cx, from_bottom) = ref.files
+        folder = self.root / self._houses / ref.scene
+        image, image_size = read_image(folder / "undistorted_color_images" / image_name)
+        depth = read_depth_png(folder / "undistorted_depth_images" / depth_name)
         return Frame(ref, image, image_size, depth, 4000.0, from_opencv((fx, fy, cx, image_size[1] - 1 - from_bottom)))
 
     def _house(self, house: str) -> list[FrameRef]:
-        folder = f"{self._houses}/{house}".removeprefix("./")
-        path = self.root / folder / _PARAMETERS / f"{house}.conf"
+        path = self.root / self._houses / house / _PARAMETERS / f"{house}.conf"
         if not path.is_file():
             raise SourceError(f"{self.title}: the camera parameters {path} are missing.")
         intrinsics, refs = None, list[FrameRef]()
@@ -77,14 +77,9 @@ class Matterport3D(Source):
                         raise FrameError("an image before the first intrinsics_matrix")
                     depth, image = words[1:3]
                     panorama, kind, yaw = Path(depth).stem.rsplit("_", 2)
-                    files = {
-                        "image": f"{folder}/undistorted_color_images/{image}",
-                        "depth": f"{folder}/undistorted_depth_images/{depth}",
-                        "intrinsics": intrinsics,
-                    }
                     camera = kind.removeprefix("d")
                     frame_id = f"{house}/{panorama}_{camera}_{yaw}"
-                    refs.append(FrameRef(frame_id, scene=house, camera=camera, order=len(refs), files=files))
+                    refs.append(FrameRef(frame_id, house, camera, len(refs), (image, depth, intrinsics)))
             except (ValueError, FrameError) as error:
                 raise SourceError(f"{self.title}: line {number} of {path} cannot be read: {error}.") from error
         return refs
