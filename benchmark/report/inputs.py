@@ -163,7 +163,8 @@ def read_inputs(paths: Iterable[str | Path]) -> Inputs:
     found: dict[Path, bool] = {}
     for path in map(Path, paths):
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*.json") if not _is_hidden(file.relative_to(path)))
+            places = {file: file.relative_to(path).parts for file in sorted(path.rglob("*.json"))}
+            files = [file for file, parts in places.items() if not any(part.startswith(".") for part in parts)]
             if not files:
                 raise ValueError(f"{path} holds no results: give the --out folder of `depthvlm bench eval`.")
             found |= {file.resolve(): False for file in files if not found.get(file.resolve())}
@@ -173,15 +174,11 @@ def read_inputs(paths: Iterable[str | Path]) -> Inputs:
             raise FileNotFoundError(
                 f"There is no {path}: give result files of `depthvlm bench eval`, or their folders."
             )
-    items = [_read(path, named) for path, named in sorted(found.items())]
-    measured: list[Measured] = []
-    lmms: list[LmmsResult] = []
-    for item in items:  # a copy of a result counts once
-        if isinstance(item, Measured) and item not in measured:
-            measured.append(item)
-        elif isinstance(item, LmmsResult) and item not in lmms:
-            lmms.append(item)
-    others = [item for item in items if isinstance(item, Path)]
+    items: list[Any] = []
+    for path, named in sorted(found.items()):
+        if (item := _read(path, named)) not in items:  # a copy of a result counts once
+            items.append(item)
+    measured, lmms, others = ([one for one in items if isinstance(one, kind)] for kind in (Measured, LmmsResult, Path))
     runs = [path for path in others if path.name.endswith(RUN_SUFFIX)]
     return Inputs(
         sorted(measured, key=_order),
@@ -218,10 +215,6 @@ def _labelled(items: Sequence[Measured]) -> dict[str, Measured]:
             label, number = f"{wanted} ({number})", number + 1
         labels[label] = item
     return labels
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def _read(path: Path, named: bool) -> Measured | LmmsResult | Path | None:

@@ -75,12 +75,12 @@ class SpeedPoint:
 def bars_of(report: Report) -> list[Bars]:
     """Return one plot for each protocol of table 1 (or 2, where that alone is there) and of the sets outside."""
     tables = {table.key: table for table in report.tables}
-    shown = next((tables[str(number)] for number in EVALUATION_TABLES if str(number) in tables), None)
+    keys = [*[str(number) for number in EVALUATION_TABLES if str(number) in tables][:1], OUTSIDE_KEY]
     return [
-        _bars(table, protocol)
-        for table in (shown, tables.get(OUTSIDE_KEY))
-        if table is not None
-        for protocol in dict.fromkeys((row.protocol, row.protocol_hash) for row in table.measured)
+        _bars(tables[key], protocol)
+        for key in keys
+        if key in tables
+        for protocol in dict.fromkeys((row.protocol, row.protocol_hash) for row in tables[key].measured)
     ]
 
 
@@ -160,10 +160,9 @@ def plot_bars(sets: Sequence[str], series: Sequence[BarSeries]) -> bytes:
         figure, axes = _figure(max(6.0, min(14.0, 1.0 + 0.32 * len(sets) * (len(series) + 1))), 3.4)
         width = 0.8 / len(series)
         for index, each in enumerate(series):
-            places = [place for place, name in enumerate(sets) if name in each.scores]
-            x = np.array(places) + (index - (len(series) - 1) / 2) * width
-            names = [sets[place] for place in places]
-            heights = np.array([each.scores[name] for name in names])
+            names = [name for name in sets if name in each.scores]
+            x = np.array([sets.index(name) for name in names]) + (index - (len(series) - 1) / 2) * width
+            heights = [each.scores[name] for name in names]
             bars = axes.bar(x, heights, width * 0.92, color=_color(index), label=_legend(each.label))
             for bar, name, centre in zip(bars, names, x, strict=True):
                 if name in each.partial:
@@ -187,7 +186,8 @@ def plot_distance(bins: Mapping[str, Sequence[ErrorSums | None]]) -> bytes:
         shown = [index for index, each in enumerate(zip(*bins.values(), strict=True)) if any(each)]
         points = [max(sums.pixels if (sums := each[index]) else 0 for each in bins.values()) for index in shown]
         figure, (left, right) = _figure(2 * max(4.0, 0.8 + 0.52 * len(shown)), 3.6, plots=2)
-        names = [_bin_name(*DISTANCE_EDGES[index : index + 2]) for index in shown]
+        edges = [DISTANCE_EDGES[index : index + 2] for index in shown]
+        names = [f"{low:g}+" if np.isinf(high) else f"{low:g}-{high:g}" for low, high in edges]
         ticks = [f"{name}\n{count}" for name, count in zip(names, points, strict=True)]
         for place, (label, each) in enumerate(bins.items()):
             scores = [sums.metrics() if (sums := each[index]) else {} for index in shown]
@@ -228,8 +228,8 @@ def plot_speed(points: Sequence[SpeedPoint]) -> bytes:
     with _drawing():
         figure, axes = _figure(8.0, 4.0)
         systems = list(dict.fromkeys(point.system for point in points if not point.published))
-        for point in points:
-            color = "#595959" if point.published else _color(systems.index(point.system))
+        colors = ["#595959" if point.published else _color(systems.index(point.system)) for point in points]
+        for point, color in zip(points, colors, strict=True):
             face = "white" if point.published else color
             axes.scatter(point.seconds, point.score, 36, facecolors=face, edgecolors=color, linewidths=1.5, zorder=3)
         handles = [axes.scatter([], [], 36, color=_color(index)) for index in range(len(systems))]
@@ -242,17 +242,15 @@ def plot_speed(points: Sequence[SpeedPoint]) -> bytes:
         axes.set_xlabel("time for an image")
         axes.set_ylabel("delta1")
         axes.grid(color="#dddddd")
-        _label_points(axes, points, [_color(systems.index(p.system)) if not p.published else "#595959" for p in points])
+        _label_points(axes, points, colors)
         return _svg(figure)
 
 
 def _label_points(axes: Axes, points: Sequence[SpeedPoint], colors: Sequence[str]) -> None:
     """Label each point; labels of points that lie together go one above the other, in the order of their scores."""
-    order = sorted(range(len(points)), key=lambda index: (points[index].score, points[index].seconds))
     figure_points = 72 / axes.figure.dpi
     placed: list[tuple[float, float]] = []
-    for index in order:
-        point = points[index]
+    for point, color in sorted(zip(points, colors, strict=True), key=lambda pair: (pair[0].score, pair[0].seconds)):
         x, y = axes.transData.transform((point.seconds, point.score)) * figure_points
         lift = y
         while any(abs(x - other) < _LABEL_WIDTH and abs(lift - height) < _LABEL_HEIGHT for other, height in placed):
@@ -265,7 +263,7 @@ def _label_points(axes: Axes, points: Sequence[SpeedPoint], colors: Sequence[str
             textcoords="offset points",
             fontsize=_LABEL_SIZE,
             verticalalignment="center",
-            color=colors[index],
+            color=color,
         )
 
 
@@ -305,7 +303,3 @@ def _color(index: int) -> str:
 def _legend(label: str) -> str:
     """Return a label that matplotlib shows: it hides those that begin with an underscore."""
     return f" {label}" if label.startswith("_") else label
-
-
-def _bin_name(low: float, high: float) -> str:
-    return f"{low:g}+" if np.isinf(high) else f"{low:g}-{high:g}"

@@ -82,7 +82,10 @@ def build_report(inputs: Inputs, tables: Iterable[int] | None = None, date: str 
     for number in wanted:
         table = published_table(number)
         if number in EVALUATION_TABLES:
-            built.append(_evaluation_table(table, inputs.measured))
+            titles = {column.key: column.title for column in table.scored}
+            rows, notes = _measured_rows(inputs.measured, titles, average=True)
+            notes += _size_notes(table, inputs.measured)
+            built.append(_with_paper(table, rows, notes, _ANSWER_COLUMNS))
         elif number == BENCHMARK_TABLE:
             built.append(_benchmark_table(table, inputs.lmms))
         else:
@@ -92,18 +95,20 @@ def build_report(inputs: Inputs, tables: Iterable[int] | None = None, date: str 
     return Report(REPORT_TITLE, tuple(built), date)
 
 
-def _evaluation_table(table: PublishedTable, measured: Sequence[Measured]) -> ReportTable:
-    rows, notes = _measured_rows(measured, {column.key: column.title for column in table.scored}, average=True)
-    return _with_paper(table, rows, [*notes, *_size_notes(table, measured)], _ANSWER_COLUMNS)
-
-
 def _outside_table(measured: Sequence[Measured]) -> ReportTable:
     sets = {name: name for name in sorted({item.set_name for item in measured} - set(_set_titles()))}
     rows, notes = _measured_rows(measured, sets, average=False)
     title = "Sets that are in no table of the paper"
     caption = "delta1 (higher is better); no average, because the sets are no benchmark together."
     columns = (*(ReportColumn(name, name) for name in sets), *_ANSWER_COLUMNS)
-    return ReportTable(OUTSIDE_KEY, title, caption, "", "System", columns, _one_group(rows), tuple(notes))
+    return _outside_paper(OUTSIDE_KEY, title, caption, columns, rows, notes)
+
+
+def _outside_paper(
+    key: str, title: str, caption: str, columns: Iterable[ReportColumn], rows: list[ReportRow], notes: list[str]
+) -> ReportTable:
+    groups = (ReportGroup("", tuple(rows)),) if rows else ()
+    return ReportTable(key, title, caption, "", "System", tuple(columns), groups, tuple(dict.fromkeys(notes)))
 
 
 def _benchmark_table(table: PublishedTable, results: Sequence[LmmsResult]) -> ReportTable:
@@ -178,13 +183,8 @@ def _tasks_table(results: Sequence[LmmsResult]) -> ReportTable:
                 notes += [f"{PARTIAL_MARK} {result.name} on {task}: {score.partial}."] if score.partial else []
     title = "Tasks of lmms-eval that are in no table of the paper"
     caption = "In lmms-eval's own scale. Tasks that only make up a group are left out."
-    columns = tuple(ReportColumn(name.lower(), name) for name in ("Task", "Metric", "Score", "Samples"))
-    notes = list(dict.fromkeys(notes))
-    return ReportTable(TASKS_KEY, title, caption, "", "System", columns, _one_group(rows), tuple(notes))
-
-
-def _one_group(rows: Sequence[ReportRow]) -> tuple[ReportGroup, ...]:
-    return (ReportGroup("", tuple(rows)),) if rows else ()
+    columns = (ReportColumn(name.lower(), name) for name in ("Task", "Metric", "Score", "Samples"))
+    return _outside_paper(TASKS_KEY, title, caption, columns, rows, notes)
 
 
 def _speed_table(table: PublishedTable, measured: Sequence[Measured]) -> ReportTable:
@@ -197,13 +197,9 @@ def _speed_table(table: PublishedTable, measured: Sequence[Measured]) -> ReportT
         if seconds is None:
             continue
         mark = PARTIAL_MARK if item.partial else ""
-        cells = (
-            *(Cell(), Cell(), Cell()),
-            Cell(f"{time_text(seconds)}{mark}", seconds),
-            Cell(titles.get(item.set_name, item.set_name)),
-            Cell(plain(1 / seconds), 1 / seconds),
-            Cell(str(item.result.speed.get("device") or MISSING)),
-        )
+        latency, rate = Cell(f"{time_text(seconds)}{mark}", seconds), Cell(plain(1 / seconds), 1 / seconds)
+        device = Cell(str(item.result.speed.get("device") or MISSING))
+        cells = (Cell(), Cell(), Cell(), latency, Cell(titles.get(item.set_name, item.set_name)), rate, device)
         name, key = item.system
         rows.append(ReportRow(names[item.system], "measured", cells, *item.protocol, key, name))
         if mark:
@@ -291,7 +287,7 @@ def _measured_rows(
             )
         together = len(apart) < len(kept)
         for place, choice in enumerate(choices):
-            cells = [_score_cell(choice[key]) if key in choice else Cell() for key in titles]
+            cells = [_score_cell(choice.get(key)) for key in titles]
             if average:
                 cells.append(_average(choice, titles, label, notes) if together and place == 0 else Cell())
             rows.append(_row(names[system], choice, titles, cells))
@@ -331,22 +327,24 @@ def _hashes(items: Iterable[Measured]) -> list[str]:
     return sorted({item.result.data_hash[:12] for item in items})
 
 
-def _score_cell(item: Measured) -> Cell:
-    value = item.metrics.get(SCORE)
-    mark = PARTIAL_MARK if item.partial else ""
+def _score_cell(item: Measured | None) -> Cell:
+    if item is None:
+        return Cell()
+    value, mark = item.metrics.get(SCORE), PARTIAL_MARK if item.partial else ""
     if value is None:
         return Cell(MISSING + mark)
     return Cell(f"{value:.3f}{mark}", value, item.result.confidence.get(SCORE))
 
 
 def _average(choice: Mapping[str, Measured], titles: Mapping[str, str], label: str, notes: list[str]) -> Cell:
-    missing = [title for key, title in titles.items() if key not in choice]
     there = [(title, choice[key]) for key, title in titles.items() if key in choice]
-    unfinished = [title for title, item in there if item.partial or SCORE not in item.metrics]
-    if missing or unfinished:
-        reasons = [f"not measured: {', '.join(missing)}"] if missing else []
-        reasons += [f"partial: {', '.join(unfinished)}"] if unfinished else []
-        notes.append(f"{label}: no average; {'; '.join(reasons)}.")
+    lacking = {
+        "not measured": [title for key, title in titles.items() if key not in choice],
+        "partial": [title for title, item in there if item.partial or SCORE not in item.metrics],
+    }
+    if any(lacking.values()):
+        reasons = "; ".join(f"{reason}: {', '.join(sets)}" for reason, sets in lacking.items() if sets)
+        notes.append(f"{label}: no average; {reasons}.")
         return Cell()
     value = math.fsum(item.metrics[SCORE] for item in choice.values()) / len(choice)
     return Cell(f"{value:.3f}", value, _average_interval(choice))
