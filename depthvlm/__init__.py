@@ -87,12 +87,13 @@ def __dir__() -> list[str]:
 @functools.cache
 def register() -> None:
     """Make transformers' Auto classes know the model, configuration and processor classes; once."""
-    from .modeling_depthvlm import DepthVLMConfig
+    from .modeling_depthvlm import FAMILIES
     from .modeling_depthvlm import register_auto_classes as register_models
     from .processing import register_auto_classes as register_processors
 
     register_models()
-    register_processors(DepthVLMConfig)
+    for config, *_ in FAMILIES.values():
+        register_processors(config, config.backbone.processor_class)
 
 
 def _is_command() -> bool:

@@ -143,7 +143,7 @@ def load_depth_head(model: str | PathLike[str]) -> tuple[DepthVLMConfig, DepthHe
     weights = _head_weights(path, revision)
     if not weights:
         raise ValueError(
-            f"{model} has no depth head: none of its weights is called `depth_head.*`. A plain Qwen3-VL gets a head "
+            f"{model} has no depth head: none of its weights is called `depth_head.*`. A plain backbone gets a head "
             "from `depthvlm convert`, which must be trained before its depth means anything; adapters must be merged "
             "into a whole checkpoint first."
         )
@@ -239,7 +239,8 @@ def _metadata(model: str | PathLike[str], config: DepthVLMConfig) -> dict[str, s
         "patch_size": str(config.vision.patch_size),
         "spatial_merge_size": str(config.vision.spatial_merge_size),
         "stride": str(config.input_stride),
-        "deepstack_visual_indexes": json.dumps(list(config.vision.deepstack_visual_indexes)),
+        "backbone": config.backbone.model_type,
+        "vision_layers": json.dumps(config.vision_layers if config.reads_vision else []),
         "unit": "metres; z-depth",
         "source": source,
         "license": _license(name) or "not stated by the checkpoint",
@@ -275,7 +276,11 @@ def _head_weights(path: str, revision: str | None) -> dict[str, Tensor]:
     for file in files:
         try:
             with safe_open(file, framework="pt") as tensors:
-                found = [name for name in tensors.keys() if name.startswith(_PREFIX)]  # noqa: SIM118 (not a mapping)
+                found = [
+                    name
+                    for name in tensors.keys()  # noqa: SIM118 (not a mapping)
+                    if name.startswith(_PREFIX) and not name.startswith(f"{_PREFIX}projectors.")  # before the maps
+                ]
                 weights |= {name.removeprefix(_PREFIX): tensors.get_tensor(name).float() for name in found}
         except SafetensorError as error:
             raise OSError(f"{file} is incomplete or damaged ({error}). Copy or download it again.") from error

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from .inputs import find_images, result_stems
-from .processing.exif_depthvlm import exif_orientation
+from .processing.camera_depthvlm import exif_orientation
 from .processing.images_depthvlm import open_image, open_raster, upright_image
 
 if TYPE_CHECKING:

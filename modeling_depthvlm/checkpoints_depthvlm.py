@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
 from transformers.utils.hub import cached_file, cached_files, resolve_revision
+
+from .backbones_depthvlm import family_of, own_family
 
 HUB_KWARGS = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
 
@@ -24,32 +27,23 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CONFIG, ADAPTER_CONFIG, ADAPTER_WEIGHTS = "config.json", "adapter_config.json", "adapter_model.safetensors"
 NO_ADAPTER = {"subfolder": "no-adapter"}  # where transformers looks for one beside a model, and finds none
 LAYERS = {
-    "text_config": ("num_hidden_layers", ".language_model.layers."),
-    "vision_config": ("depth", ".visual.blocks."),
+    "text_config": ("num_hidden_layers", r"(?:^|\.)(?:language_model|model)\.layers\.(\d+)\."),
+    "vision_config": ("depth", r"(?:^|\.)visual\.blocks\.(\d+)\."),
 }
 
 
-def check_backbone(config_dict: dict[str, Any], path: str) -> None:
-    """Raise ValueError unless a checkpoint's configuration is of a backbone that this code runs."""
-    model_type = config_dict.get("model_type")
-    if model_type not in ("depthvlm", "qwen3_vl"):
-        raise ValueError(
-            f"{path} has model_type={model_type!r}, which DepthVLM does not support. Supported are qwen3_vl (the dense "
-            "Qwen3-VL: 2B, 4B, 8B, 32B), the published DepthVLM layout, which is of that type too, and depthvlm."
-        )
-
-
 def adopt_config_dict(config_dict: dict[str, Any], path: str, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Turn the config of a checkpoint with `model_type: qwen3_vl` into one of DepthVLM.
+    """Turn the configuration of a plain checkpoint, or of one in the published layout, into one of DepthVLM.
 
     A published DepthVLM checkpoint says `depth_head_type` and keeps the head's widths in its weights alone, which are
-    read from the safetensors header. A plain Qwen3-VL checkpoint says neither, and gets a new head.
+    read from the safetensors header. A plain checkpoint says neither, and gets a new head.
 
     Raises:
         ValueError: `depth_head_type` is unknown, or the weights of the head it promises are not there.
     """
     adopted = {key: value for key, value in config_dict.items() if not key.startswith("depth_head_")}
-    adopted |= {"model_type": "depthvlm", "architectures": ["DepthVLMForConditionalGeneration"]}
+    family = family_of(config_dict, path)
+    adopted |= {"model_type": family.config.model_type, "architectures": [family.model.__name__]}
     if has_head(config_dict):
         header = weights_header(path, hub_kwargs) or {}
         adopted["depth_config"] = published_head(config_dict, header, path)
@@ -187,9 +181,9 @@ def check_weights(config_dict: dict[str, Any], header: dict[str, list[int] | Non
 
     This comes before anything of it is built.
     """
-    for part, (key, infix) in LAYERS.items():
+    for part, (key, pattern) in LAYERS.items():
         promised = (config_dict.get(part) or {}).get(key)
-        held = len({name.split(infix)[1].split(".")[0] for name in header if infix in name})
+        held = len({found[1] for name in header if (found := re.search(pattern, name))})
         if isinstance(promised, int) and promised > held:
             raise ValueError(
                 f"{path}: its config says {part}.{key}={promised}, but its weights hold {held} such layers. The config "
@@ -198,17 +192,17 @@ def check_weights(config_dict: dict[str, Any], header: dict[str, list[int] | Non
     if has_head(config_dict) and not any(name.startswith(HEAD) for name in header):
         raise ValueError(
             f"{path}: its config is of a model with a depth head, but no `depth_head.*` weight is in it. Use a "
-            "complete checkpoint; to start with a new head, begin with the plain Qwen3-VL."
+            "complete checkpoint; to start with a new head, begin with the plain backbone."
         )
 
 
 def has_head(config_dict: dict[str, Any]) -> bool:
     """Return whether a configuration, as it is in the file, is of a model with a depth head."""
-    return config_dict.get("model_type") == "depthvlm" or config_dict.get("depth_head_type") is not None
+    return own_family(config_dict.get("model_type")) is not None or config_dict.get("depth_head_type") is not None
 
 
 def check_missing(missing: Iterable[str], config_dict: dict[str, Any], path: str) -> None:
-    """Raise ValueError if weights had to be drawn at random, but for a new head on a plain Qwen3-VL."""
+    """Raise ValueError if weights had to be drawn at random, but for a new head on a plain backbone."""
     lost = sorted(name for name in missing if has_head(config_dict) or not name.startswith(HEAD))
     if lost:
         raise ValueError(
@@ -231,10 +225,10 @@ class CheckpointMixin:
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any
     ) -> Any:
-        """Load a DepthVLM checkpoint, one of the published implementation, or a plain Qwen3-VL.
+        """Load a DepthVLM checkpoint, one of the published implementation, or a plain backbone.
 
-        The last gets a new head: `depth_config=` chooses which. An adapter is put on the model that it is for, which is
-        held to the same.
+        The last gets a new head: `depth_config=` chooses which. A checkpoint of another family than this class's is
+        loaded as that family's class. An adapter is put on the model that it is for, which is held to the same.
 
         Args:
             pretrained_model_name_or_path: As in transformers, like the rest.
@@ -267,12 +261,17 @@ class CheckpointMixin:
             adapter = adapter_folder(str(named or path), place)
             if adapter is not None:
                 return cls._with_adapter(adapter, path, named is None, *args, **kwargs)
-        wants_info = kwargs.pop("output_loading_info", False)
         stored: dict[str, Any] = {}
+        if pretrained_model_name_or_path is not None:
+            stored, _ = PreTrainedConfig.get_config_dict(path, **where)
+        own = cls.class_for(kwargs.get("config"), stored, path)
+        if own is not cls:
+            return own.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        wants_info = kwargs.pop("output_loading_info", False)
+        header = None
         if pretrained_model_name_or_path is not None and kwargs.get("state_dict") is None:
             header = weights_header(path, where, kwargs.get("variant"))
             if header is not None:
-                stored, _ = PreTrainedConfig.get_config_dict(path, **where)
                 if not wants_info:
                     check_weights(stored, header, path)
                 if isinstance(kwargs.get("device_map"), dict) and "lm_head.weight" not in header:
@@ -288,9 +287,30 @@ class CheckpointMixin:
             ) from error
         if model.config._name_or_path == path:  # it is another with an adapter's name
             model.config._commit_hash = getattr(revision, "resolved", None)
-        if stored and not wants_info:
+        if header is not None and not wants_info:
             check_missing(info["missing_keys"], stored, path)
+        if stored and not has_head(stored):
+            model.start_projectors()
         return (model, info) if wants_info else model
+
+    @classmethod
+    def class_for(cls, config: Any, stored: dict[str, Any], path: str) -> Any:
+        """Return the class for a checkpoint: this one, or its counterpart for another family.
+
+        Args:
+            config: A configuration object that the caller gave, or anything else.
+            stored: The checkpoint's configuration, as it is in the file; empty if there is none.
+            path: What messages call the checkpoint.
+
+        Raises:
+            ValueError: Its family is not supported.
+        """
+        if isinstance(config, PreTrainedConfig):
+            stored = {"model_type": config.model_type}
+        family = family_of(stored, path) if stored else None
+        if family is None or issubclass(cls.config_class, family.config):  # type: ignore[attr-defined]
+            return cls
+        return family.depth_estimation if cls.main_input_name == "pixel_values" else family.model  # type: ignore[attr-defined]
 
     @classmethod
     def _with_adapter(cls, adapter: Path, model: str, is_adapter: bool, *args: Any, **kwargs: Any) -> Any:

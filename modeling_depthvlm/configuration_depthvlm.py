@@ -1,6 +1,6 @@
 # Copyright 2026 The DepthVLM authors. Licensed under the Apache License, Version 2.0.
 # ruff: noqa: E402
-"""Configuration of DepthVLM: a Qwen3-VL configuration and that of the depth head."""
+"""Configuration of DepthVLM: that of a vision-language model, and that of the depth head."""
 
 import os
 from typing import Any, ClassVar, cast
@@ -33,13 +33,15 @@ if note := version_note(transformers.__version__):
 # Below the warning: other versions may lack what is imported here.
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
-from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLConfig, Qwen3VLTextConfig, Qwen3VLVisionConfig
+from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLConfig
 
-from .checkpoints_depthvlm import HUB_KWARGS, adopt_config_dict, check_backbone
+from .backbones_depthvlm import Backbone, family_of, reason_against
+from .checkpoints_depthvlm import HUB_KWARGS, adopt_config_dict
 
 HEAD_TYPES = ("dpt_light", "dpt", "mlp")
 MLP_FUSIONS = ("concat", "concat_norm", "sum")
 FEATURE_SOURCES = ("vit+llm", "vit", "llm", "llm_final")
+PROJECTORS = ("shared", "own")
 
 # "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>" in Qwen3-VL's
 # vocabulary: what stands before the image in the prompt that the published checkpoints were trained with.
@@ -48,6 +50,8 @@ QWEN3_VL_DEPTH_PROMPT_IDS = (
     *(151644, 8948, 198, 2610, 525, 264, 10950, 17847, 13, 151645, 198),
     *(151644, 872, 198, QWEN3_VL_VISION_START_ID),
 )
+
+QWEN3_VL = Backbone("qwen3_vl", "Qwen3-VL: 2B, 4B, 8B, 32B", has_deepstack=True)
 
 
 @strict
@@ -59,9 +63,9 @@ class DepthHeadConfig(PreTrainedConfig):
             `"dpt_light"`, the paper's head, which only upsamples (strides 4, 8, 16, 32); `"dpt"`, the original DPT
             pyramid, which upsamples by 4 and 2, keeps and downsamples by 2; `"mlp"`, two linear layers per token.
         feature_source (`str`, *optional*, defaults to `"vit+llm"`):
-            Equation 2: `"vit+llm"`, the DeepStack outputs and the final LLM state; `"vit"`, the DeepStack outputs and
-            the final ViT output; `"llm"`, three LLM layers at a quarter, a half and three quarters of the depth and
-            the final state; `"llm_final"`, the final state alone (MLP head only).
+            Equation 2: `"vit+llm"`, three levels of the ViT and the final LLM state; `"vit"`, these levels and the
+            final ViT output; `"llm"`, three LLM layers at a quarter, a half and three quarters of the depth and the
+            final state; `"llm_final"`, the final state alone (MLP head only).
         features (`int`, *optional*, defaults to 256):
             Channels of the fusion blocks (DPT heads).
         out_channels (`list[int]`, *optional*, defaults to `[256, 512, 1024, 1024]`):
@@ -72,6 +76,13 @@ class DepthHeadConfig(PreTrainedConfig):
             How the MLP head takes four maps: `"concat"`, each under the shared LayerNorm, then side by side;
             `"concat_norm"`, side by side under one LayerNorm over all; `"sum"`, their sum under a LayerNorm. The last
             two are modes of the published implementation.
+        vision_layers (`list[int]`, *optional*):
+            Three ViT layers, counted from 0, whose outputs are maps 1 to 3. With DeepStack they must be of its levels,
+            and are by default the first, the middle and the last of them; without, the layers at a quarter, a half and
+            three quarters of the ViT.
+        projector (`str`, *optional*, defaults to `"shared"`):
+            Without DeepStack: `"shared"`, the backbone's own projector brings the three levels to the width of the
+            LLM; `"own"`, each level has a projector in the depth head, which begins as a copy of the backbone's.
     """
 
     model_type = "depthvlm_head"
@@ -83,6 +94,8 @@ class DepthHeadConfig(PreTrainedConfig):
     out_channels: list[int] | tuple[int, ...] = (256, 512, 1024, 1024)
     hidden_size: int = 1024
     mlp_fusion: str = "concat"
+    vision_layers: list[int] | tuple[int, ...] | None = None
+    projector: str = "shared"
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.head_type not in HEAD_TYPES:
@@ -98,6 +111,8 @@ class DepthHeadConfig(PreTrainedConfig):
             )
         if self.mlp_fusion not in MLP_FUSIONS:
             raise ValueError(f"`mlp_fusion` is {self.mlp_fusion!r}, expected one of {', '.join(MLP_FUSIONS)}.")
+        if self.projector not in PROJECTORS:
+            raise ValueError(f"`projector` is {self.projector!r}, expected one of {', '.join(PROJECTORS)}.")
         if len(self.out_channels) != 4:
             raise ValueError(f"`out_channels` needs four widths, one per feature map, got {self.out_channels}.")
         if min(*self.out_channels, self.features, self.hidden_size) < 1 or self.features % 2:
@@ -109,12 +124,12 @@ class DepthHeadConfig(PreTrainedConfig):
 
 
 @strict
-class DepthVLMConfig(Qwen3VLConfig):
-    r"""Configuration of [`DepthVLMForConditionalGeneration`]: everything of Qwen3-VL, and the depth head's.
+class DepthVLMConfigMixin(PreTrainedConfig):
+    r"""Configuration of a vision-language model with a depth head: the head's and the loss's, to any backbone's.
 
     Args:
         depth_config (`DepthHeadConfig` or `dict`, *optional*):
-            The depth head. Which ViT layers it reads is `vision_config.deepstack_visual_indexes`.
+            The depth head.
         depth_loss_weight (`float`, *optional*, defaults to 1.0):
             alpha of equation 5.
         silog_lambda (`float`, *optional*, defaults to 0.5):
@@ -122,19 +137,12 @@ class DepthVLMConfig(Qwen3VLConfig):
         canonical_focal_length (`float`, *optional*, defaults to 1000.0):
             f_c of equation 6, in pixels: the focal length that images are resampled to before the model sees them.
         depth_prompt_ids (`list[int]`, *optional*):
-            Token ids that stand before an image's own tokens when only pixels are given
-            ([`DepthVLMForDepthEstimation`]). By default the chat prefix of Qwen3-VL where its vocabulary is used, else
-            `vision_start_token_id` alone.
+            Token ids that stand before an image's own tokens when only pixels are given (the classes for
+            `AutoModelForDepthEstimation`). By default the chat prefix of Qwen3-VL where its vocabulary is used, else
+            the token before an image alone.
     """
 
-    model_type = "depthvlm"
-    # transformers renamed `sub_configs` to `sub_configs_defaults` after 5.18: both are read, by one version each.
-    sub_configs: ClassVar[dict[str, type[PreTrainedConfig]]] = {
-        "vision_config": Qwen3VLVisionConfig,
-        "text_config": Qwen3VLTextConfig,
-        "depth_config": DepthHeadConfig,
-    }
-    sub_configs_defaults: ClassVar[dict[str, Any]] = dict(sub_configs)
+    backbone: ClassVar[Backbone]
 
     depth_config: dict | PreTrainedConfig | None = None
     depth_loss_weight: float = 1.0
@@ -142,40 +150,66 @@ class DepthVLMConfig(Qwen3VLConfig):
     canonical_focal_length: float = 1000.0
     depth_prompt_ids: list[int] | None = None
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        # transformers renamed `sub_configs` to `sub_configs_defaults` after 5.18: both are read, by one version each.
+        parents: Any = super()
+        cls.sub_configs = {**parents.sub_configs, "depth_config": DepthHeadConfig}  # type: ignore[assignment]
+        cls.sub_configs_defaults = {  # type: ignore[assignment]
+            **getattr(parents, "sub_configs_defaults", parents.sub_configs),
+            "depth_config": DepthHeadConfig,
+        }
+        super().__init_subclass__(**kwargs)
+
     def __post_init__(self, **kwargs: Any) -> None:
         if not isinstance(self.depth_config, PreTrainedConfig):
             self.depth_config = DepthHeadConfig(**(self.depth_config or {}))
         super().__post_init__(**kwargs)
-        levels = list(self.vision.deepstack_visual_indexes)
-        fits = len(set(levels)) == 3 and all(0 <= level < self.vision.depth for level in levels)
-        if self.head.feature_source in ("vit+llm", "vit") and not fits:
+        if reason := reason_against(vars(self)):
+            raise ValueError(f"DepthVLM does not support this configuration of {self.backbone.model_type}: {reason}.")
+        if self.reads_vision:
+            self.backbone.check_layers(self.vision_layers, self.vision)
+        if self.head.projector == "own" and self.backbone.has_deepstack:
             raise ValueError(
-                f"`vision_config.deepstack_visual_indexes` is {levels} with {self.vision.depth} ViT layers, and the "
-                "depth head reads three of them, its maps 1 to 3 (equation 2). Use a Qwen3-VL with three DeepStack "
-                "levels, or `depth_config={'feature_source': 'llm'}`, which reads the LLM alone."
+                f"`depth_config={{'projector': 'own'}}` is for backbones without DeepStack: {self.backbone.model_type} "
+                "has a projector for every level already. Leave it out."
             )
         if not 0.0 <= self.silog_lambda <= 1.0:
             raise ValueError(f"`silog_lambda` is {self.silog_lambda}, expected 0 to 1: the loss is unbounded beyond.")
         if not self.canonical_focal_length > 0:
             raise ValueError(f"`canonical_focal_length` is {self.canonical_focal_length}, expected pixels above 0.")
         if self.depth_prompt_ids is None:
-            is_qwen = self.vision_start_token_id == QWEN3_VL_VISION_START_ID
-            self.depth_prompt_ids = list(QWEN3_VL_DEPTH_PROMPT_IDS) if is_qwen else [self.vision_start_token_id]
+            start = getattr(self, self.backbone.image_start)
+            self.depth_prompt_ids = list(QWEN3_VL_DEPTH_PROMPT_IDS) if start == QWEN3_VL_VISION_START_ID else [start]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+        """Read the configuration of a checkpoint; of another family than this class's, as that family's class.
+
+        Raises:
+            ValueError: The checkpoint's family is not supported.
+        """
+        where = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
+        stored, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **where)
+        family = family_of(stored, str(pretrained_model_name_or_path)) if stored else None
+        if family is None or issubclass(cls, family.config):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        return family.config.from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def get_config_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Read a configuration, also of published DepthVLM checkpoints and plain Qwen3-VL (`model_type: qwen3_vl`).
+        """Read a configuration, also of published DepthVLM checkpoints and of plain ones of the backbone's family.
 
         Raises:
-            ValueError: The checkpoint is of another backbone.
+            ValueError: The checkpoint's family is not supported.
         """
         hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        check_backbone(config_dict, str(pretrained_model_name_or_path))
-        if config_dict.get("model_type") == Qwen3VLConfig.model_type:
-            config_dict = adopt_config_dict(config_dict, str(pretrained_model_name_or_path), hub_kwargs)
+        if config_dict:
+            family = family_of(config_dict, str(pretrained_model_name_or_path))
+            if config_dict["model_type"] != family.config.model_type:
+                config_dict = adopt_config_dict(config_dict, str(pretrained_model_name_or_path), hub_kwargs)
         return config_dict, kwargs
 
     @classmethod
@@ -192,12 +226,12 @@ class DepthVLMConfig(Qwen3VLConfig):
     @property
     def vision(self) -> Any:
         """`vision_config` as it is once the configuration is built."""
-        return self.vision_config
+        return self.vision_config  # type: ignore[attr-defined]
 
     @property
     def text(self) -> Any:
         """`text_config`, likewise."""
-        return self.text_config
+        return self.text_config  # type: ignore[attr-defined]
 
     @property
     def head(self) -> DepthHeadConfig:
@@ -205,9 +239,42 @@ class DepthVLMConfig(Qwen3VLConfig):
         return cast(DepthHeadConfig, self.depth_config)
 
     @property
+    def reads_vision(self) -> bool:
+        """True if the head reads levels of the vision tower."""
+        return self.head.feature_source in ("vit+llm", "vit")
+
+    @property
+    def vision_layers(self) -> list[int]:
+        """The three layers of the vision tower whose outputs are maps 1 to 3, in that order."""
+        return list(self.head.vision_layers or self.backbone.default_layers(self.vision))
+
+    @property
     def input_stride(self) -> int:
         """Pixels of the model's input per visual token and axis: patch size times merge size, 32 in Qwen3-VL."""
         return self.vision.patch_size * self.vision.spatial_merge_size
 
 
-__all__ = ["DepthHeadConfig", "DepthVLMConfig"]
+@strict
+class DepthVLMConfig(DepthVLMConfigMixin, Qwen3VLConfig):
+    r"""Configuration of [`DepthVLMForConditionalGeneration`]: everything of Qwen3-VL, and the depth head's.
+
+    `from_pretrained` also reads configurations of the other families, and returns their own class.
+
+    Args:
+        depth_config (`DepthHeadConfig` or `dict`, *optional*):
+            This and the next four: see [`DepthVLMConfigMixin`].
+        depth_loss_weight (`float`, *optional*, defaults to 1.0):
+            See there.
+        silog_lambda (`float`, *optional*, defaults to 0.5):
+            See there.
+        canonical_focal_length (`float`, *optional*, defaults to 1000.0):
+            See there.
+        depth_prompt_ids (`list[int]`, *optional*):
+            See there.
+    """
+
+    model_type = "depthvlm"
+    backbone: ClassVar[Backbone] = QWEN3_VL
+
+
+__all__ = ["DepthHeadConfig", "DepthVLMConfig", "DepthVLMConfigMixin"]

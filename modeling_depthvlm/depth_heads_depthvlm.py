@@ -90,7 +90,7 @@ class DepthHead(nn.Module):
     Args:
         config: The head's configuration.
         hidden_size: Width of the visual tokens, that of the LLM.
-        stride: Input pixels per token and axis (32 in Qwen3-VL).
+        stride: Input pixels per token and axis (32 in Qwen3-VL, 28 in Qwen2.5-VL).
     """
 
     def __init__(self, config: DepthHeadConfig, hidden_size: int, stride: int):
@@ -98,6 +98,7 @@ class DepthHead(nn.Module):
         self.config = config
         self.stride = stride
         self.norm = nn.LayerNorm(hidden_size)
+        self.projectors = nn.ModuleList()  # of its own, one per vision level, with `projector="own"`
 
     def forward(self, features: list[Tensor], grid: tuple[int, int]) -> Tensor:
         """Return `(N, h * stride, w * stride)`, float32, above zero: metres as seen by the canonical camera.

@@ -10,35 +10,30 @@ import copy
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import Cache, GenerationConfig, GenerationMixin
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_outputs import CausalLMOutputWithPast, DepthEstimatorOutput
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLForConditionalGeneration
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
 
+from .backbones_depthvlm import FAMILIES, LEVELS, register_family
 from .checkpoints_depthvlm import CheckpointMixin
-from .configuration_depthvlm import DepthVLMConfig
+from .configuration_depthvlm import DepthVLMConfig, DepthVLMConfigMixin
 from .depth_heads_depthvlm import DepthHead, build_depth_head, init_head_layer
 from .losses_depthvlm import resize_depth, silog_loss
 
 logger = logging.get_logger(__name__)
 
-AUTO_MAP = {
-    "AutoConfig": "configuration_depthvlm.DepthVLMConfig",
-    "AutoModel": "modeling_depthvlm.DepthVLMForConditionalGeneration",
-    "AutoModelForImageTextToText": "modeling_depthvlm.DepthVLMForConditionalGeneration",
-    "AutoModelForDepthEstimation": "modeling_depthvlm.DepthVLMForDepthEstimation",
-}
-
 
 @dataclass
 class DepthVLMCausalLMOutputWithPast(CausalLMOutputWithPast):
-    """Text and depth; the fields that are not listed are Qwen3-VL's.
+    """Text and depth; the fields that are not listed are those of the backbone.
 
     Args:
         loss: Scalar, equation 5: `text_loss + depth_loss_weight * depth_loss`, of those that labels were given for.
@@ -47,12 +42,41 @@ class DepthVLMCausalLMOutputWithPast(CausalLMOutputWithPast):
         predicted_depth: One float32 `(H_i, W_i)` per image of the batch, in the order of `image_grid_thw`: z-depth in
             metres at the resolution of the model's input.
         cameras: `(images, 7)`, the processor's camera records, handed through for post-processing.
+        aux_loss: Scalar, load balancing of a mixture of experts, with `output_router_logits`.
+        router_logits: Its routers' logits, likewise.
     """
 
     text_loss: Tensor | None = None
     depth_loss: Tensor | None = None
     predicted_depth: list[Tensor] | None = None
     cameras: Tensor | None = None
+    aux_loss: Tensor | None = None
+    router_logits: tuple[Tensor, ...] | None = None
+
+
+class DepthFeatures(NamedTuple):
+    """Feature maps that the depth head reads of one image (equation 2).
+
+    Args:
+        maps: `(maps, h, w, hidden_size)`: F_1 to F_4, or the final LLM state alone with `feature_source="llm_final"`.
+        grid: `(h, w)`, in visual tokens.
+    """
+
+    maps: Tensor
+    grid: tuple[int, int]
+
+
+class VisionMaps(NamedTuple):
+    """Output of the vision tower that the depth head reads.
+
+    Args:
+        levels: Three inner layers: per level one `(tokens_i, hidden_size)` per image, or all patches unprojected where
+            the head projects them itself.
+        pooled: The final output, phi(E_v(I)): one `(tokens_i, hidden_size)` per image.
+    """
+
+    levels: list[Any]
+    pooled: Sequence[Tensor]
 
 
 class PredictedDepth(list[Tensor]):
@@ -108,7 +132,7 @@ def check_images(pixel_values: Tensor | None, grid_thw: Tensor | None, focal_sca
         )
 
 
-def recorded_states(config: DepthVLMConfig) -> list[int]:
+def recorded_states(config: DepthVLMConfigMixin) -> list[int]:
     """Return the indices into `hidden_states` of the LLM states that the head reads beside the final one.
 
     With `feature_source="llm"` these are the states after a quarter, a half and three quarters of the layers.
@@ -119,22 +143,27 @@ def recorded_states(config: DepthVLMConfig) -> list[int]:
 
 
 def feature_maps(
-    config: DepthVLMConfig, vision: Any, states: Sequence[Tensor], image_mask: Tensor | None, tokens: Sequence[int]
+    config: DepthVLMConfigMixin,
+    vision: VisionMaps,
+    states: Sequence[Tensor],
+    image_mask: Tensor | None,
+    grids: Sequence[tuple[int, int]],
 ) -> list[Sequence[Tensor]]:
     """Return the head's feature maps F_1 to F_4 (equation 2, table 5): per map one `(tokens_i, hidden_size)` per image.
 
     Args:
         config: The model's configuration; `depth_config.feature_source` chooses the maps.
-        vision: Output of `get_image_features`.
+        vision: Output of the vision tower, its levels projected.
         states: `(batch, positions, hidden_size)` of the LLM: intermediate layers first, the final normed state last.
         image_mask: `(batch, positions)`, true at image tokens.
-        tokens: Number of visual tokens of every image.
+        grids: `(h, w)` of every image, in visual tokens.
     """
     source = config.head.feature_source
-    maps: list[Sequence[Tensor]] = list(vision.deepstack_features) if source in ("vit+llm", "vit") else []
+    maps: list[Sequence[Tensor]] = list(vision.levels) if source in ("vit+llm", "vit") else []
     if source == "vit":
-        return [*maps, vision.pooler_output]
-    return maps + [state[image_mask.to(state.device)].split(list(tokens)) for state in states]  # type: ignore[union-attr]
+        return [*maps, vision.pooled]
+    tokens = [height * width for height, width in grids]
+    return maps + [state[image_mask.to(state.device)].split(tokens) for state in states]  # type: ignore[union-attr]
 
 
 def run_depth_head(
@@ -163,21 +192,21 @@ def run_depth_head(
     return [depth[index] for index in range(len(grids))]
 
 
-class DepthVLMForConditionalGeneration(CheckpointMixin, Qwen3VLForConditionalGeneration, GenerationMixin):  # type: ignore[misc]
-    """Qwen3-VL that answers in text and in metres.
+class DepthVLMMixin(CheckpointMixin):
+    """Depth for a vision-language model: goes before a family's own class for generation, and `GenerationMixin` after.
 
     A depth head reads the visual tokens of the one vision pass and the one prefill that the text needs anyway.
-    `from_pretrained` takes DepthVLM checkpoints, checkpoints of the published implementation, and plain Qwen3-VL
-    checkpoints, to which it adds a head that is yet to be trained.
     """
 
-    config: DepthVLMConfig
-    config_class = DepthVLMConfig
+    config: Any
     depth_head: DepthHead
 
-    def __init__(self, config: DepthVLMConfig):
-        super().__init__(config)
+    def __init__(self, config: Any):
+        super().__init__(config)  # type: ignore[call-arg]
         self.depth_head = build_depth_head(config.head, config.text.hidden_size, config.input_stride)
+        if config.reads_vision and config.head.projector == "own":
+            copies = [config.backbone.copy_projector(self.model.visual) for _ in range(LEVELS)]
+            self.depth_head.projectors.extend(copies)
         self.post_init()
 
     @torch.no_grad()
@@ -205,9 +234,11 @@ class DepthVLMForConditionalGeneration(CheckpointMixin, Qwen3VLForConditionalGen
         focal_scale: Tensor | None = None,
         cameras: Tensor | None = None,
         output_depth: bool | None = None,
+        output_router_logits: bool | None = None,
+        second_per_grid_ts: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | DepthVLMCausalLMOutputWithPast:
-        """Run the model as Qwen3-VL's `forward` does, and predict depth.
+        """Run the model as the backbone's `forward` does, and predict depth.
 
         Args:
             depth_labels: For every image of the batch one `(H, W)` map of z-depth in metres, or None. Zero, negative,
@@ -217,6 +248,9 @@ class DepthVLMForConditionalGeneration(CheckpointMixin, Qwen3VLForConditionalGen
             cameras: `(images, 7)`, handed through to the output.
             output_depth: Run the depth head on the batch's images, if it has any. By default in eval mode; always with
                 `depth_labels`.
+            output_router_logits: For a mixture of experts: return its routers' logits, and add the load-balancing loss.
+                By default as `text_config` says.
+            second_per_grid_ts: `(videos,)`, seconds between the frames of every video, for Qwen2.5-VL.
 
         Raises:
             ValueError: `depth_labels` are given and no image is, or the number of images differs from that of
@@ -229,6 +263,9 @@ class DepthVLMForConditionalGeneration(CheckpointMixin, Qwen3VLForConditionalGen
                 f"Got {len(depth_labels)} `depth_labels` for {len(image_grid_thw)} images: give one per image, None "
                 "where there is no depth."
             )
+        if output_router_logits is None:
+            output_router_logits = getattr(self.config.text, "output_router_logits", False)
+        optional = {"output_router_logits": output_router_logits or None, "second_per_grid_ts": second_per_grid_ts}
         outputs, predicted_depth = self.run_backbone(
             output_depth,
             focal_scale=focal_scale,
@@ -243,6 +280,7 @@ class DepthVLMForConditionalGeneration(CheckpointMixin, Qwen3VLForConditionalGen
             inputs_embeds=inputs_embeds,
             mm_token_type_ids=mm_token_type_ids,
             mm_encoder_outputs=mm_encoder_outputs,
+            **{name: value for name, value in optional.items() if value is not None},
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -253,6 +291,11 @@ class DepthVLMForConditionalGeneration(CheckpointMixin, Qwen3VLForConditionalGen
             loss = text_loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.text.vocab_size, **kwargs
             )
+        router_logits, aux_loss = getattr(outputs, "router_logits", None), None
+        if output_router_logits:
+            aux_loss = self.load_balancing_loss(router_logits, attention_mask)
+            if loss is not None:
+                loss = loss + self.config.text.router_aux_loss_coef * aux_loss.to(loss.device)
         if depth_labels:
             assert predicted_depth is not None
             depth_loss = silog_loss(predicted_depth, depth_labels, self.config.silog_lambda)
@@ -272,7 +315,15 @@ class DepthVLMForConditionalGeneration(CheckpointMixin, Qwen3VLForConditionalGen
             depth_loss=depth_loss,
             predicted_depth=predicted_depth,
             cameras=cameras if output_depth else None,
+            aux_loss=aux_loss,
+            router_logits=router_logits,
         )
+
+    def load_balancing_loss(self, router_logits: Any, attention_mask: Tensor | None) -> Tensor:
+        """Return the load-balancing loss of a mixture of experts, as transformers computes it, without its factor."""
+        text = self.config.text
+        loss = load_balancing_loss_func(router_logits, text.num_experts, text.num_experts_per_tok, attention_mask)
+        return cast(Tensor, loss)
 
     def run_backbone(
         self,
@@ -299,41 +350,84 @@ class DepthVLMForConditionalGeneration(CheckpointMixin, Qwen3VLForConditionalGen
         Raises:
             ValueError: There is no image, or the numbers of images and focal scales differ.
         """
+        if output_depth:
+            check_images(inputs.get("pixel_values"), inputs.get("image_grid_thw"), focal_scale)
+        outputs, features = self._run(output_depth, text, prompt_states, inputs)
+        if features is None:
+            return outputs, None
+        return outputs, run_depth_head(self.depth_head, *features, focal_scale)
+
+    def _run(
+        self, wants_features: bool, text: bool, prompt_states: PromptStates | None, inputs: dict[str, Any]
+    ) -> tuple[Any, tuple[list[Sequence[Tensor]], list[tuple[int, int]]] | None]:
+        """Run the backbone; return its output, and the head's feature maps with their grids, as [`run_backbone`]."""
         vision = outputs = None
         states: list[Tensor] = []
-        grid_thw = inputs.get("image_grid_thw")
-        if output_depth:
-            check_images(inputs.get("pixel_values"), grid_thw, focal_scale)
-            vision = self._encode_images(inputs, text)
+        if wants_features:
+            vision = self._replace_pixels(inputs, text)
         if not text:
             _cut_after_images(inputs, self.config.image_token_id)
         if text or self.config.head.feature_source != "vit":
             with torch.set_grad_enabled(torch.is_grad_enabled() and text):
-                outputs, states = self._run_llm(inputs, output_depth or prompt_states is not None)
+                outputs, states = self._run_llm(inputs, wants_features or prompt_states is not None)
         if prompt_states is not None:
             prompt_states.chunks.append(states)
-        if not output_depth:
+        if not wants_features:
             return outputs, None
         image_mask = None
         if states:
             ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
             mask, _ = self.model.get_placeholder_mask(ids, inputs_embeds=states[-1] if embeds is None else embeds)
-            image_mask = mask[..., 0]
-        return outputs, self._depth_from_states(vision, states, image_mask, grid_thw, focal_scale)
+            image_mask = self.config.backbone.image_mask(mask[..., 0], inputs.get("mm_token_type_ids"))
+        return outputs, self._feature_maps(vision, states, image_mask, inputs["image_grid_thw"])
 
-    def _encode_images(self, inputs: dict[str, Any], text: bool) -> Any:
-        """Return the projected ViT output, phi(E_v(I)) of equation 1; in `inputs` it takes the place of all pixels."""
+    def encode_images(
+        self, pixel_values: Tensor, image_grid_thw: Tensor, trained: bool = False
+    ) -> tuple[Any, VisionMaps]:
+        """Run the vision tower once: phi(E_v(I)) of equation 1, and phi of its inner layers for equation 2.
+
+        Args:
+            pixel_values: Patches of all images.
+            image_grid_thw: `(images, 3)`, patches of every image.
+            trained: True to keep the graph.
+
+        Returns:
+            The output of `get_image_features`, for the LLM, and the maps for the head.
+        """
+        config, reads_vision = self.config, self.config.reads_vision
+        levels: list[Any] = []
+        options = config.backbone.vision_options(config.vision_layers) if reads_vision else {}
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
+            vision = self.get_image_features(pixel_values, image_grid_thw, return_dict=True, **options)
+            if reads_vision:
+                levels = config.backbone.vision_levels(vision, config.vision_layers, config.vision)
+                if not config.backbone.has_deepstack and config.head.projector == "shared":
+                    levels = self._project(levels, [self.model.visual] * LEVELS, image_grid_thw)
+        if options:
+            vision.hidden_states = None  # the LLM does not need them
+        return vision, VisionMaps(levels, vision.pooler_output)  # generation repeats those of `vision` for beams
+
+    def _project(self, levels: Sequence[Tensor], projectors: Sequence[Any], grid_thw: Tensor) -> list[Any]:
+        """Return levels of a tower without DeepStack at the width of the LLM, per level one tensor per image."""
+        tokens = (grid_thw.prod(-1) // self.config.vision.spatial_merge_size**2).tolist()
+        phi = self.config.backbone.project
+        return [
+            phi(projector, states, grid_thw, self.config.vision).split(tokens)
+            for projector, states in zip(projectors, levels, strict=True)
+        ]
+
+    def _replace_pixels(self, inputs: dict[str, Any], text: bool) -> VisionMaps:
+        """Encode the images; in `inputs` the result takes the place of all pixels. Returns that for the head."""
         pixel_values = inputs.pop("pixel_values")
         # Checkpointing with adapters asks for gradients at every input: a frozen ViT would go backward for nothing.
         trained = pixel_values.requires_grad or any(p.requires_grad for p in self.model.visual.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and text and trained):
-            vision = self.get_image_features(pixel_values, inputs["image_grid_thw"], return_dict=True)
+        vision, kept = self.encode_images(pixel_values, inputs["image_grid_thw"], text and trained)
         encoded = {**(inputs.pop("mm_encoder_outputs", None) or {}), "image": vision}
         videos = inputs.pop("pixel_values_videos", None)
         if videos is not None:  # the backbone refuses pixels beside encoded images
             encoded["video"] = self.get_video_features(videos, inputs["video_grid_thw"], return_dict=True)
         inputs["mm_encoder_outputs"] = encoded
-        return vision
+        return kept
 
     def _run_llm(self, inputs: dict[str, Any], record: bool) -> tuple[Any, list[Tensor]]:
         """Return the backbone's output, H of equation 1, and if asked the states that [`feature_maps`] takes."""
@@ -350,12 +444,15 @@ class DepthVLMForConditionalGeneration(CheckpointMixin, Qwen3VLForConditionalGen
             outputs.hidden_states = None
         return outputs, states if record else []
 
-    def _depth_from_states(
-        self, vision: Any, states: Sequence[Tensor], image_mask: Tensor | None, grid_thw: Any, scale: Tensor | None
-    ) -> list[Tensor]:
+    def _feature_maps(
+        self, vision: VisionMaps | None, states: Sequence[Tensor], image_mask: Tensor | None, grid_thw: Tensor
+    ) -> tuple[list[Sequence[Tensor]], list[tuple[int, int]]]:
+        """Return the head's feature maps and their grids: see [`feature_maps`]."""
+        assert vision is not None
+        if len(self.depth_head.projectors):
+            vision = VisionMaps(self._project(vision.levels, self.depth_head.projectors, grid_thw), vision.pooled)
         grids = token_grids(grid_thw.tolist(), self.config.vision.spatial_merge_size)
-        maps = feature_maps(self.config, vision, states, image_mask, [height * width for height, width in grids])
-        return run_depth_head(self.depth_head, maps, grids, scale)
+        return feature_maps(self.config, vision, states, image_mask, grids), grids
 
     def zero_from_head(self, vit: bool = False, llm: bool = False) -> Tensor:
         """Return a zero that depends on every head parameter, so that ranks without depth stay in step.
@@ -368,7 +465,46 @@ class DepthVLMForConditionalGeneration(CheckpointMixin, Qwen3VLForConditionalGen
         asked = {"vit+llm": [vit] * 3 + [llm], "vit": [vit] * 4, "llm": [llm] * 4, "llm_final": [llm]}
         width = self.config.text.hidden_size  # a sharded weight has no width of its own
         maps = [weight.new_zeros(1, 1, width, requires_grad=one) for one in asked[self.config.head.feature_source]]
+        if len(self.depth_head.projectors):
+            vision = self.config.vision
+            side = vision.spatial_merge_size
+            cell = weight.new_zeros(side**2, vision.hidden_size, requires_grad=vit)
+            grid_thw = torch.tensor([[1, side, side]], device=weight.device)
+            levels = self._project([cell] * LEVELS, self.depth_head.projectors, grid_thw)
+            maps[:LEVELS] = [level[0][None] for level in levels]
         return self.depth_head(maps, (1, 1)).sum() * 0
+
+    def start_projectors(self) -> None:
+        """Let every level's own projector begin as a copy of the backbone's, if the head has such projectors."""
+        for projector in self.depth_head.projectors:
+            projector.load_state_dict(self.config.backbone.copy_projector(self.model.visual).state_dict())
+
+    @torch.no_grad()
+    def depth_features(self, **inputs: Any) -> list[DepthFeatures]:
+        """Return what the depth head reads of every image, for a head or a policy of your own (equation 2).
+
+        The backbone runs once, up to the last image token, without a graph; the head does not run.
+
+        Args:
+            **inputs: The processor's output.
+
+        Returns:
+            One [`DepthFeatures`] per image, in the order of `image_grid_thw`.
+
+        Raises:
+            ValueError: There is no image.
+        """
+        for name in ("depth_labels", "focal_scale", "cameras", "labels"):
+            inputs.pop(name, None)
+        check_images(inputs.get("pixel_values"), inputs.get("image_grid_thw"), None)
+        _, features = self._run(True, False, None, inputs)
+        assert features is not None
+        maps, grids = features
+        device = maps[-1][0].device
+        return [
+            DepthFeatures(torch.stack([images[index].to(device) for images in maps]).unflatten(1, grid), grid)
+            for index, grid in enumerate(grids)
+        ]
 
     @torch.no_grad()
     def predict_depth(
@@ -467,16 +603,16 @@ class DepthVLMForConditionalGeneration(CheckpointMixin, Qwen3VLForConditionalGen
         check_images(pixel_values, grid_thw, focal_scale)
         input_ids = inputs if inputs is not None else kwargs["input_ids"]
         length = _prefill_length(input_ids, kwargs.get("attention_mask"), kwargs.get("past_key_values"))
-        vision = self.get_image_features(kwargs.pop("pixel_values"), grid_thw, return_dict=True)
-        # Generation repeats the features for beams in place: keep ours.
-        kept = type(vision)(pooler_output=vision.pooler_output, deepstack_features=vision.deepstack_features)
+        vision, kept = self.encode_images(kwargs.pop("pixel_values"), grid_thw)
         kwargs["mm_encoder_outputs"] = {**(kwargs.get("mm_encoder_outputs") or {}), "image": vision}
         states = PromptStates(length)
         output: Any = super().generate(inputs, generation_config, *args, prompt_states=states, **kwargs)  # type: ignore[misc]
-        image_mask = input_ids[:, -length:] == self.config.image_token_id
-        output["predicted_depth"] = self._depth_from_states(
-            kept, states.of_rows(len(input_ids)), image_mask, grid_thw, focal_scale
+        types = kwargs.get("mm_token_type_ids")
+        image_mask = self.config.backbone.image_mask(
+            input_ids[:, -length:] == self.config.image_token_id, None if types is None else types[:, -length:]
         )
+        features = self._feature_maps(kept, states.of_rows(len(input_ids)), image_mask, grid_thw)
+        output["predicted_depth"] = run_depth_head(self.depth_head, *features, focal_scale)
         output["cameras"] = cameras
         return output
 
@@ -490,7 +626,7 @@ class DepthVLMForConditionalGeneration(CheckpointMixin, Qwen3VLForConditionalGen
         return model_inputs
 
     def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
-        """Place tokens as Qwen3-VL does; a cache goes on from its own offsets, not those of the model's last call."""
+        """Place tokens as the backbone does; a cache continues from its own offsets, not those of the last call."""
         cache, types = model_kwargs.get("past_key_values"), model_kwargs.get("mm_token_type_ids")
         past = 0 if cache is None else int(cache.get_seq_length())
         if (
@@ -517,9 +653,21 @@ class DepthVLMForConditionalGeneration(CheckpointMixin, Qwen3VLForConditionalGen
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Save as in transformers, with the code that loads the folder where this package is not installed."""
         os.makedirs(save_directory, exist_ok=True)
-        self.config.auto_map = dict(AUTO_MAP)
+        self.config.auto_map = FAMILIES[self.config.backbone.model_type].auto_map
         custom_object_save(self, save_directory)
         super().save_pretrained(save_directory, *args, **kwargs)
+
+
+class DepthVLMForConditionalGeneration(DepthVLMMixin, Qwen3VLForConditionalGeneration, GenerationMixin):  # type: ignore[misc]
+    """Qwen3-VL that answers in text and in metres.
+
+    `from_pretrained` takes DepthVLM checkpoints, checkpoints of the published implementation, and plain Qwen3-VL
+    checkpoints, to which it adds a head that is yet to be trained. For a checkpoint of another family that is
+    supported it returns a model of that family's own class.
+    """
+
+    config: DepthVLMConfig
+    config_class = DepthVLMConfig
 
 
 def positions_of_call(
@@ -531,14 +679,15 @@ def positions_of_call(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the positions of a call's tokens, and the offsets from which the next call on its cache goes on.
 
-    Qwen3-VL keeps these offsets of its last call on the module, where another thread's call would find them; here
+    The backbone keeps these offsets of its last call on the module, where another thread's call would find them; here
     they lie on the cache.
     """
     tokens: Any = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
     past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
     own = copy.copy(backbone)  # shallow: the very same weights, its own offsets
     own.rope_deltas = getattr(past_key_values, "rope_deltas", backbone.rope_deltas) if past else None
-    names = ("image_grid_thw", "video_grid_thw", "attention_mask", "mm_token_type_ids")
+    names = ["image_grid_thw", "video_grid_thw", "attention_mask", "mm_token_type_ids"]
+    names += ["second_per_grid_ts"] if inputs.get("second_per_grid_ts") is not None else []
     positions = own.compute_3d_position_ids(
         input_ids=input_ids,
         inputs_embeds=tokens[..., None],
@@ -588,8 +737,8 @@ def _prefill_length(input_ids: Tensor, attention_mask: Tensor | None, cache: Cac
     return length - int(cache.get_seq_length())
 
 
-class DepthVLMForDepthEstimation(DepthVLMForConditionalGeneration):
-    """DepthVLM as a plain depth estimator, from pixels alone, for `AutoModelForDepthEstimation` and pipelines.
+class DepthEstimationMixin:
+    """Depth from pixels alone, for `AutoModelForDepthEstimation` and pipelines: goes before a class with a depth head.
 
     The same weights; the prompt before the image is `config.depth_prompt_ids`.
     """
@@ -624,7 +773,7 @@ class DepthVLMForDepthEstimation(DepthVLMForConditionalGeneration):
         inputs |= {"pixel_values": pixel_values, "image_grid_thw": image_grid_thw, "focal_scale": focal_scale}
         loss = None
         if depth_labels is None and not self.training:
-            depth: list[Tensor] = self.predict_depth(**inputs)
+            depth: list[Tensor] = self.predict_depth(**inputs)  # type: ignore[attr-defined]
         else:
             options = {"output_depth": True, "logits_to_keep": 1, "use_cache": False, "return_dict": True}
             outputs = super().forward(depth_labels=depth_labels, **inputs, **options)
@@ -653,4 +802,16 @@ class DepthVLMForDepthEstimation(DepthVLMForConditionalGeneration):
         }
 
 
-__all__ = ["DepthVLMCausalLMOutputWithPast", "DepthVLMForConditionalGeneration", "DepthVLMForDepthEstimation"]
+class DepthVLMForDepthEstimation(DepthEstimationMixin, DepthVLMForConditionalGeneration):
+    """[`DepthVLMForConditionalGeneration`] as a plain depth estimator, from pixels alone."""
+
+
+register_family(DepthVLMConfig, DepthVLMForConditionalGeneration, DepthVLMForDepthEstimation)
+
+__all__ = [
+    "DepthFeatures",
+    "DepthVLMCausalLMOutputWithPast",
+    "DepthVLMForConditionalGeneration",
+    "DepthVLMForDepthEstimation",
+    "DepthVLMMixin",
+]

@@ -11,16 +11,24 @@ from .image_processing_depthvlm import (
     DepthVLMImageProcessorPil,
     post_process_depth,
 )
-from .processing_depthvlm import DEPTH_PROMPT, DEPTH_REPLY, DEPTH_SYSTEM_PROMPT, DepthVLMProcessor
+from .processing_depthvlm import (
+    DEPTH_PROMPT,
+    DEPTH_REPLY,
+    DEPTH_SYSTEM_PROMPT,
+    DepthProcessorMixin,
+    DepthVLMGlm46VProcessor,
+    DepthVLMProcessor,
+    DepthVLMQwen2_5_VLProcessor,
+)
 
 
-def register_auto_classes(config_class: type) -> None:
+def register_auto_classes(config_class: type, processor_class: str = "DepthVLMProcessor") -> None:
     """Make the Auto classes find these processors for checkpoints of `config_class`, without remote code."""
     image_processors: dict[str, type] = {"pil": DepthVLMImageProcessorPil}
     if is_torchvision_available():
         image_processors["torchvision"] = DepthVLMImageProcessor
     AutoImageProcessor.register(config_class, image_processor_classes=image_processors, exist_ok=True)
-    AutoProcessor.register(config_class, DepthVLMProcessor, exist_ok=True)
+    AutoProcessor.register(config_class, globals()[processor_class], exist_ok=True)
 
 
 __all__ = [
@@ -30,10 +38,13 @@ __all__ = [
     "DEPTH_SYSTEM_PROMPT",
     "AssumedCameraWarning",
     "Camera",
+    "DepthProcessorMixin",
     "DepthVLMBatchFeature",
+    "DepthVLMGlm46VProcessor",
     "DepthVLMImageProcessor",
     "DepthVLMImageProcessorPil",
     "DepthVLMProcessor",
+    "DepthVLMQwen2_5_VLProcessor",
     "post_process_depth",
     "read_depth",
     "register_auto_classes",

@@ -17,7 +17,7 @@ import torch
 from huggingface_hub.utils import get_session
 from PIL import Image, UnidentifiedImageError
 
-from .exif_depthvlm import ORIENTATIONS, exif_orientation, read_exif
+from .camera_depthvlm import ORIENTATIONS, exif_orientation, read_exif
 
 WHAT_TO_PASS = "Pass a path, a URL, bytes, base64 text, a PIL image, an array or a tensor."
 

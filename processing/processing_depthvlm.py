@@ -1,10 +1,13 @@
 # Copyright 2026 The DepthVLM authors. Licensed under the Apache License, Version 2.0.
-"""The processor: Qwen3-VL's text and chat template, DepthVLM's images, cameras and depth maps."""
+"""The processors: a backbone's text and chat template, DepthVLM's images, cameras and depth maps."""
 
 import inspect
 import re
-from typing import Any
+from typing import Any, ClassVar
 
+import transformers
+from transformers.models.glm46v.processing_glm46v import Glm46VProcessor
+from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 from transformers.utils import is_torchvision_available
@@ -39,20 +42,22 @@ CALL_KEYWORDS = IMAGE_KEYWORDS.union(
 )
 
 
-class DepthVLMProcessor(Qwen3VLProcessor):
-    """Processor of text, images with their cameras, depth maps, and videos (with torchvision) for DepthVLM.
+class DepthProcessorMixin:
+    """Images with their cameras and depth maps for a backbone's own processor, before which it goes.
 
     Args:
         image_processor: A [`DepthVLMImageProcessor`].
-        tokenizer: A Qwen3-VL tokenizer.
-        video_processor: A [`Qwen3VLVideoProcessor`] or its settings; Qwen3-VL's defaults without it. On a machine
-            without torchvision the settings are kept for the next save.
+        tokenizer: The backbone's tokenizer.
+        video_processor: The backbone's video processor or its settings; the backbone's defaults without it. On a
+            machine without torchvision the settings are kept for the next save.
         chat_template: A Jinja template; the tokenizer's by default.
 
     Raises:
         TypeError: `image_processor` is not DepthVLM's.
     """
 
+    model_types: ClassVar[tuple[str, ...]] = ()  # of the plain checkpoints that this is for
+    video_processor_type: ClassVar[str]
     skip_tensor_conversion: Any = (*ProcessorMixin.skip_tensor_conversion, "depth_labels")
     _auto_class: Any = "AutoProcessor"
 
@@ -66,19 +71,43 @@ class DepthVLMProcessor(Qwen3VLProcessor):
         if not hasattr(image_processor, "canonical_focal_length"):
             # Not `isinstance`: remote code may have been imported twice.
             raise TypeError(
-                f"DepthVLMProcessor needs a DepthVLMImageProcessor, got {type(image_processor).__name__}. "
-                "`DepthVLMProcessor.from_pretrained` makes one from a Qwen3-VL checkpoint."
+                f"{type(self).__name__} needs a DepthVLMImageProcessor, got {type(image_processor).__name__}. "
+                "`DepthVLMProcessor.from_pretrained` makes one from the checkpoint of a backbone."
             )
         chat_template = getattr(tokenizer, "chat_template", None) if chat_template is None else chat_template
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
         settings = video_processor if isinstance(video_processor, dict) else {}
-        self._video_settings = {**settings, "video_processor_type": "Qwen3VLVideoProcessor"}
+        self._video_settings = {**settings, "video_processor_type": self.video_processor_type}
         if video_processor is not None and not isinstance(video_processor, dict):
             self.video_processor = video_processor
         elif is_torchvision_available():
-            from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
+            self.video_processor = getattr(transformers, self.video_processor_type)(**self._video_settings)
 
-            self.video_processor = Qwen3VLVideoProcessor(**self._video_settings)
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load the processor of a checkpoint, in the class that knows its backbone's prompts.
+
+        Args:
+            pretrained_model_name_or_path: Folder or name on the Hub: of a DepthVLM checkpoint, or of a plain one.
+            *args: As in transformers.
+            **kwargs: As in transformers, and settings of the image processor.
+        """
+        own = cls._class_for(pretrained_model_name_or_path, hub_keywords(kwargs))
+        if own is not cls:
+            return own.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
+
+    @classmethod
+    def _class_for(cls, model: Any, hub: dict[str, Any]) -> Any:
+        """Return the class that a saved processor names, or else that of the checkpoint's model; this one in doubt."""
+        saved = read_json(model, "processor_config.json", hub).get("processor_class")
+        if saved == cls.__name__:
+            return cls
+        model_type = str(read_json(model, "config.json", hub).get("model_type")).removeprefix("depthvlm_")
+        for one in DepthProcessorMixin.__subclasses__():
+            if one.__name__ == saved or model_type in one.model_types:
+                return cls if issubclass(cls, one) else one
+        return cls
 
     @classmethod
     def get_attributes(cls) -> list[str]:
@@ -102,15 +131,15 @@ class DepthVLMProcessor(Qwen3VLProcessor):
 
         Args:
             images: See [`DepthVLMImageProcessor.preprocess`]; or a list for every text.
-            text: One prompt or many, with one `<|image_pad|>` for every image.
-            videos: As Qwen3-VL takes them; needs torchvision.
+            text: One prompt or many, with one image token (`<|image_pad|>` in Qwen's) for every image.
+            videos: As the backbone takes them; needs torchvision.
             focal_length: This, `fov` or `intrinsics` is the camera, for all images or one, or None, for each: see
                 [`resolve_cameras`]. Without them, EXIF data, or an assumed field of view with a warning.
             fov: See there.
             intrinsics: See there.
             depth_maps: True depth, one, or None, for each image: see [`read_depth`].
             depth_scale: Raw value of the depth maps divided by metres, likewise.
-            **kwargs: Those of [`Qwen3VLProcessor`] and [`DepthVLMImageProcessorKwargs`], such as `image_names`.
+            **kwargs: Those of the backbone's processor and [`DepthVLMImageProcessorKwargs`], such as `image_names`.
 
         Returns:
             The tokenizer's and the image processor's outputs, see [`DepthVLMImageProcessor.preprocess`].
@@ -172,7 +201,7 @@ class DepthVLMProcessor(Qwen3VLProcessor):
     def get_processor_dict(
         cls, pretrained_model_name_or_path: Any, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Read the settings, with those of the video processor, which Qwen3-VL keeps in a file of their own."""
+        """Read the settings, with those of the video processor, which a backbone keeps in a file of their own."""
         hub = hub_keywords(kwargs)
         settings, kwargs = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
         if "video_processor" not in settings:
@@ -184,7 +213,7 @@ class DepthVLMProcessor(Qwen3VLProcessor):
     def _get_arguments_from_pretrained(
         cls, pretrained_model_name_or_path: Any, processor_dict: dict[str, Any] | None = None, **kwargs: Any
     ) -> list[Any]:
-        """Load the parts, and make a DepthVLM image processor of a Qwen3-VL one."""
+        """Load the parts, and make a DepthVLM image processor of the backbone's."""
         check_keywords(kwargs, IMAGE_KEYWORDS | SETTINGS_KEYWORDS, "The processor")
         image_processor, tokenizer = super()._get_arguments_from_pretrained(
             pretrained_model_name_or_path, processor_dict, **kwargs
@@ -206,6 +235,31 @@ class DepthVLMProcessor(Qwen3VLProcessor):
         kwargs = {name: value for name, value in kwargs.items() if name not in IMAGE_KEYWORDS}
         kwargs.setdefault("padding_side", "left")
         return super()._load_tokenizer_from_pretrained(sub_processor_type, *args, **kwargs)
+
+
+class DepthVLMProcessor(DepthProcessorMixin, Qwen3VLProcessor):
+    """Processor of text, images with their cameras, depth maps, and videos (with torchvision) for DepthVLM.
+
+    Made for the prompts of Qwen3-VL and Qwen3.5. `from_pretrained` returns the class that the checkpoint's backbone
+    needs. The arguments are those of [`DepthProcessorMixin`].
+    """
+
+    model_types = ("depthvlm", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+    video_processor_type = "Qwen3VLVideoProcessor"
+
+
+class DepthVLMQwen2_5_VLProcessor(DepthProcessorMixin, Qwen2_5_VLProcessor):
+    """[`DepthVLMProcessor`] for the prompts of Qwen2.5-VL."""
+
+    model_types = ("qwen2_5_vl",)
+    video_processor_type = "Qwen2VLVideoProcessor"
+
+
+class DepthVLMGlm46VProcessor(DepthProcessorMixin, Glm46VProcessor):
+    """[`DepthVLMProcessor`] for the prompts of GLM-4.6V and GLM-4.1V."""
+
+    model_types = ("glm46v", "glm4v")
+    video_processor_type = "Glm46VVideoProcessor"
 
 
 def _is_empty(value: Any) -> bool:

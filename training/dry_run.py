@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer, Qwen3VLVisionBlock
 
-from ..modeling_depthvlm import DepthVLMConfig, DepthVLMForConditionalGeneration
+from ..modeling_depthvlm import DepthVLMConfig
+from ..modeling_depthvlm.backbones_depthvlm import family_of
 from ..modeling_depthvlm.depth_heads_depthvlm import build_depth_head
 from ..modeling_depthvlm.losses_depthvlm import silog_per_image, valid_depth
 from ..processing import CAMERA_SOURCES
@@ -169,7 +170,7 @@ def _depth(depth: Tensor | None) -> str:
 
 
 def _estimate(trainer: Any, batch: dict[str, Any]) -> list[Any]:
-    if trainer.model.config.model_type != "depthvlm":
+    if not trainer.depth_enabled:
         return [Text("None: the model has no depth head.")]
     table = _table("memory", "")
     for name, size in estimate_memory(trainer.model.config, **estimate_settings(trainer, batch)).items():
@@ -234,7 +235,9 @@ def count_parameters(config: DepthVLMConfig) -> dict[str, int]:
 @lru_cache(maxsize=8)
 def _count_parameters(config_json: str) -> Mapping[str, int]:
     with torch.device("meta"):
-        model = DepthVLMForConditionalGeneration(DepthVLMConfig(**json.loads(config_json)))
+        config = json.loads(config_json)
+        family = family_of(config, "The model")
+        model = family.model(family.config(**config))
     counts = Counter(dict.fromkeys(PARTS, 0))
     for name, parameter in model.named_parameters():
         counts[part_of(name)] += parameter.numel()

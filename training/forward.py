@@ -217,7 +217,8 @@ def _smallest_image(model: DepthVLMForConditionalGeneration) -> dict[str, Any]:
     config, vision = model.config, model.config.vision
     width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     side = vision.spatial_merge_size
-    ids = torch.tensor([[config.vision_start_token_id, config.image_token_id]], device=model.device)
+    start = getattr(config, config.backbone.image_start)
+    ids = torch.tensor([[start, config.image_token_id]], device=model.device)
     return {
         "input_ids": ids,
         "mm_token_type_ids": (ids == config.image_token_id).int(),
@@ -230,9 +231,9 @@ def _zero_from_vision(model: DepthVLMForConditionalGeneration) -> Tensor:
     """Return zero, with the ViT in its graph if it is trained."""
     image = _smallest_image(model)
     trained = any(p.requires_grad for p in model.model.visual.parameters())
-    with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
-        vision: Any = model.get_image_features(image["pixel_values"], image["image_grid_thw"], return_dict=True)
-    maps = [*vision.pooler_output, *(feature for level in vision.deepstack_features for feature in level)]
+    vision, maps = model.encode_images(image["pixel_values"], image["image_grid_thw"], trained)
+    levels = [*getattr(vision, "deepstack_features", ()), *maps.levels]  # the LLM takes all, the head three
+    maps = [*maps.pooled, *(feature for level in levels for feature in level)]
     return 0.0 * torch.stack([m.float().sum() for m in maps]).sum()
 
 

@@ -10,6 +10,7 @@ from trl.trainer.utils import create_model_from_path
 
 from ..loading import hub_keywords
 from ..modeling_depthvlm import DepthVLMForConditionalGeneration
+from ..modeling_depthvlm.backbones_depthvlm import own_family
 from ..processing import DepthVLMProcessor
 from .config import DepthSFTConfig
 
@@ -63,7 +64,7 @@ def has_depth_head(model: Any, args: DepthSFTConfig) -> bool:
     options = init_options(args)
     options.setdefault("trust_remote_code", args.trust_remote_code)
     config = AutoConfig.from_pretrained(model, **hub_keywords(model, options))
-    return config.model_type == "depthvlm"
+    return own_family(config.model_type) is not None
 
 
 def adapter_with_head(peft_config: Any, commit: str | None) -> Any:

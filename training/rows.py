@@ -17,8 +17,7 @@ from PIL import Image
 from ..annotated_depth import DEPTH_COLUMNS, AnnotatedDepth, is_ray_distance, listed_points, map_size, points_to_map
 from ..geometry import ray_to_z
 from ..processing import DEPTH_PROMPT, DEPTH_SYSTEM_PROMPT, Camera, read_depth, resolve_camera
-from ..processing.camera_depthvlm import cameras_per_image, per_image
-from ..processing.exif_depthvlm import exif_orientation, read_exif
+from ..processing.camera_depthvlm import cameras_per_image, exif_orientation, per_image, read_exif
 from ..processing.images_depthvlm import FULL_SIZE_KEY, load_pixels, open_image, upright_image
 from .replies import TEXT_COLUMNS, ChatTemplateError, ReplyRenderer, Segment, standard_conversations
 

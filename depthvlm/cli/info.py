@@ -18,6 +18,7 @@ from transformers.utils.hub import cached_file
 from ..checkpoint import BUNDLED_MODEL, resolve_model_path, split_revision, weight_files
 from ..files import read_json
 from ..loading import ADAPTER_CONFIG, CONFIG, find_adapter, hub_keywords
+from ..modeling_depthvlm.backbones_depthvlm import own_family
 from ..modeling_depthvlm.checkpoints_depthvlm import published_head
 
 _PACKAGES = ("depthvlm", "torch", "torchvision", "transformers", "trl", "safetensors", "numpy", "pillow")
@@ -101,8 +102,8 @@ def _head(config: dict) -> str:
 
 
 def _kind_and_head(config: dict, head_shapes: dict[str, list[int] | None]) -> tuple[str, str]:
-    if config.get("model_type") == "depthvlm":
-        return "DepthVLM", _head(config.get("depth_config") or {})
+    if (family := own_family(config.get("model_type"))) is not None:
+        return f"DepthVLM on {family.config.backbone.model_type}", _head(config.get("depth_config") or {})
     if head_shapes:
         head = published_head({"depth_head_type": "dpt"} | config, head_shapes, "This model")
         return "published layout (`depthvlm convert` makes a DepthVLM of it)", _head(head)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...checkpoint import checkpoint_hash, weight_files
+from ...modeling_depthvlm.backbones_depthvlm import own_family
 from ...recipe_file import Stage, base_of, hub_name, read_recipe
 from .card_text import table
 
@@ -115,7 +116,7 @@ def read_facts(checkpoint: Path) -> ModelFacts:
             f"{checkpoint} has no config.json (nor adapter_config.json): it is no checkpoint. Give the folder that "
             "`save_pretrained` or `depthvlm sft` wrote."
         )
-    if adapter is None and (config or {}).get("model_type") != "depthvlm":
+    if adapter is None and own_family((config or {}).get("model_type")) is None:
         raise ValueError(
             f"{checkpoint} is a {(config or {}).get('model_type')!r} checkpoint, not DepthVLM's own layout. "
             f"`depthvlm convert {checkpoint} NEW_FOLDER` writes that; then use the new folder."

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from ...checkpoint import BUNDLED_MODEL, hub_name_problem
+from ...modeling_depthvlm.backbones_depthvlm import FAMILIES, own_family
 from . import prove
 from .prove import PushError
 from .upload import Upload
@@ -248,9 +249,9 @@ def select_checkpoint_files(folder: Path) -> SelectedFiles:
             )
         raise FileNotFoundError(f"{folder} is no checkpoint: it has no config.json.")
     config = _read_json(folder / "config.json")
-    if config.get("model_type") != "depthvlm":
+    if own_family(config.get("model_type")) is None:
         raise PushError(
-            f"{folder} has model_type {config.get('model_type')!r}, expected 'depthvlm'. `depthvlm convert {folder} "
+            f"{folder} has model_type {config.get('model_type')!r}, expected that of DepthVLM. `depthvlm convert {folder} "
             "NEW_FOLDER` writes it in DepthVLM's own layout."
         )
     weights, problems = _weights(folder)
@@ -274,14 +275,16 @@ def select_adapter_files(folder: Path) -> SelectedFiles:
     problems = [f"{name} is missing" for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if not (folder / name).is_file()]
     if not problems and (damage := _damage(folder / ADAPTER_WEIGHTS)):
         problems.append(damage)
-    problems += _code_copies(folder)
+    problems += _code_copies(folder, package_code())
     if problems:
         raise PushError(f"The adapter in {folder} cannot be pushed:\n" + "\n".join(f"  - {p}" for p in problems))
     return _select(folder, [ADAPTER_CONFIG, ADAPTER_WEIGHTS])
 
 
 def _select(folder: Path, weights: Sequence[str]) -> SelectedFiles:
-    names = [*weights, *REQUIRED, *OPTIONAL, *package_code()]
+    config = folder / "config.json"
+    model_type = _read_json(config).get("model_type") if config.is_file() else None
+    names = [*weights, *REQUIRED, *OPTIONAL, *package_code(model_type)]
     files = {name: folder / name for name in sorted(names) if (folder / name).is_file()}
     templates = folder.glob("additional_chat_templates/*.jinja")
     files |= {f"{file.parent.name}/{file.name}": file for file in templates}
@@ -314,12 +317,16 @@ def refuse_links_out(folder: Path, files: Mapping[str, Path]) -> None:
 
 
 @cache
-def package_code() -> dict[str, Path]:
-    """Return the package's modules that travel with a checkpoint, by file name: its `auto_map`s' and their imports."""
-    from ... import modeling_depthvlm, processing
-    from ...modeling_depthvlm.modeling_depthvlm import AUTO_MAP
+def package_code(model_type: str | None = None) -> dict[str, Path]:
+    """Return the package's modules that travel with a checkpoint, by file name: its `auto_map`s' and their imports.
 
-    names = [*AUTO_MAP.values(), "processing_depthvlm.DepthVLMProcessor", "image_processing_depthvlm.DepthVLM"]
+    Args:
+        model_type: That of the checkpoint; by default on Qwen3-VL.
+    """
+    from ... import modeling_depthvlm, processing
+
+    auto_map = (own_family(model_type) or FAMILIES["qwen3_vl"]).auto_map
+    names = [*auto_map.values(), "processing_depthvlm.DepthVLMProcessor", "image_processing_depthvlm.DepthVLM"]
     files: dict[str, Path] = {}
     for room in (modeling_depthvlm, processing):
         for name in names:
@@ -330,9 +337,8 @@ def package_code() -> dict[str, Path]:
 
 
 def _code_problems(folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
-    from ...modeling_depthvlm.modeling_depthvlm import AUTO_MAP
-
-    if config.get("auto_map") != AUTO_MAP:
+    family, code = own_family(config.get("model_type")), package_code(config.get("model_type"))
+    if family is None or config.get("auto_map") != family.auto_map:
         yield "config.json has no `auto_map`, or another than this package's: it does not load as remote code"
     processor = folder / "processor_config.json"
     if processor.is_file() and "AutoProcessor" not in _read_json(processor).get("auto_map", {}):
@@ -340,14 +346,14 @@ def _code_problems(folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
     for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
         if (folder / name).is_file() and "--" in str(list(_references(_read_json(folder / name)))):
             yield f"the `auto_map` of {name} names code of another repository"
-    missing = [name for name in package_code() if not (folder / name).is_file()]
+    missing = [name for name in code if not (folder / name).is_file()]
     if missing:
         yield f"code that must travel with it is missing: {', '.join(missing)}"
-    yield from _code_copies(folder)
+    yield from _code_copies(folder, code)
 
 
-def _code_copies(folder: Path) -> Iterator[str]:
-    for name, original in package_code().items():
+def _code_copies(folder: Path, code: Mapping[str, Path]) -> Iterator[str]:
+    for name, original in code.items():
         if (folder / name).is_file() and (folder / name).read_bytes() != original.read_bytes():
             yield f"{name} is not this package's file, byte for byte"
 

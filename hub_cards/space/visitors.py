@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, UnidentifiedImageError
 
 from ...processing import Camera, resolve_camera
-from ...processing.exif_depthvlm import exif_orientation, read_exif
+from ...processing.camera_depthvlm import exif_orientation, read_exif
 
 if TYPE_CHECKING:
     from ...conversation import Conversation

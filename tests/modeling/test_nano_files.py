@@ -5,7 +5,7 @@ import json
 import torch
 from datasets import Dataset
 from depthvlm.modeling_depthvlm import DepthVLMConfig, DepthVLMForConditionalGeneration
-from depthvlm.modeling_depthvlm.modeling_depthvlm import AUTO_MAP
+from depthvlm.modeling_depthvlm.backbones_depthvlm import FAMILIES
 from depthvlm.processing import DepthVLMProcessor
 from PIL import Image
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
@@ -21,7 +21,7 @@ def test_its_auto_map_names_the_classes_of_the_package(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     auto_map = json.loads((NANO / "config.json").read_text())["auto_map"]
     assert {name: reference.split(".")[1] for name, reference in auto_map.items()} == {
-        name: reference.split(".")[1] for name, reference in AUTO_MAP.items()
+        name: reference.split(".")[1] for name, reference in FAMILIES["qwen3_vl"].auto_map.items()
     }
     processor_map = json.loads((NANO / "processor_config.json").read_text())["auto_map"]
     expected = {"AutoConfig": DepthVLMConfig, "AutoModelForImageTextToText": DepthVLMForConditionalGeneration}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from depthvlm.processing import CAMERA_SOURCES, Camera, resolve_camera, resolve_cameras
-from depthvlm.processing.exif_depthvlm import ORIENTATIONS, focal_length_from_exif
+from depthvlm.processing.camera_depthvlm import ORIENTATIONS, focal_length_from_exif
 from depthvlm.processing.image_processing_depthvlm import canonical_size
 from PIL import ExifTags, Image
 

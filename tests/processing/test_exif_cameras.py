@@ -7,7 +7,7 @@ import warnings
 import pytest
 from conftest import REPOSITORY
 from depthvlm.processing import resolve_camera
-from depthvlm.processing.exif_depthvlm import panorama_reason, read_exif
+from depthvlm.processing.camera_depthvlm import panorama_reason, read_exif
 from PIL import ExifTags, Image, PngImagePlugin
 
 Tag = ExifTags.Base
