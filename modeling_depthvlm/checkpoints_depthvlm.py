@@ -218,7 +218,10 @@ def tied_together(device_map: dict[str, Any]) -> dict[str, Any]:
     return device_map | {"lm_head": device_map[max(named, key=len)]} if named else device_map
 
 
-class CheckpointMixin:
+AnyModel: Any = object  # the class that a mixin goes before, for type checkers
+
+
+class CheckpointMixin(AnyModel):
     """`from_pretrained` that refuses checkpoints whose weights would be drawn at random, or read from pickles."""
 
     @classmethod
@@ -277,7 +280,7 @@ class CheckpointMixin:
                 if isinstance(kwargs.get("device_map"), dict) and "lm_head.weight" not in header:
                     kwargs["device_map"] = tied_together(kwargs["device_map"])
         try:
-            model, info = super().from_pretrained(  # type: ignore[misc]
+            model, info = super().from_pretrained(
                 pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
             )
         except SafetensorError as error:
@@ -337,7 +340,7 @@ class CheckpointMixin:
     @property
     def device(self: Any) -> torch.device:
         """Device for inputs. Weights that `device_map` moved out are nowhere (meta): their hooks say where they run."""
-        device = super().device  # type: ignore[misc]
+        device = super().device
         if device.type != "meta":
             return device
         hooks = (getattr(module, "_hf_hook", None) for module in self.modules())

@@ -156,7 +156,7 @@ class DepthVLMConfigMixin(PreTrainedConfig):
         cls.sub_configs = {**parents.sub_configs, "depth_config": DepthHeadConfig}  # type: ignore[assignment]
         cls.sub_configs_defaults = {  # type: ignore[assignment]
             **getattr(parents, "sub_configs_defaults", parents.sub_configs),
-            "depth_config": DepthHeadConfig,
+            "depth_config": DepthHeadConfig,  # type: ignore[dict-item]
         }
         super().__init_subclass__(**kwargs)
 
@@ -182,7 +182,9 @@ class DepthVLMConfigMixin(PreTrainedConfig):
             self.depth_prompt_ids = list(QWEN3_VL_DEPTH_PROMPT_IDS) if start == QWEN3_VL_VISION_START_ID else [start]
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> Any:
         """Read the configuration of a checkpoint; of another family than this class's, as that family's class.
 
         Raises:

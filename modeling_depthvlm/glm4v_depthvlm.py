@@ -12,6 +12,7 @@ from transformers.models.glm46v.configuration_glm46v import Glm46VConfig
 from transformers.models.glm46v.modeling_glm46v import Glm46VForConditionalGeneration
 
 from .backbones_depthvlm import Backbone, register_family
+from .checkpoints_depthvlm import AnyModel
 from .configuration_depthvlm import DepthVLMConfigMixin
 from .modeling_depthvlm import DepthEstimationMixin, DepthVLMMixin
 
@@ -30,18 +31,18 @@ class GlmBackbone(Backbone):
         return is_image_token if mm_token_type_ids is None else is_image_token & (mm_token_type_ids == 1)
 
 
-class GlmExpansion:
+class GlmExpansion(AnyModel):
     """Beams that keep the images of a row in order: GLM-4V's own code repeats each image by itself."""
 
     def _expand_multimodal_outputs(
-        self: Any, input_ids: Tensor, mm_encoder_output: dict[str, Any], *args: Any, **kwargs: Any
+        self: Any, input_ids: Any, mm_encoder_output: dict[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
         if mm_encoder_output.get("video") is not None:
-            return super()._expand_multimodal_outputs(input_ids, mm_encoder_output, *args, **kwargs)  # type: ignore[misc]
+            return super()._expand_multimodal_outputs(input_ids, mm_encoder_output, *args, **kwargs)
         return GenerationMixin._expand_multimodal_outputs(self, input_ids, mm_encoder_output, *args, **kwargs)
 
 
-GLM = {
+GLM: dict[str, Any] = {
     "projector_modules": ("post_layernorm", "downsample", "merger"),
     "image_start": "image_start_token_id",
     "processor_class": "DepthVLMGlm46VProcessor",
@@ -58,7 +59,7 @@ class DepthVLMGlm46VConfig(DepthVLMConfigMixin, Glm46VConfig):
 
 class DepthVLMGlm46VForConditionalGeneration(
     GlmExpansion, DepthVLMMixin, Glm46VForConditionalGeneration, GenerationMixin
-):  # type: ignore[misc]
+):
     """GLM-4.6V that answers in text and in metres."""
 
     config_class: Any = DepthVLMGlm46VConfig
@@ -78,7 +79,7 @@ class DepthVLMGlm4vConfig(DepthVLMConfigMixin, Glm4vConfig):
 
 class DepthVLMGlm4vForConditionalGeneration(
     GlmExpansion, DepthVLMMixin, Glm4vForConditionalGeneration, GenerationMixin
-):  # type: ignore[misc]
+):
     """GLM-4.1V that answers in text and in metres."""
 
     config_class: Any = DepthVLMGlm4vConfig

@@ -8,7 +8,7 @@ feature maps that the head reads of both (equation 2), the head (equation 3) and
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -23,7 +23,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
 
 from .backbones_depthvlm import FAMILIES, LEVELS, register_family
-from .checkpoints_depthvlm import CheckpointMixin
+from .checkpoints_depthvlm import AnyModel, CheckpointMixin
 from .configuration_depthvlm import DepthVLMConfig, DepthVLMConfigMixin
 from .depth_heads_depthvlm import DepthHead, build_depth_head, init_head_layer
 from .losses_depthvlm import resize_depth, silog_loss
@@ -215,7 +215,7 @@ class DepthVLMMixin(CheckpointMixin):
         init_head_layer(module)
 
     @can_return_tuple
-    def forward(  # type: ignore[misc]  # noqa: D417
+    def forward(  # noqa: D417
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: Tensor | None = None,
@@ -265,7 +265,10 @@ class DepthVLMMixin(CheckpointMixin):
             )
         if output_router_logits is None:
             output_router_logits = getattr(self.config.text, "output_router_logits", False)
-        optional = {"output_router_logits": output_router_logits or None, "second_per_grid_ts": second_per_grid_ts}
+        optional: dict[str, Any] = {
+            "output_router_logits": output_router_logits or None,
+            "second_per_grid_ts": second_per_grid_ts,
+        }
         outputs, predicted_depth = self.run_backbone(
             output_depth,
             focal_scale=focal_scale,
@@ -407,7 +410,7 @@ class DepthVLMMixin(CheckpointMixin):
             vision.hidden_states = None  # the LLM does not need them
         return vision, VisionMaps(levels, vision.pooler_output)  # generation repeats those of `vision` for beams
 
-    def _project(self, levels: Sequence[Tensor], projectors: Sequence[Any], grid_thw: Tensor) -> list[Any]:
+    def _project(self, levels: Sequence[Tensor], projectors: Iterable[Any], grid_thw: Tensor) -> list[Any]:
         """Return levels of a tower without DeepStack at the width of the LLM, per level one tensor per image."""
         tokens = (grid_thw.prod(-1) // self.config.vision.spatial_merge_size**2).tolist()
         phi = self.config.backbone.project
@@ -577,7 +580,8 @@ class DepthVLMMixin(CheckpointMixin):
         # A call's state is in its arguments or on its cache, so that one model serves many threads.
         focal_scale, cameras = kwargs.pop("focal_scale", None), kwargs.pop("cameras", None)
         kwargs.pop("depth_labels", None)
-        pixel_values, grid_thw = kwargs.get("pixel_values"), kwargs.get("image_grid_thw")
+        pixel_values: Any = kwargs.get("pixel_values")
+        grid_thw: Any = kwargs.get("image_grid_thw")
         config = generation_config or self.generation_config
         returns_dict = kwargs.get("return_dict_in_generate", config.return_dict_in_generate)
         inputs = _pad_left(inputs, kwargs)
@@ -589,7 +593,7 @@ class DepthVLMMixin(CheckpointMixin):
                     "`generate` got `inputs_embeds`: no depth is predicted. Pass `input_ids` to get it."
                 )
         if not output_depth:
-            return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
+            return super().generate(inputs, generation_config, *args, **kwargs)
 
         if has_embeds:
             raise ValueError(
@@ -606,7 +610,7 @@ class DepthVLMMixin(CheckpointMixin):
         vision, kept = self.encode_images(kwargs.pop("pixel_values"), grid_thw)
         kwargs["mm_encoder_outputs"] = {**(kwargs.get("mm_encoder_outputs") or {}), "image": vision}
         states = PromptStates(length)
-        output: Any = super().generate(inputs, generation_config, *args, prompt_states=states, **kwargs)  # type: ignore[misc]
+        output: Any = super().generate(inputs, generation_config, *args, prompt_states=states, **kwargs)
         types = kwargs.get("mm_token_type_ids")
         image_mask = self.config.backbone.image_mask(
             input_ids[:, -length:] == self.config.image_token_id, None if types is None else types[:, -length:]
@@ -620,7 +624,7 @@ class DepthVLMMixin(CheckpointMixin):
         self, *args: Any, prompt_states: PromptStates | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         """Prepare inputs as in transformers; the prompt's states are collected in the calls of the prefill alone."""
-        model_inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
+        model_inputs = super().prepare_inputs_for_generation(*args, **kwargs)
         if prompt_states is not None and not prompt_states.complete:
             model_inputs["prompt_states"] = prompt_states
         return model_inputs
@@ -658,7 +662,7 @@ class DepthVLMMixin(CheckpointMixin):
         super().save_pretrained(save_directory, *args, **kwargs)
 
 
-class DepthVLMForConditionalGeneration(DepthVLMMixin, Qwen3VLForConditionalGeneration, GenerationMixin):  # type: ignore[misc]
+class DepthVLMForConditionalGeneration(DepthVLMMixin, Qwen3VLForConditionalGeneration, GenerationMixin):
     """Qwen3-VL that answers in text and in metres.
 
     `from_pretrained` takes DepthVLM checkpoints, checkpoints of the published implementation, and plain Qwen3-VL
@@ -737,7 +741,7 @@ def _prefill_length(input_ids: Tensor, attention_mask: Tensor | None, cache: Cac
     return length - int(cache.get_seq_length())
 
 
-class DepthEstimationMixin:
+class DepthEstimationMixin(AnyModel):
     """Depth from pixels alone, for `AutoModelForDepthEstimation` and pipelines: goes before a class with a depth head.
 
     The same weights; the prompt before the image is `config.depth_prompt_ids`.

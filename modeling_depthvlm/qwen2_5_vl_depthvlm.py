@@ -39,7 +39,7 @@ class DepthVLMQwen2_5_VLConfig(DepthVLMConfigMixin, Qwen2_5_VLConfig):
     )
 
 
-class DepthVLMQwen2_5_VLForConditionalGeneration(DepthVLMMixin, Qwen2_5_VLForConditionalGeneration, GenerationMixin):  # type: ignore[misc]
+class DepthVLMQwen2_5_VLForConditionalGeneration(DepthVLMMixin, Qwen2_5_VLForConditionalGeneration, GenerationMixin):
     """Qwen2.5-VL that answers in text and in metres."""
 
     config_class: Any = DepthVLMQwen2_5_VLConfig

@@ -23,7 +23,7 @@ class DepthVLMQwen3_5Config(DepthVLMConfigMixin, Qwen3_5Config):
     backbone: ClassVar[Backbone] = Backbone("qwen3_5", "Qwen3.5, 3.6 and 3.8: 0.8B to 27B")
 
 
-class DepthVLMQwen3_5ForConditionalGeneration(DepthVLMMixin, Qwen3_5ForConditionalGeneration, GenerationMixin):  # type: ignore[misc]
+class DepthVLMQwen3_5ForConditionalGeneration(DepthVLMMixin, Qwen3_5ForConditionalGeneration, GenerationMixin):
     """Qwen3.5 that answers in text and in metres."""
 
     config_class: Any = DepthVLMQwen3_5Config
@@ -41,7 +41,7 @@ class DepthVLMQwen3_5MoeConfig(DepthVLMConfigMixin, Qwen3_5MoeConfig):
     backbone: ClassVar[Backbone] = Backbone("qwen3_5_moe", "Qwen3.5: 35B-A3B, 122B-A10B, 397B-A17B")
 
 
-class DepthVLMQwen3_5MoeForConditionalGeneration(DepthVLMMixin, Qwen3_5MoeForConditionalGeneration, GenerationMixin):  # type: ignore[misc]
+class DepthVLMQwen3_5MoeForConditionalGeneration(DepthVLMMixin, Qwen3_5MoeForConditionalGeneration, GenerationMixin):
     """Qwen3.5 with a mixture of experts that answers in text and in metres."""
 
     config_class: Any = DepthVLMQwen3_5MoeConfig

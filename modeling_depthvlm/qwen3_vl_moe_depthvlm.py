@@ -21,7 +21,7 @@ class DepthVLMQwen3VLMoeConfig(DepthVLMConfigMixin, Qwen3VLMoeConfig):
     backbone: ClassVar[Backbone] = Backbone("qwen3_vl_moe", "Qwen3-VL: 30B-A3B, 235B-A22B", has_deepstack=True)
 
 
-class DepthVLMQwen3VLMoeForConditionalGeneration(DepthVLMMixin, Qwen3VLMoeForConditionalGeneration, GenerationMixin):  # type: ignore[misc]
+class DepthVLMQwen3VLMoeForConditionalGeneration(DepthVLMMixin, Qwen3VLMoeForConditionalGeneration, GenerationMixin):
     """Qwen3-VL with a mixture of experts that answers in text and in metres."""
 
     config_class: Any = DepthVLMQwen3VLMoeConfig

@@ -107,7 +107,7 @@ class DepthVLMBatchFeature(BatchFeature):
         super().__init__(data, tensor_type=tensor_type, skip_tensor_conversion=skip)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["data"])  # type: ignore[misc]
+        self.__init__(state["data"])
 
     def to(self, *args: Any, **kwargs: Any) -> "DepthVLMBatchFeature":
         """Move and cast in place as [`torch.Tensor.to`] takes its arguments; what must stay float32 is only moved."""
@@ -503,7 +503,7 @@ if is_torchvision_available():
 
 else:
     # Without torchvision the public name is the Pillow class.
-    DepthVLMImageProcessor = DepthVLMImageProcessorPil  # type: ignore[assignment,misc]
+    DepthVLMImageProcessor = DepthVLMImageProcessorPil  # type: ignore[assignment]
 
 
 @names_keywords

@@ -42,7 +42,10 @@ CALL_KEYWORDS = IMAGE_KEYWORDS.union(
 )
 
 
-class DepthProcessorMixin:
+AnyProcessor: Any = object  # the class that the mixin goes before, for type checkers
+
+
+class DepthProcessorMixin(AnyProcessor):
     """Images with their cameras and depth maps for a backbone's own processor, before which it goes.
 
     Args:
@@ -95,7 +98,7 @@ class DepthProcessorMixin:
         own = cls._class_for(pretrained_model_name_or_path, hub_keywords(kwargs))
         if own is not cls:
             return own.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
     def _class_for(cls, model: Any, hub: dict[str, Any]) -> Any:

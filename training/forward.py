@@ -233,8 +233,8 @@ def _zero_from_vision(model: DepthVLMForConditionalGeneration) -> Tensor:
     trained = any(p.requires_grad for p in model.model.visual.parameters())
     vision, maps = model.encode_images(image["pixel_values"], image["image_grid_thw"], trained)
     levels = [*getattr(vision, "deepstack_features", ()), *maps.levels]  # the LLM takes all, the head three
-    maps = [*maps.pooled, *(feature for level in levels for feature in level)]
-    return 0.0 * torch.stack([m.float().sum() for m in maps]).sum()
+    outputs = [*maps.pooled, *(feature for level in levels for feature in level)]
+    return 0.0 * torch.stack([output.float().sum() for output in outputs]).sum()
 
 
 def score_depth(

@@ -251,8 +251,8 @@ def select_checkpoint_files(folder: Path) -> SelectedFiles:
     config = _read_json(folder / "config.json")
     if own_family(config.get("model_type")) is None:
         raise PushError(
-            f"{folder} has model_type {config.get('model_type')!r}, expected that of DepthVLM. `depthvlm convert {folder} "
-            "NEW_FOLDER` writes it in DepthVLM's own layout."
+            f"{folder} has model_type {config.get('model_type')!r}, expected that of a DepthVLM. `depthvlm convert "
+            f"{folder} NEW_FOLDER` writes it in DepthVLM's own layout."
         )
     weights, problems = _weights(folder)
     problems += [f"{name} is missing" for name in REQUIRED if not (folder / name).is_file()]

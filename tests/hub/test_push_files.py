@@ -13,6 +13,7 @@ from depthvlm.hub_cards.push.package import (
     select_adapter_files,
     select_checkpoint_files,
 )
+from depthvlm.modeling_depthvlm import FAMILIES
 from safetensors.numpy import load_file, save_file
 from toy_checkpoint import save_toy_checkpoint
 

@@ -10,13 +10,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 
 FAMILY_NAMES = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen2_5_vl", "glm46v", "glm4v")
 HEAD = {"features": 16, "out_channels": [8, 8, 16, 16], "hidden_size": 24}
-GLM_TOKENS = tuple(f"<|{name}|>" for name in "begin_of_image end_of_image image begin_of_video end_of_video video".split())
-    "<|begin_of_image|>",
-    "<|end_of_image|>",
-    "<|image|>",
-    "<|begin_of_video|>",
-    "<|end_of_video|>",
-    "<|video|>",
+GLM_TOKENS = (
+    *("<|begin_of_image|>", "<|end_of_image|>", "<|image|>"),
+    *("<|begin_of_video|>", "<|end_of_video|>", "<|video|>"),
 )
 EXPERTS = {
     "num_experts": 4,
