@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import gradio as gr
-from starlette.datastructures import Headers, UploadFile
+from starlette.datastructures import Headers, MutableHeaders, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request, cookie_parser
@@ -153,10 +153,10 @@ class Guard:
             return
         headers = Headers(scope=scope)
         visitor = cookie_parser(headers.get("cookie", "")).get(_COOKIE)
-        added = dict(_HEADERS)
+        cookie = None
         if visitor is None and scope["path"] in ("/", "/config"):
-            added["set-cookie"] = _new_cookie(headers.get("x-forwarded-proto", scope.get("scheme", "http")) == "https")
-        send = _adding(added, send)
+            cookie = _new_cookie(headers.get("x-forwarded-proto", scope.get("scheme", "http")) == "https")
+        send = _adding(cookie, send)
         try:
             self._check(scope, headers)
             if scope["path"].startswith(_FILE):
@@ -251,14 +251,13 @@ class Guard:
 
     async def _post(self, scope: dict[str, Any], receive: Any, send: Any, visitor: str | None) -> None:
         """Pass on a request with a body, which is read before; a step's body is written anew from what was checked."""
-        body = await _read(self._counted(receive, self.limits.request_bytes))
+        body = await Request(scope, self._counted(receive, self.limits.request_bytes)).body()
         waits = False
         if _STEPS.fullmatch(scope["path"]):
             payload, waits = self._payload(body, scope["path"] == _QUEUE, visitor)
             body = json.dumps(payload).encode()
-            length = (b"content-length", str(len(body)).encode())
-            headers = [pair for pair in scope["headers"] if pair[0].lower() != b"content-length"]
-            scope = {**scope, "headers": [*headers, length]}
+            scope = dict(scope)
+            MutableHeaders(scope=scope)["content-length"] = str(len(body))
         if waits and self.waiting() + self._arriving >= self.limits.waiting:
             raise Refusal(503, f"Queue is full: {self.limits.waiting} requests are waiting. Come back later.")
         unread = [{"type": "http.request", "body": body, "more_body": False}]
@@ -327,26 +326,16 @@ def _new_cookie(secure: bool) -> str:
     return f"{_COOKIE}={secrets.token_urlsafe(24)}; Path=/; HttpOnly; {place}"
 
 
-def _adding(added: Mapping[str, str], send: Any) -> Any:
-    """Return `send` with these headers on every response."""
+def _adding(cookie: str | None, send: Any) -> Any:
+    """Return `send` with `_HEADERS`, and a cookie, on every response."""
 
     async def send_with_headers(message: dict[str, Any]) -> None:
         if message["type"] == "http.response.start":
-            headers = [pair for pair in message.get("headers", []) if pair[0].decode().lower() not in _HEADERS]
-            headers += [(name.encode(), value.encode()) for name, value in added.items()]
-            message = {**message, "headers": headers}
+            message = {"headers": [], **message}
+            headers = MutableHeaders(scope=message)
+            headers.update(_HEADERS)
+            if cookie is not None:
+                headers.append("set-cookie", cookie)
         await send(message)
 
     return send_with_headers
-
-
-async def _read(receive: Any) -> bytes:
-    """Return the whole body of a request."""
-    body = b""
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        body += message.get("body", b"")
-        if not message.get("more_body", False):
-            return body
