@@ -88,11 +88,9 @@ def encode_depth(depth: NDArray[np.uint16] | NDArray[np.float32], scale: float) 
 
 
 def _float_tiff(depth: NDArray[Any]) -> bytes:
-    """Encode float32 `(h, w)` as a TIFF of one deflated strip.
-
-    Not by Pillow: its libtiff leaves a byte of uninitialised memory before the directory where the strip's length is
-    odd, so that the same map would not always give the same file.
-    """
+    """Encode float32 `(h, w)` as a TIFF of one deflated strip."""
+    # Not by Pillow: its libtiff leaves a byte of uninitialised memory before the directory where the strip's length is
+    # odd, so that the same map would not always give the same file.
     height, width = depth.shape
     strip = zlib.compress(np.ascontiguousarray(depth, "<f4").tobytes(), 6)
     offset = 8 + len(strip) + len(strip) % 2

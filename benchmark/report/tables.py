@@ -257,16 +257,7 @@ def _set_titles() -> dict[str, str]:
 def _measured_rows(
     measured: Sequence[Measured], titles: Mapping[str, str], average: bool
 ) -> tuple[list[ReportRow], list[str]]:
-    """Return the rows of all systems measured on one of the sets, and notes.
-
-    Where a set has several results that could stand in a row (other data, a second run), each gets a row of its own.
-    The last cells are the average (where the table has one), the share of failures and the parse rate.
-
-    Args:
-        measured: Results, sorted.
-        titles: Sets of the table by name, with their titles.
-        average: Whether the table has an average: the mean over all its sets, each of them whole.
-    """
+    """Return the rows of all systems measured on one of these sets, with an average if all are whole, and notes."""
     inside = [item for item in measured if item.set_name in titles]
     names = unique_names(inside)
     notes: list[str] = []
@@ -303,10 +294,7 @@ def _measured_rows(
 
 
 def _one_each(found: Mapping[str, Sequence[T]]) -> tuple[list[dict[str, T]], dict[str, Sequence[T]]]:
-    """Return what stands in each row, and the keys with several values.
-
-    The first row has all keys with one value, where there are any; then each of several values has a row of its own.
-    """
+    """Return what stands in each row, and the keys with several values, each of which has a row of its own."""
     common = {key: values[0] for key, values in found.items() if len(values) == 1}
     apart = {key: values for key, values in found.items() if len(values) > 1}
     rows = [common] if common else []

@@ -233,10 +233,7 @@ class RGBDFolder(Source):
 
 
 def _frame_ids(stems: Iterable[str]) -> dict[str, str]:
-    """Make an id of letters, digits and `/_-.` of each stem, without accents and with "_" for other characters.
-
-    A checksum of their names tells apart stems whose ids would be the same.
-    """
+    """Make an id of letters, digits and `/_-.` of each stem, with a checksum where two would be the same."""
     plain = {}
     for stem in stems:
         letters = "".join(one for one in unicodedata.normalize("NFKD", stem) if not unicodedata.combining(one))
@@ -409,13 +406,7 @@ def _pair_by_words(images: dict[str, str], depths: dict[str, str]) -> None:
 
 
 def _pair_by_times(images: dict[str, str], depths: dict[str, str]) -> list[str]:
-    """Give depth maps the stem of their image where both are named by times, as TUM's `associate.py` does it.
-
-    Of all couples nearer than `MAX_DIFFERENCE` the nearest come first, and each file is used once.
-
-    Returns:
-        The files of images that have no partner, which are taken out; none where no image has one.
-    """
+    """Give depth maps the stem of the image nearest in time, and take out the images that have none, if any has one."""
     times, others = (
         {stem: float(name) for stem in mine if stem not in other and _SECONDS.fullmatch(name := stem.split("/")[-1])}
         for mine, other in ((images, depths), (depths, images))

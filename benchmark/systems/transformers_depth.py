@@ -159,15 +159,7 @@ class _DepthProProcessor:
 
 
 def _depth_pro_maps(inverse: Tensor, height: int, width: int, focal: Sequence[float], fov: Tensor | None) -> Tensor:
-    """Return metres from canonical inverse depth `(N, h, w)`.
-
-    Args:
-        inverse: The network's answer.
-        height: Height of the images in pixels.
-        width: Width of the images in pixels.
-        focal: Focal length of each image along its width, in pixels.
-        fov: Horizontal field of view in degrees, which replaces `focal`; or None.
-    """
+    """Return metres from canonical inverse depth `(N, h, w)`, by focal lengths in pixels or the `fov` in degrees."""
     if fov is not None:
         ratio = 2 * torch.tan(0.5 * torch.deg2rad(fov.float().flatten()))
     else:

@@ -155,10 +155,7 @@ def _by_split(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
 
 
 def _data_files(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Return patterns that match exactly the manifest's shards, source-split-NUMBER-of-COUNT.parquet, by split.
-
-    Shards of another count are leftovers of an older build.
-    """
+    """Return patterns that match the manifest's shards alone: those of another count are an older build's."""
     return [
         {"split": split, "path": [f"{e['source']}-{split}-*-of-{len(e['shards']):05d}.parquet" for e in chosen]}
         for split, chosen in _by_split(entries).items()

@@ -203,10 +203,7 @@ class Guard:
         return Refusal(413, f"A request has at most {self.limits.request_bytes:,} bytes.")
 
     def _counted(self, receive: Any, most: int, note: Callable[[int], None] = lambda size: None) -> Any:
-        """Return `receive` with a limit on the bytes that have come, whatever the headers say, and on their time.
-
-        `note` is called with the number of bytes of each piece.
-        """
+        """Return `receive` with a limit on bytes, whatever the headers say, and on time; `note` gets each size."""
         arrived, end = 0, time.monotonic() + self.limits.upload_seconds
 
         async def counted() -> dict[str, Any]:
@@ -272,11 +269,7 @@ class Guard:
             self._arriving -= waits
 
     def _payload(self, body: bytes, queued: bool, visitor: str | None) -> tuple[dict[str, Any], bool]:
-        """Return the body of a step with only what the step takes, and whether the step waits for the model.
-
-        Raises:
-            Refusal: the body is not one of a step, or names a file that is not the visitor's.
-        """
+        """Return the body of a step with only what the step takes, and whether the step waits for the model."""
         try:
             given = json.loads(body)
         except (ValueError, RecursionError):
