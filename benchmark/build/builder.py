@@ -49,17 +49,12 @@ _state: dict[str, Any] = {}
 
 
 class BuildEvents(NamedTuple):
-    """Callbacks of a running build.
+    """Callbacks of a running build."""
 
-    Args:
-        begin: called once, with the number of images and how many of them finished shards have.
-        advance: called with numbers of images read since.
-        say: called with a line for the user.
-    """
-
+    # called once, with the number of images and how many of them finished shards have
     begin: Callable[[int, int], None] = lambda images, done: None
-    advance: Callable[[int], None] = lambda count: None
-    say: Callable[[str], None] = lambda line: None
+    advance: Callable[[int], None] = lambda count: None  # called with numbers of images read since
+    say: Callable[[str], None] = lambda line: None  # called with a line for the user
 
 
 def run_build(

@@ -37,26 +37,18 @@ _COLORS = matplotlib.colormaps["turbo_r"]
 
 @dataclass(frozen=True)
 class BuildStatistics:
-    """Contents of a build, measured on all its records but for `valid`.
-
-    Args:
-        rows, scenes, cameras, points: numbers.
-        valid: least, mean and greatest share of valid pixels, of up to `MEASURED_MAPS` depth maps.
-        metres: least, 5 %, median, 95 % and greatest depth of the sampled points.
-        focal_length: least, median and greatest, pixels.
-        fov: least, median and greatest horizontal field of view, degrees.
-        image_sizes, depth_sizes, encodings: each with its number, the most frequent first.
-    """
+    """Contents of a build, measured on all its records but for `valid`."""
 
     rows: int
     scenes: int
     cameras: int
     points: int
+    # least, mean and greatest share of valid pixels, of up to `MEASURED_MAPS` depth maps
     valid: tuple[float, float, float]
-    metres: tuple[float, ...]
-    focal_length: tuple[float, ...]
-    fov: tuple[float, ...]
-    image_sizes: list[tuple[str, int]]
+    metres: tuple[float, ...]  # least, 5 %, median, 95 % and greatest depth of the sampled points
+    focal_length: tuple[float, ...]  # least, median and greatest, pixels
+    fov: tuple[float, ...]  # least, median and greatest horizontal field of view, degrees
+    image_sizes: list[tuple[str, int]]  # each with its number, the most frequent first, as the next two
     depth_sizes: list[tuple[str, int]]
     encodings: list[tuple[str, int]]
 
@@ -160,22 +152,14 @@ def _picked_rows(
 
 @dataclass(frozen=True)
 class RowPictures:
-    """Pictures of one row as data URIs.
+    """Pictures of one row as data URIs."""
 
-    Args:
-        image: the image with its points and their metres.
-        depth: in colour, black where there is none.
-        overlay: depth over the grey image.
-        low, high: metres at the ends of the colours, which run logarithmically.
-        valid: share of valid pixels of the map.
-    """
-
-    image: str
-    depth: str
-    overlay: str
-    low: float
+    image: str  # the image with its points and their metres
+    depth: str  # in colour, black where there is none
+    overlay: str  # depth over the grey image
+    low: float  # metres at the ends of the colours, which run logarithmically, as `high`
     high: float
-    valid: float
+    valid: float  # share of valid pixels of the map
 
 
 def decode_metres(row: dict[str, Any]) -> NDArray[np.float32]:

@@ -27,23 +27,15 @@ _ID = re.compile(r"(?!\.{1,2}(/|$))[\w.-]+(/(?!\.{1,2}(/|$))[\w.-]+)*", re.ASCII
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """The shards that a build will write and their frames: the same for the same frames and parameters.
+    """The shards that a build will write and their frames: the same for the same frames and parameters."""
 
-    Args:
-        source: class of the source, for its name and terms.
-        split: "train" or "test".
-        parameters: the request, and hashes of the frames chosen for it; a build goes on only with the same.
-        available: frames that the source lists.
-        tasks: the shards.
-        notes: files that the source passed over; no part of the hash.
-    """
-
-    source: type[Source]
-    split: str
+    source: type[Source]  # class of the source, for its name and terms
+    split: str  # "train" or "test"
+    # the request, and hashes of the frames chosen for it; a build goes on only with the same
     parameters: dict[str, Any]
-    available: int
+    available: int  # frames that the source lists
     tasks: tuple[ShardTask, ...]
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # files that the source passed over; no part of the hash
 
     @property
     def name(self) -> str:

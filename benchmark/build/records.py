@@ -114,21 +114,13 @@ def _float_tiff(depth: NDArray[Any]) -> bytes:
 
 @dataclass(frozen=True)
 class RowMaker:
-    """Maker of records from frames.
+    """Maker of records from frames."""
 
-    Args:
-        source: name of the source on the command line.
-        split: "train" or "test".
-        depth_range: metres that count as measured, inclusive.
-        seed: seed of the points; None where the frames bring theirs.
-        messages: [`depth_messages`].
-    """
-
-    source: str
-    split: str
-    depth_range: tuple[float, float]
-    seed: int | None
-    messages: Sequence[dict[str, str]]
+    source: str  # name of the source on the command line
+    split: str  # "train" or "test"
+    depth_range: tuple[float, float]  # metres that count as measured, inclusive
+    seed: int | None  # seed of the points; None where the frames bring theirs
+    messages: Sequence[dict[str, str]]  # [`depth_messages`]
 
     def row(self, frame: Frame, ref: FrameRef, points: int) -> dict[str, Any]:
         """Make the record of a frame, as Arrow takes it.

@@ -42,64 +42,40 @@ class TooManyBadFramesError(BuildError):
 
 @dataclass(frozen=True)
 class ShardTask:
-    """The frames of one file.
-
-    Args:
-        file: its name.
-        refs: the frames, in the order of the rows.
-        points: number of points that are sampled of each of them.
-    """
+    """The frames of one file."""
 
     file: str
-    refs: tuple[FrameRef, ...]
-    points: tuple[int, ...]
+    refs: tuple[FrameRef, ...]  # in the order of the rows
+    points: tuple[int, ...]  # number of points that are sampled of each of them
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """Everything that the shards of a build share; it can be pickled for the workers.
+    """Everything that the shards of a build share; it can be pickled for the workers."""
 
-    Args:
-        opener: makes the source, once in every process.
-        name, root, options: its arguments; the options, which are keywords, as a JSON object.
-        out: folder of the build.
-        plan: hash of the plan, which the records carry.
-        rows: makes the rows.
-        schema: schema of the file.
-        max_bad: more unusable frames than this in one shard end it.
-    """
-
-    opener: SourceOpener
-    name: str
+    opener: SourceOpener  # makes the source, once in every process
+    name: str  # an argument of the opener, as the next two
     root: str
-    options: str
-    out: str
-    plan: str
+    options: str  # keywords, as a JSON object
+    out: str  # folder of the build
+    plan: str  # hash of the plan, which the records carry
     rows: RowMaker
     schema: pa.Schema
-    max_bad: int
+    max_bad: int  # more unusable frames than this in one shard end it
 
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """A finished shard's record, beside it as JSON.
-
-    Args:
-        file, sha256, bytes: of the Parquet file.
-        rows, points: in it.
-        short: rows with fewer points than planned, because fewer pixels are valid.
-        bad: id and reason of every frame that could not be used.
-        plan: hash of the plan it belongs to.
-    """
+    """A finished shard's record, beside it as JSON."""
 
     file: str
     sha256: str
     bytes: int
     rows: int
     points: int
-    short: int
-    plan: str
-    bad: tuple[tuple[str, str], ...] = field(default=())
+    short: int  # rows with fewer points than planned, because fewer pixels are valid
+    plan: str  # hash of the plan it belongs to
+    bad: tuple[tuple[str, str], ...] = field(default=())  # id and reason of every frame that could not be used
 
 
 def write_shard(job: ShardJob, task: ShardTask, advance: Callable[[int], None]) -> ShardRecord:

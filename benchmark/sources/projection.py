@@ -33,15 +33,10 @@ def rotation_class() -> Any:
 
 @dataclass(frozen=True, eq=False)
 class RigidTransform:
-    """Points of one frame of reference in another: `rotation @ point + translation`.
+    """Points of one frame of reference in another: `rotation @ point + translation`."""
 
-    Args:
-        rotation: `(3, 3)`, float64.
-        translation: `(3,)` metres, float64.
-    """
-
-    rotation: NDArray[np.float64]
-    translation: NDArray[np.float64]
+    rotation: NDArray[np.float64]  # `(3, 3)`, float64
+    translation: NDArray[np.float64]  # `(3,)` metres, float64
 
     @classmethod
     def from_quaternion(cls, quaternion: ArrayLike, translation: ArrayLike) -> RigidTransform:
@@ -120,21 +115,16 @@ class PinholeCamera:
     """A pinhole camera as the datasets' calibrations have it, with a lens where `distortion` is given.
 
     Its axes: x right, y down, z forward. It counts pixels as OpenCV does, so that whole numbers are pixels of a map.
-
-    Args:
-        fx, fy, cx, cy: pixels, the centre of the top left pixel at (0, 0).
-        width: width of the image in pixels.
-        height: height of the image in pixels.
-        distortion: k1, k2, p1, p2, k3 of OpenCV's model (its documentation, "Camera Calibration and 3D
-            Reconstruction"), radial and tangential.
     """
 
-    fx: float
+    fx: float  # pixels, as the next three; the centre of the top left pixel at (0, 0)
     fy: float
     cx: float
     cy: float
-    width: int
+    width: int  # pixels
     height: int
+    # k1, k2, p1, p2, k3 of OpenCV's model (its documentation, "Camera Calibration and 3D Reconstruction"), radial and
+    # tangential
     distortion: tuple[float, float, float, float, float] | None = None
 
     @property

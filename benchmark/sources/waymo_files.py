@@ -46,21 +46,14 @@ _TIME, _CAMERA, _LASER = "key.frame_timestamp_micros", "key.camera_name", "key.l
 
 @dataclass(frozen=True, eq=False)
 class WaymoCamera:
-    """A camera's calibration.
+    """A camera's calibration."""
 
-    Args:
-        intrinsics: f_u, f_v, c_u, c_v, k1, k2, p1, p2, k3 in pixels, the left edge of the first pixel at 0.
-        vehicle_from_camera: its mount; Waymo's axes.
-        width: width of its images in pixels.
-        height: height of its images in pixels.
-        readout: value of RollingShutterReadOutDirection.
-    """
-
+    # f_u, f_v, c_u, c_v, k1, k2, p1, p2, k3 in pixels, the left edge of the first pixel at 0
     intrinsics: tuple[float, ...]
-    vehicle_from_camera: RigidTransform
-    width: int
+    vehicle_from_camera: RigidTransform  # its mount; Waymo's axes
+    width: int  # of its images, in pixels
     height: int
-    readout: int
+    readout: int  # value of RollingShutterReadOutDirection
 
     @property
     def pinhole(self) -> PinholeCamera:
@@ -71,28 +64,18 @@ class WaymoCamera:
 
 @dataclass(frozen=True, eq=False)
 class WaymoShot:
-    """An image, and the vehicle's motion while it was taken.
+    """An image, and the vehicle's motion while it was taken."""
 
-    Args:
-        image: JPEG bytes.
-        world_from_vehicle: pose at `pose_time`.
-        velocity: `(3,)` m/s in the world's frame.
-        spin: `(3,)` rad/s in the vehicle's frame. (dataset.proto speaks of the world's for both; only this reading
-            gives the pixels in the tests of Waymo's own camera model.)
-        pose_time: seconds since 1970, as `trigger_time` and `readout_done_time`.
-        shutter: exposure of a line in seconds.
-        trigger_time: begin of the first line's exposure.
-        readout_done_time: end of the last line's readout.
-    """
-
-    image: bytes
-    world_from_vehicle: RigidTransform
-    velocity: NDArray[np.float64]
+    image: bytes  # JPEG
+    world_from_vehicle: RigidTransform  # pose at `pose_time`
+    velocity: NDArray[np.float64]  # `(3,)` m/s in the world's frame
+    # `(3,)` rad/s in the vehicle's frame. (dataset.proto speaks of the world's for both; only this reading gives the
+    # pixels in the tests of Waymo's own camera model.)
     spin: NDArray[np.float64]
-    pose_time: float
-    shutter: float
-    trigger_time: float
-    readout_done_time: float
+    pose_time: float  # seconds since 1970, as `trigger_time` and `readout_done_time`
+    shutter: float  # exposure of a line in seconds
+    trigger_time: float  # begin of the first line's exposure
+    readout_done_time: float  # end of the last line's readout
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,19 +32,12 @@ class _Passing(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """A reply of a server and what it took.
+    """A reply of a server and what it took."""
 
-    Args:
-        text: The system's own words.
-        input_tokens: Tokens of the question as the server counts them; None if it does not.
-        output_tokens: Tokens of the reply.
-        finish_reason: The server's reason: "stop", or "length" for a reply that was cut short.
-    """
-
-    text: str
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    finish_reason: str = ""
+    text: str  # the system's own words
+    input_tokens: int | None = None  # tokens of the question as the server counts them; None if it does not
+    output_tokens: int | None = None  # tokens of the reply
+    finish_reason: str = ""  # the server's reason: "stop", or "length" for a reply that was cut short
 
 
 class RateLimiter:

@@ -18,65 +18,44 @@ class PredictorError(RuntimeError):
 
 @dataclass(frozen=True)
 class Requirement:
-    """Everything that a system needs on this machine.
+    """Everything that a system needs on this machine."""
 
-    Args:
-        packages: Names of the modules that must be installed.
-        environment: Names of the environment variables that must be set.
-        gpu_gib: GPU memory, in GiB.
-        install: How to get what is missing, for messages.
-        imports: Import statements that must work: an installed package may lack what is imported from it.
-    """
-
-    packages: tuple[str, ...] = ()
-    environment: tuple[str, ...] = ()
-    gpu_gib: float = 0.0
-    install: str = ""
+    packages: tuple[str, ...] = ()  # names of the modules that must be installed
+    environment: tuple[str, ...] = ()  # names of the environment variables that must be set
+    gpu_gib: float = 0.0  # GPU memory, in GiB
+    install: str = ""  # how to get what is missing, for messages
+    # import statements that must work: an installed package may lack what is imported from it
     imports: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class System:
-    """A depth model or VLM that can be chosen by name.
+    """A depth model or VLM that can be chosen by name."""
 
-    Args:
-        name: The name in the paper's tables, or the system's own name if it is not in them.
-        target: `module:Class`, relative to this package. The module is imported when the system is chosen.
-        kind: "dense" for one depth map per image, "points" for one answer in words per point.
-        kwargs: Keyword arguments of the class.
-        requirement: Packages, environment variables and GPU memory.
-        tables: Numbers of the paper's tables that show the system; none for a variant. The scores of table 3 come from
-            lmms-eval, not from this benchmark.
-        weights: Hub name or folder of the checkpoint, or "torch.hub:FILE"; "" if there is none on this machine.
-        required_options: Keyword arguments without a good default, which the user must give.
-    """
-
-    name: str
-    target: str
+    name: str  # the name in the paper's tables, or the system's own name if it is not in them
+    target: str  # `module:Class`, relative to this package; imported when the system is chosen
+    # "dense" for one depth map per image, "points" for one answer in words per point
     kind: Literal["dense", "points"] = "dense"
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     requirement: Requirement = field(default_factory=Requirement)
+    # numbers of the paper's tables that show the system; none for a variant; the scores of table 3 come from lmms-eval,
+    # not from this benchmark
     tables: tuple[int, ...] = ()
-    weights: str = ""
-    required_options: tuple[str, ...] = ()
+    weights: str = ""  # Hub name or folder of the checkpoint, or "torch.hub:FILE"; "" if there is none on this machine
+    required_options: tuple[str, ...] = ()  # keyword arguments without a good default, which the user must give
 
 
 @dataclass(frozen=True)
 class Example:
-    """One image of the benchmark, as a predictor sees it.
+    """One image of the benchmark, as a predictor sees it."""
 
-    Args:
-        id: Identifier of the image in its set.
-        image: The RGB image as stored.
-        intrinsics: fx, fy, cx, cy in pixels, with the centre of the top left pixel at (0.5, 0.5).
-        points: `(n, 2)` float64 columns and rows, in pixels, where depth is scored. Dense predictors do not need them.
-        truth: `(n,)` depths in metres, for the oracle alone.
-    """
-
-    id: str
-    image: Image.Image
+    id: str  # identifier of the image in its set
+    image: Image.Image  # the RGB image as stored
+    # fx, fy, cx, cy in pixels, with the centre of the top left pixel at (0.5, 0.5)
     intrinsics: tuple[float, float, float, float]
+    # `(n, 2)` float64 columns and rows, in pixels, where depth is scored; dense predictors do not need them
     points: NDArray[np.float64]
+    # `(n,)` depths in metres, for the oracle alone
     truth: NDArray[np.float64] = field(repr=False, compare=False, default_factory=lambda: np.zeros(0))
 
 
@@ -106,15 +85,10 @@ class DensePredictor(Predictor, ABC):
 
 @dataclass(frozen=True)
 class PointAnswer:
-    """An answer about one point.
+    """An answer about one point."""
 
-    Args:
-        metres: The depth, or NaN if none can be read from `text`.
-        text: The system's own words.
-    """
-
-    metres: float
-    text: str = ""
+    metres: float  # the depth, or NaN if none can be read from `text`
+    text: str = ""  # the system's own words
 
 
 class PointPredictor(Predictor, ABC):

@@ -33,20 +33,14 @@ _MEANING: dict[PublicCopy, str] = {
 
 @dataclass(frozen=True)
 class Terms:
-    """The terms of one source of DepthVLM-Bench.
+    """The terms of one source of DepthVLM-Bench."""
 
-    Attributes:
-        public_copy: whether the terms allow a build that is open to everyone; "no" also where each user must first
-            agree to the owner's terms.
-        spdx: the Hub's key of the licence, where it has one and we are sure.
-        paper: the licence in the paper's table 11, for what it links to there; "" where the source is not in it.
-        note: where the two differ.
-    """
-
+    # whether the terms allow a build that is open to everyone; "no" also where each user must first agree to the
+    # owner's terms
     public_copy: PublicCopy
-    spdx: str | None = None
-    paper: str = ""
-    note: str = ""
+    spdx: str | None = None  # the Hub's key of the licence, where it has one and we are sure
+    paper: str = ""  # the licence in the paper's table 11, for what it links to there; "" where the source is not in it
+    note: str = ""  # where the two differ
 
 
 _CODE = "the paper's is the licence of the dataset's code"

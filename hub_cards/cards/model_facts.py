@@ -45,26 +45,18 @@ _WRAPPERS = ("base_model.model.", "modules_to_save.default.")
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Facts about a checkpoint.
+    """Facts about a checkpoint."""
 
-    Attributes:
-        config: the model's configuration as JSON has it; empty for an adapter without one.
-        adapter: PEFT's configuration; None for whole weights.
-        processor: the processor's configuration, or empty.
-        parameters: number of parameters by part of the model; empty where they were not counted.
-        dtypes: dtypes of the weights, the most frequent one first.
-        head: "untrained" if every bias of the depth head is as it was initialised, "trained" if one is not, "unknown"
-            if the weights were not read.
-        stages: the training recipe, empty where none is kept.
-    """
-
-    config: Mapping[str, Any]
-    adapter: Mapping[str, Any] | None = None
-    processor: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any]  # the model's configuration as JSON has it; empty for an adapter without one
+    adapter: Mapping[str, Any] | None = None  # PEFT's configuration; None for whole weights
+    processor: Mapping[str, Any] = field(default_factory=dict)  # the processor's configuration, or empty
+    # number of parameters by part of the model; empty where they were not counted
     parameters: Mapping[str, int] = field(default_factory=dict)
-    dtypes: Sequence[str] = ()
+    dtypes: Sequence[str] = ()  # dtypes of the weights, the most frequent one first
+    # "untrained" if every bias of the depth head is as it was initialised, "trained" if one is not, "unknown" if the
+    # weights were not read
     head: HeadState = "unknown"
-    stages: Sequence[Stage] = ()
+    stages: Sequence[Stage] = ()  # the training recipe, empty where none is kept
 
     @property
     def base_model(self) -> str | None:

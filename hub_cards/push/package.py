@@ -63,21 +63,13 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Package:
-    """Files to push, complete and checked except for the proof.
+    """Files to push, complete and checked except for the proof."""
 
-    Attributes:
-        upload: the files, the card among them, and where they go.
-        card: the text of README.md.
-        left_out: what lies beside the files and is not sent, each with the reason.
-        prove: loads the files in fresh processes; returns what was found, or raises [`PushError`].
-        variables: variables of a Space.
-    """
-
-    upload: Upload
-    card: str
-    left_out: Mapping[str, str]
-    prove: Callable[[], str]
-    variables: Mapping[str, str] = field(default_factory=dict)
+    upload: Upload  # the files, the card among them, and where they go
+    card: str  # the text of README.md
+    left_out: Mapping[str, str]  # what lies beside the files and is not sent, each with the reason
+    prove: Callable[[], str]  # loads the files in fresh processes; returns what was found, or raises [`PushError`]
+    variables: Mapping[str, str] = field(default_factory=dict)  # variables of a Space
 
 
 def pack_checkpoint(

@@ -33,24 +33,17 @@ _AGAIN = "Nothing was committed. Run the same command again: what the Hub has re
 
 @dataclass(frozen=True)
 class Upload:
-    """Files for one repository.
+    """Files for one repository."""
 
-    Attributes:
-        repo_id: "user/name".
-        repo_type: "model", "dataset" or "space".
-        files: path on the Hub, and the file or the bytes that belong there.
-        stale: patterns of files that are removed from the repository unless `files` has them, because they would be
-            loaded beside the new ones.
-        refused: files that prevent the use of a repository, with the reason.
-        restricted: why the repository must be private; empty where it may be public.
-    """
-
-    repo_id: str
-    repo_type: str
-    files: Mapping[str, Path | bytes]
+    repo_id: str  # "user/name"
+    repo_type: str  # "model", "dataset" or "space"
+    files: Mapping[str, Path | bytes]  # by path on the Hub
+    # patterns of files that are removed from the repository unless `files` has them, because they would be loaded
+    # beside the new ones
     stale: Sequence[str] = ()
+    # files that prevent the use of a repository, with the reason
     refused: Mapping[str, str] = field(default_factory=dict)
-    restricted: str = ""
+    restricted: str = ""  # why the repository must be private; empty where it may be public
 
 
 @dataclass(frozen=True)

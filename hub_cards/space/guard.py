@@ -82,15 +82,10 @@ class Refusal(Exception):
 
 @dataclass(frozen=True)
 class Hosts:
-    """The names that the server answers to.
+    """The names that the server answers to."""
 
-    Args:
-        names: host names besides the machine's addresses; "*" is any, ".example.org" every name under it.
-        loopback: whether the server listens to this machine alone.
-    """
-
-    names: frozenset[str]
-    loopback: bool
+    names: frozenset[str]  # host names besides the machine's addresses; "*" is any, ".example.org" every name under it
+    loopback: bool  # whether the server listens to this machine alone
 
     def check(self, host: str, origin: str | None) -> None:
         """Refuse a request for another host (DNS rebinding), or from a page of another site.

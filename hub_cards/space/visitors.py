@@ -32,39 +32,23 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # an upload of any other name is 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of what the demo's visitors may ask of the machine.
+    """Limits of what the demo's visitors may ask of the machine."""
 
-    Attributes:
-        file_bytes: greatest size of an upload.
-        image_pixels: greatest width times height of a picture, read from its header before anything is decoded.
-        request_seconds: time for one request from its turn on; waiting in the queue does not count.
-        new_tokens: greatest length of a reply.
-        question_characters: greatest length of a question.
-        conversation_tokens: greatest length of a conversation with its image, in tokens.
-        request_bytes: greatest size of a request that is not an upload.
-        upload_seconds: time for the body of a request to arrive.
-        waiting: requests for the model in the queue; more are told to come back.
-        kept_seconds: time after their last use until uploads, results and conversations are removed.
-        unused_seconds: time until an upload that no step has named is removed.
-        live_caches: conversations whose image and key-value cache stay in memory; older ones encode it again.
-        sessions: visitors whose conversations are remembered at a time.
-        disk_bytes: size of the temporary folder from which on uploads are refused.
-    """
-
-    file_bytes: int = 20 * 2**20
+    file_bytes: int = 20 * 2**20  # greatest size of an upload
+    # greatest width times height of a picture, read from its header before anything is decoded
     image_pixels: int = 25_000_000
-    request_seconds: float = 60.0
-    new_tokens: int = 256
-    question_characters: int = 2000
-    conversation_tokens: int = 4096
-    request_bytes: int = 2**16
-    upload_seconds: float = 60.0
-    waiting: int = 64
-    kept_seconds: int = 1800
-    unused_seconds: int = 120
-    live_caches: int = 4
-    sessions: int = 128
-    disk_bytes: int = 4 * 2**30
+    request_seconds: float = 60.0  # time for one request from its turn on; waiting in the queue does not count
+    new_tokens: int = 256  # greatest length of a reply
+    question_characters: int = 2000  # greatest length of a question
+    conversation_tokens: int = 4096  # greatest length of a conversation with its image, in tokens
+    request_bytes: int = 2**16  # greatest size of a request that is not an upload
+    upload_seconds: float = 60.0  # time for the body of a request to arrive
+    waiting: int = 64  # requests for the model in the queue; more are told to come back
+    kept_seconds: int = 1800  # time after their last use until uploads, results and conversations are removed
+    unused_seconds: int = 120  # time until an upload that no step has named is removed
+    live_caches: int = 4  # conversations whose image and key-value cache stay in memory; older ones encode it again
+    sessions: int = 128  # visitors whose conversations are remembered at a time
+    disk_bytes: int = 4 * 2**30  # size of the temporary folder from which on uploads are refused
 
 
 def open_upload(path: str, limits: Limits) -> Image.Image:
@@ -262,27 +246,16 @@ def _stat(path: Path) -> os.stat_result | None:
 
 @dataclass(eq=False)
 class Visit:
-    """A visitor's last picture and the conversation about it.
+    """A visitor's last picture and the conversation about it."""
 
-    Attributes:
-        photo: the path of the picture.
-        focal_length: in pixels, where the visitor typed it.
-        camera: the picture's camera.
-        results: the folder of its files; the depth map is in it from the start.
-        stem: what the files' names begin with.
-        messages: the questions and replies so far.
-        conversation: the picture with its key-value cache, where it is in memory.
-        seen: when the visitor last used it, on the monotonic clock.
-    """
-
-    photo: str
-    focal_length: float | None
-    camera: Camera
-    results: Path
-    stem: str
-    messages: list[dict[str, str]] = field(default_factory=list)
-    conversation: Conversation | None = None
-    seen: float = field(default_factory=time.monotonic)
+    photo: str  # the path of the picture
+    focal_length: float | None  # in pixels, where the visitor typed it
+    camera: Camera  # the picture's camera
+    results: Path  # the folder of its files; the depth map is in it from the start
+    stem: str  # what the files' names begin with
+    messages: list[dict[str, str]] = field(default_factory=list)  # the questions and replies so far
+    conversation: Conversation | None = None  # the picture with its key-value cache, where it is in memory
+    seen: float = field(default_factory=time.monotonic)  # when the visitor last used it, on the monotonic clock
 
     def release(self) -> None:
         """Give back the memory of the picture and of the cache; the messages stay."""
