@@ -85,16 +85,16 @@ class Backbone:
 
     def check_layers(self, layers: Sequence[int], vision_config: Any) -> None:
         """Raise ValueError unless these are three layers that the vision tower offers."""
-        usable, source = list(range(vision_config.depth)), "the layers of the vision tower"
+        usable, offer = list(range(vision_config.depth)), f"The vision tower has {vision_config.depth} layers"
         if self.has_deepstack:
-            usable = sorted(set(vision_config.deepstack_visual_indexes) & set(usable))
-            source = f"`vision_config.deepstack_visual_indexes` with {vision_config.depth} ViT layers"
+            levels = list(vision_config.deepstack_visual_indexes)
+            usable = sorted(set(levels).intersection(usable))
+            offer = f"`vision_config.deepstack_visual_indexes` is {levels} with {vision_config.depth} ViT layers"
         if len(set(layers)) != LEVELS or not set(layers) <= set(usable):
             raise ValueError(
-                f"The depth head reads three layers of the vision tower, its maps 1 to 3 (equation 2), and "
-                f"{list(layers)} are not three of {usable}, {source}. Use a backbone with at least three, name three "
-                "as `depth_config={'vision_layers': [...]}`, or use `depth_config={'feature_source': 'llm'}`, which "
-                "reads the LLM alone."
+                f"{offer}, and the depth head reads three of them, its maps 1 to 3 (equation 2), not {list(layers)}. "
+                "Use a backbone with at least three, name three as `depth_config={'vision_layers': [...]}`, or use "
+                "`depth_config={'feature_source': 'llm'}`, which reads the LLM alone."
             )
 
     def vision_options(self, layers: Sequence[int]) -> dict[str, Any]:

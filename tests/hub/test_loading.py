@@ -198,7 +198,7 @@ def test_more_layers_than_the_weights_have_are_refused_before_they_are_built(che
         change_config(checkpoint, **{part: {key: 4}})
 
 
-@pytest.mark.parametrize("model_type", ["qwen3_vl_moe", "qwen2_5_vl", "llava", "qwen3_5", "nonsense", None])
+@pytest.mark.parametrize("model_type", ["llava", "gemma3", "internvl", "nonsense", None])
 def test_other_backbones_are_refused_at_once(model_type, qwen):
     change_config(qwen, model_type=model_type)
     (qwen / "model.safetensors").unlink()  # nothing of it is looked at
@@ -207,7 +207,7 @@ def test_other_backbones_are_refused_at_once(model_type, qwen):
             cls.from_pretrained(qwen)
 
 
-@pytest.mark.parametrize("levels", [[0, 1], [0, 1, 2, 3], [1, 1, 2], [0, 1, 4], []])
+@pytest.mark.parametrize("levels", [[0, 1], [1, 1, 2], [0, 1, 4], []])
 def test_deepstack_levels_that_the_head_cannot_read(levels, qwen):
     change_config(qwen, vision_config={"deepstack_visual_indexes": levels})
     for cls in (DepthVLMForConditionalGeneration, DepthVLMConfig):

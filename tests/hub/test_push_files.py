@@ -143,7 +143,7 @@ def test_what_is_no_checkpoint(checkpoint, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no checkpoint: it has no config\.json"):
         select_checkpoint_files(tmp_path / "empty")
     (checkpoint / "config.json").write_text('{"model_type": "qwen3_vl"}')
-    with pytest.raises(PushError, match=r"'qwen3_vl', expected 'depthvlm'. `depthvlm convert"):
+    with pytest.raises(PushError, match=r"'qwen3_vl', expected that of a DepthVLM. `depthvlm convert"):
         select_checkpoint_files(checkpoint)
     (checkpoint / "config.json").write_text("{")
     with pytest.raises(PushError, match=r"config\.json is damaged"):
