@@ -26,13 +26,8 @@ def write_annotations(
 ) -> Path:
     """Write `SOURCE-SPLIT.jsonl` of a finished build, whose `image` and `depth_path` are relative to the folder.
 
-    The lines have the released keys, and `id`, `original_fy`, `original_cx` and `original_cy` besides.
-
-    Args:
-        folder: folder of the build.
-        source: source of the build.
-        split: split of the build.
-        advance: called with 1 for each image.
+    The lines have the released keys, and `id`, `original_fy`, `original_cx` and `original_cy` besides. `advance` is
+    called with 1 for each image.
 
     Returns:
         The path of the JSON lines.
@@ -76,12 +71,7 @@ def check_replaceable(folder: str | Path, name: str) -> Path:
 
 
 def annotation_line(row: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """Return the released line of a record; points stay in the frame of the depth map, as they were released.
-
-    Args:
-        row: record of a build, with its files undecoded.
-        prefix: prefix of the paths of its files.
-    """
+    """Return the released line of a record, with this prefix of its files; points are in pixels of the depth map."""
     fx, fy, cx, cy = row["intrinsics"]
     scale = CANONICAL_FOCAL_LENGTH / fx
     texts = {message["role"]: message["content"] for message in row["messages"]}

@@ -222,13 +222,7 @@ class _Stopped(Exception):
 
 
 def in_processes(job: ShardJob, tasks: Sequence[ShardTask], workers: int, advance: Advance) -> Iterator[ShardRecord]:
-    """Write shards in this process (one worker) or in a pool.
-
-    Args:
-        job: settings that all shards share.
-        tasks: shards to write.
-        workers: number of processes.
-        advance: called now and then with the number of frames read since.
+    """Write shards in this process (one worker) or in a pool; `advance` is called with the number of frames since.
 
     Yields:
         The record of each shard as it is finished.

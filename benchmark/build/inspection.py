@@ -59,13 +59,7 @@ def write_inspection(
     samples: int = 12,
     advance: Callable[[int], None] = lambda count: None,
 ) -> dict[str, BuildStatistics]:
-    """Write a page about all builds of a folder, self-contained.
-
-    Args:
-        folder: folder of `depthvlm bench build`.
-        out: the HTML file.
-        samples: rows of each build that are shown, evenly spaced.
-        advance: called with 1 for each of them.
+    """Write a page about all builds of a folder, self-contained, with so many samples of each, evenly spaced.
 
     Returns:
         The statistics of each build, by its name.
@@ -100,12 +94,7 @@ def render(template: Path, **values: Any) -> str:
 
 
 def build_statistics(paths: list[Path], counts: list[int]) -> BuildStatistics:
-    """Compute the statistics of a build.
-
-    Args:
-        paths: paths of its shards.
-        counts: their numbers of rows.
-    """
+    """Compute the statistics of a build from the paths of its shards and their numbers of rows."""
     names = ["scene", "camera", "depth_scale", "focal_length", "width", "height", "depth_width", "depth_height"]
     table = pa.concat_tables([pq.read_table(path, columns=[*names, "points"]) for path in paths])
     points = pc.struct_field(pc.list_flatten(table["points"]), "depth").to_numpy()

@@ -123,12 +123,7 @@ class RowMaker:
     messages: Sequence[dict[str, str]]  # [`depth_messages`]
 
     def row(self, frame: Frame, ref: FrameRef, points: int) -> dict[str, Any]:
-        """Make the record of a frame, as Arrow takes it.
-
-        Args:
-            frame: image and depth of the source.
-            ref: its reference.
-            points: number of valid pixels to sample, all where there are fewer; a frame that brings points keeps them.
+        """Make the record of a frame, as Arrow takes it, with so many sampled points, or those that the frame brings.
 
         Raises:
             FrameError: its image is not what the reader says, its camera is none, no pixel has depth, or it brings no

@@ -79,12 +79,7 @@ class ShardRecord:
 
 
 def write_shard(job: ShardJob, task: ShardTask, advance: Callable[[int], None]) -> ShardRecord:
-    """Write one shard and then its record, each first under a temporary name.
-
-    Args:
-        job: settings that all shards share.
-        task: the shard.
-        advance: called with 1 for each frame that was read.
+    """Write one shard and then its record; `advance` is called with 1 for each frame that was read.
 
     Raises:
         TooManyBadFramesError: more than `job.max_bad` frames of this shard cannot be used.

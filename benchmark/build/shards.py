@@ -107,13 +107,7 @@ def build_lock(folder: Path, name: str) -> Iterator[None]:
 
 
 def check_parameters(folder: Path, name: str, parameters: Mapping[str, Any], files: Sequence[str] = ()) -> None:
-    """Check that a build goes on as it was begun, and note the parameters of one that begins.
-
-    Args:
-        folder: folder of builds.
-        name: name of the build.
-        parameters: the request.
-        files: names of its shards, of which none may be there when it begins.
+    """Check that a build goes on as it was begun, or begins without any of its `files`, with its parameters noted.
 
     Raises:
         BuildError: it was begun with others, or a file is there that no build wrote; the message says which.
@@ -148,12 +142,7 @@ def check_parameters(folder: Path, name: str, parameters: Mapping[str, Any], fil
 def finished_builds(
     folder: str | Path, split: str | None = None, source: str | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Return the entries of a folder's manifest, by name.
-
-    Args:
-        folder: folder of `depthvlm bench build`.
-        split: only builds of this split.
-        source: only builds of this source.
+    """Return the entries of a folder's manifest by name, those of one split or source where it is given.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -262,10 +251,6 @@ def raw_images(split: str, folder: str) -> Dataset:
     """Load a build with the canonical focal length for every image, so that training leaves images and metres alone.
 
     This is table 7's "raw mixed-source": images are trained on at their own size.
-
-    Args:
-        split: split of the build.
-        folder: folder of the build, as `depthvlm bench build` wrote it.
 
     Raises:
         FileNotFoundError, BuildError: see [`load_build`].

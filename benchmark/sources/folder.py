@@ -259,12 +259,7 @@ def _four(value: Any) -> Any:
 
 
 def find_pairs(root: Path, images: str | None = None, depths: str | None = None) -> Pairs:
-    """Find the pairs of a folder in one of the layouts that `LAYOUTS` names.
-
-    Args:
-        root: the folder.
-        images: folder of the images in it, where it has another name.
-        depths: folder of the depth maps in it, likewise.
+    """Find the pairs of a folder in one of the layouts that `LAYOUTS` names, or in two folders of it.
 
     Raises:
         SourceError: it has none of the layouts, or two that differ, or two files of one stem.

@@ -144,15 +144,10 @@ def _check_image(image: bytes, size: tuple[int, int], name: str) -> None:
 def project_shot(
     points: NDArray[np.float64], camera: WaymoCamera, shot: WaymoShot
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Project points of the world into a camera, each from the vehicle's place when its line of the image was read.
+    """Project points `(n, 3)` in metres, each from the vehicle's place when its line of the image was read.
 
     The middle of a line's exposure runs from half a shutter after the trigger to half a shutter before the readout is
     done; the vehicle moves on from its pose with constant velocity and spin (dataset.proto, CameraImage).
-
-    Args:
-        points: `(n, 3)` metres.
-        camera: calibration.
-        shot: image with its motion.
 
     Returns:
         Column, row (pixels, the centre of the top left pixel at (0, 0)) and z-depth (metres) of those that are near the

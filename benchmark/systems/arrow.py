@@ -74,10 +74,6 @@ def fit_image(image: Image.Image, longest_edge: int | None = LONGEST_EDGE) -> Im
     """Return an RGB copy of an image, scaled down (bicubic, Pillow's default) if its longest edge is over the limit.
 
     The copy carries no EXIF data: points are pixels of the image as stored, and a processor must not turn it.
-
-    Args:
-        image: An image of any mode.
-        longest_edge: The limit in pixels; None to keep the size.
     """
     size = image.size
     if longest_edge is not None and max(size) > longest_edge:
@@ -139,16 +135,11 @@ def arrow_side(pixel: tuple[int, int], size: tuple[int, int], length: int = ARRO
 
 
 def draw_arrow(image: Image.Image, pixel: tuple[int, int], length: int = ARROW_LENGTH) -> Image.Image:
-    """Return a copy of an RGB image with a red arrow, one pixel thick, that points at a pixel and leaves it unpainted.
+    """Return a copy of an RGB image with a red arrow, one pixel thick, beside a pixel (column, row) that it points at.
 
     The shape is the one of DepthLM's released evaluation: a shaft of `length` pixels that ends beside the pixel, and a
     head of two strokes at 45 degrees, half as wide to each side. In corners the arrow lies on the diagonal and is about
     as long.
-
-    Args:
-        image: An RGB image.
-        pixel: Column and row.
-        length: Length of the arrow in pixels.
 
     Raises:
         ValueError: The pixel is outside the image, or the image is too small for the arrow.

@@ -21,11 +21,7 @@ _WEIGHT_FILES = tuple(
 
 
 def can_run(system: System, options: tuple[str, ...] = ()) -> tuple[bool, str]:
-    """Check whether everything that a system needs is here.
-
-    Args:
-        system: The system to check.
-        options: Names of the keyword arguments that the user gives.
+    """Check whether everything that a system needs is here, with these names of options that the user gives.
 
     Returns:
         Whether it can run, with a remark: the reason if it cannot, else which weights must be downloaded first, or "".

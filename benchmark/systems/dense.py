@@ -32,12 +32,7 @@ def stacked_pixels(examples: Sequence[Example]) -> NDArray[np.uint8]:
 
 
 def load_whole(auto_class: Any, model: str, **kwargs: Any) -> Any:
-    """Load a model of transformers and check that all its weights come from the checkpoint.
-
-    Args:
-        auto_class: A class with `from_pretrained`.
-        model: Folder or Hub name.
-        **kwargs: Keyword arguments of `from_pretrained`.
+    """Load a model by `auto_class.from_pretrained` and check that all its weights come from the checkpoint.
 
     Raises:
         PredictorError: The checkpoint lacks weights, which would then be random.

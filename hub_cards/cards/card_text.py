@@ -103,12 +103,7 @@ def closed_sources(sources: Iterable[str]) -> tuple[str, ...]:
 
 
 def licence_table(sources: Iterable[str], entries: Mapping[str, Mapping[str, Any]] | None = None) -> str:
-    """Return a Markdown table with the licence, the page and the row of table 11 of each source.
-
-    Args:
-        sources: their names.
-        entries: a build's manifest by source, whose `title`, `licence` and `homepage` go before the reader's.
-    """
+    """Return a Markdown table of the terms of sources; a build's manifest by source goes before the readers' words."""
     from ...benchmark.sources import SOURCES, source_class
 
     rows = []

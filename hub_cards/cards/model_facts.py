@@ -182,11 +182,7 @@ def _is_initial(bias: Any) -> bool:
 
 
 def read_results(files: Sequence[Path], checkpoint: Path) -> list[Result]:
-    """Return the results in these files, sorted by set and protocol.
-
-    Args:
-        files: summaries of `depthvlm bench eval`.
-        checkpoint: folder of the model that they must belong to, by [`~depthvlm.checkpoint_hash`].
+    """Return the results of `depthvlm bench eval` in these files, all of one checkpoint, sorted by set and protocol.
 
     Raises:
         FileNotFoundError: a file is missing.

@@ -83,10 +83,6 @@ def prove_metric(files: Mapping[str, Path | bytes], module: str) -> str:
     They are at 1 m and 4 m and predicted at 1 m and 2 m: delta1 is 0.5, and abs_rel 0.25. The module computes with
     this package, as it will in the Space.
 
-    Args:
-        files: see [`prove_model`].
-        module: the name of the metric's file.
-
     Returns:
         A line that says what was found.
 

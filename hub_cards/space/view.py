@@ -34,11 +34,7 @@ def depth_view(**kwargs: Any) -> gr.HTML:
 
 
 def view_of(prediction: Prediction, folder: Path) -> dict[str, Any]:
-    """Write the files that the browser fetches, and return the value of the view.
-
-    Args:
-        prediction: what is shown.
-        folder: where the files go; made if it is not there.
+    """Write the files that the browser fetches into a folder, and return the value of the view.
 
     Returns:
         A dictionary with `width` and `height` of the picture in pixels; `columns` and `rows` of the picture that were
