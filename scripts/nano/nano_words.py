@@ -2,6 +2,7 @@
 How well a model answers questions about synthetic scenes that it has not seen, kind by kind.
 
     python scripts/nano/nano_words.py --model depthvlm/nano --scenes 500
+    make nano && python scripts/nano/nano_words.py outputs/nano/stage*    # words and depth, as the paper's table 6
 
 Questions with one right answer ("closed") count when the reply is that answer, word for word; distances when they are
 within 25 % of the truth. Beside it: the best constant reply to each kind of question. Scenes are drawn from held-out
@@ -9,12 +10,14 @@ seeds as in training, with a camera and light of their own; the model is told th
 """
 
 from collections import Counter
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from depthvlm.benchmark.synthetic.dialogues import KINDS, Question, is_right
 from depthvlm.benchmark.synthetic.samples import draw_scene, held_out_questions
 from depthvlm.processing import DEPTH_SYSTEM_PROMPT
+from nano_depth import delta1, predict_scenes
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -23,15 +26,21 @@ from depthvlm import DepthPredictor, load
 
 
 def main(
+    checkpoints: Annotated[list[Path] | None, typer.Argument(help="One a row, with words and depth.")] = None,
     model: Annotated[str | None, typer.Option(help="Checkpoint; the bundled nano by default.")] = None,
     scenes: Annotated[int, typer.Option(help="Held-out scenes, with three questions about each.")] = 500,
     batch_size: Annotated[int, typer.Option(help="Questions per batch.")] = 24,
     show: Annotated[int, typer.Option(help="Print so many questions with their replies.")] = 0,
 ) -> None:
-    """Print the share of right answers to every kind of question, and to all closed ones."""
+    """Print the share of right answers to every kind of question, and to all closed ones; or a table of checkpoints."""
+    console, asked = Console(width=120), held_out_questions(scenes)
+    if checkpoints:
+        closed = sum(question.closed for _, question in asked)
+        conditions = f"float32, {closed} closed questions and {len(asked) - closed} distances in {scenes} scenes"
+        console.print(f"{conditions}, 250 scenes of each kind for depth", _compare(checkpoints, asked, batch_size))
+        return
     network = load(model, dtype="float32")
-    answered = ask(network, held_out_questions(scenes), batch_size)
-    console = Console(width=120)
+    answered = ask(network, asked, batch_size)
     for question, reply in answered[:show]:
         console.print(f"{question.question} [{question.answer}] {reply}", markup=False)
     table = Table("questions", "asked", "right", "best constant reply")
@@ -39,6 +48,17 @@ def main(
         _add_row(table, kind, [(q, r) for q, r in answered if q.kind == kind])
     _add_row(table, "all closed", [(q, r) for q, r in answered if q.closed])
     console.print(f"{network.name}, float32, {scenes} scenes", table)
+
+
+def _compare(checkpoints: list[Path], asked: list[tuple[int, Question]], batch_size: int) -> Table:
+    table = Table("after", "closed questions", "distances", "delta1, rooms", "delta1, streets", "delta1, both")
+    for checkpoint in checkpoints:
+        network = load(checkpoint, dtype="float32")
+        answered = ask(network, asked, batch_size)
+        shares = [share_right([(q, r) for q, r in answered if q.closed is closed]) for closed in (True, False)]
+        depth = [delta1(pairs) for pairs in predict_scenes(network, 250, batch_size).values()]
+        table.add_row(checkpoint.name, *(f"{score:.3f}" for score in (*shares, *depth)))
+    return table
 
 
 def ask(network: DepthPredictor, asked: list[tuple[int, Question]], batch_size: int) -> list[tuple[Question, str]]:

@@ -1,10 +1,10 @@
-"""The head against the plain order of operations (scripts/perf/plain_head.py), and the shapes of its pyramids."""
+"""The head against the plain order of operations (scripts/perf/forward.py), and the shapes of its pyramids."""
 
 import pytest
 import torch
 from depthvlm.modeling_depthvlm import DepthHeadConfig
 from depthvlm.modeling_depthvlm.depth_heads_depthvlm import build_depth_head
-from plain_head import plain_dpt
+from forward import plain_dpt
 from toy_models import last_layer
 
 

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from depthvlm.benchmark.synthetic.scenes import render_scene
-from plain_head import plain_dpt
+from forward import plain_dpt
 from safetensors.torch import load_file, save_file
 from toy_models import last_layer, toy_inputs, toy_model
 from typer.testing import CliRunner
