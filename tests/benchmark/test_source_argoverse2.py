@@ -6,10 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from depthvlm.benchmark.sources.argoverse2 import Argoverse2, read_calibration, read_sweep
-from depthvlm.benchmark.sources.frames import FrameError, SourceError
 from lidar_reference import matrix, reference
 from pyarrow import feather
-from toy_source_files import jpeg, refuses
+from toy_source_files import check_frame, frame_of, jpeg, no_index, refuses, spoils
 
 START = 315_966_265_259_836_000
 MS = 1_000_000
@@ -25,10 +24,10 @@ def write(file, columns) -> None:
 
 def write_poses(log, poses) -> None:
     """Of time: quaternion and translation."""
-    quaternions, translations = zip(*poses.values(), strict=True)
+    quaternions, translations = (np.array(parts, float).T for parts in zip(*poses.values(), strict=True))
     columns = {"timestamp_ns": pa.array(list(poses), pa.int64())}
-    columns |= {f"q{axis}": [float(one[place]) for one in quaternions] for place, axis in enumerate("wxyz")}
-    columns |= {f"t{axis}_m": [float(one[place]) for one in translations] for place, axis in enumerate("xyz")}
+    columns |= {f"q{axis}": part for axis, part in zip("wxyz", quaternions, strict=True)}
+    columns |= {f"t{axis}_m": part for axis, part in zip("xyz", translations, strict=True)}
     write(log / "city_SE3_egovehicle.feather", columns)
 
 
@@ -78,20 +77,16 @@ class TestMotion:
     def test_drive(self, log):
         source = Argoverse2(log.parents[1])
         ref = only(source)
-        assert (ref.id, ref.scene, ref.camera) == (
-            f"log-a/{START + 50 * MS}/ring_front_center",
-            "log-a",
-            "ring_front_center",
-        )
+        assert (ref.scene, ref.camera) == ("log-a", "ring_front_center")
+        assert ref.id == f"log-a/{START + 50 * MS}/ring_front_center"
         frame = source.read(ref)
         # 0.5 m driven: 20 m become 19.5 at column 32 - 60 * 2 / 19.5 = 25.8 and row 24 - 60 / 19.5 = 20.9; 30 m become
         # 29.5 at 25.9, 20.9, behind it in the same pixel.
         assert np.argwhere(frame.depth).tolist() == [[21, 26]]
-        assert frame.depth[21, 26] == 19.5 * 256
-        assert frame.depth_scale == 256
-        assert frame.intrinsics == (60, 60, 32.5, 24.5)  # half a pixel more than the file
-        assert frame.image_size == SIZE
-        assert frame.image == jpeg(SIZE)
+        assert (frame.depth[21, 26], frame.depth_scale) == (19.5 * 256, 256)
+        check_frame(frame, jpeg(SIZE), SIZE, SIZE[::-1], (60, 60, 32.5, 24.5))  # half a pixel more than the file
+        write_calibration(log, k1=-0.3)  # images are undistorted
+        assert np.argwhere(frame_of(Argoverse2(log.parents[1])).depth).tolist() == [[21, 26]]
 
     def test_turn(self, log):
         # The vehicle turns left by 90 degrees in 0.1 s on the spot: what was 12 m to its left is 12 m ahead.
@@ -99,8 +94,7 @@ class TestMotion:
         write_sweep(log, START, [[0, 12, 0], [15, 0, 0]])
         add_image(log, START + 100 * MS)
         write_sweep(log, START + 200 * MS, [[1, 0, 0]])
-        source = Argoverse2(log.parents[1])
-        depth = source.read(source.index("test")[-1]).depth
+        depth = frame_of(Argoverse2(log.parents[1]), -1).depth
         assert np.argwhere(depth).tolist() == [[24, 32]]
         assert depth[24, 32] == 12 * 256
 
@@ -109,96 +103,81 @@ class TestMotion:
         write_calibration(log, translation=(0.1, 0, 0))
         write_poses(log, {START: ((1, 0, 0, 0), (0, 0, 0)), START + 50 * MS: ((1, 0, 0, 0), (0, 0, 0))})
         write_sweep(log, START, [[130.125, 0, 0]])
-        source = Argoverse2(log.parents[1])
-        assert source.read(only(source)).depth.max() == round(130.025 * 256) == 33286
-
-    def test_images_are_undistorted(self, log):
-        write_calibration(log, k1=-0.3)
-        source = Argoverse2(log.parents[1])
-        assert np.argwhere(source.read(only(source)).depth).tolist() == [[21, 26]]
+        assert frame_of(Argoverse2(log.parents[1])).depth.max() == round(130.025 * 256) == 33286
 
     def test_the_sweep_that_was_being_measured(self, log):
         write_sweep(log, START + 100 * MS, [[9, 0, 0]])
         for after in (-20, 75, 99, 100, 130):
             add_image(log, START + after * MS)
-        pairs = {
-            (ref.order - START) // MS: (ref.files[1] - START) // MS for ref in Argoverse2(log.parents[1]).index("test")
-        }
+        refs = Argoverse2(log.parents[1]).index("test")
+        pairs = {(ref.order - START) // MS: (ref.files[1] - START) // MS for ref in refs}
         assert pairs == {-20: 0, 50: 0, 75: 0, 99: 0, 100: 100, 130: 100}
 
 
-class TestIndex:
-    def test_order_and_cameras(self, log):
-        add_image(log, START + 20 * MS, "ring_side_left")
-        add_image(log, START + 10 * MS, "stereo_front_left")
-        (log / "sensors" / "cameras" / "ring_side_left" / "notes.txt").write_text("no image")
-        source = Argoverse2(log.parents[1])
-        refs = source.index("test")
-        # Stereo images are monochrome; those of one moment stand together, so that their sweep is read once.
-        assert [ref.camera for ref in refs] == ["ring_side_left", "ring_front_center"]
-        assert pickle.loads(pickle.dumps(refs)) == refs
-
-    def test_roots_and_splits(self, log, tmp_path):
-        with pytest.raises(SourceError, match=r"expected the folder train/ or val/ in .*<log>/sensors/cameras"):
-            Argoverse2(tmp_path / "val")
-        with pytest.raises(SourceError, match=r"the train split needs .*train"):
-            Argoverse2(tmp_path).index("train")
-        with pytest.raises(SourceError, match="has the splits train, test, not 'val'"):
-            Argoverse2(tmp_path).index("val")
-        (tmp_path / "train").mkdir()
-        with pytest.raises(SourceError, match="'train' has no frames"):
-            Argoverse2(tmp_path).index("train")
+def test_order_and_cameras(log):
+    add_image(log, START + 20 * MS, "ring_side_left")
+    add_image(log, START + 10 * MS, "stereo_front_left")
+    (log / "sensors" / "cameras" / "ring_side_left" / "notes.txt").write_text("no image")
+    refs = Argoverse2(log.parents[1]).index("test")
+    # Stereo images are monochrome; those of one moment stand together, so that their sweep is read once.
+    assert [ref.camera for ref in refs] == ["ring_side_left", "ring_front_center"]
+    assert pickle.loads(pickle.dumps(refs)) == refs
 
 
-class TestBadFiles:
-    def test_no_image(self, log):
-        source = Argoverse2(log.parents[1])
-        ref = only(source)
-        (log / "sensors" / "cameras" / "ring_front_center" / f"{START + 50 * MS}.jpg").unlink()
-        with pytest.raises(FrameError, match=r"\.jpg: no such file"):
-            source.read(ref)
+def test_roots_and_splits(log, tmp_path):
+    no_index("expected the folder train/ or val/ in .*<log>/sensors/cameras", Argoverse2, tmp_path / "val")
+    no_index("the train split needs .*train", Argoverse2, tmp_path, "train")
+    no_index("has the splits train, test, not 'val'", Argoverse2, tmp_path, "val")
+    (tmp_path / "train").mkdir()
+    no_index("'train' has no frames", Argoverse2, tmp_path, "train")
 
-    @pytest.mark.parametrize(
-        "name",
-        [
-            f"sensors/lidar/{START}.feather",
-            "calibration/intrinsics.feather",
-            "calibration/egovehicle_SE3_sensor.feather",
-            "city_SE3_egovehicle.feather",
-        ],
-    )
-    def test_truncated_and_missing_tables(self, log, name):
-        file = log / name
-        file.write_bytes(file.read_bytes()[:200])
-        refuses(Argoverse2(log.parents[1]), f"{file.name}: truncated, or not what was expected")
-        if "lidar" not in name:
-            file.unlink()
-            refuses(Argoverse2(log.parents[1]), f"{file.name}: no such file")
 
-    @pytest.mark.parametrize(
-        ("spoil", "words"),
-        [
-            (lambda log: add_image(log, START + 50 * MS, data=jpeg(SIZE)[:-80]), r"\.jpg: .*truncated"),
-            (
-                lambda log: add_image(log, START + 50 * MS, data=jpeg((60, 48))),
-                r"60x48 pixels, but its calibration/intrinsics.feather says 64x48",
-            ),
-            (
-                lambda log: write(log / "calibration" / "intrinsics.feather", {"sensor_name": ["ring_front_center"]}),
-                r"intrinsics.feather: truncated, or not what was expected",
-            ),
-            (lambda log: add_image(log, START + 60 * MS, "ring_side_left"), "no calibration of ring_side_left"),
-            (lambda log: add_image(log, START + 200 * MS), "no lidar sweep in .* was measured at its time"),
-            (lambda log: (log / "sensors" / "lidar" / f"{START}.feather").unlink(), "no lidar sweep"),
-            (
-                lambda log: write_poses(log, {START + i * MS: ((1, 0, 0, 0), (0, 0, 0)) for i in (0, 40)}),
-                rf"city_SE3_egovehicle.feather: .*no pose at {START + 50 * MS}",
-            ),
-        ],
-    )
-    def test_what_does_not_fit(self, log, spoil, words):
-        spoil(log)
-        refuses(Argoverse2(log.parents[1]), words, place=-1)
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"sensors/lidar/{START}.feather",
+        "calibration/intrinsics.feather",
+        "calibration/egovehicle_SE3_sensor.feather",
+        "city_SE3_egovehicle.feather",
+    ],
+)
+def test_truncated_and_missing_tables(log, name):
+    file, data = log / name, (log / name).read_bytes()
+    file.write_bytes(data[:200])
+    refuses(Argoverse2(log.parents[1]), f"{file.name}: truncated, or not what was expected")
+    file.unlink()
+    refuses(Argoverse2(log.parents[1]), "no lidar sweep" if "lidar" in name else f"{file.name}: no such file")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda log: add_image(log, START + 50 * MS, data=jpeg(SIZE)[:-80]), r"\.jpg: .*truncated"),
+        (
+            lambda log: add_image(log, START + 50 * MS, data=jpeg((60, 48))),
+            r"60x48 pixels, but its calibration/intrinsics.feather says 64x48",
+        ),
+        (
+            lambda log: write(log / "calibration" / "intrinsics.feather", {"sensor_name": ["ring_front_center"]}),
+            r"intrinsics.feather: truncated, or not what was expected",
+        ),
+        (lambda log: add_image(log, START + 60 * MS, "ring_side_left"), "no calibration of ring_side_left"),
+        (lambda log: add_image(log, START + 200 * MS), "no lidar sweep in .* was measured at its time"),
+        (
+            lambda log: write_poses(log, {START + i * MS: ((1, 0, 0, 0), (0, 0, 0)) for i in (0, 40)}),
+            rf"city_SE3_egovehicle.feather: .*no pose at {START + 50 * MS}",
+        ),
+    ],
+)
+def test_what_does_not_fit(log, spoil, words):
+    spoil(log)
+    refuses(Argoverse2(log.parents[1]), words, place=-1)
+
+
+def test_no_image(log):
+    source, image = Argoverse2(log.parents[1]), f"sensors/cameras/ring_front_center/{START + 50 * MS}.jpg"
+    ref = only(source)
+    spoils(lambda: source.read(ref), log, (image, None, r"\.jpg: no such file"))
 
 
 @pytest.mark.real_data
@@ -207,8 +186,7 @@ class TestSample:
     SWEEPS = (315966265259836000, 315966265360032000)
 
     def test_the_sample_has_no_images(self, shared):
-        with pytest.raises(SourceError, match="'test' has no frames"):
-            Argoverse2(shared / "data" / "argoverse2").index("test")
+        no_index("'test' has no frames", Argoverse2, shared / "data" / "argoverse2")
 
     def test_numbers_of_the_sample(self, shared, tmp_path):
         native = shared / "data" / "argoverse2" / "val" / self.LOG

@@ -5,19 +5,17 @@ import json
 import numpy as np
 import pytest
 from depthvlm.benchmark.sources.ddad import Ddad
-from depthvlm.benchmark.sources.frames import SourceError
 from lidar_reference import matrix, reference
-from toy_source_files import change, jpeg, refuses
+from toy_source_files import change, check_frame, frame_of, jpeg, no_index, refuses, spoil, spoils, write_text
 
 SIZE = (40, 30)
-SCENE = "000000/scene_ab.json"
+SCENE, CALIBRATION = "000000/scene_ab.json", "000000/calibration/cal.json"
+IMAGE, CLOUD = "000000/rgb/CAMERA_01/1.jpg", "000000/point_cloud/LIDAR/1.npz"
 
 
 def pose(quaternion, translation) -> dict:
-    return {
-        "rotation": dict(zip(("qw", "qx", "qy", "qz"), map(float, quaternion), strict=True)),
-        "translation": dict(zip("xyz", map(float, translation), strict=True)),
-    }
+    rotation = dict(zip(("qw", "qx", "qy", "qz"), map(float, quaternion), strict=True))
+    return {"rotation": rotation, "translation": dict(zip("xyz", map(float, translation), strict=True))}
 
 
 def datum(key, name, **content) -> dict:
@@ -29,64 +27,47 @@ def root(tmp_path):
     """One sample: the lidar stands at (100, 0, 0) and looks along the world's x; the camera has moved on to 103."""
     image = {"filename": "rgb/CAMERA_01/1.jpg", "width": 40, "height": 30, "annotations": {"0": "gone/1.json"}}
     cloud = {"filename": "point_cloud/LIDAR/1.npz", "annotations": {"1": "gone/2.json"}}
-    scene = {
-        "data": [
-            datum("l", "LIDAR", point_cloud=cloud | {"pose": pose((1, 0, 0, 0), (100, 0, 0))}),
-            datum("c", "CAMERA_01", image=image | {"pose": pose((0.5, -0.5, 0.5, -0.5), (103, 0, 0))}),
-        ],
-        "samples": [{"calibration_key": "cal", "datum_keys": ["l", "c"], "id": {"index": "0"}}],
-    }
-    none, inner = (
-        {"fx": 0.0, "fy": 0.0, "cx": 0.0, "cy": 0.0, "skew": 0.0},
-        {"fx": 50.0, "fy": 50.0, "cx": 20.0, "cy": 15.0},
-    )
-    calibration = {"names": ["LIDAR", "CAMERA_01"], "intrinsics": [none, inner | {"skew": 0.0}], "extrinsics": []}
-    folder = tmp_path / "000000"
-    for name in ("calibration", "rgb/CAMERA_01", "point_cloud/LIDAR"):
-        (folder / name).mkdir(parents=True)
-    (tmp_path / "ddad.json").write_text(
-        json.dumps({"scene_splits": {"0": {"filenames": []}, "1": {"filenames": [SCENE]}}})
-    )
-    (tmp_path / SCENE).write_text(json.dumps(scene))
-    (folder / "calibration" / "cal.json").write_text(json.dumps(calibration))
-    (folder / "rgb" / "CAMERA_01" / "1.jpg").write_bytes(jpeg(SIZE))
-    np.savez_compressed(folder / "point_cloud" / "LIDAR" / "1.npz", data=np.array([[13.0, 1, 0.4, 7], [2, 0, 0, 7]]))
+    lidar = datum("l", "LIDAR", point_cloud=cloud | {"pose": pose((1, 0, 0, 0), (100, 0, 0))})
+    camera = datum("c", "CAMERA_01", image=image | {"pose": pose((0.5, -0.5, 0.5, -0.5), (103, 0, 0))})
+    samples = [{"calibration_key": "cal", "datum_keys": ["l", "c"], "id": {"index": "0"}}]
+    none = dict.fromkeys(("fx", "fy", "cx", "cy", "skew"), 0.0)
+    inner = {"fx": 50.0, "fy": 50.0, "cx": 20.0, "cy": 15.0, "skew": 0.0}
+    calibration = {"names": ["LIDAR", "CAMERA_01"], "intrinsics": [none, inner], "extrinsics": []}
+    splits = {"scene_splits": {"0": {"filenames": []}, "1": {"filenames": [SCENE]}}}
+    write_text(tmp_path / "ddad.json", json.dumps(splits))
+    write_text(tmp_path / SCENE, json.dumps({"data": [lidar, camera], "samples": samples}))
+    write_text(tmp_path / CALIBRATION, json.dumps(calibration))
+    spoil(tmp_path / IMAGE, jpeg(SIZE))
+    (tmp_path / CLOUD).parent.mkdir(parents=True)
+    np.savez_compressed(tmp_path / CLOUD, data=np.array([[13.0, 1, 0.4, 7], [2, 0, 0, 7]]))
     return tmp_path
 
 
-class TestFrames:
-    def test_poses_of_both_times(self, root):
-        source = Ddad(root)
-        (ref,) = source.index("test")
-        assert (ref.id, ref.scene, ref.camera, ref.order) == ("000000/00000/CAMERA_01", "000000", "CAMERA_01", 0)
-        frame = source.read(ref)
-        # 13 m before the lidar are 10 m before the camera, 3 m further on: 20 - 50 / 10 and 15 - 20 / 10. The point at
-        # 2 m lies behind the camera by now.
-        assert np.argwhere(frame.depth).tolist() == [[13, 15]]
-        assert frame.depth[13, 15] == 2560
-        assert (frame.intrinsics, frame.image_size, frame.image) == ((50, 50, 20.5, 15.5), SIZE, jpeg(SIZE))
-
-    def test_annotations_are_not_needed(self, root):
-        assert "gone/1.json" in (root / SCENE).read_text()
-        assert not (root / "000000" / "gone").exists()
-        assert len(Ddad(root).index("test")) == 1
+def test_poses_of_both_times(root):
+    """The files of annotations that the scene names are not needed."""
+    source = Ddad(root)
+    (ref,) = source.index("test")
+    assert (ref.id, ref.scene, ref.camera, ref.order) == ("000000/00000/CAMERA_01", "000000", "CAMERA_01", 0)
+    frame = source.read(ref)
+    # 13 m before the lidar are 10 m before the camera, 3 m further on: 20 - 50 / 10 and 15 - 20 / 10. The point at
+    # 2 m lies behind the camera by now.
+    assert np.argwhere(frame.depth).tolist() == [[13, 15]]
+    assert frame.depth[13, 15] == 2560
+    check_frame(frame, jpeg(SIZE), SIZE, SIZE[::-1], (50, 50, 20.5, 15.5))
 
 
-CALIBRATION, CLOUD = "000000/calibration/cal.json", "000000/point_cloud/LIDAR/1.npz"
+NO_POSE = pose((0, 0, 0, 0), (0, 0, 0))
 
 
 class TestBadFiles:
-    @pytest.mark.parametrize("name", ["000000/rgb/CAMERA_01/1.jpg", CLOUD, CALIBRATION])
+    @pytest.mark.parametrize("name", [IMAGE, CLOUD, CALIBRATION])
     def test_missing_and_truncated(self, root, name):
-        file = root / name
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-        refuses(Ddad(root), f"{file.name}: .*truncated")
-        file.unlink()
-        refuses(Ddad(root), f"{file.name}: no such file")
-
-    def test_no_points_in_the_archive(self, root):
-        np.savez(root / CLOUD, points=np.zeros((3, 4)))
-        refuses(Ddad(root), r"1\.npz: truncated, or not what was expected")
+        file = (root / name).name
+        steps = (name, 0.5, f"{file}: .*truncated"), (name, None, f"{file}: no such file")
+        spoils(lambda: frame_of(Ddad(root)), root, *steps)
+        np.savez(root / CLOUD, points=np.zeros((3, 4)))  # an archive without points
+        if name == CLOUD:
+            refuses(Ddad(root), r"1\.npz: truncated, or not what was expected")
 
     @pytest.mark.parametrize(
         ("file", "edit", "words"),
@@ -99,7 +80,7 @@ class TestBadFiles:
             ),
             (
                 SCENE,
-                lambda one: one["data"][1]["datum"]["image"].update(pose=pose((0, 0, 0, 0), (0, 0, 0))),
+                lambda one: one["data"][1]["datum"]["image"].update(pose=NO_POSE),
                 r"1\.jpg, its pose: .*zero norm",
             ),
             (SCENE, lambda one: one["samples"][0].update(datum_keys=["c"]), "its sample has no point cloud"),
@@ -110,32 +91,19 @@ class TestBadFiles:
         refuses(Ddad(root), words)
 
 
-class TestIndex:
-    def test_wrong_root(self, root):
-        with pytest.raises(SourceError, match=r"expected ddad\.json in .*000000, the folder ddad_train_val/"):
-            Ddad(root / "000000")
-        with pytest.raises(SourceError, match="there is no folder"):
-            Ddad(root / "nowhere")
-
-    def test_empty_and_absent_splits(self, root):
-        with pytest.raises(SourceError, match="'train' has no frames"):
-            Ddad(root).index("train")
-        change(root / "ddad.json", lambda one: one["scene_splits"].pop("0"))
-        with pytest.raises(SourceError, match=r"ddad\.json lists no scenes of the train split: it has no '0'"):
-            Ddad(root).index("train")
-        with pytest.raises(SourceError, match="not 'val'"):
-            Ddad(root).index("val")
-
-    def test_scenes_that_cannot_be_read(self, root):
-        change(root / SCENE, lambda one: one["data"].pop(0))
-        with pytest.raises(SourceError, match=r"scene_ab\.json is not a scene of the DGP format: it has no 'l'"):
-            Ddad(root).index("test")
-        (root / SCENE).write_text('{"data": [')
-        with pytest.raises(SourceError, match=r"scene_ab\.json: not JSON"):
-            Ddad(root).index("test")
-        (root / SCENE).unlink()
-        with pytest.raises(SourceError, match=r"scene_ab\.json: no such file"):
-            Ddad(root).index("test")
+def test_roots_splits_and_scenes(root):
+    no_index(r"expected ddad\.json in .*000000, the folder ddad_train_val/", Ddad, root / "000000")
+    no_index("there is no folder", Ddad, root / "nowhere")
+    no_index("not 'val'", Ddad, root, "val")
+    no_index("'train' has no frames", Ddad, root, "train")
+    change(root / "ddad.json", lambda one: one["scene_splits"].pop("0"))
+    no_index(r"ddad\.json lists no scenes of the train split: it has no '0'", Ddad, root, "train")
+    change(root / SCENE, lambda one: one["data"].pop(0))
+    no_index(r"scene_ab\.json is not a scene of the DGP format: it has no 'l'", Ddad, root)
+    (root / SCENE).write_text('{"data": [')
+    no_index(r"scene_ab\.json: not JSON", Ddad, root)
+    (root / SCENE).unlink()
+    no_index(r"scene_ab\.json: no such file", Ddad, root)
 
 
 @pytest.mark.real_data

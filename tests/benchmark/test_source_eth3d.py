@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from depthvlm.benchmark.sources.eth3d import ETH3D, TRAINING_SCENES
 from depthvlm.benchmark.sources.frames import SourceError
-from toy_source_files import check_frame, fails, truncate, write_image, write_text
+from toy_source_files import check_frame, fails, no_index, spoils, write_image, write_text
 
 # Courtyard's own numbers, for an image of 6 x 4 pixels.
 CAMERA = (
@@ -50,70 +50,59 @@ def refs(source):
         return source.index("test")
 
 
-class TestLayout:
-    def test_index(self, refs):
-        assert [(ref.id, ref.scene, ref.order) for ref in refs] == [
-            ("courtyard/DSC_0286", "courtyard", 286),
-            ("courtyard/DSC_0287", "courtyard", 287),
-            ("courtyard/DSC_0288", "courtyard", 288),
-            ("relief_2/DSC_0427", "relief_2", 427),
-        ]
-
-    def test_the_thirteen_scenes(self, tmp_path, recwarn):
-        for scene in TRAINING_SCENES:
-            write_scene(tmp_path, scene, (1, 2))
-        assert len({ref.scene for ref in ETH3D(tmp_path).index("test")}) == 13
-        assert not recwarn.list
-
-    def test_a_frame(self, root, source, refs):
-        frame = source.read(refs[0])
-        image = (root / "courtyard/images/dslr_images/DSC_0286.JPG").read_bytes()
-        check_frame(frame, image, (6, 4), (4, 6))
-        expected = [[0, 0.005, 0.01, 1.5, 49.5, 50.5], [2] * 6, [0, 0, 0, 3, 3, 3], [4.25] * 6]
-        np.testing.assert_array_equal(frame.depth, np.float32(expected))
-        assert frame.depth_scale == 1
-        assert frame.metres(source.depth_range)[0].tolist() == [0, 0, np.float32(0.01), 1.5, 49.5, 0]
-
-    def test_the_centre_of_the_first_pixel_is_as_in_colmap(self, source, refs):
-        """At 0.5."""
-        assert source.read(refs[0]).intrinsics == pytest.approx((3411.42, 3410.02, 3041.29, 2014.07))
+def test_index(refs):
+    courtyard = [(f"courtyard/DSC_0{order}", "courtyard", order) for order in (286, 287, 288)]
+    assert [(ref.id, ref.scene, ref.order) for ref in refs] == [*courtyard, ("relief_2/DSC_0427", "relief_2", 427)]
 
 
-class TestBadInput:
-    def test_the_raster_has_the_cameras_size(self, root, source, refs):
-        path = root / "courtyard/ground_truth_depth/dslr_images/DSC_0286.JPG"
-        truncate(path)
-        fails(source, refs[0], "DSC_0286.JPG: a raster of 6x4 float32 values has 96 bytes, the file has 48")
-        path.write_bytes(bytes(97))
-        fails(source, refs[0], "has 96 bytes, the file has 97")
-        path.unlink()
-        fails(source, refs[0], "ground_truth_depth/dslr_images/DSC_0286.JPG: no such file")
+def test_the_thirteen_scenes(tmp_path, recwarn):
+    for scene in TRAINING_SCENES:
+        write_scene(tmp_path, scene, (1, 2))
+    assert len({ref.scene for ref in ETH3D(tmp_path).index("test")}) == 13
+    assert not recwarn.list
 
-    def test_images(self, root, source, refs):
-        path = root / "courtyard/images/dslr_images/DSC_0286.JPG"
-        write_image(path, (8, 4), format="JPEG")
-        fails(source, refs[0], "8x4 pixels, but its camera says 6x4")
-        truncate(path)
-        fails(source, refs[0], "DSC_0286.JPG", "truncated")
-        path.unlink()
-        fails(source, refs[0], "images/dslr_images/DSC_0286.JPG: no such file")
 
-    def test_calibration(self, root, source):
-        folder = root / "courtyard/dslr_calibration_jpg"
-        for name, text, words in (
-            ("images.txt", f"1 {POSE} 7 dslr_images/DSC_0286.JPG\n\n", r"images\.txt: no known camera in '1 0\.6"),
-            ("images.txt", "1 2 3\n\n", r"images\.txt: no known camera in '1 2 3'"),
-            ("cameras.txt", "0 PINHOLE 6\n", r"cameras\.txt: not a camera: '0 PINHOLE 6'"),
-        ):
-            write_text(folder / name, text)
-            with pytest.warns(UserWarning, match="13 scenes"), pytest.raises(SourceError, match=words):
-                source.index("test")
-        (folder / "cameras.txt").unlink()
-        with pytest.warns(UserWarning, match="13 scenes"), pytest.raises(SourceError, match=r"cameras\.txt is missing"):
-            source.index("test")
+def test_a_frame(root, source, refs):
+    """The first pixel's centre is at 0.5, as in COLMAP."""
+    frame = source.read(refs[0])
+    image = (root / "courtyard/images/dslr_images/DSC_0286.JPG").read_bytes()
+    check_frame(frame, image, (6, 4), (4, 6), pytest.approx((3411.42, 3410.02, 3041.29, 2014.07)))
+    expected = [[0, 0.005, 0.01, 1.5, 49.5, 50.5], [2] * 6, [0, 0, 0, 3, 3, 3], [4.25] * 6]
+    np.testing.assert_array_equal(frame.depth, np.float32(expected))
+    assert frame.depth_scale == 1
+    assert frame.metres(source.depth_range)[0].tolist() == [0, 0, np.float32(0.01), 1.5, 49.5, 0]
 
-    def test_roots(self, root):
-        with pytest.raises(SourceError, match=r"expected folders like courtyard/dslr_calibration_jpg/ in .*relief_2"):
-            ETH3D(root / "relief_2")
-        with pytest.raises(SourceError, match="has the splits test, not 'train'"):
-            ETH3D(root).index("train")
+
+def test_files_of_a_frame(root, source, refs):
+    raster, image = "ground_truth_depth/dslr_images/DSC_0286.JPG", "images/dslr_images/DSC_0286.JPG"
+    size = "has 96 bytes, the file has"
+    spoils(
+        lambda: source.read(refs[0]),
+        root / "courtyard",
+        (raster, 0.5, f"DSC_0286.JPG: a raster of 6x4 float32 values {size} 48"),
+        (raster, bytes(97), f"{size} 97"),
+        (raster, None, f"{raster}: no such file"),
+    )
+    write_image(root / "courtyard" / image, (8, 4), format="JPEG")
+    fails(source, refs[0], "8x4 pixels, but its camera says 6x4")
+    spoils(
+        lambda: source.read(refs[0]),
+        root / "courtyard",
+        (image, 0.5, "DSC_0286.JPG.*truncated"),
+        (image, None, f"{image}: no such file"),
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*13 scenes")
+def test_roots_and_calibration(root, source):
+    no_index(r"expected folders like courtyard/dslr_calibration_jpg/ in .*relief_2", ETH3D, root / "relief_2")
+    no_index("has the splits test, not 'train'", ETH3D, root, "train")
+    spoils(
+        lambda: source.index("test"),
+        root / "courtyard/dslr_calibration_jpg",
+        ("images.txt", f"1 {POSE} 7 dslr_images/DSC_0286.JPG\n\n", r"images\.txt: no known camera in '1 0\.6"),
+        ("images.txt", "1 2 3\n\n", r"images\.txt: no known camera in '1 2 3'"),
+        ("cameras.txt", "0 PINHOLE 6\n", r"cameras\.txt: not a camera: '0 PINHOLE 6'"),
+        ("cameras.txt", None, r"cameras\.txt is missing"),
+        error=SourceError,
+    )

@@ -11,7 +11,17 @@ from depthvlm.benchmark.sources.folder import PNG_SCALE_KEY, RGBDFolder
 from depthvlm.benchmark.sources.frames import SourceError
 from depthvlm.processing import depth_maps_depthvlm
 from PIL import Image
-from toy_source_files import check_frame, fails, spread, truncate, write_depth, write_image, write_text
+from toy_source_files import (
+    check_frame,
+    frame_of,
+    no_index,
+    refuses,
+    spoils,
+    spread,
+    write_depth,
+    write_image,
+    write_text,
+)
 
 ROWS = [[0, 500, 1000, 2500], [0, 500, 1000, 65535]]
 
@@ -42,26 +52,16 @@ def write_any_depth(path, metres: np.ndarray) -> None:
         Image.fromarray(millimetres.astype(np.uint16)).save(path)
 
 
-def first(source: RGBDFolder):
-    return source.read(source.index("test")[0])
-
-
 class TestPairs:
     def test_two_folders(self, root):
         source = RGBDFolder(root)
         refs = source.index("train")
-        assert [(ref.id, ref.scene, ref.order) for ref in refs] == [
-            ("c", "", 0),
-            ("hall/a", "hall", 1),
-            ("hall/b", "hall", 2),
-        ]
+        expected = [("c", "", 0), ("hall/a", "hall", 1), ("hall/b", "hall", 2)]
+        assert [(ref.id, ref.scene, ref.order) for ref in refs] == expected
         frame = source.read(refs[1])
-        check_frame(frame, (root / "rgb/hall/a.jpg").read_bytes(), (40, 20), (2, 4))
+        check_frame(frame, (root / "rgb/hall/a.jpg").read_bytes(), (40, 20), (2, 4), (50, 51, 19.5, 9.5))
         np.testing.assert_array_equal(frame.metres(), np.float32([[0, 0.5, 1, 2.5], [0, 0.5, 1, 65.535]]))
-        assert frame.intrinsics == (50, 51, 19.5, 9.5)
-
-    def test_other_names(self, root):
-        (root / "rgb").rename(root / "images")
+        (root / "rgb").rename(root / "images")  # other names
         (root / "depth").rename(root / "depths")
         assert len(RGBDFolder(root).index("test")) == 3
 
@@ -73,7 +73,7 @@ class TestPairs:
         write_text(tmp_path / "intrinsics.json", "[5, 5, 3.5, 1.5]")
         source = RGBDFolder(tmp_path, depth_scale=1000)
         assert [ref.id for ref in source.index("test")] == ["001", "seq/002"]
-        assert first(source).metres()[0].tolist() == [0, 0.5, 1, 2.5]
+        assert frame_of(source).metres()[0].tolist() == [0, 0.5, 1, 2.5]
 
     @pytest.mark.parametrize(
         ("image", "depth", "ids"),
@@ -91,13 +91,8 @@ class TestPairs:
     def test_layouts_that_people_have(self, tmp_path, image, depth, ids):
         """Map k is 1 + k metres, the last column none."""
         for k in range(2):
-            write_image(tmp_path / "a.png", (8, 4))
-            with Image.open(tmp_path / "a.png") as picture:
-                path = tmp_path / image.format(k)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                picture.save(path)
+            write_image(tmp_path / image.format(k), (8, 4))
             write_any_depth(tmp_path / depth.format(k), np.array([[1 + k] * 3 + [0]] * 2))
-        (tmp_path / "a.png").unlink()
         write_text(tmp_path / "intrinsics.txt", "5 0 3.5 0\n0 5 1.5 0\n0 0 1 0\n0 0 0 1\n")
         source = RGBDFolder(tmp_path, depth_scale=1000)
         refs = source.index("test")
@@ -123,10 +118,8 @@ class TestPairs:
         ]
 
     def test_what_is_passed_over_is_counted_and_named(self, root):
-        write_text(root / "rgb/._c.jpg", "\0\5\26\7")
-        write_text(root / "depth/hall/._a.png", "\0\5\26\7")
-        write_text(root / "rgb/manual.pdf", "%PDF")
-        write_text(root / "rgb/IMG_1.HEIC", "ftyp")
+        for name in ("rgb/._c.jpg", "depth/hall/._a.png", "rgb/manual.pdf", "rgb/IMG_1.HEIC"):
+            write_text(root / name, "\0\5\26\7")
         source = RGBDFolder(root)
         assert len(source.index("test")) == 3
         assert source.notes == [
@@ -137,27 +130,20 @@ class TestPairs:
         (root / "rgb").rename(root / "left")
         (root / "depth").rename(root / "lidar")
         assert len(RGBDFolder(root, images="left", depths="lidar").index("test")) == 3
-        with pytest.raises(SourceError, match="give both options, or none"):
-            RGBDFolder(root, images="left").index("test")
-        with pytest.raises(SourceError, match=r"there is no folder .*right"):
-            RGBDFolder(root, images="right", depths="lidar").index("test")
+        no_index("give both options, or none", RGBDFolder, root, images="left")
+        no_index("there is no folder .*right", RGBDFolder, root, images="right", depths="lidar")
         for name in ("rgb", "color", "depth"):
             (root / name).mkdir()
-        with pytest.raises(SourceError, match=r"has rgb/, color/, depth/: name the two that belong together"):
-            RGBDFolder(root).index("test")
+        no_index("has rgb/, color/, depth/: name the two that belong together", RGBDFolder, root)
 
     def test_splits(self, root):
         assert RGBDFolder(root).index("train") == RGBDFolder(root).index("test")
         write_text(root / "splits/train.txt", "hall/b\nhall/a\nhall/b\n")
         assert [ref.id for ref in RGBDFolder(root).index("train")] == ["hall/a", "hall/b"]
-        with pytest.raises(SourceError, match=r"test\.txt is missing"):
-            RGBDFolder(root).index("test")
-        write_text(root / "splits/test.txt", "")
-        with pytest.raises(SourceError, match=r"test\.txt is empty"):
-            RGBDFolder(root).index("test")
-        write_text(root / "splits/test.txt", "c\nd.jpg\n")
-        with pytest.raises(SourceError, match=r"1 stems of .*test\.txt have no image in .*rgb, the first is 'd\.jpg'"):
-            RGBDFolder(root).index("test")
+        no_index(r"test\.txt is missing", RGBDFolder, root)
+        unknown = r"1 stems of .*test\.txt have no image in .*rgb, the first is 'd\.jpg'"
+        steps = ("test.txt", "", r"test\.txt is empty"), ("test.txt", "c\nd.jpg\n", unknown)
+        spoils(lambda: RGBDFolder(root).index("test"), root / "splits", *steps, error=SourceError)
 
 
 class TestDepth:
@@ -166,75 +152,58 @@ class TestDepth:
         (root / "depth.json").unlink()
         (root / "depth/c.png").unlink()
         np.save(root / "depth/c.npy", np.array([[0.5, np.nan], [np.inf, -1]], dtype=dtype).repeat(2, axis=1))
-        frame = first(RGBDFolder(root))
-        assert frame.depth.dtype == np.float32
-        assert frame.depth_scale == 1
+        frame = frame_of(RGBDFolder(root))
+        assert (frame.depth.dtype, frame.depth_scale) == (np.float32, 1)
         assert frame.metres().tolist() == [[0.5, 0.5, 0, 0], [0, 0, 0, 0]]
 
-    def test_floats_with_a_scale(self, root):
+    @pytest.mark.parametrize(("dtype", "stored", "scale"), [("f4", "f4", 1), ("u2", "u2", 1000)])
+    def test_arrays_with_a_scale(self, root, dtype, stored, scale):
         (root / "depth/c.png").unlink()
-        np.save(root / "depth/c.npy", np.array(ROWS, dtype=np.float32))
-        assert first(RGBDFolder(root)).metres()[0].tolist() == [0, 0.5, 1, 2.5]
-
-    def test_integers_in_npy(self, root):
-        (root / "depth/c.png").unlink()
-        np.save(root / "depth/c.npy", np.array(ROWS, dtype=np.uint16))
-        frame = first(RGBDFolder(root))
-        assert (frame.depth.dtype, frame.depth_scale) == (np.uint16, 1000)
+        np.save(root / "depth/c.npy", np.array(ROWS, dtype=dtype))
+        frame = frame_of(RGBDFolder(root))
+        assert (frame.depth.dtype, frame.depth_scale) == (stored, scale)
         assert frame.metres()[0].tolist() == [0, 0.5, 1, 2.5]
 
     def test_the_scale_in_the_png(self, root):
         """As this package writes its own maps."""
         assert PNG_SCALE_KEY == depth_maps_depthvlm.PNG_SCALE_KEY
         (root / "depth.json").unlink()
+        words = r"depth/c\.png: integers need a scale.*depth\.json, or pass depth_scale"
+        no_index(words, RGBDFolder, root)
         write_depth(root / "depth/c.png", ROWS, depth_scale="500")
-        assert first(RGBDFolder(root)).metres()[0].tolist() == [0, 1, 2, 5]
-        source = RGBDFolder(root, depth_scale=1000)
-        fails(source, source.index("test")[0], "depth/c.png", "depth_scale is '500', but the scale given is 1000")
+        assert frame_of(RGBDFolder(root)).metres()[0].tolist() == [0, 1, 2, 5]
+        words = r"depth/c\.png.*depth_scale is '500', but the scale given is 1000"
+        refuses(RGBDFolder(root, depth_scale=1000), words)
+        refuses(RGBDFolder(root), r"hall/a\.png: integers need a scale", place=1)
         write_depth(root / "depth/c.png", ROWS, depth_scale="mm")
-        source = RGBDFolder(root)
-        fails(source, source.index("test")[0], "depth/c.png", "depth_scale is 'mm'")
+        refuses(RGBDFolder(root), r"depth/c\.png.*depth_scale is 'mm'")
 
     def test_a_value_that_means_none(self, root):
         write_text(root / "depth.json", '{"depth_scale": 1000, "invalid": 65535}')
-        frame = first(RGBDFolder(root))
+        frame = frame_of(RGBDFolder(root))
         assert frame.depth.dtype == np.uint16
         assert frame.metres()[1].tolist() == [0, 0.5, 1, 0]
-
-    def test_no_scale(self, root):
-        (root / "depth.json").unlink()
-        with pytest.raises(SourceError, match=r"depth/c\.png: integers need a scale.*depth\.json, or pass depth_scale"):
-            RGBDFolder(root).index("test")
-        write_depth(root / "depth/c.png", ROWS, depth_scale="500")
-        source = RGBDFolder(root)
-        fails(source, source.index("test")[1], "hall/a.png: integers need a scale")
 
     @pytest.mark.parametrize("scale", [0, -1000, float("nan"), float("inf"), "mm"])
     def test_no_number(self, root, scale):
         write_text(root / "depth.json", json.dumps({"depth_scale": scale}))
-        with pytest.raises(SourceError, match=r"depth\.json must be a finite number above 0"):
-            RGBDFolder(root)
+        no_index(r"depth\.json must be a finite number above 0", RGBDFolder, root)
         (root / "depth.json").unlink()
-        with pytest.raises(SourceError, match="the argument depth_scale must be a finite number above 0"):
-            RGBDFolder(root, depth_scale=scale)
+        no_index("the argument depth_scale must be a finite number above 0", RGBDFolder, root, depth_scale=scale)
 
-    def test_two_scales(self, root):
-        assert first(RGBDFolder(root, depth_scale=1000.0)).depth_scale == 1000
-        with pytest.raises(SourceError, match=r"depth\.json says depth_scale = 1000, but 5000 was given"):
-            RGBDFolder(root, depth_scale=5000)
-
-    @pytest.mark.parametrize("text", ['{"scale": 1000}', "1000", "{", '{"depth_scale": 1000, "invalid": "65535"}'])
-    def test_settings(self, root, text):
-        write_text(root / "depth.json", text)
-        with pytest.raises(SourceError, match=r"depth\.json"):
-            RGBDFolder(root)
+    def test_settings(self, root):
+        assert frame_of(RGBDFolder(root, depth_scale=1000.0)).depth_scale == 1000
+        no_index(r"depth\.json says depth_scale = 1000, but 5000 was given", RGBDFolder, root, depth_scale=5000)
+        wrong = ('{"scale": 1000}', "1000", "{", '{"depth_scale": 1000, "invalid": "65535"}')
+        steps = [("depth.json", text, r"depth\.json") for text in wrong]
+        spoils(lambda: RGBDFolder(root), root, *steps, error=SourceError)
 
     def test_a_picture_too_large_is_one_bad_file(self, root):
         """16000x16000 are 256 million pixels, above the bound."""
         (root / "rgb/c.jpg").unlink()
         Image.new("1", (16000, 16000)).save(root / "rgb/c.png")
         source = RGBDFolder(root)
-        fails(source, source.index("test")[0], "rgb/c.png", "16000x16000 pixels (width x height), more than the")
+        refuses(source, r"rgb/c\.png.*16000x16000 pixels \(width x height\), more than the")
         entry = run_build(plan_build(source, "test", num_images=3), open_source, root, root / "out", workers=1)
         assert (entry["counts"]["rows"], entry["counts"]["bad"]) == (2, 1)
         assert entry["notes"] == [
@@ -244,20 +213,17 @@ class TestDepth:
         ]
 
     def test_files(self, root):
-        source = RGBDFolder(root)
+        source, depth = RGBDFolder(root), root / "depth/c.npy"
         ref = source.index("test")[0]
-        truncate(root / "depth/c.png")
-        fails(source, ref, "depth/c.png", "truncated")
+        spoils(lambda: source.read(ref), root, ("depth/c.png", 0.5, "depth/c.png.*truncated"))
         write_depth(root / "depth/c.png", [[1000] * 20] * 20)
-        fails(source, ref, "depth/c.png: 20x20 pixels do not have the aspect ratio of the image, 40x20")
+        refuses(source, r"depth/c\.png: 20x20 pixels do not have the aspect ratio of the image, 40x20")
         (root / "depth/c.png").unlink()
-        ref = source.index("test")[0]
-        fails(source, ref, "rgb/c.jpg: has no depth map with the stem 'c'")
+        refuses(source, r"rgb/c\.jpg: has no depth map with the stem 'c'")
         for array in (np.zeros((2, 4, 3)), np.zeros((0, 4)), np.zeros((2, 4), dtype=complex), np.array(None)):
-            np.save(root / "depth/c.npy", array, allow_pickle=True)
-            fails(source, source.index("test")[0], "depth/c.npy")
-        truncate(root / "depth/c.npy", 0.3)
-        fails(source, source.index("test")[0], "depth/c.npy", "truncated")
+            np.save(depth, array, allow_pickle=True)
+            refuses(source, r"depth/c\.npy")
+        spoils(lambda: frame_of(source), root, ("depth/c.npy", 0.3, r"depth/c\.npy.*truncated"))
 
 
 class TestCameras:
@@ -267,71 +233,55 @@ class TestCameras:
             [50, 51, 19.5, 9.5],
             {"fx": 50, "fy": 51, "cx": 19.5, "cy": 9.5},
             [[50, 0, 19.5], [0, 51, 9.5], [0, 0, 1]],
+            {"fx": 100, "fy": 102, "cx": 39, "cy": 19, "width": 80, "height": 40},  # the images have 40x20 pixels
         ],
     )
     def test_one_for_all_or_each_its_own(self, root, camera):
         (root / "intrinsics.txt").unlink()
         write_text(root / "intrinsics.json", json.dumps(camera))
-        assert first(RGBDFolder(root)).intrinsics == (50, 51, 19.5, 9.5)
+        assert frame_of(RGBDFolder(root)).intrinsics == (50, 51, 19.5, 9.5)
         write_text(root / "intrinsics.json", json.dumps({"hall/a": camera, "c": [7, 7, 1, 1]}))
         source = RGBDFolder(root)
-        refs = source.index("test")
-        assert [source.read(ref).intrinsics for ref in refs[:2]] == [(7, 7, 1, 1), (50, 51, 19.5, 9.5)]
-        fails(source, refs[2], "intrinsics.json: has no intrinsics for 'hall/b'")
+        assert [frame_of(source, place).intrinsics for place in (0, 1)] == [(7, 7, 1, 1), (50, 51, 19.5, 9.5)]
+        refuses(source, r"intrinsics\.json: has no intrinsics for 'hall/b'", place=2)
 
-    def test_a_camera_of_another_size_is_scaled_or_refused(self, root):
-        """The images have 40x20 pixels."""
-        camera = {"fx": 100, "fy": 102, "cx": 39, "cy": 19, "width": 80, "height": 40}
-        write_text(root / "intrinsics.json", json.dumps(camera))
-        assert first(RGBDFolder(root)).intrinsics == (50, 51, 19.5, 9.5)
-        write_text(root / "intrinsics.json", json.dumps({"c": camera | {"height": 60}}))
-        source = RGBDFolder(root)
-        fails(source, source.index("test")[0], "of a picture of 80x60 pixels, and it has 40x20")
-
-    def test_depth_without_intrinsics(self, root):
+    def test_none(self, root):
+        camera = {"fx": 100, "fy": 102, "cx": 39, "cy": 19, "width": 80, "height": 60}
+        write_text(root / "intrinsics.json", json.dumps({"c": camera}))
+        refuses(RGBDFolder(root), "of a picture of 80x60 pixels, and it has 40x20")
+        unread = "the intrinsics cannot be read"
+        wrong = ("[50, 51]", "{", '{"fx": 50, "fy": 51}', "[0, 51, 19.5, 9.5]", "3")
+        steps = [("intrinsics.json", text, unread) for text in wrong]
+        spoils(lambda: RGBDFolder(root), root, *steps, error=SourceError)
+        (root / "intrinsics.json").unlink()
         (root / "intrinsics.txt").unlink()
-        with pytest.raises(
-            SourceError, match=r"depth without intrinsics: expected intrinsics\.json or intrinsics\.txt in"
-        ):
-            RGBDFolder(root)
-
-    @pytest.mark.parametrize("text", ["[50, 51]", "{", '{"fx": 50, "fy": 51}', "[0, 51, 19.5, 9.5]", "3"])
-    def test_no_camera(self, root, text):
-        write_text(root / "intrinsics.json", text)
-        with pytest.raises(SourceError, match="the intrinsics cannot be read"):
-            RGBDFolder(root)
+        no_index(r"depth without intrinsics: expected intrinsics\.json or intrinsics\.txt in", RGBDFolder, root)
 
 
-class TestRoots:
-    def test_what_was_expected(self, root):
-        (root / "depth").rename(root / "disparity")
-        with pytest.raises(SourceError, match=r"the folders rgb/ \(or images/.*or files named .*images=DIR"):
-            RGBDFolder(root).index("test")
+def test_roots(root):
+    write_image(root / "rgb/c.png", (40, 20))
+    no_index(r"rgb/c\.jpg and rgb/c\.png in .* have the same stem", RGBDFolder, root)
+    (root / "rgb/c.png").unlink()
+    for path in (root / "depth").rglob("*.png"):
+        path.rename(path.with_suffix(".exr"))
+    no_index(r"depth has no files of \.png, .*, but of \.exr: convert them", RGBDFolder, root)
+    (root / "depth").rename(root / "disparity")
+    no_index(r"the folders rgb/ \(or images/.*or files named .*images=DIR", RGBDFolder, root)
 
-    def test_formats_that_are_not_read(self, root):
-        for path in (root / "depth").rglob("*.png"):
-            path.rename(path.with_suffix(".exr"))
-        with pytest.raises(SourceError, match=r"depth has no files of \.png, .*, but of \.exr: convert them"):
-            RGBDFolder(root).index("test")
 
-    def test_two_of_one_stem(self, root):
-        write_image(root / "rgb/c.png", (40, 20))
-        with pytest.raises(SourceError, match=r"rgb/c\.jpg and rgb/c\.png in .* have the same stem"):
-            RGBDFolder(root).index("test")
-
-    def test_names_become_ids(self, root):
-        """Letters lose their accents, the rest becomes "_"; what comes to be alike gets the CRC-32 of its name."""
-        for stem in ("Küche 1", "living room", "living\u3042room", "living_room"):
-            write_image(root / f"rgb/{stem}.jpg", (40, 20))
-            write_depth(root / f"depth/{stem}.png", ROWS)
-        write_text(root / "intrinsics.json", json.dumps({"Küche 1": [7, 7, 1, 1]}))
-        source = RGBDFolder(root)
-        ids = {ref.files["stem"]: ref.id for ref in source.index("test")}
-        assert ids["Küche 1"] == "Kuche_1"
-        assert ids["living_room"] == "living_room"
-        assert ids["living room"] == "living_room-0cc432bf"
-        assert len(set(ids.values())) == 7
-        assert source.read(next(ref for ref in source.index("test") if ref.id == "Kuche_1")).intrinsics[0] == 7
+def test_names_become_ids(root):
+    """Letters lose their accents, the rest becomes "_"; what comes to be alike gets the CRC-32 of its name."""
+    for stem in ("Küche 1", "living room", "living\u3042room", "living_room"):
+        write_image(root / f"rgb/{stem}.jpg", (40, 20))
+        write_depth(root / f"depth/{stem}.png", ROWS)
+    write_text(root / "intrinsics.json", json.dumps({"Küche 1": [7, 7, 1, 1]}))
+    source = RGBDFolder(root)
+    refs = {ref.files["stem"]: ref for ref in source.index("test")}
+    assert refs["Küche 1"].id == "Kuche_1"
+    assert refs["living_room"].id == "living_room"
+    assert refs["living room"].id == "living_room-0cc432bf"
+    assert len({ref.id for ref in refs.values()}) == 7
+    assert source.read(refs["Küche 1"]).intrinsics[0] == 7
 
 
 @pytest.mark.real_data
@@ -342,7 +292,7 @@ def test_a_real_pair(shared, tmp_path):
         (tmp_path / kind).mkdir()
         (tmp_path / kind / "demo.png").symlink_to(folder / name)
     np.savetxt(tmp_path / "intrinsics.txt", np.load(folder / "intrinsics.npy"))
-    frame = first(RGBDFolder(tmp_path, depth_scale=1000))
+    frame = frame_of(RGBDFolder(tmp_path, depth_scale=1000))
     check_frame(frame, (folder / "rgb.png").read_bytes(), (640, 480), (480, 640))
     assert spread(frame.metres()) == pytest.approx((1.653, 3.495, 10.0), abs=5e-4)
     assert (frame.metres() > 0).mean() == pytest.approx(0.68, abs=0.005)

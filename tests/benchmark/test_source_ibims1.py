@@ -4,10 +4,19 @@ import json
 
 import numpy as np
 import pytest
-from depthvlm.benchmark.sources.frames import SourceError
 from depthvlm.benchmark.sources.ibims1 import IBims1
 from PIL import Image
-from toy_source_files import check_frame, fails, link, truncate, write_depth, write_image, write_text
+from toy_source_files import (
+    check_frame,
+    frame_of,
+    link,
+    no_index,
+    refuses,
+    spoils,
+    write_depth,
+    write_image,
+    write_text,
+)
 
 
 def write_mask(path, rows: list[list[int]]) -> None:
@@ -35,64 +44,54 @@ def root(tmp_path):
     return tmp_path
 
 
-class TestLayout:
-    def test_index(self, root):
-        refs = IBims1(root).index("test")
-        expected = [("corridor_01", "corridor", 1), ("corridor_05", "corridor", 5), ("office_03", "office", 3)]
-        assert [(ref.id, ref.scene, ref.order) for ref in refs] == expected
-
-    def test_the_archive_itself_as_root(self, root):
-        (root / "imagelist.txt").rename(root / "ibims1_core_raw/imagelist.txt")
-        for folder in (root, root / "ibims1_core_raw"):
-            source = IBims1(folder)
-            assert source.read(source.index("test")[2]).ref.id == "office_03"
-
-    def test_a_frame(self, root):
-        """13107 is a fifth of 65535, so 10 m."""
-        source = IBims1(root)
-        frame = source.read(source.index("test")[0])
-        check_frame(frame, (root / "ibims1_core_raw/rgb/corridor_01.png").read_bytes(), (4, 2), (2, 4))
-        assert frame.depth.tolist() == [[0, 13107, 26214, 65535], [1, 2, 1311, 32768]]
-        assert frame.intrinsics == (559.62, 558.14, 362.37, 242.49)
-
-    def test_masks(self, root):
-        source = IBims1(root)
-        frame = source.read(source.index("test")[0])
-        assert frame.mask.tolist() == [[True, True, False, True], [True, False, True, True]]
-        metres = [[0, 10, 0, 50], [50 / 65535, 0, 1311 * 50 / 65535, 32768 * 50 / 65535]]
-        np.testing.assert_allclose(frame.metres(), metres, rtol=1e-6)
-        assert np.count_nonzero(frame.metres(source.depth_range)) == 2, "50 m, 25.0004 m and 0.8 mm are out of range"
+def test_index(root):
+    refs = IBims1(root).index("test")
+    expected = [("corridor_01", "corridor", 1), ("corridor_05", "corridor", 5), ("office_03", "office", 3)]
+    assert [(ref.id, ref.scene, ref.order) for ref in refs] == expected
+    # The archive itself may be the root.
+    (root / "imagelist.txt").rename(root / "ibims1_core_raw/imagelist.txt")
+    for folder in (root, root / "ibims1_core_raw"):
+        assert frame_of(IBims1(folder), 2).ref.id == "office_03"
 
 
-class TestBadInput:
-    def test_roots_and_lists(self, root):
-        (root / "imagelist.txt").write_text("\n")
-        with pytest.raises(SourceError, match=r"imagelist\.txt is empty"):
-            IBims1(root).index("test")
-        (root / "imagelist.txt").unlink()
-        with pytest.raises(SourceError, match=r"imagelist\.txt is not in .*beside ibims1_core_raw\.zip"):
-            IBims1(root).index("test")
-        with pytest.raises(SourceError, match="has the splits test, not 'train'"):
-            IBims1(root).index("train")
-        with pytest.raises(SourceError, match=r"expected the folder rgb/ in .*ibims1_core_mat\.zip is not read"):
-            IBims1(root / "ibims1_core_raw/rgb")
+def test_a_frame_and_its_masks(root):
+    """13107 is a fifth of 65535, so 10 m."""
+    source = IBims1(root)
+    frame = frame_of(source)
+    image = (root / "ibims1_core_raw/rgb/corridor_01.png").read_bytes()
+    check_frame(frame, image, (4, 2), (2, 4), (559.62, 558.14, 362.37, 242.49))
+    assert frame.depth.tolist() == [[0, 13107, 26214, 65535], [1, 2, 1311, 32768]]
+    assert frame.mask.tolist() == [[True, True, False, True], [True, False, True, True]]
+    metres = [[0, 10, 0, 50], [50 / 65535, 0, 1311 * 50 / 65535, 32768 * 50 / 65535]]
+    np.testing.assert_allclose(frame.metres(), metres, rtol=1e-6)
+    assert np.count_nonzero(frame.metres(source.depth_range)) == 2, "50 m, 25.0004 m and 0.8 mm are out of range"
 
-    def test_files_of_a_frame(self, root):
-        source = IBims1(root)
-        ref = source.index("test")[0]
-        folder = root / "ibims1_core_raw"
-        write_text(folder / "calib/corridor_01.txt", "559.62,558.14")
-        fails(source, ref, "calib/corridor_01.txt")
-        write_mask(folder / "mask_transp/corridor_01.png", [[1, 1], [1, 1]])
-        fails(source, ref, "mask_transp/corridor_01.png", "mask of (2, 2), but the depth map is (4, 2)")
-        (folder / "mask_transp/corridor_01.png").write_bytes(b"")
-        fails(source, ref, "mask_transp/corridor_01.png: the file is empty")
-        (folder / "mask_invalid/corridor_01.png").unlink()
-        fails(source, ref, "mask_invalid/corridor_01.png: no such file")
-        truncate(folder / "depth/corridor_01.png")
-        fails(source, ref, "depth/corridor_01.png", "truncated")
-        (folder / "rgb/corridor_01.png").unlink()
-        fails(source, ref, "rgb/corridor_01.png: no such file")
+
+def test_roots_and_lists(root):
+    no_index("has the splits test, not 'train'", IBims1, root, "train")
+    no_index(r"expected the folder rgb/ in .*ibims1_core_mat\.zip is not read", IBims1, root / "ibims1_core_raw/rgb")
+    (root / "imagelist.txt").write_text("\n")
+    no_index(r"imagelist\.txt is empty", IBims1, root)
+    (root / "imagelist.txt").unlink()
+    no_index(r"imagelist\.txt is not in .*beside ibims1_core_raw\.zip", IBims1, root)
+
+
+def test_files_of_a_frame(root):
+    folder, transparent = root / "ibims1_core_raw", "mask_transp/corridor_01.png"
+    write_mask(folder / transparent, [[1, 1], [1, 1]])
+    refuses(IBims1(root), rf"{transparent}.*mask of \(2, 2\), but the depth map is \(4, 2\)")
+    source = IBims1(root)
+    ref = source.index("test")[0]
+    spoils(
+        lambda: source.read(ref),
+        folder,
+        (transparent, b"", f"{transparent}: the file is empty"),
+        ("mask_invalid/corridor_01.png", None, "mask_invalid/corridor_01.png: no such file"),
+        ("depth/corridor_01.png", 0.5, "depth/corridor_01.png.*truncated"),
+        ("rgb/corridor_01.png", None, "rgb/corridor_01.png: no such file"),
+    )
+    write_sample(folder, "corridor_01")
+    spoils(lambda: source.read(ref), folder, ("calib/corridor_01.txt", "559.62,558.14", "calib/corridor_01.txt"))
 
 
 @pytest.mark.real_data

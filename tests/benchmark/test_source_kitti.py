@@ -2,15 +2,16 @@
 
 import io
 import json
+from functools import partial
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from depthvlm.benchmark.sources import open_source
-from depthvlm.benchmark.sources.frames import FrameError, SourceError
 from depthvlm.benchmark.sources.kitti import Kitti, split_projection
 from lidar_reference import reference
 from PIL import Image
+from toy_source_files import check_frame, frame_of, no_index, spoil, spoils, write_text
 from typer.testing import CliRunner
 
 from depthvlm.cli.app import app
@@ -25,19 +26,14 @@ def png(array) -> bytes:
     return stream.getvalue()
 
 
-def write(file, content) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(content) if isinstance(content, bytes) else file.write_text(content)
-
-
 def calibration(fx, fy, cx, cy, shift=(0, 0, 0)) -> str:
     numbers = f"{fx:e} 0.0 {cx:e} {shift[0]:e} 0.0 {fy:e} {cy:e} {shift[1]:e} 0.0 0.0 1.0 {shift[2]:e}"
     return f"calib_time: 09-Jan-2012 13:57:47\ncorner_dist: 9.95e-02\nP_rect_02: {numbers}\nP_rect_03: {numbers}\n"
 
 
 def add_frame(root, folder, number, camera="image_02", depth=RAW, drive=DRIVE) -> None:
-    write(root / folder / drive / "proj_depth" / "groundtruth" / camera / f"{number}.png", png(depth))
-    write(root / drive[:10] / drive / camera / "data" / f"{number}.png", png(np.zeros((2, 3, 3), np.uint8)))
+    spoil(root / folder / drive / "proj_depth" / "groundtruth" / camera / f"{number}.png", png(depth))
+    spoil(root / drive[:10] / drive / camera / "data" / f"{number}.png", png(np.zeros((2, 3, 3), np.uint8)))
 
 
 @pytest.fixture
@@ -45,9 +41,8 @@ def root(tmp_path):
     add_frame(tmp_path, "train", "0000000005")
     add_frame(tmp_path, "train", "0000000005", "image_03")
     add_frame(tmp_path, "val", "0000000069", drive="2011_09_26_drive_0036_sync")
-    write(
-        tmp_path / DATE / "calib_cam_to_cam.txt", calibration(707.0493, 707.05, 604.0814, 180.5066, (45, -0.1, 0.005))
-    )
+    camera = calibration(707.0493, 707.05, 604.0814, 180.5066, (45, -0.1, 0.005))
+    spoil(tmp_path / DATE / "calib_cam_to_cam.txt", camera)
     return tmp_path
 
 
@@ -61,7 +56,7 @@ class TestLidar:
         row 2.
         """
         raw, drive = tmp_path / DATE, tmp_path / DATE / DRIVE
-        write(drive / "image_02/data/0000000005.png", png(np.zeros((6, 10, 3), np.uint8)))
+        spoil(drive / "image_02/data/0000000005.png", png(np.zeros((6, 10, 3), np.uint8)))
         points = [
             [10, 0, 0, 0],  # column 5, row 2, 10 m
             [20, 0, 0, 0],  # u = 5.5 is rounded to even, 6: the same pixel, farther
@@ -70,11 +65,10 @@ class TestLidar:
             [10, 6, 0, 0],  # u = 0: outside
             [-1, 0, 0, 0],  # behind
         ]
-        write(drive / "velodyne_points/data/0000000005.bin", np.array(points, "<f4").tobytes())
-        rectify = "R_rect_00: 1 0 0 0 1 0 0 0 1\n"
-        write(raw / "calib_cam_to_cam.txt", rectify + "P_rect_02: 10 0 5 10 0 10 3 0 0 0 1 0\n")
-        write(raw / "calib_velo_to_cam.txt", "R: 0 -1 0 0 0 -1 1 0 0\nT: 0 0 0\n")
-        write(tmp_path / "eigen.txt", f"{DATE}/{DRIVE} 0000000005 l\n{DATE}/{DRIVE} 0000000006 l\n")
+        spoil(drive / "velodyne_points/data/0000000005.bin", np.array(points, "<f4").tobytes())
+        spoil(raw / "calib_cam_to_cam.txt", "R_rect_00: 1 0 0 0 1 0 0 0 1\nP_rect_02: 10 0 5 10 0 10 3 0 0 0 1 0\n")
+        spoil(raw / "calib_velo_to_cam.txt", "R: 0 -1 0 0 0 -1 1 0 0\nT: 0 0 0\n")
+        spoil(tmp_path / "eigen.txt", f"{DATE}/{DRIVE} 0000000005 l\n{DATE}/{DRIVE} 0000000006 l\n")
         source = open_source("kitti-lidar", tmp_path, split_files={"test": str(tmp_path / "eigen.txt")})
         with pytest.warns(UserWarning, match=r"1 of the 2 frames in .*eigen\.txt have no sweep"):
             [ref] = source.index("test")
@@ -83,13 +77,9 @@ class TestLidar:
         frame = source.read(ref)
         np.testing.assert_array_equal(frame.metres(), expected)
         assert frame.intrinsics == (10, 10, 5.5, 3.5)
-
-    def test_needs_a_list_and_the_raw_data(self, tmp_path):
-        write(tmp_path / DATE / "calib_velo_to_cam.txt", "R: 0\n")
-        with pytest.raises(SourceError, match="the raw data has no official test split: name a list, such as Eigen's"):
-            open_source("kitti-lidar", tmp_path).index("test")
-        with pytest.raises(SourceError, match=r"expected <date>/calib_velo_to_cam\.txt"):
-            open_source("kitti-lidar", tmp_path / DATE)
+        lidar = partial(open_source, "kitti-lidar")
+        no_index("the raw data has no official test split: name a list, such as Eigen's", lidar, tmp_path)
+        no_index("expected <date>/calib_velo_to_cam.txt", lidar, tmp_path / DATE)
 
 
 class TestDepthLayout:
@@ -99,50 +89,37 @@ class TestDepthLayout:
         assert [ref.id for ref in refs] == [f"{DRIVE}/0000000005/image_02", f"{DRIVE}/0000000005/image_03"]
         assert [ref.scene for ref in source.index("test")] == ["2011_09_26_drive_0036_sync"]
         frame = source.read(refs[1])
+        check_frame(frame, png(np.zeros((2, 3, 3), np.uint8)), (3, 2), (2, 3), (707.0493, 707.05, 604.5814, 181.0066))
         np.testing.assert_array_equal(frame.depth, RAW)
         np.testing.assert_allclose(frame.metres(), RAW / 256)
-        assert frame.intrinsics == (707.0493, 707.05, 604.5814, 181.0066)
-        assert frame.image_size == (3, 2)
-        assert frame.image == png(np.zeros((2, 3, 3), np.uint8))
         # Metres that count end at 80: 21000 / 256 is 82.
         assert frame.metres(Kitti.depth_range).tolist() == [[0, 1, 10], [0, 0, 0.00390625]]
 
     def test_wrong_root_and_missing_split(self, root):
-        with pytest.raises(SourceError, match=r"expected the folder train/ or val/ .*proj_depth/groundtruth/image_02"):
-            Kitti(root / DATE)
+        no_index("expected the folder train/ or val/ .*proj_depth/groundtruth/image_02", Kitti, root / DATE)
         for file in root.glob("val/*/*/*/*/*"):
             file.unlink()
-        with pytest.raises(SourceError, match="'test' has no frames"):
-            Kitti(root).index("test")
+        no_index("'test' has no frames", Kitti, root)
         (root / "val").rename(root / "elsewhere")
-        with pytest.raises(SourceError, match=r"the test split needs .*val, with the files <drive>/proj_depth"):
-            Kitti(root).index("test")
+        no_index(r"the test split needs .*val, with the files <drive>/proj_depth", Kitti, root)
 
-    @pytest.mark.parametrize(
-        ("name", "content", "words"),
-        [
-            (f"{DATE}/{DRIVE}/image_02/data/0000000005.png", None, "0000000005.png: no such file"),
-            (f"{DATE}/{DRIVE}/image_02/data/0000000005.png", png(np.zeros((9, 9, 3), np.uint8))[:-20], "truncated"),
-            (f"train/{DRIVE}/proj_depth/groundtruth/image_02/0000000005.png", png(RAW)[:-30], "truncated"),
-            (
-                f"train/{DRIVE}/proj_depth/groundtruth/image_02/0000000005.png",
-                png(RAW.T),
-                "2x3 pixels, its image has 3x2",
-            ),
-            (f"train/{DRIVE}/proj_depth/groundtruth/image_02/0000000005.png", png(RAW.astype(np.uint8)), "16 bits"),
-            (f"{DATE}/calib_cam_to_cam.txt", None, "calib_cam_to_cam.txt: no such file"),
-            (f"{DATE}/calib_cam_to_cam.txt", "P_rect_00: 1 2 3\n", "calib_cam_to_cam.txt: .*it has no 'P_rect_02'"),
-            (f"{DATE}/calib_cam_to_cam.txt", "P_rect_02: 1 2 3\n", "calib_cam_to_cam.txt: truncated"),
-        ],
-    )
-    def test_bad_files(self, root, name, content, words):
-        source = Kitti(root)
-        ref = source.index("train")[0]
-        (root / name).unlink()
-        if content is not None:
-            write(root / name, content)
-        with pytest.raises(FrameError, match=words):
-            source.read(ref)
+    def test_bad_files(self, root):
+        source, camera = Kitti(root), f"{DATE}/calib_cam_to_cam.txt"
+        image, depth = f"{DATE}/{DRIVE}/image_02/data/0000000005.png", f"train/{DRIVE}/proj_depth/groundtruth/image_02/"
+        depth += "0000000005.png"
+        ref, good = source.index("train")[0], {name: (root / name).read_bytes() for name in (image, depth, camera)}
+        for name, content, words in (
+            (image, None, "0000000005.png: no such file"),
+            (image, png(np.zeros((9, 9, 3), np.uint8))[:-20], "truncated"),
+            (depth, png(RAW)[:-30], "truncated"),
+            (depth, png(RAW.T), "2x3 pixels, its image has 3x2"),
+            (depth, png(RAW.astype(np.uint8)), "16 bits"),
+            (camera, None, "calib_cam_to_cam.txt: no such file"),
+            (camera, "P_rect_00: 1 2 3\n", "calib_cam_to_cam.txt: .*it has no 'P_rect_02'"),
+            (camera, "P_rect_02: 1 2 3\n", "calib_cam_to_cam.txt: truncated"),
+        ):
+            spoils(lambda: source.read(ref), root, (name, content, words))
+            (root / name).write_bytes(good[name])
 
 
 class TestSplitFiles:
@@ -153,25 +130,19 @@ class TestSplitFiles:
         columns.write_text(f"{DATE}/2011_09_26_drive_0036_sync 69 l\n\n{DATE}/{DRIVE} 0000000005 r\n")
         source = Kitti(root, split_files={"test": paths, "train": columns})
         assert [ref.id for ref in source.index("test")] == [f"{DRIVE}/0000000005/image_02"]
-        assert [ref.id for ref in source.index("train")] == [
-            f"{DRIVE}/0000000005/image_03",
-            "2011_09_26_drive_0036_sync/0000000069/image_02",
-        ]
-        np.testing.assert_array_equal(source.read(source.index("train")[1]).depth, RAW)
+        other = "2011_09_26_drive_0036_sync/0000000069/image_02"
+        assert [ref.id for ref in source.index("train")] == [f"{DRIVE}/0000000005/image_03", other]
+        np.testing.assert_array_equal(frame_of(source, 1, "train").depth, RAW)
 
     def test_frames_without_annotation(self, root):
-        listed = root / "eigen.txt"
-        listed.write_text(
-            f"{DATE}/{DRIVE} 5 l\n{DATE}/{DRIVE} 6 l\n{DATE}/{DRIVE}/image_02/data/0000000007.png None 721.5\n"
-        )
+        lines = [
+            f"{DATE}/{DRIVE} 5 l",
+            f"{DATE}/{DRIVE} 6 l",
+            f"{DATE}/{DRIVE}/image_02/data/0000000007.png None 721.5",
+        ]
+        write_text(root / "eigen.txt", "\n".join(lines))
         with pytest.warns(UserWarning, match="2 of the 3 frames in .*eigen.txt have no annotated depth"):
-            assert len(Kitti(root, {"test": listed}).index("test")) == 1
-
-    def test_no_list_for_a_split(self, root):
-        listed = root / "eigen.txt"
-        listed.write_text(f"{DATE}/{DRIVE} 5 l\n")
-        with pytest.raises(SourceError, match="split files were given, but none for the train split"):
-            Kitti(root, {"test": listed}).index("train")
+            assert len(Kitti(root, {"test": root / "eigen.txt"}).index("test")) == 1
 
     def test_as_an_option_of_the_command(self, root):
         listed = root / "eigen.txt"
@@ -187,32 +158,25 @@ class TestSplitFiles:
         assert 'split_files is a file for each split, such as {"test": "eigen.txt"}' in result.output
 
     def test_lists_that_are_none(self, root):
-        with pytest.raises(SourceError, match=r"the split file .*gone\.txt is missing"):
-            Kitti(root, {"test": root / "gone.txt"}).index("test")
         listed = root / "eigen.txt"
+        no_index(r"the split file .*eigen\.txt is missing", Kitti, root, split_files={"test": listed})
         listed.write_text("000008\n")
-        with pytest.raises(SourceError, match=r"eigen\.txt names no drive, frame and camera in its line '000008'"):
-            Kitti(root, {"test": listed}).index("test")
-        with pytest.raises(SourceError, match="has the splits train, test, not 'val'"):
-            Kitti(root, {"val": listed})
+        words = r"eigen\.txt names no drive, frame and camera in its line '000008'"
+        no_index(words, Kitti, root, split_files={"test": listed})
+        no_index("has the splits train, test, not 'val'", Kitti, root, split_files={"val": listed})
+        words = "split files were given, but none for the train split"
+        no_index(words, Kitti, root, "train", split_files={"test": listed})
 
 
 class TestObjectLayout:
     @pytest.fixture
     def root(self, tmp_path):
         # The lidar looks along x, 0.25 m before camera 0.
-        lines = [
-            "P2: 5e+01 0 2e+01 2.5e+01 0 5e+01 1.5e+01 0 0 0 1 2.5e-01",
-            "R0_rect: 1 0 0 0 1 0 0 0 1",
-            "Tr_velo_to_cam: 0 -1 0 0 0 0 -1 0 1 0 0 -0.25",
-            "",
-        ]
-        write(tmp_path / "training" / "calib" / "000008.txt", "\n".join(lines))
-        write(tmp_path / "training" / "image_2" / "000008.png", png(np.zeros((30, 40, 3), np.uint8)))
-        write(
-            tmp_path / "training" / "velodyne" / "000008.bin",
-            np.array([[10, 1, 0, 0.3], [-3, 0, 0, 0]], "<f4").tobytes(),
-        )
+        camera = "P2: 5e+01 0 2e+01 2.5e+01 0 5e+01 1.5e+01 0 0 0 1 2.5e-01\nR0_rect: 1 0 0 0 1 0 0 0 1\n"
+        spoil(tmp_path / "training/calib/000008.txt", camera + "Tr_velo_to_cam: 0 -1 0 0 0 0 -1 0 1 0 0 -0.25\n")
+        spoil(tmp_path / "training/image_2/000008.png", png(np.zeros((30, 40, 3), np.uint8)))
+        points = np.array([[10, 1, 0, 0.3], [-3, 0, 0, 0]], "<f4")
+        spoil(tmp_path / "training/velodyne/000008.bin", points.tobytes())
         return tmp_path
 
     def test_by_hand(self, root):
@@ -226,25 +190,19 @@ class TestObjectLayout:
         assert frame.depth[15, 17] == 2560
         assert frame.intrinsics == (50, 50, 20.5, 15.5)
 
-    def test_splits(self, root):
-        with pytest.raises(SourceError, match="no official test split: pass `split_files`"):
-            Kitti(root).index("test")
+    def test_splits_and_bad_files(self, root):
+        no_index("no official test split: pass `split_files`", Kitti, root)
         (root / "val.txt").write_text("000008\n")
-        assert [ref.scene for ref in Kitti(root, {"test": root / "val.txt"}).index("test")] == ["000008"]
-
-    def test_bad_files(self, root):
-        source = Kitti(root)
-        (ref,) = source.index("train")
-        sweep = root / "training" / "velodyne" / "000008.bin"
-        sweep.write_bytes(sweep.read_bytes()[:-3])
-        with pytest.raises(FrameError, match=r"000008\.bin: 29 bytes are not whole points of 4 float32"):
-            source.read(ref)
-        sweep.unlink()
-        with pytest.raises(FrameError, match=r"000008\.bin: no such file"):
-            source.read(ref)
-        write(root / "training" / "calib" / "000008.txt", "P2: 1 1 1 0 0 1 1 0 0 0 1 0\n")
-        with pytest.raises(FrameError, match=r"000008\.txt: .*P2 is not a rectified projection"):
-            source.read(ref)
+        source = Kitti(root, {"test": root / "val.txt"})
+        assert [ref.scene for ref in source.index("test")] == ["000008"]
+        calibration = "P2: 1 1 1 0 0 1 1 0 0 0 1 0\n"
+        spoils(
+            lambda: frame_of(source),
+            root / "training",
+            ("velodyne/000008.bin", bytes(29), r"000008\.bin: 29 bytes are not whole points of 4 float32"),
+            ("velodyne/000008.bin", None, r"000008\.bin: no such file"),
+            ("calib/000008.txt", calibration, r"000008\.txt: .*P2 is not a rectified projection"),
+        )
 
 
 def test_shift_of_a_projection(tmp_path):
@@ -274,7 +232,7 @@ class TestSample:
         for kind, folder in places.items():
             folder.mkdir(parents=True)
             (folder / f"{number}.png").symlink_to(demo / kind / f"{number}.png")
-        write(tmp_path / DATE / "calib_cam_to_cam.txt", calibration(707.0493, 707.0493, 604.0814, 180.5066))
+        spoil(tmp_path / DATE / "calib_cam_to_cam.txt", calibration(707.0493, 707.0493, 604.0814, 180.5066))
         source = Kitti(tmp_path)
         (ref,) = source.index("test")
         frame = source.read(ref)

@@ -16,24 +16,16 @@ from depthvlm.benchmark.scoring.results import lines_path, read_lines
 from depthvlm.benchmark.scoring.runner import LoadedSystem, evaluate, result_path
 from depthvlm.benchmark.scoring.tasks import make_example
 from depthvlm.benchmark.sources import open_source
-from depthvlm.benchmark.sources.frames import SourceError
 from depthvlm.benchmark.sources.lines import AnnotationLines
 from depthvlm.benchmark.systems.interface import Constant
 from PIL import Image
-from toy_source_files import fails, write_depth, write_image
+from toy_source_files import check_frame, fails, frame_of, no_index, write_depth, write_image
 
 RAW = [[0, 1000, 2500], [500, 4000, 60000]]
 LINE = {
-    "scene_id": "hall",
-    "image": "rgb/a.png",
-    "depth_path": "depth/a.png",
-    "depth_scale": 1000.0,
-    "original_rgb_size": [9, 6],
-    "original_depth_size": [3, 2],
-    "original_fx": 100,
-    "pixel_coords": [[2, 1], [1, 0], [2, 1]],
-    "depth": [60.0, 1.0, 60.0],
-    "depth_type": "z_depth",
+    **{"scene_id": "hall", "image": "rgb/a.png", "depth_path": "depth/a.png", "depth_scale": 1000.0},
+    **{"original_rgb_size": [9, 6], "original_depth_size": [3, 2], "original_fx": 100},
+    **{"pixel_coords": [[2, 1], [1, 0], [2, 1]], "depth": [60.0, 1.0, 60.0], "depth_type": "z_depth"},
 }
 
 
@@ -50,9 +42,8 @@ def source_of(root: Path, *lines: dict | str, **options) -> AnnotationLines:
     return AnnotationLines(root, **options)
 
 
-def frame_of(root: Path, **changes):
-    source = source_of(root, LINE | changes)
-    return source.read(source.index("test")[0])
+def line_frame(root: Path, **changes):
+    return frame_of(source_of(root, LINE | changes))
 
 
 def build_lines(root: Path, out: Path, **options) -> EvalSet:
@@ -67,18 +58,21 @@ def write_mask(path: Path, rows: list[list[int]]) -> None:
 
 class TestMaps:
     def test_a_line(self, root):
-        frame = frame_of(root)
-        assert frame.image == (root / "rgb/a.png").read_bytes()
-        assert frame.depth.dtype == np.uint16
-        assert frame.depth.tolist() == RAW
-        assert frame.depth_scale == 1000
+        frame = line_frame(root)
+        check_frame(frame, (root / "rgb/a.png").read_bytes(), (9, 6), (2, 3))
+        assert (frame.depth.dtype, frame.depth.tolist(), frame.depth_scale) == (np.uint16, RAW, 1000)
         assert frame.points.tolist() == [[2, 1, 60], [1, 0, 1], [2, 1, 60]]
+        # A point where the map has none is kept.
+        assert line_frame(root, pixel_coords=[[0, 0]], depth=[3.0]).points.tolist() == [[0, 0, 3]]
+        # Metres may be rounded to two decimals.
+        write_depth(root / "depth/a.png", [[1234, 0, 0], [0, 0, 0]])
+        assert line_frame(root, pixel_coords=[[0, 0]], depth=[1.23]).points[0, 2] == 1.23
 
     def test_rotated_bits(self, root):
         # SUN RGB-D: 9 m is beyond the first 8.192 m, which a division by 8000 gets right.
         true = np.array([[1000, 8191, 9000], [640, 0, 8192]], dtype=np.uint16)
         write_depth(root / "depth/a.png", (true << 3) | (true >> 13))
-        frame = frame_of(root, depth_scale=8000.0, pixel_coords=[[2, 0]], depth=[9.0])
+        frame = line_frame(root, depth_scale=8000.0, pixel_coords=[[2, 0]], depth=[9.0])
         assert (frame.depth.tolist(), frame.depth_scale) == (true.tolist(), 1000)
 
     def test_raster_and_masks(self, root):
@@ -87,89 +81,58 @@ class TestMaps:
         write_mask(root / "depth/transp.png", [[1, 1, 1, 1, 1, 0]] * 4)
         changes = {"depth_path": "depth/raw", "depth_format": "binary_float32", "depth_scale": None}
         changes |= {"pixel_coords": [[0, 1]], "depth": [4.0]}
-        frame = frame_of(root, **changes)
+        frame = line_frame(root, **changes)
         assert (frame.depth.dtype, frame.depth_scale) == (np.float32, 1)
         assert frame.depth.tolist() == [[1, 0, 3], [4, 5, 6]]
-        frame = frame_of(root, mask_valid_path="depth/valid.png", mask_transp_path="depth/transp.png", **changes)
+        frame = line_frame(root, mask_valid_path="depth/valid.png", mask_transp_path="depth/transp.png", **changes)
         assert frame.depth.tolist() == [[0, 0, 0], [4, 5, 0]]
 
     def test_values_without_measurement_and_out_of_the_range_of_the_source(self, root):
         write_depth(root / "taskonomy/a.png", [[65535, 512, 1024], [0, 7680, 7681]])
         changes = {"depth_path": "taskonomy/a.png", "depth_scale": 512.0, "pixel_coords": [[2, 0]], "depth": [2.0]}
-        assert frame_of(root, **changes).depth.tolist() == [[0, 512, 1024], [0, 7680, 0]], "15 m at most"
+        assert line_frame(root, **changes).depth.tolist() == [[0, 512, 1024], [0, 7680, 0]], "15 m at most"
 
     def test_points_alone(self, root):
         changes = {"depth_path": None, "pixel_coords": [[2, 1], [0, 0]], "depth": [2.417792019531548, 1.5]}
-        frame = frame_of(root, **changes)
+        frame = line_frame(root, **changes)
         np.testing.assert_array_equal(frame.depth, np.float32([[1.5, 0, 0], [0, 0, 2.417792019531548]]))
         assert frame.points[:, 2].tolist() == changes["depth"], "not rounded to float32"
 
     def test_distances_along_the_ray(self, root):
         """The released lines of Argoverse 2 and Waymo: 45 degrees off the axis a distance of sqrt(2) is a z of 1."""
-        (root / "waymo").mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (9, 1)).save(root / "waymo/a.png")
-        line = {
-            "image": "waymo/a.png",
-            "original_rgb_size": [9, 1],
-            "original_depth_size": [9, 1],
-            "original_fx": 4,
-            "pixel_coords": [[4, 0], [8, 0]],
-            "depth": [1.0, 2**0.5],
-            "depth_type": "z_depth",
-        }
+        write_image(root / "waymo/a.png", (9, 1))
+        line = {"image": "waymo/a.png", "original_rgb_size": [9, 1], "original_depth_size": [9, 1], "original_fx": 4}
+        line |= {"pixel_coords": [[4, 0], [8, 0]], "depth": [1.0, 2**0.5], "depth_type": "z_depth"}
         with pytest.warns(UserWarning, match="1 of the 1 lines in .* distance along the ray.*ray_to_z=true"):
             source_of(root, line).index("test")
-        source = source_of(root, line, ray_to_z=True)
-        frame = source.read(source.index("test")[0])
+        frame = frame_of(source_of(root, line, ray_to_z=True))
         np.testing.assert_allclose(frame.points, [[4, 0, 1], [8, 0, 1]])
         np.testing.assert_allclose(frame.metres()[0, [4, 8]], [1, 1])
 
-    def test_a_point_where_the_map_has_none_is_kept(self, root):
-        assert frame_of(root, pixel_coords=[[0, 0]], depth=[3.0]).points.tolist() == [[0, 0, 3]]
-
-    def test_metres_rounded_to_two_decimals(self, root):
-        write_depth(root / "depth/a.png", [[1234, 0, 0], [0, 0, 0]])
-        assert frame_of(root, pixel_coords=[[0, 0]], depth=[1.23]).points[0, 2] == 1.23
-
-
-class TestCameras:
-    def test_the_centre_is_assumed(self, root):
-        assert frame_of(root).intrinsics == (100, 100, 4.5, 3)  # of 9x6 pixels, the first at (0.5, 0.5)
-
-    def test_what_a_line_says_is_taken(self, root):
-        assert frame_of(root, original_fy=101, original_cy=0).intrinsics == (100, 101, 4.5, 0)
-        assert frame_of(root, intrinsics=[90, 91, 5, 3, 9, 6]).intrinsics == (90, 91, 5, 3)
+    def test_cameras(self, root):
+        assert line_frame(root).intrinsics == (100, 100, 4.5, 3)  # the centre is assumed: 9x6 pixels from (0.5, 0.5)
+        assert line_frame(root, original_fy=101, original_cy=0).intrinsics == (100, 101, 4.5, 0)
+        assert line_frame(root, intrinsics=[90, 91, 5, 3, 9, 6]).intrinsics == (90, 91, 5, 3)
 
 
 class TestIndex:
     def test_scenes_numbers_and_empty_lines(self, root):
         source = source_of(root, LINE, "", LINE | {"scene_id": None, "image": "/rgb/b 1.png"})
         refs = source.index("train")
-        assert [(ref.id, ref.scene, ref.order) for ref in refs] == [
-            ("0000001/a", "hall", 1),
-            ("0000003/b_1", "/rgb", 3),
-        ]
+        expected = [("0000001/a", "hall", 1), ("0000003/b_1", "/rgb", 3)]
+        assert [(ref.id, ref.scene, ref.order) for ref in refs] == expected
         assert source.index("test") == refs
-
-    def test_roots_and_a_slash(self, root):
-        source = source_of(
-            root, LINE | {"image": "/a.png", "depth_path": "a.png"}, image_root="rgb", depth_root="depth"
-        )
-        assert source.read(source.index("test")[0]).depth.tolist() == RAW
+        line = LINE | {"image": "/a.png", "depth_path": "a.png"}
+        assert frame_of(source_of(root, line, image_root="rgb", depth_root="depth")).depth.tolist() == RAW
 
     def test_which_file(self, root):
-        with pytest.raises(SourceError, match=r"expected one \.jsonl file in .*, there is none: name it by --option"):
-            AnnotationLines(root)
+        no_index(r"expected one \.jsonl file in .*, there is none: name it by --option", AnnotationLines, root)
         source_of(root, LINE)
         (root / "b.jsonl").touch()
-        with pytest.raises(SourceError, match=r"there is a\.jsonl, b\.jsonl"):
-            AnnotationLines(root)
-        with pytest.raises(SourceError, match=r"no file .*c\.jsonl"):
-            AnnotationLines(root, file="c.jsonl")
-        with pytest.raises(SourceError, match="the split 'test' has no frames"):
-            AnnotationLines(root, file="b.jsonl").index("test")
-        with pytest.raises(SourceError, match="expected the folder images/"):
-            AnnotationLines(root, file="a.jsonl", image_root="images")
+        no_index(r"there is a\.jsonl, b\.jsonl", AnnotationLines, root)
+        no_index(r"no file .*c\.jsonl", AnnotationLines, root, file="c.jsonl")
+        no_index("the split 'test' has no frames", AnnotationLines, root, file="b.jsonl")
+        no_index("expected the folder images/", AnnotationLines, root, file="a.jsonl", image_root="images")
 
 
 class TestBadLines:
@@ -202,17 +165,18 @@ class TestBadLines:
         source = source_of(root, LINE, LINE, LINE | changes)
         fails(source, source.index("test")[2], "a.jsonl, line 3: ", reason)
 
-    @pytest.mark.parametrize("text", ['{"image": "rgb/a.png", "dep', "[1, 2]", "\x80"])
-    def test_no_json_object(self, root, text):
-        source = source_of(root, LINE, text, LINE)
+    def test_no_json_object(self, root):
+        source = source_of(root, LINE, '{"image": "rgb/a.png", "dep', "[1, 2]", "\x80", LINE)
         refs = source.index("test")
-        assert [ref.id for ref in refs] == ["0000001/a", "0000002", "0000003/a"]
-        fails(source, refs[1], "a.jsonl, line 2: not ")
+        assert [ref.id for ref in refs] == ["0000001/a", "0000002", "0000003", "0000004", "0000005/a"]
+        for number in (2, 3, 4):
+            fails(source, refs[number - 1], f"a.jsonl, line {number}: not ")
 
     def test_it_is_left_out_and_listed(self, root, tmp_path):
         source_of(root, LINE, LINE | {"depth_scale": 500.0})
-        plan = plan_build(open_source("lines", root), "test")
-        entry = run_build(plan, open_source, root, tmp_path / "out", workers=1)
+        entry = run_build(
+            plan_build(open_source("lines", root), "test"), open_source, root, tmp_path / "out", workers=1
+        )
         assert entry["counts"]["rows"] == 1
         [bad] = entry["bad_frames"]
         assert bad["id"] == "0000002/a"
@@ -221,11 +185,10 @@ class TestBadLines:
 
 class TestPoints:
     def test_they_are_what_is_scored(self, root, tmp_path):
-        source_of(root, LINE)
+        source = source_of(root, LINE)
         data = build_lines(root, tmp_path / "out")
         item = data.read(0)
-        assert item.points.tolist() == LINE["pixel_coords"]
-        assert item.point_depths.tolist() == LINE["depth"]
+        assert (item.points.tolist(), item.point_depths.tolist()) == (LINE["pixel_coords"], LINE["depth"])
         for name in ("depthvlm", "depthlm"):  # of different seeds
             example = make_example(item, data, get_protocol(name, points=3))
             # A pixel of the map is 3x3 of the image; its middle is the pixel 3 c + 1.
@@ -233,11 +196,8 @@ class TestPoints:
             assert example.truth.tolist() == LINE["depth"]
         with pytest.raises(ValueError, match=r"scores 10 points an image, the build has 3 .*--change points=3"):
             make_example(item, data, get_protocol("depthvlm"))
-
-    def test_points_and_seed_change_nothing(self, root):
-        source = source_of(root, LINE)
-        plans = [plan_build(source, "test", points=points, seed=seed) for points, seed in ((10, 0), (3, 7))]
-        assert plans[0].hash == plans[1].hash
+        # Points and seed change nothing.
+        assert plan_build(source, "test", points=10, seed=0).hash == plan_build(source, "test", points=3, seed=7).hash
 
     def test_our_own_lines_give_the_build_again(self, tmp_path):
         root, out = make_toy(tmp_path / "root", float=True), tmp_path / "out"

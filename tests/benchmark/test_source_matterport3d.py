@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from depthvlm.benchmark.sources.frames import SourceError
 from depthvlm.benchmark.sources.matterport3d import Matterport3D
-from toy_source_files import check_frame, fails, truncate, write_depth, write_image, write_text
+from toy_source_files import check_frame, frame_of, spoils, write_depth, write_image, write_text
 
 PANORAMA = "03a8325e3b054e3fad7e1e7091f9d283"
 POSE = "0.90525 0.275848 0.323155 -2.99825 0.42464 -0.612795 -0.666455 -14.4532 0.0142 0.74053 -0.67187 1.33124 0 0 0 1"
@@ -38,80 +38,69 @@ def root(tmp_path):
     return tmp_path
 
 
-class TestLayout:
-    def test_index(self, root):
-        refs = Matterport3D(root).index("train")
-        assert [ref.id for ref in refs] == [f"17DRP5sb8fy/{PANORAMA}_{c}_{y}" for c in (0, 1) for y in (0, 1)]
-        assert [(ref.scene, ref.camera, ref.order) for ref in refs][2:] == [
-            ("17DRP5sb8fy", "1", 2),
-            ("17DRP5sb8fy", "1", 3),
-        ]
-        assert {ref.scene for ref in Matterport3D(root).index("test")} == {"2t7WUuJeko7"}
-
-    @pytest.mark.parametrize("folder", ["scans", "."])
-    def test_where_the_houses_lie(self, tmp_path, folder):
-        write_house(tmp_path / folder, "17DRP5sb8fy")
-        write_text(tmp_path / "scenes_train.txt", "17DRP5sb8fy\n")
-        source = Matterport3D(tmp_path)
-        assert source.read(source.index("train")[0]).image_size == SIZE
-
-    def test_a_frame(self, root):
-        source = Matterport3D(root)
-        frame = source.read(source.index("train")[2])
-        image = root / f"v1/scans/17DRP5sb8fy/undistorted_color_images/{PANORAMA}_i1_0.jpg"
-        check_frame(frame, image.read_bytes(), SIZE, SIZE[::-1])
-        np.testing.assert_array_equal(frame.metres()[5], np.float32([0, 0.00025, 1, 10, 16.38375]))
-        assert frame.metres(source.depth_range)[5].tolist() == [0, 0, 1, 10, 0]
-
-    def test_rows_of_the_cameras_are_counted_from_the_bottom(self, root):
-        """matterport_camera_intrinsics gives the same camera as `1280 1024 1076.45 1077.19 631.116 513.798`, from 0."""
-        source = Matterport3D(root)
-        assert source.read(source.index("train")[0]).intrinsics == pytest.approx((1076.45, 1077.19, 631.616, 514.298))
-        assert source.read(source.index("train")[3]).intrinsics == pytest.approx((1076.01, 1076.38, 636.009, 511.501))
+def test_index(root):
+    refs = Matterport3D(root).index("train")
+    places = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [(ref.id, ref.scene, ref.camera, ref.order) for ref in refs] == [
+        (f"17DRP5sb8fy/{PANORAMA}_{c}_{y}", "17DRP5sb8fy", str(c), order) for order, (c, y) in enumerate(places)
+    ]
+    assert {ref.scene for ref in Matterport3D(root).index("test")} == {"2t7WUuJeko7"}
 
 
-class TestBadInput:
-    def test_splits(self, root):
-        (root / "scenes_test.txt").write_text("zzzzzzzzzzz\n")
-        with pytest.raises(
-            SourceError, match=r"none of the 1 scenes .*v1/scans/zzzzzzzzzzz/undistorted_camera_parameters"
-        ):
-            Matterport3D(root).index("test")
-        (root / "scenes_test.txt").write_text("")
-        with pytest.raises(SourceError, match=r"scenes_test\.txt is empty"):
-            Matterport3D(root).index("test")
-        (root / "scenes_test.txt").unlink()
-        with pytest.raises(SourceError, match=r"scenes_test\.txt is not in .*tasks/benchmark"):
-            Matterport3D(root).index("test")
+@pytest.mark.parametrize("folder", ["scans", "."])
+def test_where_the_houses_lie(tmp_path, folder):
+    write_house(tmp_path / folder, "17DRP5sb8fy")
+    write_text(tmp_path / "scenes_train.txt", "17DRP5sb8fy\n")
+    assert frame_of(Matterport3D(tmp_path), 0, "train").image_size == SIZE
 
-    @pytest.mark.parametrize(
-        "text",
-        [
-            "scan a_d0_0.png a_i0_0.jpg 1 0 0 0\n",
-            "intrinsics_matrix 1076 0 631 0\n",
-            "intrinsics_matrix 1076 0 x 0 1077 509 0 0 1\n",
-            "intrinsics_matrix 1076 0 631 0 1077 509 0 0 1\nscan a.png\n",
-        ],
+
+def test_frames(root):
+    """matterport_camera_intrinsics gives the same camera as `1280 1024 1076.45 1077.19 631.116 513.798`, from 0."""
+    source = Matterport3D(root)
+    frame = frame_of(source, 2, "train")
+    image = root / f"v1/scans/17DRP5sb8fy/undistorted_color_images/{PANORAMA}_i1_0.jpg"
+    check_frame(frame, image.read_bytes(), SIZE, SIZE[::-1])
+    np.testing.assert_array_equal(frame.metres()[5], np.float32([0, 0.00025, 1, 10, 16.38375]))
+    assert frame.metres(source.depth_range)[5].tolist() == [0, 0, 1, 10, 0]
+    # Rows of the cameras are counted from the bottom.
+    assert frame_of(source, 0, "train").intrinsics == pytest.approx((1076.45, 1077.19, 631.616, 514.298))
+    assert frame_of(source, 3, "train").intrinsics == pytest.approx((1076.01, 1076.38, 636.009, 511.501))
+
+
+def test_splits(root):
+    spoils(
+        lambda: Matterport3D(root).index("test"),
+        root,
+        ("scenes_test.txt", "zzzzzzzzzzz\n", "none of the 1 scenes .*v1/scans/zzzzzzzzzzz/undistorted_camera_param"),
+        ("scenes_test.txt", "", r"scenes_test\.txt is empty"),
+        ("scenes_test.txt", None, r"scenes_test\.txt is not in .*tasks/benchmark"),
+        error=SourceError,
     )
-    def test_camera_parameters(self, root, text):
-        path = root / "v1/scans/17DRP5sb8fy/undistorted_camera_parameters/17DRP5sb8fy.conf"
-        path.write_text(text)
-        with pytest.raises(SourceError, match=r"line \d of .*17DRP5sb8fy\.conf cannot be read"):
-            Matterport3D(root).index("train")
-        path.write_text("dataset matterport\n")
-        with pytest.raises(SourceError, match="'train' has no frames"):
-            Matterport3D(root).index("train")
-        path.unlink()
-        with pytest.raises(SourceError, match=r"17DRP5sb8fy\.conf are missing"):
-            Matterport3D(root).index("train")
 
-    def test_files_of_a_frame(self, root):
-        source = Matterport3D(root)
-        ref = source.index("train")[0]
-        depth = root / f"v1/scans/17DRP5sb8fy/undistorted_depth_images/{PANORAMA}_d0_0.png"
-        truncate(depth)
-        fails(source, ref, f"{PANORAMA}_d0_0.png", "truncated")
-        depth.unlink()
-        fails(source, ref, f"{PANORAMA}_d0_0.png: no such file")
-        (root / f"v1/scans/17DRP5sb8fy/undistorted_color_images/{PANORAMA}_i0_0.jpg").unlink()
-        fails(source, ref, f"{PANORAMA}_i0_0.jpg: no such file")
+
+def test_camera_parameters(root):
+    name, unread = "17DRP5sb8fy.conf", r"line \d of .*17DRP5sb8fy\.conf cannot be read"
+    spoils(
+        lambda: Matterport3D(root).index("train"),
+        root / "v1/scans/17DRP5sb8fy/undistorted_camera_parameters",
+        (name, "scan a_d0_0.png a_i0_0.jpg 1 0 0 0\n", unread),
+        (name, "intrinsics_matrix 1076 0 631 0\n", unread),
+        (name, "intrinsics_matrix 1076 0 x 0 1077 509 0 0 1\n", unread),
+        (name, "intrinsics_matrix 1076 0 631 0 1077 509 0 0 1\nscan a.png\n", unread),
+        (name, "dataset matterport\n", "'train' has no frames"),
+        (name, None, r"17DRP5sb8fy\.conf are missing"),
+        error=SourceError,
+    )
+
+
+def test_files_of_a_frame(root):
+    source = Matterport3D(root)
+    ref = source.index("train")[0]
+    depth, image = f"undistorted_depth_images/{PANORAMA}_d0_0.png", f"undistorted_color_images/{PANORAMA}_i0_0.jpg"
+    spoils(
+        lambda: source.read(ref),
+        root / "v1/scans/17DRP5sb8fy",
+        (depth, 0.5, f"{PANORAMA}_d0_0.png.*truncated"),
+        (depth, None, f"{PANORAMA}_d0_0.png: no such file"),
+        (image, None, f"{PANORAMA}_i0_0.jpg: no such file"),
+    )

@@ -7,7 +7,7 @@ import pytest
 from depthvlm.benchmark.sources.frames import SourceError
 from depthvlm.benchmark.sources.nuscenes import MINI_VAL_SCENES, VAL_SCENES, NuScenes, scene_names
 from lidar_reference import matrix, reference
-from toy_source_files import change, jpeg, refuses
+from toy_source_files import change, check_frame, frame_of, jpeg, no_index, refuses, spoils
 
 SIZE = (32, 24)
 UPRIGHT, FORWARD = [1.0, 0.0, 0.0, 0.0], [0.5, -0.5, 0.5, -0.5]
@@ -17,13 +17,8 @@ IMAGE = "samples/CAM_FRONT/a__900.jpg"
 
 
 def mount(token, translation, rotation, intrinsic=()) -> dict:
-    return {
-        "token": token,
-        "sensor_token": f"sensor of {token}",
-        "translation": translation,
-        "rotation": rotation,
-        "camera_intrinsic": list(intrinsic),
-    }
+    row = {"token": token, "sensor_token": f"sensor of {token}", "translation": translation, "rotation": rotation}
+    return row | {"camera_intrinsic": list(intrinsic)}
 
 
 def ego(token, translation) -> dict:
@@ -39,17 +34,15 @@ def data(token, sample, sensor, file, time, key=True) -> dict:
 
 def tables() -> dict[str, list[dict]]:
     """Two scenes; of the first a key frame with camera, lidar and radar, and an image between key frames."""
+    sensors = (("front", "CAM_FRONT", "camera"), ("top", "LIDAR_TOP", "lidar"), ("radar", "RADAR_FRONT", "radar"))
+    poses = {"d1": 600.0, "d2": 602.0, "d3": 602.0, "d4": 601.0}
     return {
         "scene": [{"token": "s1", "name": "scene-0003"}, {"token": "s2", "name": "scene-0553"}],
         "sample": [
             {"token": "a", "scene_token": "s1", "timestamp": 1000, "prev": "", "next": ""},
             {"token": "b", "scene_token": "s2", "timestamp": 2000, "prev": "", "next": ""},
         ],
-        "sensor": [
-            {"token": "sensor of front", "channel": "CAM_FRONT", "modality": "camera"},
-            {"token": "sensor of top", "channel": "LIDAR_TOP", "modality": "lidar"},
-            {"token": "sensor of radar", "channel": "RADAR_FRONT", "modality": "radar"},
-        ],
+        "sensor": [{"token": f"sensor of {name}", "channel": c, "modality": m} for name, c, m in sensors],
         "calibrated_sensor": [
             mount("front", [1.5, 0.0, 1.0], FORWARD, CAMERA_MATRIX),
             mount("top", [0.5, 0.0, 2.0], UPRIGHT),
@@ -62,13 +55,7 @@ def tables() -> dict[str, list[dict]]:
             data("d4", "a", "front", "sweeps/CAM_FRONT/a__950.jpg", 950, key=False),
             data("d5", "b", "front", "samples/CAM_FRONT/b.jpg", 2000),
         ],
-        "ego_pose": [
-            ego("d1", [600.0, 10.0, 0.0]),
-            ego("d2", [602.0, 10.0, 0.0]),
-            ego("d3", [602.0, 10.0, 0.0]),
-            ego("d4", [601.0, 10.0, 0.0]),
-            ego("d5", [0.0, 0.0, 0.0]),
-        ],
+        "ego_pose": [*(ego(token, [x, 10.0, 0.0]) for token, x in poses.items()), ego("d5", [0.0, 0.0, 0.0])],
     }
 
 
@@ -101,33 +88,27 @@ class TestFrames:
         # 19 m before the lidar: at x = 602 + 0.5 + 19 = 621.5, y = 12, z = 3 in the world. The camera stands at 601.5,
         # 10, 1: 20 m ahead, 2 m left, 2 m up, so at 16 - 4 and 12 - 4.
         assert np.argwhere(frame.depth).tolist() == [[8, 12]]
-        assert frame.depth[8, 12] == 20 * 256
-        assert (frame.intrinsics, frame.image_size, frame.depth_scale) == ((40, 40, 16.5, 12.5), SIZE, 256)
-        assert frame.image == jpeg(SIZE)
+        assert (frame.depth[8, 12], frame.depth_scale) == (20 * 256, 256)
+        check_frame(frame, jpeg(SIZE), SIZE, SIZE[::-1], (40, 40, 16.5, 12.5))
 
     def test_pixels_as_published(self, root):
         """The published extraction rounds u and v down; 12.6 lies in pixel 13 if the first has its centre at 0."""
-        found = {}
-        for pixels in ("nearest", "floor"):
+        for pixels, column in (("nearest", 13), ("floor", 12)):
             source = NuScenes(root, pixels=pixels)
             ref = source.index("test")[0]
             ref.files["intrinsics"][0][2] += 0.6
-            found[pixels] = np.argwhere(source.read(ref).depth).tolist()
-        assert found == {"nearest": [[8, 13]], "floor": [[8, 12]]}
-        with pytest.raises(SourceError, match="pixels is nearest or floor, got 'round'"):
-            NuScenes(root, pixels="round")
+            assert np.argwhere(source.read(ref).depth).tolist() == [[8, column]]
+        no_index("pixels is nearest or floor, got 'round'", NuScenes, root, pixels="round")
 
     def test_official_splits(self, root):
         # scene-0553 is a val scene of the large version, and a training scene of the small one.
         assert [ref.scene for ref in NuScenes(root).index("test")] == ["scene-0003", "scene-0553"]
-        with pytest.raises(SourceError, match="'train' has no frames"):
-            NuScenes(root).index("train")
+        no_index("'train' has no frames", NuScenes, root, "train")
         write_tables(root, tables(), "v1.0-mini")
         assert NuScenes(root).version == "v1.0-trainval"
         mini = NuScenes(root, version="v1.0-mini")
         assert [ref.scene for ref in mini.index("train")] == ["scene-0003", "scene-0553"]
-        with pytest.raises(SourceError, match="'test' has no frames"):
-            mini.index("test")
+        no_index("'test' has no frames", NuScenes, root, version="v1.0-mini")
 
     def test_val_scenes(self):
         # nuscenes-devkit, utils/splits.py: 150 names, whose numbers add up to 88948.
@@ -139,48 +120,36 @@ class TestFrames:
         assert scene_names(MINI_VAL_SCENES) == {"scene-0103", "scene-0916"} <= val
 
 
-class TestBadFiles:
-    def test_missing_and_truncated(self, root):
-        for name, words in ((SWEEP, "27 bytes are not whole points of 5 float32"), (IMAGE, "truncated")):
-            whole = (root / name).read_bytes()
-            (root / name).write_bytes(whole[:27] if name == SWEEP else whole[:-40])
-            refuses(NuScenes(root), words)
-            (root / name).unlink()
-            refuses(NuScenes(root), f"{(root / name).name}: no such file")
-            (root / name).write_bytes(whole)
-
-    def test_no_lidar_in_a_key_frame(self, root):
-        refuses(NuScenes(root), "its key frame has no LIDAR_TOP", place=1)
-
-    def test_another_size_than_the_table_says(self, root):
-        change(root / "v1.0-trainval/sample_data.json", lambda rows: rows[0].update(width=33))
-        refuses(NuScenes(root), r"32x24 pixels, but its row of sample_data\.json says 33x24")
-
-    def test_no_camera_matrix(self, root):
-        change(root / "v1.0-trainval/calibrated_sensor.json", lambda rows: rows[0].update(camera_intrinsic=[]))
-        refuses(NuScenes(root), "its calibration: truncated, or not what was expected")
+def test_bad_files(root):
+    sweep, image, rows = (root / SWEEP).read_bytes(), (root / IMAGE).read_bytes(), root / "v1.0-trainval"
+    refuses(NuScenes(root), "its key frame has no LIDAR_TOP", place=1)
+    spoils(
+        lambda: frame_of(NuScenes(root)),
+        root,
+        (SWEEP, sweep[:27], "27 bytes are not whole points of 5 float32"),
+        (SWEEP, None, r"a__1000\.pcd\.bin: no such file"),
+        (IMAGE, image[:-40], "truncated"),
+        (IMAGE, None, r"a__900\.jpg: no such file"),
+    )
+    (root / IMAGE).write_bytes(image)
+    change(rows / "sample_data.json", lambda rows: rows[0].update(width=33))
+    refuses(NuScenes(root), r"32x24 pixels, but its row of sample_data\.json says 33x24")
+    change(rows / "sample_data.json", lambda rows: rows[0].update(width=32))
+    change(rows / "calibrated_sensor.json", lambda rows: rows[0].update(camera_intrinsic=[]))
+    refuses(NuScenes(root), "its calibration: truncated, or not what was expected")
 
 
-class TestTables:
-    def test_wrong_root(self, root):
-        with pytest.raises(SourceError, match=r"expected the folder v1\.0-trainval/ or v1\.0-mini/ in .*samples"):
-            NuScenes(root / "samples")
-        with pytest.raises(SourceError, match=r"expected the folder v1\.0-mini/ in"):
-            NuScenes(root, version="v1.0-mini")
-
-    def test_missing_and_truncated(self, root):
-        file = root / "v1.0-trainval" / "ego_pose.json"
-        file.write_text('[{"token": "d1"')
-        with pytest.raises(SourceError, match=r"ego_pose\.json: not JSON"):
-            NuScenes(root).index("test")
-        file.unlink()
-        with pytest.raises(SourceError, match=r"ego_pose\.json: no such file"):
-            NuScenes(root).index("test")
-
-    def test_tokens_that_lead_nowhere(self, root):
-        write_tables(root, tables() | {"ego_pose": []})
-        with pytest.raises(SourceError, match="do not fit together: there is no 'd1'"):
-            NuScenes(root).index("test")
+def test_roots_and_tables(root):
+    no_index(r"expected the folder v1\.0-trainval/ or v1\.0-mini/ in .*samples", NuScenes, root / "samples")
+    no_index(r"expected the folder v1\.0-mini/ in", NuScenes, root, version="v1.0-mini")
+    spoils(
+        lambda: NuScenes(root).index("test"),
+        root / "v1.0-trainval",
+        ("ego_pose.json", "[]", "do not fit together: there is no 'd1'"),
+        ("ego_pose.json", '[{"token": "d1"', r"ego_pose\.json: not JSON"),
+        ("ego_pose.json", None, r"ego_pose\.json: no such file"),
+        error=SourceError,
+    )
 
 
 @pytest.mark.real_data
@@ -192,7 +161,7 @@ class TestSample:
     def test_index(self, source):
         # Its tables link to nothing before and after: `prev` and `next` are empty.
         assert [ref.camera for ref in source.index("train")] == [
-            *("CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT", "CAM_FRONT", "CAM_FRONT_LEFT", "CAM_FRONT_RIGHT"),
+            *("CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT", "CAM_FRONT", "CAM_FRONT_LEFT", "CAM_FRONT_RIGHT")
         ]
         with pytest.raises(SourceError, match="'test' has no frames"):
             source.index("test")

@@ -7,20 +7,18 @@ import sys
 import h5py
 import numpy as np
 import pytest
-from depthvlm.benchmark.sources.frames import SourceError
 from depthvlm.benchmark.sources.nyuv2 import NYUv2
 from PIL import Image
 from scipy.io import savemat
-from toy_source_files import fails, spread, truncate
+from toy_source_files import check_frame, fails, frame_of, no_index, spoil, spread
 
 SCENES = ("kitchen_0004", "kitchen_0004", "office_0001a", "bedroom_0026")
 
 
 def write_labeled(path, images: np.ndarray, depths: np.ndarray, scenes: tuple[str, ...]) -> None:
     """
-    Images `(n, h, w, 3)` and raw metres `(n, h, w)`; the filled ones are 0.5 m farther everywhere.
-
-    MATLAB's h x w x 3 x n is seen as (n, 3, w, h) from C.
+    Images `(n, h, w, 3)` and raw metres `(n, h, w)`; the filled ones are 0.5 m farther everywhere. MATLAB's
+    h x w x 3 x n is seen as (n, 3, w, h) from C.
     """
     with h5py.File(path, "w") as file:
         file["images"] = images.transpose(0, 3, 2, 1)
@@ -44,95 +42,69 @@ def root(tmp_path):
     return tmp_path
 
 
-class TestLayout:
-    def test_splits_count_from_1(self, root):
-        source = NYUv2(root)
-        assert [(ref.id, ref.scene) for ref in source.index("train")] == [("0004", "bedroom_0026")]
-        expected = [("0001", "kitchen_0004", 1), ("0002", "kitchen_0004", 2), ("0003", "office_0001a", 3)]
-        assert [(ref.id, ref.scene, ref.order) for ref in source.index("test")] == expected
-
-    def test_arrays_upright_and_pixels_without_loss(self, root):
-        source = NYUv2(root)
-        frame = source.read(source.index("test")[2])
-        with Image.open(io.BytesIO(frame.image)) as image:
-            pixels = np.asarray(image)
-            assert (image.format, image.size, image.mode) == ("PNG", (8, 6), "RGB")
-        assert frame.image_size == (8, 6)
-        assert pixels[4, 7].tolist() == [20, 4, 7]
-        assert frame.depth.dtype == np.float32
-        assert frame.depth.shape == (6, 8)
-        assert frame.depth_scale == 1
-        assert frame.metres()[4, 7] == 2 + 1 + 7 / 64
-
-    def test_raw_by_the_mask_of_bts_and_filled(self, root):
-        """BTS scores 1e-3 < d < 10; the sensor's values end at 10. The filled maps are read as they are."""
-        with h5py.File(root / "nyu_depth_v2_labeled.mat", "r+") as file:
-            file["rawDepths"][3, :4, 5] = [0, 0.001, 9.9995, 10]
-        metres = {}
-        for depth in ("raw", "filled"):
-            source = NYUv2(root, depth=depth)
-            metres[depth] = source.read(source.index("train")[0]).metres()
-        np.testing.assert_allclose(metres["raw"][5, :4], [0, 0, 9.9995, 0])
-        assert metres["raw"][4, 7] == 3 + 1 + 7 / 64
-        assert metres["filled"][4, 7] == 3 + 1 + 7 / 64 + 0.5
-        with pytest.raises(SourceError, match="depth is raw or filled, got 'rawDepths'"):
-            NYUv2(root, depth="rawDepths")
-
-    def test_the_same_bytes_each_time(self, root):
-        source = NYUv2(root)
-        ref = source.index("train")[0]
-        assert source.read(ref).image == NYUv2(root).read(ref).image
-
-    def test_camera(self, root):
-        source = NYUv2(root)
-        camera = source.read(source.index("train")[0]).intrinsics
-        assert camera == pytest.approx((518.8579, 519.46961, 326.08245, 254.23617), abs=1e-5)
+def test_splits_count_from_1(root):
+    source = NYUv2(root)
+    assert [(ref.id, ref.scene) for ref in source.index("train")] == [("0004", "bedroom_0026")]
+    expected = [("0001", "kitchen_0004", 1), ("0002", "kitchen_0004", 2), ("0003", "office_0001a", 3)]
+    assert [(ref.id, ref.scene, ref.order) for ref in source.index("test")] == expected
 
 
-class TestBadInput:
-    @pytest.mark.parametrize("module", ["h5py", "scipy.io"])
-    def test_without_its_libraries(self, root, monkeypatch, module):
-        source = NYUv2(root)
-        monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(ImportError, match=r'pip install "depthvlm\[bench\]"'):
-            source.index("test")
+def test_arrays_upright_and_pixels_without_loss(root):
+    frame = frame_of(NYUv2(root), 2)
+    with Image.open(io.BytesIO(frame.image)) as image:
+        assert np.asarray(image)[4, 7].tolist() == [20, 4, 7]
+        assert (image.format, image.size, image.mode) == ("PNG", (8, 6), "RGB")
+    check_frame(frame, frame_of(NYUv2(root), 2).image, (8, 6), (6, 8))
+    assert (frame.depth.dtype, frame.depth_scale) == (np.float32, 1)
+    assert frame.metres()[4, 7] == 2 + 1 + 7 / 64
+    assert frame.intrinsics == pytest.approx((518.8579, 519.46961, 326.08245, 254.23617), abs=1e-5)
 
-    def test_files(self, root):
-        with pytest.raises(SourceError, match=r"expected the file nyu_depth_v2_labeled\.mat in"):
-            NYUv2(root.parent)
-        savemat(root / "splits.mat", {"testNdxs": [[1], [1450]]})
-        with pytest.raises(SourceError, match=r"counts from 1 to 1450, but nyu_depth_v2_labeled\.mat has 4 frames"):
-            NYUv2(root).index("test")
-        with pytest.raises(SourceError, match=r"splits\.mat has no variable 'trainNdxs'"):
-            NYUv2(root).index("train")
-        savemat(root / "splits.mat", {"testNdxs": np.zeros((0, 1))})
-        with pytest.raises(SourceError, match="'test' has no frames"):
-            NYUv2(root).index("test")
-        (root / "splits.mat").write_text("not a mat file")
-        with pytest.raises(SourceError, match=r"splits\.mat cannot be read"):
-            NYUv2(root).index("test")
-        (root / "splits.mat").unlink()
-        with pytest.raises(SourceError, match=r"splits\.mat is missing"):
-            NYUv2(root).index("test")
 
-    def test_a_truncated_download(self, root):
-        source = NYUv2(root)
-        ref = source.index("train")[0]
-        truncate(root / "nyu_depth_v2_labeled.mat")
-        fails(source, ref, "nyu_depth_v2_labeled.mat: frame 4 cannot be read")
-        with pytest.raises(SourceError, match=r"nyu_depth_v2_labeled\.mat cannot be read"):
-            source.index("train")
+def test_raw_by_the_mask_of_bts_and_filled(root):
+    """BTS scores 1e-3 < d < 10; the sensor's values end at 10. The filled maps are read as they are."""
+    with h5py.File(root / "nyu_depth_v2_labeled.mat", "r+") as file:
+        file["rawDepths"][3, :4, 5] = [0, 0.001, 9.9995, 10]
+    raw, filled = (frame_of(NYUv2(root, depth=depth), 0, "train").metres() for depth in ("raw", "filled"))
+    np.testing.assert_allclose(raw[5, :4], [0, 0, 9.9995, 0])
+    assert raw[4, 7] == 3 + 1 + 7 / 64
+    assert filled[4, 7] == 3 + 1 + 7 / 64 + 0.5
+    no_index("depth is raw or filled, got 'rawDepths'", NYUv2, root, depth="rawDepths")
 
-    def test_arrays_of_another_layout(self, root):
-        source = NYUv2(root)
-        ref = source.index("train")[0]
-        with h5py.File(root / "nyu_depth_v2_labeled.mat", "r+") as file:
-            del file["rawDepths"]
-            file["rawDepths"] = np.ones((4, 6, 8), dtype=np.float32)
-        fails(source, ref, "expected (3, 640, 480) and (640, 480), got (3, 8, 6) and (6, 8)")
-        with h5py.File(root / "nyu_depth_v2_labeled.mat", "r+") as file:
-            del file["rawDepths"]
-        fails(source, ref, "frame 4 cannot be read", "rawDepths")
+
+@pytest.mark.parametrize("module", ["h5py", "scipy.io"])
+def test_without_its_libraries(root, monkeypatch, module):
+    source = NYUv2(root)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=r'pip install "depthvlm\[bench\]"'):
+        source.index("test")
+
+
+def test_files(root):
+    no_index(r"expected the file nyu_depth_v2_labeled\.mat in", NYUv2, root.parent)
+    savemat(root / "splits.mat", {"testNdxs": [[1], [1450]]})
+    no_index(r"counts from 1 to 1450, but nyu_depth_v2_labeled\.mat has 4 frames", NYUv2, root)
+    no_index(r"splits\.mat has no variable 'trainNdxs'", NYUv2, root, "train")
+    savemat(root / "splits.mat", {"testNdxs": np.zeros((0, 1))})
+    no_index("'test' has no frames", NYUv2, root)
+    (root / "splits.mat").write_text("not a mat file")
+    no_index(r"splits\.mat cannot be read", NYUv2, root)
+    (root / "splits.mat").unlink()
+    no_index(r"splits\.mat is missing", NYUv2, root)
+
+
+def test_arrays_of_another_layout_and_a_truncated_download(root):
+    source, path = NYUv2(root), root / "nyu_depth_v2_labeled.mat"
+    ref = source.index("train")[0]
+    with h5py.File(path, "r+") as file:
+        del file["rawDepths"]
+        file["rawDepths"] = np.ones((4, 6, 8), dtype=np.float32)
+    fails(source, ref, "expected (3, 640, 480) and (640, 480), got (3, 8, 6) and (6, 8)")
+    with h5py.File(path, "r+") as file:
+        del file["rawDepths"]
+    fails(source, ref, "frame 4 cannot be read", "rawDepths")
+    spoil(path, 0.5)
+    fails(source, ref, "nyu_depth_v2_labeled.mat: frame 4 cannot be read")
+    no_index(r"nyu_depth_v2_labeled\.mat cannot be read", NYUv2, root, "train")
 
 
 @pytest.mark.real_data

@@ -5,9 +5,8 @@ import math
 
 import numpy as np
 import pytest
-from depthvlm.benchmark.sources.frames import SourceError
 from depthvlm.benchmark.sources.omnidata import HM3D, Taskonomy
-from toy_source_files import check_frame, fails, truncate, write_depth, write_image, write_text
+from toy_source_files import check_frame, frame_of, no_index, refuses, spoils, write_depth, write_image, write_text
 
 TRAIN, VAL = "00000-kfPV7w3FaU5", "00800-TEEsavR23oF"
 
@@ -36,91 +35,70 @@ def root(tmp_path):
     return tmp_path
 
 
-class TestLayout:
-    def test_official_splits(self, root):
-        source = Taskonomy(root)
-        train = source.index("train")
-        assert [ref.id for ref in train] == [
-            f"ackermanville/point_{view}" for view in ("10_view_3", "2_view_0", "2_view_1")
-        ]
-        assert {ref.scene for ref in train} == {"ackermanville"}
-        by_order = sorted(train, key=lambda ref: ref.order)
-        assert [ref.id[14:] for ref in by_order] == ["point_2_view_0", "point_2_view_1", "point_10_view_3"]
-        assert [ref.id for ref in source.index("test")] == ["muleshoe/point_7_view_0"]
-
-    def test_the_largest_table_there_is_used(self, root):
-        write_text(root / "train_val_test_tiny.csv", "id,train,val,test\nallensville,1,0,0\n")
-        assert Taskonomy(root).index("train")[0].scene == "ackermanville"
-        (root / "splits/train_val_test_fullplus.csv").unlink()
-        assert Taskonomy(root).index("train")[0].scene == "allensville"
-
-    def test_depth_and_65535(self, root):
-        source = Taskonomy(root)
-        ref = source.index("test")[0]
-        frame = source.read(ref)
-        image = (root / "rgb/taskonomy/muleshoe/point_7_view_0_domain_rgb.png").read_bytes()
-        check_frame(frame, image, (8, 8), (8, 8))
-        assert frame.depth.dtype == np.uint16
-        assert frame.depth_scale == 512
-        assert frame.depth[0].tolist() == [0, 1, 512, 1024, 5120, 7680, 65534, 0]
-        np.testing.assert_allclose(frame.metres()[0], [0, 1 / 512, 1, 2, 10, 15, 127.99609375, 0], rtol=0)
-        assert frame.metres(source.depth_range)[0].tolist() == [0, 0, 1, 2, 10, 15, 0, 0]
-
-    def test_focal_length_of_the_field_of_view(self, root):
-        """90 degrees over 8 pixels: f = 4; 53.13 degrees (a slope of 1/2): f = 8. The centre is between two pixels."""
-        write_view(root, "muleshoe", "point_8_view_0", 2 * math.atan(0.5))
-        source = Taskonomy(root)
-        first, second = map(source.read, source.index("test"))
-        assert first.intrinsics == pytest.approx((4, 4, 4, 4))
-        assert second.intrinsics == pytest.approx((8, 8, 4, 4))
+def test_official_splits(root):
+    source = Taskonomy(root)
+    train = source.index("train")
+    views = ("10_view_3", "2_view_0", "2_view_1")
+    assert [(ref.id, ref.scene) for ref in train] == [(f"ackermanville/point_{v}", "ackermanville") for v in views]
+    by_order = sorted(train, key=lambda ref: ref.order)
+    assert [ref.id[14:] for ref in by_order] == ["point_2_view_0", "point_2_view_1", "point_10_view_3"]
+    assert [ref.id for ref in source.index("test")] == ["muleshoe/point_7_view_0"]
+    # The largest table there is is used.
+    write_text(root / "train_val_test_tiny.csv", "id,train,val,test\nallensville,1,0,0\n")
+    assert Taskonomy(root).index("train")[0].scene == "ackermanville"
+    (root / "splits/train_val_test_fullplus.csv").unlink()
+    assert Taskonomy(root).index("train")[0].scene == "allensville"
 
 
-class TestBadInput:
-    def test_ray_distance_alone_is_refused(self, root):
-        (root / "depth_zbuffer").rename(root / "depth_euclidean")
-        with pytest.raises(SourceError, match=r"expected the folder depth_zbuffer/taskonomy/ in .*omnitools\.download"):
-            Taskonomy(root)
+def test_depth_and_65535(root):
+    frame = frame_of(Taskonomy(root))
+    image = (root / "rgb/taskonomy/muleshoe/point_7_view_0_domain_rgb.png").read_bytes()
+    check_frame(frame, image, (8, 8), (8, 8))
+    assert (frame.depth.dtype, frame.depth_scale) == (np.uint16, 512)
+    assert frame.depth[0].tolist() == [0, 1, 512, 1024, 5120, 7680, 65534, 0]
+    np.testing.assert_allclose(frame.metres()[0], [0, 1 / 512, 1, 2, 10, 15, 127.99609375, 0], rtol=0)
+    assert frame.metres(Taskonomy.depth_range)[0].tolist() == [0, 0, 1, 2, 10, 15, 0, 0]
 
-    def test_split_files(self, root):
-        table = root / "splits/train_val_test_fullplus.csv"
-        table.write_text("id,train,val,test\nackermanville,1,0,0\n")
-        with pytest.raises(SourceError, match="no building of 'test'"):
-            Taskonomy(root).index("test")
-        table.write_text("building\nackermanville\n")
-        with pytest.raises(SourceError, match="should have the columns id,train,val,test"):
-            Taskonomy(root).index("train")
-        table.unlink()
-        with pytest.raises(SourceError, match=r"train_val_test_fullplus\.csv or .*splits_taskonomy\.zip"):
-            Taskonomy(root).index("train")
 
-    def test_buildings_that_are_not_there(self, root):
-        table = root / "splits/train_val_test_fullplus.csv"
-        table.write_text("id,train,val,test\nackermanville,1,0,0\nzzyzx,1,0,0\nyscloskey,0,0,1\n")
-        with pytest.warns(UserWarning, match="1 of the 2 scenes of the split are not in .*zzyzx"):
-            assert len(Taskonomy(root).index("train")) == 3
-        with pytest.raises(SourceError, match=r"none of the 1 scenes .*yscloskey"):
-            Taskonomy(root).index("test")
+def test_focal_length_of_the_field_of_view(root):
+    """90 degrees over 8 pixels: f = 4; 53.13 degrees (a slope of 1/2): f = 8. The centre is between two pixels."""
+    write_view(root, "muleshoe", "point_8_view_0", 2 * math.atan(0.5))
+    for place, camera in enumerate([(4, 4, 4, 4), (8, 8, 4, 4)]):
+        assert frame_of(Taskonomy(root), place).intrinsics == pytest.approx(camera)
 
-    def test_files_of_a_view(self, root):
-        source = Taskonomy(root)
-        ref = source.index("test")[0]
-        info = root / "point_info/taskonomy/muleshoe/point_7_view_0_domain_point_info.json"
-        for text, words in (
-            ('{"field_of_view_rads": 61.2}', "must be between 0 and pi, got 61.2"),
-            ("{}", "got None"),
-            ('{"field_of_view', "not JSON"),
-        ):
-            info.write_text(text)
-            fails(source, ref, "point_7_view_0_domain_point_info.json", words)
-        info.unlink()
-        fails(source, ref, "point_7_view_0_domain_point_info.json: no such file")
-        depth = root / "depth_zbuffer/taskonomy/muleshoe/point_7_view_0_domain_depth_zbuffer.png"
-        truncate(depth)
-        fails(source, ref, "depth_zbuffer.png", "truncated")
-        depth.unlink()
-        fails(source, ref, "depth_zbuffer.png: no such file")
-        write_image(root / "rgb/taskonomy/muleshoe/point_7_view_0_domain_rgb.png", (8, 6))
-        fails(source, ref, "point_7_view_0_domain_rgb.png", "views are square, this one is 8x6")
+
+def test_roots_and_split_files(root):
+    table = root / "splits/train_val_test_fullplus.csv"
+    table.write_text("id,train,val,test\nackermanville,1,0,0\nzzyzx,1,0,0\nyscloskey,0,0,1\n")
+    with pytest.warns(UserWarning, match="1 of the 2 scenes of the split are not in .*zzyzx"):
+        assert len(Taskonomy(root).index("train")) == 3
+    no_index("none of the 1 scenes .*yscloskey", Taskonomy, root)
+    table.write_text("id,train,val,test\nackermanville,1,0,0\n")
+    no_index("no building of 'test'", Taskonomy, root)
+    table.write_text("building\nackermanville\n")
+    no_index("should have the columns id,train,val,test", Taskonomy, root, "train")
+    table.unlink()
+    no_index(r"train_val_test_fullplus\.csv or .*splits_taskonomy\.zip", Taskonomy, root, "train")
+    (root / "depth_zbuffer").rename(root / "depth_euclidean")  # distances along the ray
+    no_index(r"expected the folder depth_zbuffer/taskonomy/ in .*omnitools\.download", Taskonomy, root)
+
+
+def test_files_of_a_view(root):
+    source = Taskonomy(root)
+    ref = source.index("test")[0]
+    info, depth, rgb = (f"point_7_view_0_domain_{name}" for name in ("point_info.json", "depth_zbuffer.png", "rgb.png"))
+    spoils(
+        lambda: source.read(ref),
+        root / "point_info/taskonomy/muleshoe",
+        (info, '{"field_of_view_rads": 61.2}', f"{info}.* must be between 0 and pi, got 61.2"),
+        (info, "{}", f"{info}.* got None"),
+        (info, '{"field_of_view', f"{info}.* not JSON"),
+        (info, None, f"{info}: no such file"),
+    )
+    maps = root / "depth_zbuffer/taskonomy/muleshoe"
+    spoils(lambda: source.read(ref), maps, (depth, 0.5, "truncated"), (depth, None, f"{depth}: no such file"))
+    write_image(root / "rgb/taskonomy/muleshoe" / rgb, (8, 6))
+    refuses(source, f"{rgb}.* views are square, this one is 8x6")
 
 
 class TestHM3D:
@@ -138,32 +116,21 @@ class TestHM3D:
         )
         return tmp_path
 
-    def test_train_and_val(self, root):
-        source = HM3D(root)
-        assert [ref.id for ref in source.index("train")] == [f"{TRAIN}/point_3_view_0"]
-        assert [ref.id for ref in source.index("test")] == [f"{VAL}/point_3_view_0"]
-
-    def test_omnidatas_own_table(self, root):
-        (root / "metadata.csv").unlink()
+    def test_splits(self, root):
+        for split, building in (("train", TRAIN), ("test", VAL)):
+            assert [ref.id for ref in HM3D(root).index(split)] == [f"{building}/point_3_view_0"]
+        (root / "metadata.csv").unlink()  # Omnidata's own table:
         write_text(root / "splits/train_val_test_hm3d.csv", f"id,train,val,test\n{TRAIN},0,1,0\n{VAL},1,0,0\n")
         assert HM3D(root).index("test")[0].scene == TRAIN
 
     def test_a_view(self, root):
         """The camera sees 1/4 to each side of its axis, over 2 of 4 pixels: f = 8."""
-        source = HM3D(root)
-        frame = source.read(source.index("test")[0])
+        frame = frame_of(HM3D(root))
         image = (root / f"rgb/hm3d/{VAL}/point_3_view_0_domain_rgb.png").read_bytes()
-        check_frame(frame, image, (4, 4), (4, 4))
-        assert frame.metres(source.depth_range)[0].tolist() == [0, 0, 1, 5]
-        assert frame.intrinsics == pytest.approx((8, 8, 2, 2))
-
-    def test_missing_files(self, root):
-        source = HM3D(root)
-        ref = source.index("test")[0]
+        check_frame(frame, image, (4, 4), (4, 4), pytest.approx((8, 8, 2, 2)))
+        assert frame.metres(HM3D.depth_range)[0].tolist() == [0, 0, 1, 5]
         (root / f"point_info/hm3d/{VAL}/point_3_view_0_domain_fixatedpose.json").unlink()
-        fails(source, ref, "point_3_view_0_domain_fixatedpose.json: no such file")
+        refuses(HM3D(root), "point_3_view_0_domain_fixatedpose.json: no such file")
         (root / "metadata.csv").unlink()
-        with pytest.raises(SourceError, match=r"metadata\.csv or train_val_test_hm3d\.csv.*habitat-matterport"):
-            source.index("train")
-        with pytest.raises(SourceError, match=r"expected the folder rgb/hm3d/ in .*--components hm3d"):
-            HM3D(root / "rgb")
+        no_index(r"metadata\.csv or train_val_test_hm3d\.csv.*habitat-matterport", HM3D, root, "train")
+        no_index(r"expected the folder rgb/hm3d/ in .*--components hm3d", HM3D, root / "rgb")

@@ -4,23 +4,16 @@ import json
 
 import numpy as np
 import pytest
-from depthvlm.benchmark.sources.frames import SourceError
 from depthvlm.benchmark.sources.scannetpp import ScanNetPP
-from toy_source_files import check_frame, fails, link, spread, truncate, write_depth, write_image, write_text
-
-POSE = [[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
+from toy_source_files import check_frame, frame_of, link, no_index, spoils, spread, write_depth, write_image, write_text
 
 
 def write_cameras(iphone, cameras: dict[str, list[float]]) -> None:
     """`pose_intrinsic_imu.json` of frame -> fx, fy, cx, cy, with the other entries that it has."""
+    others = {"timestamp": 1.5, "pose": np.eye(4).tolist(), "aligned_pose": np.eye(4).tolist()}
+    others["imu"] = {"rotate_rate": [0.1, 0.2, 0.3], "magnet": [0.0] * 4}
     entries = {
-        frame: {
-            "timestamp": 1.5,
-            "intrinsic": [[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]],
-            "pose": POSE,
-            "aligned_pose": POSE,
-            "imu": {"rotate_rate": [0.1, 0.2, 0.3], "magnet": [0.0] * 4},
-        }
+        frame: others | {"intrinsic": [[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]]}
         for frame, (fx, fy, cx, cy) in cameras.items()
     }
     write_text(iphone / "pose_intrinsic_imu.json", json.dumps(entries))
@@ -39,76 +32,54 @@ def root(tmp_path):
     return tmp_path
 
 
-class TestLayout:
-    def test_index(self, root):
-        source = ScanNetPP(root)
-        train = source.index("train")
-        assert [ref.id for ref in train] == [
-            "0a7cc12c0e/frame_000000",
-            "0a7cc12c0e/frame_000060",
-            "0a7cc12c0e/frame_001200",
-            "9b74afd2d2/frame_000020",
-        ]
-        assert [(ref.scene, ref.order) for ref in train][2:] == [("0a7cc12c0e", 1200), ("9b74afd2d2", 20)]
-        assert [ref.id for ref in source.index("test")] == ["f00dfeed00/frame_000010"]
-
-    def test_depth_and_image_of_different_size_and_each_frames_own_camera(self, root):
-        source = ScanNetPP(root)
-        ref = source.index("train")[2]
-        frame = source.read(ref)
-        image = (root / "data/0a7cc12c0e/iphone/rgb/frame_001200.jpg").read_bytes()
-        check_frame(frame, image, (60, 45), (3, 4))
-        assert frame.intrinsics == (2600, 2601, 960, 720)
-        np.testing.assert_array_equal(frame.metres(), np.float32([[0, 0.001, 1.5, 1.2]] * 3))
-
-    def test_a_part_of_the_scenes(self, root):
-        write_text(root / "splits/nvs_sem_train.txt", "0a7cc12c0e\n1111111111\n0000000000\n")
-        with pytest.warns(UserWarning, match="2 of the 3 scenes of the split are not in .* first is 0000000000"):
-            assert len(ScanNetPP(root).index("train")) == 3
+def test_index(root):
+    source = ScanNetPP(root)
+    train = [(ref.id, ref.scene, ref.order) for ref in source.index("train")]
+    expected = [(f"0a7cc12c0e/frame_{order:06d}", "0a7cc12c0e", order) for order in (0, 60, 1200)]
+    assert train == [*expected, ("9b74afd2d2/frame_000020", "9b74afd2d2", 20)]
+    assert [ref.id for ref in source.index("test")] == ["f00dfeed00/frame_000010"]
+    write_text(root / "splits/nvs_sem_train.txt", "0a7cc12c0e\n1111111111\n0000000000\n")
+    with pytest.warns(UserWarning, match="2 of the 3 scenes of the split are not in .* first is 0000000000"):
+        assert len(ScanNetPP(root).index("train")) == 3
 
 
-class TestBadInput:
-    def test_roots_and_splits(self, root):
-        with pytest.raises(SourceError, match=r"expected the folder data/ in"):
-            ScanNetPP(root / "data")
-        with pytest.raises(SourceError, match="the splits train, test, not 'val'"):
-            ScanNetPP(root).index("val")
-        (root / "splits/nvs_sem_val.txt").write_text("\n")
-        with pytest.raises(SourceError, match=r"nvs_sem_val\.txt is empty"):
-            ScanNetPP(root).index("test")
-        (root / "splits/nvs_sem_val.txt").unlink()
-        with pytest.raises(SourceError, match=r"nvs_sem_val\.txt is missing"):
-            ScanNetPP(root).index("test")
+def test_depth_and_image_of_different_size_and_each_frames_own_camera(root):
+    frame = frame_of(ScanNetPP(root), 2, "train")
+    image = (root / "data/0a7cc12c0e/iphone/rgb/frame_001200.jpg").read_bytes()
+    check_frame(frame, image, (60, 45), (3, 4), (2600, 2601, 960, 720))
+    np.testing.assert_array_equal(frame.metres(), np.float32([[0, 0.001, 1.5, 1.2]] * 3))
 
-    def test_videos_that_were_not_extracted(self, root):
-        (root / "data/f00dfeed00/iphone/rgb").rename(root / "data/f00dfeed00/iphone/other")
-        with pytest.raises(SourceError, match=r"none of the 1 scenes .*f00dfeed00/iphone/rgb.*prepare_iphone_data"):
-            ScanNetPP(root).index("test")
-        (root / "data/f00dfeed00/iphone/rgb").mkdir()
-        with pytest.raises(SourceError, match="'test' has no frames"):
-            ScanNetPP(root).index("test")
 
-    def test_files_of_a_frame(self, root):
-        source = ScanNetPP(root)
-        ref = source.index("test")[0]
-        iphone = root / "data/f00dfeed00/iphone"
-        cameras = iphone / "pose_intrinsic_imu.json"
-        truncate(cameras, 0.3)
-        fails(source, ref, "pose_intrinsic_imu.json", "may be truncated")
-        write_cameras(iphone, {"frame_000011": [1, 1, 1, 1]})
-        fails(source, ref, "pose_intrinsic_imu.json", "has no entry 'frame_000010'")
-        cameras.write_text('{"frame_000010": {"pose": []}}')
-        fails(source, ref, 'has no "intrinsic"')
-        cameras.write_text("")
-        fails(source, ref, "pose_intrinsic_imu.json")
-        cameras.unlink()
-        fails(source, ref, "pose_intrinsic_imu.json: no such file")
-        truncate(iphone / "depth/frame_000010.png")
-        fails(source, ref, "depth/frame_000010.png", "truncated")
-        (iphone / "depth/frame_000010.png").unlink()
-        fails(source, ref, "depth/frame_000010.png: no such file")
-        truncate(iphone / "rgb/frame_000010.jpg")
-        fails(source, ref, "rgb/frame_000010.jpg", "truncated")
+def test_roots_and_splits(root):
+    no_index(r"expected the folder data/ in", ScanNetPP, root / "data")
+    no_index("the splits train, test, not 'val'", ScanNetPP, root, "val")
+    iphone = root / "data/f00dfeed00/iphone"
+    (iphone / "rgb").rename(iphone / "other")
+    no_index(r"none of the 1 scenes .*f00dfeed00/iphone/rgb.*prepare_iphone_data", ScanNetPP, root)
+    (iphone / "rgb").mkdir()
+    no_index("'test' has no frames", ScanNetPP, root)
+    (root / "splits/nvs_sem_val.txt").write_text("\n")
+    no_index(r"nvs_sem_val\.txt is empty", ScanNetPP, root)
+    (root / "splits/nvs_sem_val.txt").unlink()
+    no_index(r"nvs_sem_val\.txt is missing", ScanNetPP, root)
+
+
+def test_files_of_a_frame(root):
+    source = ScanNetPP(root)
+    ref = source.index("test")[0]
+    cameras = "pose_intrinsic_imu.json"
+    spoils(
+        lambda: source.read(ref),
+        root / "data/f00dfeed00/iphone",
+        (cameras, 0.3, f"{cameras}.* may be truncated"),
+        (cameras, '{"frame_000011": {}}', f"{cameras}.* has no entry 'frame_000010'"),
+        (cameras, '{"frame_000010": {"pose": []}}', 'has no "intrinsic"'),
+        (cameras, "", cameras),
+        (cameras, None, f"{cameras}: no such file"),
+        ("depth/frame_000010.png", 0.5, "depth/frame_000010.png.*truncated"),
+        ("depth/frame_000010.png", None, "depth/frame_000010.png: no such file"),
+        ("rgb/frame_000010.jpg", 0.5, "rgb/frame_000010.jpg.*truncated"),
+    )
 
 
 @pytest.mark.real_data

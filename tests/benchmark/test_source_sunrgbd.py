@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from depthvlm.benchmark.sources import open_source
 from depthvlm.benchmark.sources.files import read_depth_png
-from depthvlm.benchmark.sources.frames import SourceError
+from depthvlm.benchmark.sources.frames import FrameError, SourceError
 from depthvlm.benchmark.sources.sunrgbd import SunRGBD, rotate_bits
 from scipy.io import savemat
-from toy_source_files import check_frame, fails, link, spread, truncate, write_depth, write_image, write_text
+from toy_source_files import check_frame, frame_of, link, no_index, spoils, spread, write_depth, write_image, write_text
 
 # As on the authors' disk; some end with a slash, some have two.
 PREFIX = "/n/fs/sun3d/data/SUNRGBD/"
@@ -41,13 +41,11 @@ def root(tmp_path):
 
 
 class TestRotation:
-    def test_by_hand(self):
+    def test_every_value(self):
         """The file holds `mm << 3`, its three highest bits moved to the lowest."""
         millimetres = [0, 1, 1000, 8191, 8192, 8193, 9870, 16384, 65535]
         written = [0, 8, 8000, 65528, 1, 9, 13425, 2, 65535]
         assert rotate_bits(np.array(written, dtype=np.uint16)).tolist() == millimetres
-
-    def test_every_value(self):
         values = np.arange(65536, dtype=np.uint16)
         binary = [int(f"{value:016b}"[-3:] + f"{value:016b}"[:-3], 2) for value in values]
         assert rotate_bits(values).tolist() == binary
@@ -67,71 +65,63 @@ class TestRotation:
         assert (divided.min(), divided.max()) == pytest.approx((0.02, 1.68), abs=0.005)
 
 
-class TestLayout:
-    def test_index(self, root):
-        train = SunRGBD(root).index("train")
-        assert [(ref.id, ref.scene, ref.camera) for ref in train] == [
-            (KINECT2, KINECT2, "kv2"),
-            (SUN3D, "xtion/sun3ddata/brown_bm_1/brown_bm_1", "xtion"),
-        ]
-        assert [(ref.id, ref.camera) for ref in SunRGBD(root).index("test")] == [(NYU, "kv1")]
-
-    def test_one_frame_in_a_split(self, root):
-        write_splits(root, [PREFIX + NYU], [PREFIX + SUN3D])
-        assert [ref.id for ref in SunRGBD(root).index("train")] == [NYU]
-
-    def test_a_frame_is_of_the_filled_depth(self, root):
-        write_frame(root, NYU, [[0, 8000, 13425]])
-        source = SunRGBD(root)
-        frame = source.read(source.index("test")[0])
-        check_frame(frame, (root / "SUNRGBD" / NYU / "image/0001.jpg").read_bytes(), (6, 2), (1, 3))
-        np.testing.assert_array_equal(frame.metres(), np.float32([[0, 1, 9.870]]))
-        assert frame.metres(source.depth_range).tolist() == [[0, 1, 0]]
-        assert frame.intrinsics == (529.5, 530.5, 365.5, 265.5)
+def test_index(root):
+    train = SunRGBD(root).index("train")
+    assert [(ref.id, ref.scene, ref.camera) for ref in train] == [
+        (KINECT2, KINECT2, "kv2"),
+        (SUN3D, "xtion/sun3ddata/brown_bm_1/brown_bm_1", "xtion"),
+    ]
+    assert [(ref.id, ref.camera) for ref in SunRGBD(root).index("test")] == [(NYU, "kv1")]
+    write_splits(root, [PREFIX + NYU], [PREFIX + SUN3D])  # one frame in a split
+    assert [ref.id for ref in SunRGBD(root).index("train")] == [NYU]
 
 
-class TestBadInput:
-    def test_without_scipy(self, root, monkeypatch):
-        source = SunRGBD(root)
-        monkeypatch.setitem(sys.modules, "scipy.io", None)
-        with pytest.raises(ImportError, match=r'pip install "depthvlm\[bench\]"'):
-            source.index("test")
+def test_a_frame_is_of_the_filled_depth(root):
+    write_frame(root, NYU, [[0, 8000, 13425]])
+    frame = frame_of(SunRGBD(root))
+    image = (root / "SUNRGBD" / NYU / "image/0001.jpg").read_bytes()
+    check_frame(frame, image, (6, 2), (1, 3), (529.5, 530.5, 365.5, 265.5))
+    np.testing.assert_array_equal(frame.metres(), np.float32([[0, 1, 9.870]]))
+    assert frame.metres(SunRGBD.depth_range).tolist() == [[0, 1, 0]]
 
-    def test_split_file(self, root):
-        path = root / "SUNRGBDtoolbox/traintestSUNRGBD/allsplit.mat"
-        write_splits(root, ["/somewhere/else/NYU0001"], [])
-        with pytest.raises(SourceError, match=r"alltrain of .*'/somewhere/else/NYU0001', not a folder of SUNRGBD/"):
-            SunRGBD(root).index("train")
-        with pytest.raises(SourceError, match="'test' has no frames"):
-            SunRGBD(root).index("test")
-        savemat(path, {"other": [1]})
-        with pytest.raises(SourceError, match=r"allsplit\.mat has no variable 'alltrain'"):
-            SunRGBD(root).index("train")
-        path.write_bytes(b"MATLAB 5.0 MAT-file" + bytes(30))
-        with pytest.raises(SourceError, match=r"allsplit\.mat cannot be read"):
-            SunRGBD(root).index("train")
-        path.unlink()
-        with pytest.raises(SourceError, match=r"allsplit\.mat is missing.*SUNRGBDtoolbox\.zip"):
-            SunRGBD(root).index("train")
-        with pytest.raises(SourceError, match="expected the folder SUNRGBD/ in"):
-            SunRGBD(root / "SUNRGBDtoolbox")
 
-    def test_files_of_a_frame(self, root):
-        source = SunRGBD(root)
-        ref = source.index("test")[0]
-        folder = root / "SUNRGBD" / NYU
-        write_text(folder / "intrinsics.txt", "529.5 0 365 0 529.5")
-        fails(source, ref, "intrinsics.txt", "fx, fy, cx, cy or a 3x3 matrix")
-        (folder / "intrinsics.txt").unlink()
-        fails(source, ref, "intrinsics.txt: no such file")
-        truncate(folder / "depth_bfx/0001_abs.png")
-        fails(source, ref, "depth_bfx/0001_abs.png", "truncated")
-        (folder / "depth_bfx/0001_abs.png").unlink()
-        fails(source, ref, "depth_bfx: expected one file (.png), found 0")
-        write_image(folder / "image/0002.jpg", (6, 2))
-        fails(source, ref, "image: expected one file (.jpg, .png), found 2")
-        folder.rename(root / "elsewhere")
-        fails(source, ref, "NYU0001/image: no such folder")
+def test_without_scipy(root, monkeypatch):
+    source = SunRGBD(root)
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    with pytest.raises(ImportError, match=r'pip install "depthvlm\[bench\]"'):
+        source.index("test")
+
+
+def test_split_file(root):
+    no_index("expected the folder SUNRGBD/ in", SunRGBD, root / "SUNRGBDtoolbox")
+    path = root / "SUNRGBDtoolbox/traintestSUNRGBD/allsplit.mat"
+    write_splits(root, ["/somewhere/else/NYU0001"], [])
+    no_index("alltrain of .*'/somewhere/else/NYU0001', not a folder of SUNRGBD/", SunRGBD, root, "train")
+    no_index("'test' has no frames", SunRGBD, root)
+    savemat(path, {"other": [1]})
+    no_index(r"allsplit\.mat has no variable 'alltrain'", SunRGBD, root, "train")
+    path.write_bytes(b"MATLAB 5.0 MAT-file" + bytes(30))
+    no_index(r"allsplit\.mat cannot be read", SunRGBD, root, "train")
+    path.unlink()
+    no_index(r"allsplit\.mat is missing.*SUNRGBDtoolbox\.zip", SunRGBD, root, "train")
+
+
+def test_files_of_a_frame(root):
+    source = SunRGBD(root)
+    ref = source.index("test")[0]
+    folder = root / "SUNRGBD" / NYU
+    spoils(
+        lambda: source.read(ref),
+        folder,
+        ("intrinsics.txt", "529.5 0 365 0 529.5", r"intrinsics\.txt.*fx, fy, cx, cy or a 3x3 matrix"),
+        ("intrinsics.txt", None, r"intrinsics\.txt: no such file"),
+        ("depth_bfx/0001_abs.png", 0.5, "depth_bfx/0001_abs.png.*truncated"),
+        ("depth_bfx/0001_abs.png", None, r"depth_bfx: expected one file \(\.png\), found 0"),
+        ("image/0002.jpg", "", r"image: expected one file \(\.jpg, \.png\), found 2"),
+    )
+    folder.rename(root / "elsewhere")
+    with pytest.raises(FrameError, match="NYU0001/image: no such folder"):
+        source.read(ref)
 
 
 @pytest.mark.real_data
@@ -158,15 +148,14 @@ def test_real_frames(shared, tmp_path, name, folder, size, raw, filled, share, f
     assert (measured > 0).mean() == pytest.approx(share, abs=0.005)
 
 
-class TestNYUv2OfSunRGBD:
-    def test_the_papers_own_choice(self, root):
-        """9870 mm lie in the file as 13425: / 8000 that is 1.678 m, as the paper has it."""
-        write_frame(root, NYU, ((0, 8000, 13425, 65528, 40000, 1),))
-        source = open_source("nyuv2-sunrgbd", root)
-        [ref] = source.index("test")
-        assert (ref.id, ref.camera) == (NYU, "kv1")
-        frame = source.read(ref)
-        np.testing.assert_allclose(frame.metres(source.depth_range), [[0, 1, 1.678125, 8.191, 5, 0]], rtol=1e-6)
-        assert frame.depth_scale == 1  # not 8000: lines of that scale are rotated when they are read
-        with pytest.raises(SourceError, match="'train' has no frames"):
-            source.index("train")
+def test_the_papers_own_choice_of_nyuv2(root):
+    """9870 mm lie in the file as 13425: / 8000 that is 1.678 m, as the paper has it."""
+    write_frame(root, NYU, ((0, 8000, 13425, 65528, 40000, 1),))
+    source = open_source("nyuv2-sunrgbd", root)
+    [ref] = source.index("test")
+    assert (ref.id, ref.camera) == (NYU, "kv1")
+    frame = source.read(ref)
+    np.testing.assert_allclose(frame.metres(source.depth_range), [[0, 1, 1.678125, 8.191, 5, 0]], rtol=1e-6)
+    assert frame.depth_scale == 1  # not 8000: lines of that scale are rotated when they are read
+    with pytest.raises(SourceError, match="'train' has no frames"):
+        source.index("train")

@@ -10,11 +10,11 @@ from depthvlm.benchmark.sources.projection import RigidTransform
 from depthvlm.benchmark.sources.waymo import Waymo, project_shot
 from depthvlm.benchmark.sources.waymo_files import SCHEMA, message_classes, read_record, record_moment, record_places
 from PIL import Image
-from toy_source_files import jpeg
+from pyarrow import parquet
+from toy_source_files import check_frame, jpeg, no_index, refuses, spoils
 from waymo_files import SIZE, Camera, Lidar, Moment, frame_record, shift, write_parquet, write_records
 
 SEGMENT = "1024_3580_000_3600_000"
-IDENTITY = RigidTransform.from_matrix(np.eye(4))
 
 # Three columns look at 120, 0 and -120 degrees, so the middle one straight ahead.
 AHEAD = [[0, 20.0, 0]]
@@ -31,24 +31,17 @@ def write(root, *moments, split="validation", name=f"segment-{SEGMENT}_with_came
 
 
 def read(source, number=0, camera="FRONT"):
-    refs = source.index("test")
-    return source.read(next(ref for ref in refs if (ref.order, ref.camera) == (number, camera)))
+    return source.read(next(r for r in source.index("test") if (r.order, r.camera) == (number, camera)))
+
+
+AT_SIX = {"pose": shift(6, 0, 0)}
+RIGHT = {"name": 3, "mount": shift(0, -1, 0), "readout": 2}
 
 
 class TestBothForms:
     MOMENTS = (
         Moment(
-            [
-                Camera(pose=shift(6, 0, 0)),
-                Camera(
-                    3,
-                    mount=shift(0, -1, 0),
-                    pose=shift(6, 0, 0),
-                    readout=2,
-                    velocity=(20, 0, 0),
-                    times=(5.0, 0.0, 4.9, 5.1),
-                ),
-            ],
+            [Camera(**AT_SIX), Camera(**RIGHT, **AT_SIX, velocity=(20, 0, 0), times=(5.0, 0.0, 4.9, 5.1))],
             # The top lidar measured when the vehicle was at 5; the front one is given at the frame's pose, at 5.5.
             [
                 top([[0, 20.0, 0], [0, 0, 0], [0, 30.0, 0]], (-0.05, 0, 0.05), pose=(0, 0, 0, 5, 0, 0)),
@@ -57,30 +50,23 @@ class TestBothForms:
             pose=shift(5.5, 0, 0),
         ),
         Moment(
-            [Camera(), Camera(3, mount=shift(0, -1, 0), readout=2)],
+            [Camera(), Camera(**RIGHT)],
             [top([[0, 0, 0], *AHEAD, [0, 0, 0]], (-0.05, 0, 0.05), pose=(0, 0, 0, 1, 0, 0))],
             time=1553735853562203,
         ),
     )
 
     @pytest.fixture
-    def records(self, tmp_path):
-        return write(tmp_path / "v1", *self.MOMENTS)
-
-    @pytest.fixture
-    def components(self, tmp_path):
+    def sources(self, tmp_path):
         # The order of rows is not that of time in the native files either.
         write_parquet(tmp_path / "v2" / "validation", SEGMENT, list(self.MOMENTS))
         file = tmp_path / "v2" / "validation" / "camera_image" / f"{SEGMENT}.parquet"
-        from pyarrow import parquet
-
         parquet.write_table(parquet.read_table(file)[::-1], file)
-        return Waymo(tmp_path / "v2")
+        return write(tmp_path / "v1", *self.MOMENTS), Waymo(tmp_path / "v2")
 
-    @pytest.mark.parametrize("form", ["records", "components"])
-    def test_by_hand(self, form, request):
-        source = request.getfixturevalue(form)
-        frame = read(source)
+    @pytest.mark.parametrize("form", [0, 1], ids=["records", "components"])
+    def test_by_hand(self, form, sources):
+        frame = read(sources[form])
         # The upper beam (0.05 rad): 20 cos, 20 sin, seen from 1 m further on; the lower one: 30 m. The front lidar's
         # point is at 25.5, 19.5 m before the camera, in the middle.
         upper, lower = 20 * np.cos(0.05) - 1, 30 * np.cos(0.05) - 1
@@ -88,33 +74,28 @@ class TestBothForms:
         assert sorted(map(tuple, np.argwhere(frame.depth).tolist())) == sorted([(rows[0], 48), (rows[1], 48), (32, 48)])
         assert frame.depth[rows, 48].tolist() == [round(256 * upper), round(256 * lower)]
         assert frame.depth[32, 48] == 19.5 * 256
-        assert (frame.intrinsics, frame.image_size, frame.image) == ((80, 80, 48.5, 32.5), SIZE, jpeg(SIZE))
+        check_frame(frame, jpeg(SIZE), SIZE, SIZE[::-1], (80, 80, 48.5, 32.5))
         # At the second moment the point is at 1 + 20.
-        assert read(source, 1).depth[32, 48] == 21 * 256
+        assert read(sources[form], 1).depth[32, 48] == 21 * 256
 
-    def test_the_same_frames(self, records, components):
-        ids = [ref.id for ref in components.index("test")]
-        assert ids == [f"{SEGMENT}/{number:03d}/{camera}" for number in (0, 1) for camera in ("FRONT", "FRONT_RIGHT")]
+    def test_the_same_frames(self, sources):
+        records, components = ({ref.id: ref for ref in source.index("test")} for source in sources)
+        assert list(components) == [
+            f"{SEGMENT}/{n:03d}/{camera}" for n in (0, 1) for camera in ("FRONT", "FRONT_RIGHT")
+        ]
         # Records do not say which cameras they have until they are read: all five are listed.
-        assert set(ids) < {ref.id for ref in records.index("test")}
-        for name in ids:
-            one, other = (
-                next(ref for ref in source.index("test") if ref.id == name) for source in (records, components)
-            )
-            first, second = records.read(one), components.read(other)
+        assert set(components) < set(records)
+        for name in components:
+            first, second = sources[0].read(records[name]), sources[1].read(components[name])
             np.testing.assert_array_equal(first.depth, second.depth)
             assert first.depth.any()
             assert (first.image, first.intrinsics, first.ref) == (second.image, second.intrinsics, second.ref)
-
-    def test_references_travel(self, records, components):
-        for source in (records, components):
-            refs = source.index("test")
+        for refs in (records, components):
             assert pickle.loads(pickle.dumps(refs)) == refs
 
     def test_the_lens(self, tmp_path):
         lens = (80.0, 80.0, 48.5, 32.5, 0.2, 0.0, 0.0, 0.0, 0.0)
-        source = write(tmp_path, Moment([Camera(intrinsics=lens, mount=shift(0, 8, 0))], [top()]))
-        frame = read(source)
+        frame = read(write(tmp_path, Moment([Camera(intrinsics=lens, mount=shift(0, 8, 0))], [top()])))
         # 8 m to the right at 20 m: x = 0.4, x (1 + 0.2 * 0.16) = 0.4128: column 48 + 33.02, where a pinhole has 80.
         assert np.argwhere(frame.depth).tolist() == [[32, 81]]
         assert frame.intrinsics == (80, 80, 48.5, 32.5)
@@ -122,29 +103,21 @@ class TestBothForms:
 
 class TestBadFiles:
     def test_roots_and_splits(self, tmp_path):
-        with pytest.raises(SourceError, match=r"expected the folder training/ or validation/ .*segment-\*\.tfrecord"):
-            Waymo(tmp_path)
+        no_index(r"expected the folder training/ or validation/ .*segment-\*\.tfrecord", Waymo, tmp_path)
         (tmp_path / "training").mkdir()
-        source = Waymo(tmp_path)
-        with pytest.raises(SourceError, match=r"the test split needs .*validation"):
-            source.index("test")
-        with pytest.raises(SourceError, match="'train' has no frames"):
-            source.index("train")
+        no_index("the test split needs .*validation", Waymo, tmp_path)
+        no_index("'train' has no frames", Waymo, tmp_path, "train")
 
-    def test_truncated_segment(self, tmp_path):
-        source = write(tmp_path, Moment([Camera()], [top()]), Moment([Camera()], [top()]))
+    def test_record_files(self, tmp_path):
+        source = write(tmp_path, GOOD, GOOD)
         file = tmp_path / "validation" / f"segment-{SEGMENT}_with_camera_labels.tfrecord"
         file.write_bytes(file.read_bytes()[:-500])
         assert read(source, 0).depth.any()
         with pytest.raises(FrameError, match=r"tfrecord, record 1: truncated"):
             read(source, 1)
-
-    @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n" * 30, b"\0" * 40, b"123"])
-    def test_no_record_file(self, tmp_path, content):
-        source = write(tmp_path, Moment([Camera()], [top()]))
-        next((tmp_path / "validation").iterdir()).write_bytes(content)
-        with pytest.raises(SourceError, match=r"tfrecord is damaged, or no TFRecord file"):
-            source.index("test")
+        damaged = r"tfrecord is damaged, or no TFRecord file"
+        steps = [(file.name, content, damaged) for content in (b"", b"\x89PNG\r\n" * 30, b"\0" * 40, b"123")]
+        spoils(lambda: source.index("test"), file.parent, *steps, error=SourceError)
 
     @pytest.mark.parametrize(
         ("moment", "words"),
@@ -160,39 +133,32 @@ class TestBadFiles:
         ],
     )
     def test_frames(self, tmp_path, moment, words):
-        source = write(tmp_path, moment)
-        with pytest.raises(FrameError, match=words):
-            read(source)
+        refuses(write(tmp_path, moment), words)
 
     def test_damage_inside_a_record(self, tmp_path):
-        record = bytearray(frame_record(Moment([Camera()], [top()])))
+        record = bytearray(frame_record(GOOD))
         record[-150:-100] = bytes(50)
         write_records(tmp_path / "validation" / "a.tfrecord", [bytes(record)])
-        with pytest.raises(FrameError, match=r"a\.tfrecord, record 0: truncated, or not what was expected"):
-            read(Waymo(tmp_path))
+        refuses(Waymo(tmp_path), r"a\.tfrecord, record 0: truncated, or not what was expected")
 
     def test_components(self, tmp_path):
-        folder = tmp_path / "validation"
-        write_parquet(folder, SEGMENT, [Moment([Camera()], [top()])])
+        folder, file = tmp_path / "validation", f"{SEGMENT}.parquet"
+        write_parquet(folder, SEGMENT, [GOOD])
         source = Waymo(tmp_path)
         for name in ("lidar", "vehicle_pose", "lidar_calibration"):
-            file = folder / name / f"{SEGMENT}.parquet"
-            whole_file = file.read_bytes()
-            file.write_bytes(whole_file[: len(whole_file) // 2])
-            with pytest.raises(FrameError, match=f"segment {SEGMENT} at 1553735853462203: truncated"):
-                read(source)
-            file.unlink()
-            with pytest.raises(FrameError, match=f"{name}/{SEGMENT}.parquet"):
-                read(source)
-            file.write_bytes(whole_file)
+            whole_file = (folder / name / file).read_bytes()
+            cut, gone = f"segment {SEGMENT} at 1553735853462203: truncated", f"{name}/{file}"
+            spoils(lambda: read(source), folder / name, (file, 0.5, cut), (file, None, gone))
+            (folder / name / file).write_bytes(whole_file)
         assert read(source).depth.any()
         (folder / "lidar_pose").rename(folder / "lidar_hkp")
-        with pytest.raises(SourceError, match=r"expected the component lidar_pose/ in .*validation"):
-            source.index("test")
+        no_index("expected the component lidar_pose/ in .*validation", Waymo, tmp_path)
         (folder / "lidar_hkp").rename(folder / "lidar_pose")
-        (folder / "camera_image" / f"{SEGMENT}.parquet").write_bytes(b"PAR1")
-        with pytest.raises(SourceError, match=r"camera_image.*parquet is damaged"):
-            source.index("test")
+        (folder / "camera_image" / file).write_bytes(b"PAR1")
+        no_index(r"camera_image.*parquet is damaged", Waymo, tmp_path)
+
+
+GOOD = Moment([Camera()], [top()])
 
 
 @pytest.mark.real_data

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from depthvlm.benchmark.sources.frames import Frame, FrameError, FrameRef, Source
+from depthvlm.benchmark.sources.frames import Frame, FrameError, FrameRef, Source, SourceError
 from PIL import Image
 
 
@@ -57,9 +57,25 @@ def link(target: Path, path: Path) -> None:
     path.symlink_to(target)
 
 
-def truncate(path: Path, share: float = 0.5) -> None:
-    data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * share)])
+def spoil(path: Path, content: str | bytes | float | None) -> None:
+    """Deletes a file (None), leaves a share of it (float), or gives it another content."""
+    if content is None:
+        path.unlink()
+    elif isinstance(content, float):
+        path.write_bytes(path.read_bytes()[: int(path.stat().st_size * content)])
+    elif isinstance(content, bytes):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    else:
+        write_text(path, content)
+
+
+def spoils(read: Callable[[], object], folder: Path, *steps: tuple, error: type = FrameError) -> None:
+    """Asserts, one spoiled file after the other, an error that `words` match; a step is `(name, content, words)`."""
+    for name, content, words in steps:
+        spoil(folder / name, content)
+        with pytest.raises(error, match=words):
+            read()
 
 
 def fails(source: Source, ref: FrameRef, *words: str) -> None:
@@ -72,9 +88,18 @@ def fails(source: Source, ref: FrameRef, *words: str) -> None:
 
 def refuses(source: Source, words: str, place: int = 0) -> None:
     """Asserts that reading a frame of the test split is a FrameError that this expression matches."""
-    ref = source.index("test")[place]
     with pytest.raises(FrameError, match=words):
-        source.read(ref)
+        frame_of(source, place)
+
+
+def no_index(words: str, reader: Callable[..., Source], root: Path, split: str = "test", **options: Any) -> None:
+    """Asserts that opening a root and listing a split is a SourceError that this expression matches."""
+    with pytest.raises(SourceError, match=words):
+        reader(root, **options).index(split)
+
+
+def frame_of(source: Source, place: int = 0, split: str = "test") -> Frame:
+    return source.read(source.index(split)[place])
 
 
 def change(file: Path, edit: Callable[[Any], object]) -> None:
@@ -90,8 +115,9 @@ def spread(metres: np.ndarray) -> tuple[float, float, float]:
     return float(valid.min()), float(np.median(valid)), float(valid.max())
 
 
-def check_frame(frame: Frame, image: bytes, image_size: tuple[int, int], shape: tuple[int, int]) -> None:
-    assert frame.image == image
-    assert frame.image_size == image_size
-    assert frame.depth.shape == shape
+def check_frame(
+    frame: Frame, image: bytes, image_size: tuple[int, int], shape: tuple[int, int], intrinsics: object = None
+) -> None:
+    assert (frame.image, frame.image_size, frame.depth.shape) == (image, image_size, shape)
     assert frame.depth.dtype in (np.uint16, np.float32)
+    assert intrinsics is None or frame.intrinsics == intrinsics
