@@ -1,7 +1,6 @@
 """Depth of one image and a conversation about it, from one prefill."""
 
 import threading
-import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
@@ -15,6 +14,7 @@ from .inference import DepthPredictor, ImageInput, check_context, greedy, load, 
 from .loading import check_generation
 from .prediction import Prediction
 from .processing import DEPTH_PROMPT, DEPTH_SYSTEM_PROMPT
+from .processing.camera_depthvlm import unsaid
 from .processing.image_processing_depthvlm import names_keywords
 from .processing.images_depthvlm import open_image
 
@@ -145,8 +145,7 @@ class Conversation:
 
     def _reply(self, text: str, generate_kwargs: dict[str, Any]) -> str:
         if self._cache is None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # said at the first time
+            with unsaid(UserWarning):  # said at the first time
                 self._see()
         messages = [*self.messages, {"role": "user", "content": text}]
         ids = self._token_ids(messages)

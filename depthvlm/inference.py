@@ -4,9 +4,11 @@ import inspect
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
@@ -18,7 +20,7 @@ from .loading import check_generation, load_checkpoint, processor_of
 from .modeling_depthvlm import DepthVLMForConditionalGeneration
 from .prediction import Prediction
 from .processing import DEPTH_PROMPT, DEPTH_SYSTEM_PROMPT, AssumedCameraWarning, DepthVLMProcessor
-from .processing.camera_depthvlm import cameras_per_image
+from .processing.camera_depthvlm import cameras_per_image, unsaid
 from .processing.images_depthvlm import (
     MAX_IMAGE_PIXELS,
     image_list,
@@ -155,6 +157,8 @@ class DepthPredictor:
     ) -> Iterator[tuple[int, Prediction]]:
         """Predict batch by batch, in the memory of a few images. Images of similar size share a batch.
 
+        While the model runs, the images of the next batch are opened and resized in a thread.
+
         Args:
             images: One image or many, see [`predict`]. Files are opened when their turn comes.
             focal_length: In pixels of the image as given; one for all, or a list with one, or None, for each.
@@ -188,19 +192,42 @@ class DepthPredictor:
         cameras = cameras_per_image(len(items), intrinsics, focal_length, fov)
         generation = {"max_new_tokens": max_new_tokens} | generate_kwargs
         run = _Run(self, cameras, prompt, generation, max_image_pixels, on_error)
-        window = batch_size * _BATCHES_SORTED_TOGETHER
-        for start in range(0, len(items), window):
-            indices = list(range(start, min(start + window, len(items))))
-            run.items = {index: items[index] for index in indices}
-            if batch_size > 1:
-                indices.sort(key=lambda index: _size(run.items[index]))
-            for first in range(0, len(indices), batch_size):
-                yield from run.batch(indices[first : first + batch_size])
+        with ThreadPoolExecutor(1, "depthvlm-prepare") as worker:
+            ahead: tuple[_Batch, Future[_Prepared]] | None = None
+            for batch in _batches(items, batch_size):
+                prepared = worker.submit(run.prepare, batch)  # while the model runs on the one before
+                if ahead is not None:
+                    yield from run.finish(*ahead)
+                ahead = batch, prepared
+            if ahead is not None:
+                yield from run.finish(*ahead)
+
+
+_Batch: TypeAlias = dict[int, Any]  # images by their number
+
+
+def _batches(items: Sequence[Any], batch_size: int) -> Iterator[_Batch]:
+    """Yield the images in batches, those of similar size together as far as some batches reach."""
+    window = batch_size * _BATCHES_SORTED_TOGETHER
+    for start in range(0, len(items), window):
+        near = {index: items[index] for index in range(start, min(start + window, len(items)))}
+        order = sorted(near, key=lambda index: _size(near[index])) if batch_size > 1 else list(near)
+        for first in range(0, len(order), batch_size):
+            yield {index: near[index] for index in order[first : first + batch_size]}
+
+
+@dataclass
+class _Prepared:
+    """A batch ready for the model: upright pictures, what messages call them, and the processor's output."""
+
+    pictures: list[Image.Image]
+    labels: list[str]
+    inputs: Any
 
 
 @dataclass
 class _Run:
-    """One call of `predict_iter`: the images whose turn it is, the cameras of all, and the settings."""
+    """One call of `predict_iter`: the cameras of all images, and the settings."""
 
     depthvlm: DepthPredictor
     cameras: dict[str, list[Any]]
@@ -208,38 +235,45 @@ class _Run:
     generation: dict[str, Any]
     max_image_pixels: int
     on_error: Callable[[int, Exception], None] | None
-    items: dict[int, Any] = field(default_factory=dict)
     warned_assumed: bool = False
+    tokenizer_lock: Any = field(default_factory=Lock)  # tokenizers do not take two threads at once
 
-    def batch(self, indices: list[int]) -> Iterator[tuple[int, Prediction]]:
+    def finish(self, batch: _Batch, prepared: "Future[_Prepared]") -> Iterator[tuple[int, Prediction]]:
         """Yield the predictions of a batch. If it fails, its images go one by one, to find the one to blame."""
         try:
-            results = self._predict(indices)
+            results = self._predict(batch, prepared.result())
         except Exception as error:
-            if len(indices) == 1:
+            if len(batch) == 1:
+                [(index, item)] = batch.items()
                 if self.on_error is None:
-                    raise ValueError(self._message(indices[0], error)) from error
-                self.on_error(indices[0], error)
+                    raise ValueError(_message(index, item, error)) from error
+                self.on_error(index, error)
                 return
             results = []
+        del prepared
         if results:
-            yield from zip(indices, results, strict=True)
+            yield from zip(batch, results, strict=True)
         else:  # out of the except clause, which would hold on to the memory of the batch
-            for index in indices:
-                yield from self.batch([index])
+            for index, item in batch.items():
+                alone: Future[_Prepared] = Future()
+                try:
+                    alone.set_result(self.prepare({index: item}))
+                except Exception as error:
+                    alone.set_exception(error)
+                yield from self.finish({index: item}, alone)
 
-    def _predict(self, indices: list[int]) -> list[Prediction]:
+    def prepare(self, batch: _Batch) -> _Prepared:
+        """Open the images of a batch and run the processor on them: what needs no model."""
         model, processor = self.depthvlm.model, self.depthvlm.processor
-        labels = [self._label(index) for index in indices]
-        images = [open_image(self.items[index], self.max_image_pixels) for index in indices]
+        labels = [_label(index, item) for index, item in batch.items()]
+        images = [open_image(item, self.max_image_pixels) for item in batch.values()]
         conversation: list[Any] = [
             {"role": "system", "content": [{"type": "text", "text": DEPTH_SYSTEM_PROMPT}]},
             {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": self.prompt or DEPTH_PROMPT}]},
         ]
         text = processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
-        cameras = {name: [values[index] for index in indices] for name, values in self.cameras.items()}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", AssumedCameraWarning)  # said once, below
+        cameras = {name: [values[index] for index in batch] for name, values in self.cameras.items()}
+        with unsaid(AssumedCameraWarning), self.tokenizer_lock:  # the warning comes once, below
             inputs = processor(
                 images=images,
                 text=[text] * len(images),
@@ -250,28 +284,33 @@ class _Run:
                 **{name: values for name, values in cameras.items() if any(value is not None for value in values)},
             )
         check_context(model, inputs["input_ids"].shape[1])
-        inputs = inputs.to(model.device)
-        replies: list[str | None] = [None] * len(images)
+        return _Prepared([upright_rgb(image) for image in images], labels, inputs)
+
+    def _predict(self, batch: _Batch, prepared: _Prepared) -> list[Prediction]:
+        model, processor = self.depthvlm.model, self.depthvlm.processor
+        inputs = prepared.inputs.to(model.device)
+        replies: list[str | None] = [None] * len(batch)
         with torch.inference_mode():
             if self.prompt is None:
                 output: Any = model.predict_depth(**inputs)
             else:
                 output = model.generate(**inputs, return_dict_in_generate=True, **greedy(self.generation))
                 new_tokens = output.sequences[:, inputs["input_ids"].shape[1] :]
-                replies = [reply.strip() for reply in processor.batch_decode(new_tokens, skip_special_tokens=True)]
+                with self.tokenizer_lock:
+                    replies = [reply.strip() for reply in processor.batch_decode(new_tokens, skip_special_tokens=True)]
             depths = processor.post_process_depth_estimation(output)
-        self._warn_assumed([depth["camera"] for depth in depths], labels)
+        self._warn_assumed([depth["camera"] for depth in depths], prepared.labels)
         return [
             Prediction(
                 depth=depth["predicted_depth"].cpu().numpy(),
                 camera=depth["camera"],
-                image=upright_rgb(image),
+                image=picture,
                 text=reply,
                 prompt=self.prompt,
-                source=self._path(index),
+                source=_path(item),
                 model=self.depthvlm.name,
             )
-            for index, image, depth, reply in zip(indices, images, depths, replies, strict=True)
+            for item, picture, depth, reply in zip(batch.values(), prepared.pictures, depths, replies, strict=True)
         ]
 
     def _warn_assumed(self, cameras: list[Any], labels: list[str]) -> None:
@@ -286,19 +325,20 @@ class _Run:
                 stacklevel=2,
             )
 
-    def _path(self, index: int) -> Path | None:
-        item = self.items[index]
-        path = local_path(item.get("path") if isinstance(item, Mapping) else item)
-        return None if path is None else Path(path)
 
-    def _message(self, index: int, error: Exception) -> str:
-        """Return what was wrong, by the image's name."""
-        label, words = self._label(index), str(error)
-        return words if words.startswith(label) else f"{label}: {words}"
+def _path(item: Any) -> Path | None:
+    path = local_path(item.get("path") if isinstance(item, Mapping) else item)
+    return None if path is None else Path(path)
 
-    def _label(self, index: int) -> str:
-        item = self.items[index]
-        return str(item)[:200] if isinstance(item, (str, PathLike)) else f"Image {index}"
+
+def _message(index: int, item: Any, error: Exception) -> str:
+    """Return what was wrong, by the image's name."""
+    label, words = _label(index, item), str(error)
+    return words if words.startswith(label) else f"{label}: {words}"
+
+
+def _label(index: int, item: Any) -> str:
+    return str(item)[:200] if isinstance(item, (str, PathLike)) else f"Image {index}"
 
 
 def check_context(model: Any, tokens: int) -> None:
@@ -319,8 +359,7 @@ def greedy(generation: dict[str, Any]) -> dict[str, Any]:
 
 def upright_rgb(image: Any) -> Image.Image:
     """Return an image that the processor has seen, upright and RGB, without repeating the processor's warnings."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with unsaid(UserWarning):
         return upright_image(image)[0]
 
 

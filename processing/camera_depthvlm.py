@@ -4,8 +4,9 @@
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -107,6 +108,26 @@ SPHERE_CAMERAS = (
 
 class AssumedCameraWarning(UserWarning):
     """The focal length of an image is not known, and a field of view is assumed."""
+
+
+_unsaid: ContextVar[type[Warning] | None] = ContextVar("unsaid", default=None)
+
+
+@contextmanager
+def unsaid(category: type[Warning]) -> Iterator[None]:
+    """Leave out this package's warnings of a category, in this thread: `warnings.catch_warnings` acts on all."""
+    token = _unsaid.set(category)
+    try:
+        yield
+    finally:
+        _unsaid.reset(token)
+
+
+def warn(message: str, category: type[Warning] = UserWarning, stacklevel: int = 1) -> None:
+    """Warn as `warnings.warn` does, unless [`unsaid`] leaves the category out."""
+    left_out = _unsaid.get()
+    if left_out is None or not issubclass(category, left_out):
+        warnings.warn(message, category, stacklevel=stacklevel + 1)
 
 
 @dataclass(frozen=True)
@@ -249,7 +270,7 @@ def resolve_cameras(
             _warn_if_implausible(camera, name)
         cameras.append(camera)
     if unknown:
-        warnings.warn(
+        warn(
             f"The focal length of {len(unknown)} of {count} image(s) is not known: {', '.join(unknown)}. A field of "
             f"view of {assumed:g} degrees across the longer side is assumed; where that is wrong, so are all depths, "
             "by one factor. Pass `focal_length` (pixels), `fov` (horizontal, degrees) or `intrinsics`, or images with "
@@ -322,7 +343,7 @@ def _camera_from_exif(
     camera = Camera(*lengths, width / 2, height / 2, width, height, "exif" if found else "assumed")
     if problems:
         taken = "taken" if found else "assumed"
-        warnings.warn(
+        warn(
             f"{name}: its EXIF data do not tell the focal length for sure: {problems}. {camera.fx:.0f} pixels, "
             f"{camera.fov:.0f} degrees, is {taken}; if it is wrong, so are all depths, by one factor. Pass "
             "`focal_length` (pixels), `fov` (horizontal, degrees) or `intrinsics`.",
@@ -463,7 +484,7 @@ def _warn_if_implausible(camera: Camera, name: str) -> None:
             "if they belong to another size, or append that size to [fx, fy, cx, cy]."
         )
     if problem:
-        warnings.warn(f"{name}: {problem}", stacklevel=4)
+        warn(f"{name}: {problem}", stacklevel=4)
 
 
 def read_exif(image: Image.Image) -> Image.Exif | None:

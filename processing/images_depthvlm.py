@@ -7,7 +7,6 @@ import os
 import stat
 import threading
 import urllib.request
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,7 +16,7 @@ import torch
 from huggingface_hub.utils import get_session
 from PIL import Image, UnidentifiedImageError
 
-from .camera_depthvlm import ORIENTATIONS, exif_orientation, read_exif
+from .camera_depthvlm import ORIENTATIONS, exif_orientation, read_exif, warn
 
 WHAT_TO_PASS = "Pass a path, a URL, bytes, base64 text, a PIL image, an array or a tensor."
 
@@ -190,7 +189,7 @@ def open_image(source: Any, max_pixels: int = MAX_IMAGE_PIXELS, reduce: bool = T
     if factor > 1:
         image = _reduced(image, (-(-full_size[0] // factor), -(-full_size[1] // factor)))
         image.info[FULL_SIZE_KEY] = full_size
-        warnings.warn(
+        warn(
             f"{label or 'An image'} has {full_size[0]}x{full_size[1]} pixels (width x height) and is read at "
             f"{image.width}x{image.height}: its results are of that size.",
             stacklevel=2,
@@ -287,7 +286,7 @@ def upright_image(
         try:
             exif = read_exif(image)
         except ValueError as error:
-            warnings.warn(f"{name}: its EXIF data are corrupt and ignored ({error}).", stacklevel=2)
+            warn(f"{name}: its EXIF data are corrupt and ignored ({error}).", stacklevel=2)
         orientation, full_size = exif_orientation(exif), image.info.get(FULL_SIZE_KEY)
         turn = ORIENTATIONS.get(orientation)
         image = _pil_to_rgb(image if turn is None else image.transpose(turn), name)
@@ -367,7 +366,7 @@ def _to_8_bit(array: np.ndarray, name: str) -> np.ndarray:
         )
     if low < 0 or high > white:
         stray = np.count_nonzero((array < 0) | (array > white)) / array.size
-        warnings.warn(
+        warn(
             f"{name} has {array.dtype} values from {low:g} to {high:g}. By most of them it is taken for a "
             f"picture of 0 to {white:g}, and the {stray:.2%} beyond are clipped.",
             stacklevel=2,

@@ -1,6 +1,8 @@
 """`depthvlm predict` of images: what is to be done, what is in its way, and doing it."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from ..prediction import FORMATS, Prediction, output_paths
 from ..result_records import ResultRecord, check_names, fingerprint, own_names
 
 _MOST_NAMED = 10  # in a message
+_WRITTEN_AT_ONCE = 4  # images, which are kept in memory until their files are there
 _CAMERA_OPTIONS = ("focal_length", "fov", "intrinsics")
 
 
@@ -174,7 +177,7 @@ def predict_images(
     on_done: Callable[[Job, Prediction], None],
     on_error: Callable[[Job, Exception], None],
 ) -> None:
-    """Predict and write what is due, in one pass for each prompt.
+    """Predict and write what is due, in one pass for each prompt, writing while the next images are predicted.
 
     Args:
         predictor: A `DepthPredictor`.
@@ -207,13 +210,23 @@ def predict_images(
             on_error=fail,
             **given,
         )
-        for index, prediction in found:
-            try:
-                _write(due[index], prediction, settings)
-            except (OSError, ValueError) as error:
-                fail(index, error)
-                continue
-            on_done(due[index], prediction)
+        waiting: deque[tuple[int, Prediction, Future[None]]] = deque()
+
+        def settle(at_most: int, due: Sequence[Job] = due, waiting: Any = waiting, fail: Any = fail) -> None:
+            while waiting and (len(waiting) > at_most or waiting[0][-1].done()):
+                index, prediction, written = waiting.popleft()
+                try:
+                    written.result()
+                except (OSError, ValueError) as error:
+                    fail(index, error)
+                else:
+                    on_done(due[index], prediction)
+
+        with ThreadPoolExecutor(thread_name_prefix="depthvlm-write") as writers:
+            for index, prediction in found:
+                waiting.append((index, prediction, writers.submit(_write, due[index], prediction, settings)))
+                settle(_WRITTEN_AT_ONCE)
+            settle(0)
 
 
 def _write(job: Job, prediction: Prediction, settings: Settings) -> None:

@@ -127,7 +127,8 @@ class TestFile:
         assert metadata["hidden_size"] == str(config["text_config"]["hidden_size"])
         assert float(metadata["canonical_focal_length"]) == config["canonical_focal_length"]
         assert (metadata["patch_size"], metadata["spatial_merge_size"], metadata["stride"]) == ("16", "2", "32")
-        assert json.loads(metadata["deepstack_visual_indexes"]) == config["vision_config"]["deepstack_visual_indexes"]
+        assert json.loads(metadata["vision_layers"]) == config["vision_config"]["deepstack_visual_indexes"]
+        assert metadata["backbone"] == "qwen3_vl"
         assert metadata["license"] == "apache-2.0"
         assert metadata["source"] == "depthvlm-nano"
         assert nano.size == nano.path.stat().st_size

@@ -1,11 +1,15 @@
 """`depthvlm.predict`: from images to metres, on a tiny model with random weights."""
 
+import io
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
 import torch
+from depthvlm.processing.camera_depthvlm import unsaid, warn
 from PIL import Image
 
 import depthvlm
@@ -134,6 +138,23 @@ def test_other_warnings_name_the_image(model, tmp_path):
         model.predict([picture(80, 60), tmp_path / "view.png"], focal_length=[70, 4])
 
 
+def test_the_next_batch_is_opened_while_the_model_runs(model, tmp_path, monkeypatch):
+    running, opened_meanwhile = Event(), []
+
+    class Second(io.BytesIO):
+        def read(self, *args):
+            opened_meanwhile.append(running.wait(30))
+            return super().read(*args)
+
+    content = io.BytesIO()
+    picture(80, 60).save(content, "PNG")
+    predict_depth = model.model.predict_depth
+    monkeypatch.setattr(model.model, "predict_depth", lambda **inputs: running.set() or predict_depth(**inputs))
+    first, second = model.predict([picture(80, 60), Second(content.getvalue())], fov=60, batch_size=1)
+    assert opened_meanwhile[0] is True
+    np.testing.assert_array_equal(first.depth, second.depth)
+
+
 class TestBadInput:
     @pytest.mark.parametrize(
         ("keywords", "message"),
@@ -150,7 +171,7 @@ class TestBadInput:
         ],
     )
     def test_settings_are_refused_before_anything_is_done(self, model, monkeypatch, keywords, message):
-        monkeypatch.setattr("depthvlm.inference._Run.batch", lambda *_: pytest.fail("went on"))
+        monkeypatch.setattr("depthvlm.inference._Run.prepare", lambda *_: pytest.fail("went on"))
         with pytest.raises(ValueError, match=message):
             model.predict([picture(80, 60)] * 2, **keywords)
 
@@ -160,6 +181,14 @@ class TestBadInput:
             model.predict([picture(80, 60), tmp_path / "junk.jpg"], fov=60)
         with pytest.raises(ValueError, match=r"^Image 1 has 1x40 pixels"):
             model.predict([picture(80, 60), picture(1, 40)], fov=60)
+
+    def test_warnings_are_left_out_in_one_thread_alone(self):
+        """`warnings.catch_warnings` would change the filters of the whole process while a batch is prepared."""
+        with ThreadPoolExecutor(1) as other, unsaid(UserWarning), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            warn("here")
+            other.submit(warn, "there").result()
+        assert [str(one.message) for one in caught] == ["there"]
 
     def test_the_other_images_of_a_batch_go_on(self, model):
         failed = {}
