@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import pyarrow.parquet as pq
 
 from ...files import atomic_write
 from ...result_records import ResultRecord, recorded
-from .shard_writer import STATE_FOLDER, BuildError
+from .shard_writer import BuildError
 from .shards import CANONICAL_FOCAL_LENGTH, build_name, finished_builds, shard_paths
 
 # `datasets` passes over folders with such names; among the files of another it would take the build for a folder of
@@ -40,19 +38,13 @@ def write_annotations(
     name = build_name(source, split)
     entry = finished_builds(folder, split, source)[name]
     path = check_replaceable(folder, name)
-    temporary = folder / STATE_FOLDER / f"{path.name}.{uuid.uuid4().hex}.tmp"
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            for row in _rows(shard_paths(folder, entry)):
-                line = annotation_line(row, f"{FILES_FOLDER}/{name}/")
-                _write(folder / line["image"], row["image"]["bytes"])
-                _write(folder / line["depth_path"], row["depth"]["bytes"])
-                file.write(json.dumps(line) + "\n")
-                advance(1)
-        with recorded(folder, path.name, [path], name, overwrite=False):
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with recorded(folder, path.name, [path], name, overwrite=False), atomic_write(path) as file:
+        for row in _rows(shard_paths(folder, entry)):
+            line = annotation_line(row, f"{FILES_FOLDER}/{name}/")
+            _write(folder / line["image"], row["image"]["bytes"])
+            _write(folder / line["depth_path"], row["depth"]["bytes"])
+            file.write(json.dumps(line).encode() + b"\n")
+            advance(1)
     return path
 
 

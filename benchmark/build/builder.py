@@ -154,9 +154,8 @@ def _finished(plan: BuildPlan, folder: Path, retry_bad: bool, say: Callable[[str
 
 def _remove_unfinished(folder: Path, name: str) -> None:
     """Remove what killed workers left; one that still writes has its file open, and its shard is made again."""
-    for begin in (f"{name}-", f".{name}-", f"{name}.jsonl."):
-        for path in (folder / STATE_FOLDER).glob(f"{begin}*.tmp"):
-            path.unlink(missing_ok=True)
+    for path in (folder / STATE_FOLDER).glob(f"{name}-*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def _bad(plan: BuildPlan, records: dict[str, ShardRecord]) -> list[tuple[str, str]]:

@@ -142,8 +142,7 @@ class Protocol:
         Raises:
             ValueError: The crop needs a map of 480x640 pixels, or the map is smaller than `kb_crop`.
         """
-        mask = np.zeros((height, width), dtype=bool)
-        inside = mask
+        inside = mask = np.zeros((height, width), dtype=bool)
         if self.kb_crop:
             if height < KB_CROP[0] or width < KB_CROP[1]:
                 raise ValueError(
@@ -184,15 +183,9 @@ class Protocol:
             ValueError: No pixel is left (the message names the image), or the crop does not fit.
         """
         metres = np.asarray(truth)
-        inside = np.ones(metres.shape, dtype=bool)
-        if self.min_depth is not None:
-            inside &= metres > self.min_depth
-        elif source_range is not None:
-            inside &= metres >= source_range[0]
-        if self.max_depth is not None:
-            inside &= metres < self.max_depth
-        elif source_range is not None:
-            inside &= metres <= source_range[1]
+        low, high = source_range or (-np.inf, np.inf)
+        inside = metres >= low if self.min_depth is None else metres > self.min_depth
+        inside &= metres <= high if self.max_depth is None else metres < self.max_depth
         if self.crop is not None or self.kb_crop:
             if metres.ndim != 2:
                 raise ValueError(
@@ -328,11 +321,7 @@ def align(
     return np.where(positive, 1 / np.where(positive, disparity, 1.0), np.where(np.isnan(metres), np.nan, np.inf))
 
 
-def _presets(*protocols: Protocol) -> dict[str, Protocol]:
-    return {protocol.name: protocol for protocol in protocols}
-
-
-PROTOCOLS = _presets(
+_PRESETS = (
     Protocol(
         name="depthvlm",
         points=10,
@@ -387,6 +376,7 @@ PROTOCOLS = _presets(
     ),
     Protocol(name="dense", description="All valid pixels in the source's own range, metres as they are."),
 )
+PROTOCOLS = {protocol.name: protocol for protocol in _PRESETS}
 """Presets by name; `description` says what each is and where it comes from."""
 
 
