@@ -21,19 +21,13 @@ def red_pixels(image: Image.Image) -> set[tuple[int, int]]:
     return set(zip(columns.tolist(), rows.tolist(), strict=True))
 
 
-def test_five_pixels_as_released():
+def test_five_and_twenty_pixels():
     # DepthLM's released evaluation: the shaft at x-1 to x-5, the head at (x-2, y+-1) and (x-3, y+-2).
-    shaft = {(9, 10), (8, 10), (7, 10), (6, 10), (5, 10)}
-    head = {(8, 9), (8, 11), (7, 8), (7, 12)}
+    shaft, head = {(9, 10), (8, 10), (7, 10), (6, 10), (5, 10)}, {(8, 9), (8, 11), (7, 8), (7, 12)}
     assert red_pixels(draw_arrow(noise(40, 40), (10, 10), 5)) == shaft | head
-
-
-def test_twenty_pixels():
-    red = red_pixels(draw_arrow(noise(100, 80), (50, 40)))
-    assert red == (
-        {(50 - i, 40) for i in range(1, 21)} | {(49 - i, 40 + i * up) for i in range(1, 11) for up in (-1, 1)}
-    )
-    assert len(red) == 40
+    shaft, head = {(50 - i, 40) for i in range(1, 21)}, {(49 - i, 40 + i * up) for i in range(1, 11) for up in (-1, 1)}
+    assert red_pixels(draw_arrow(noise(100, 80), (50, 40))) == shaft | head
+    assert len(shaft | head) == 40
 
 
 @pytest.mark.parametrize("length", [3, 5, 8, 20])
@@ -56,23 +50,20 @@ def test_everywhere_it_is_whole_and_leaves_the_pixel_alone(pixel, length):
 
 
 @pytest.mark.parametrize(
-    ("pixel", "side"),
+    ("side", "pixels"),
     [
-        ((50, 40), "left"),
-        ((20, 10), "left"),  # the tail is in column 0, the head in row 0
-        ((19, 40), "right"),
-        ((50, 9), "below"),
-        ((50, 70), "above"),
-        ((79, 40), "left"),
-        ((3, 3), "lower right"),
-        ((98, 2), "lower left"),
-        ((3, 77), "upper right"),
-        ((98, 77), "upper left"),
-        ((15, 9), "below"),
+        ("left", [(50, 40), (20, 10), (79, 40)]),  # at (20, 10) the tail is in column 0, the head in row 0
+        ("right", [(19, 40)]),
+        ("below", [(50, 9), (15, 9)]),
+        ("above", [(50, 70)]),
+        ("lower right", [(3, 3)]),
+        ("lower left", [(98, 2)]),
+        ("upper right", [(3, 77)]),
+        ("upper left", [(98, 77)]),
     ],
 )
-def test_side(pixel, side):
-    assert arrow_side(pixel, (100, 80)) == side
+def test_side(side, pixels):
+    assert {arrow_side(pixel, (100, 80)) for pixel in pixels} == {side}
 
 
 def test_sides_mirror_each_other():
@@ -86,13 +77,17 @@ def test_sides_mirror_each_other():
     assert {(c, c) for c in range(1, 15)} <= upper_left  # 14 pixels on the diagonal are 20 long
 
 
-def test_too_small_or_outside():
-    with pytest.raises(ValueError, match="12x12 is too small for an arrow of 20 pixels"):
-        draw_arrow(noise(12, 12), (6, 6))
-    with pytest.raises(ValueError, match=r"Pixel \(60, 3\) is outside the image of 60x40"):
-        draw_arrow(noise(60, 40), (60, 3))
-    with pytest.raises(ValueError, match="at least 3 pixels"):
-        draw_arrow(noise(60, 40), (30, 20), 2)
+@pytest.mark.parametrize(
+    ("size", "arguments", "message"),
+    [
+        ((12, 12), ((6, 6),), "12x12 is too small for an arrow of 20 pixels"),
+        ((60, 40), ((60, 3),), r"Pixel \(60, 3\) is outside the image of 60x40"),
+        ((60, 40), ((30, 20), 2), "at least 3 pixels"),
+    ],
+)
+def test_too_small_or_outside(size, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        draw_arrow(noise(*size), *arguments)
 
 
 @pytest.mark.parametrize(
@@ -116,27 +111,26 @@ def test_points_follow_the_scale():
     assert pixels.tolist() == [[0, 0], [511, 0], [1023, 767], [0, 0], [1023, 767], [1, 0]]
     same = np.array([[3, 4], [3.4, 4.6], [639, 479]])
     assert scale_points(same, (640, 480), (640, 480)).tolist() == [[3, 4], [3, 5], [639, 479]]
-
-
-def test_the_arrow_points_at_what_was_there():
-    """A square of one colour keeps its place when a large image is scaled."""
+    # A square of one colour keeps its place when a large image is scaled.
     pixels = np.full((1440, 1920, 3), 40, dtype=np.uint8)
     pixels[1000:1030, 700:730] = (10, 200, 90)
-    image = Image.fromarray(pixels)
-    fitted = fit_image(image)
-    [pixel] = scale_points(np.array([[714.5, 1014.5]]), image.size, fitted.size).tolist()
-    drawn = draw_arrow(fitted, tuple(pixel))
-    assert drawn.getpixel(tuple(pixel)) == (10, 200, 90)
-    assert drawn.getpixel((pixel[0] - 1, pixel[1])) == (255, 0, 0)
+    fitted = fit_image(Image.fromarray(pixels))
+    [(x, y)] = scale_points(np.array([[714.5, 1014.5]]), (1920, 1440), fitted.size).tolist()
+    drawn = draw_arrow(fitted, (x, y))
+    assert (drawn.getpixel((x, y)), drawn.getpixel((x - 1, y))) == ((10, 200, 90), (255, 0, 0))
 
 
-def test_points_outside():
-    with pytest.raises(ValueError, match=r"column 640, row 3 is outside the image of 640x480"):
-        scale_points(np.array([[3, 3], [640, 3]]), (640, 480), (640, 480))
-    with pytest.raises(ValueError, match="column nan"):
-        scale_points(np.array([[np.nan, 3]]), (640, 480), (640, 480))
-    with pytest.raises(ValueError, match=r"shape \(2,\)"):
-        scale_points(np.array([3.0, 3.0]), (640, 480), (640, 480))
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        ([[3, 3], [640, 3]], "column 640, row 3 is outside the image of 640x480"),
+        ([[np.nan, 3]], "column nan"),
+        ([3.0, 3.0], r"shape \(2,\)"),
+    ],
+)
+def test_points_outside(points, message):
+    with pytest.raises(ValueError, match=message):
+        scale_points(np.array(points), (640, 480), (640, 480))
     assert scale_points(np.zeros((0, 2)), (640, 480), (640, 480)).shape == (0, 2)
 
 
@@ -161,164 +155,81 @@ def test_prompt():
 
 
 @pytest.mark.parametrize(
-    ("text", "metres"),
+    ("metres", "texts"),
     [
-        ("<think> The point is around 3.21 meters away. </think><answer> 3.21 </answer>", 3.21),
-        ("<answer>2.5</answer>", 2.5),
-        ("<ANSWER>\n2.50\n</ANSWER>", 2.5),
-        ("<answer>.5</answer>", 0.5),
-        ("<answer>5.</answer>", 5),
-        ("<answer>1e1</answer>", 10),
-        ("<answer>~2.5.</answer>", 2.5),
-        ("<answer>approximately 2.5</answer>", 2.5),
-        ("<answer>**2.5**</answer>", 2.5),
-        ("<answer>2.5 m</answer>", 2.5),
-        ("<answer>250cm</answer>", 2.5),
-        ("<answer>The distance is 2.5 meters.</answer>", 2.5),
-        ("<answer>1</answer> or rather <answer>3</answer>", 3),
-        ("<answer>3</answer> <think>or 4 m?</think>", 3),
-        ("It is 9 m. <answer>3</answer> I mean 4 m.", 3),
-        ("I think 2 m</think><answer>3</answer>", 3),
+        # in tags
+        (3.21, ["<think> The point is around 3.21 meters away. </think><answer> 3.21 </answer>"]),
+        (
+            2.5,
+            ["<answer>2.5</answer>", "<ANSWER>\n2.50\n</ANSWER>", "<answer>~2.5.</answer>", "<answer>2.5 m</answer>"],
+        ),
+        (2.5, ["<answer>approximately 2.5</answer>", "<answer>**2.5**</answer>", "<answer>250cm</answer>"]),
+        (2.5, ["<answer>The distance is 2.5 meters.</answer>", "<answer>2.5 m (8.2 ft)</answer>"]),
+        (0.5, ["<answer>.5</answer>"]),
+        (5, ["<answer>5.</answer>"]),
+        (10, ["<answer>1e1</answer>"]),
+        (3, ["<answer>1</answer> or rather <answer>3</answer>", "<answer>3</answer> <think>or 4 m?</think>"]),
+        (3, ["It is 9 m. <answer>3</answer> I mean 4 m.", "I think 2 m</think><answer>3</answer>"]),
+        # in running text
+        (2.5, ["It is 2.5 meters away.", "It is 2.5 metres away.", "about 2.5 M", "2.5m.", "a **2.5**-meter distance"]),
+        (2.5, ["2.5 meters (8.2 feet)", "8.2 feet (2.5 meters)"]),
+        (2.5, ["<answer>2.5 m"]),  # the tag never ends: running text, with its unit
+        (2, ["2 m (6 ft)"]),  # 6 ft is 1.83 m, and 5.5 to 6.5 ft are 1.68 to 1.98 m
+        (3.2, ["It is 3.2 m away, so: 3.2 meters."]),
+        (2, ["Region 1 is 2 meters from the camera"]),
+        (3, ["D2 = 3 m", "2 m</think> 3 m"]),
+        # units
+        (1, ["It is one 1 meter away."]),
+        (3, ["300 cm", "300 centimetres"]),
+        (1.5, ["1500 mm"]),
+        (1.2, ["1,200 mm", "1'200 mm"]),
+        (12, ["0.012 km", "1\u2019200 cm"]),
+        (12000, ["12 kilometers"]),
+        (3.048, ["10 ft", "10 feet"]),
+        (0.3048, ["1 foot"]),
+        (2.54, ["100 inches"]),
+        (0.0254, ["1 inch"]),
+        # one bare number, or a box
+        (3.2, ["3.2", "3.2.", "~ 3.2", "answer: 3.2", "**Answer:** about 3.2", "It is 3.2", "\\boxed{3.2}"]),
+        (3.2, ["The distance is approximately 3.2.", "So 2 m + 1.2 m is $\\boxed{3.2\\,\\text{m}}$"]),
     ],
 )
-def test_answer_tags(text, metres):
-    assert parse_metres(text) == pytest.approx(metres)
+def test_metres_in_replies(metres, texts):
+    assert {text: parse_metres(text) for text in texts} == {text: pytest.approx(metres) for text in texts}
 
 
 @pytest.mark.parametrize(
-    ("text", "metres"),
+    "texts",
     [
-        ("It is 2.5 meters away.", 2.5),
-        ("It is 2.5 metres away.", 2.5),
-        ("It is one 1 meter away.", 1),
-        ("about 2.5 M", 2.5),
-        ("2.5m.", 2.5),
-        ("a **2.5**-meter distance", 2.5),
-        ("300 cm", 3),
-        ("300 centimetres", 3),
-        ("1500 mm", 1.5),
-        ("0.012 km", 12),
-        ("12 kilometers", 12000),
-        ("10 ft", 3.048),
-        ("10 feet", 3.048),
-        ("1 foot", 0.3048),
-        ("100 inches", 2.54),
-        ("1 inch", 0.0254),
-        ("2.5 meters (8.2 feet)", 2.5),
-        ("8.2 feet (2.5 meters)", 2.5),
-        ("2 m (6 ft)", 2),  # 6 ft is 1.83 m, and 5.5 to 6.5 ft are 1.68 to 1.98 m
-        ("It is 3.2 m away, so: 3.2 meters.", 3.2),
-        ("1,200 mm", 1.2),
-        ("1'200 mm", 1.2),
-        ("1\u2019200 cm", 12),
-        ("Region 1 is 2 meters from the camera", 2),
-        ("D2 = 3 m", 3),
-        ("2 m</think> 3 m", 3),
-        ("<answer>2.5 m", 2.5),  # the tag never ends: running text, with its unit
-    ],
-)
-def test_running_text(text, metres):
-    assert parse_metres(text) == pytest.approx(metres)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "There is no red arrow in the image. Therefore, the distance cannot be determined.",
-        "<answer>2.5",  # cut short, perhaps within the number
-        "There are 2",
-        "Region 1",
-        "3.2 or so chairs",
-        "At 12:30 it is 3",
-        "3.2 and 3.3",
-        "<answer></answer> 3 m",
-        "<answer>Region 1</answer> 3 m",
-        "<answer>I see 2 chairs</answer>",
+        ["", "There is no red arrow in the image. Therefore, the distance cannot be determined."],
+        ["<answer>2.5"],  # cut short, perhaps within the number
+        ["There are 2", "Region 1", "3.2 or so chairs", "At 12:30 it is 3", "3.2 and 3.3"],
+        ["<answer></answer> 3 m", "<answer>Region 1</answer> 3 m", "<answer>I see 2 chairs</answer>"],
         # two different lengths
-        "3.2 m (estimate from 2.0 m door height)",
-        "3 m with an error of 10 cm",
-        "The chair is at 2 m and the point at 3 m, in room 4.",
-        "2.5 m (9.2 ft)",
-        "<answer>2.5 m (9.2 ft)</answer>",
-        "12:30 m",
-        "12'30 m",
-        "1,200 m",
-        "1,20 mm",
-        "<answer>2</answer><answer>unknown</answer>",
+        ["3.2 m (estimate from 2.0 m door height)", "3 m with an error of 10 cm", "2.5 m (9.2 ft)"],
+        ["The chair is at 2 m and the point at 3 m, in room 4.", "<answer>2.5 m (9.2 ft)</answer>"],
+        ["12:30 m", "12'30 m", "1,200 m", "1,20 mm", "<answer>2</answer><answer>unknown</answer>"],
         # thoughts only
-        "<think>It is 2.5 m.</think>",
-        "<think>It is 2.5 m. <answer>2.5</answer>",
-        "It is 2.5 m.</think>",
-        "<think><answer>2.5</answer></think>",
+        ["<think>It is 2.5 m.</think>", "<think>It is 2.5 m. <answer>2.5</answer>", "It is 2.5 m.</think>"],
+        ["<think><answer>2.5</answer></think>"],
         # not positive, not finite
-        "<answer>0</answer>",
-        "<answer>0.00 m</answer>",
-        "<answer>-2.5</answer>",
-        "<answer>- 2.5 m</answer>",
-        "<answer>\u22122.5</answer>",
-        "<answer>minus 2.5</answer>",
-        "The depth is -2.5 meters.",
-        "It is 3 m from the wall, at -2 m.",
-        "<answer>inf</answer>",
-        "<answer>nan</answer>",
-        "<answer>1e400</answer>",
-        "infinity meters",
+        ["<answer>0</answer>", "<answer>0.00 m</answer>", "<answer>-2.5</answer>", "<answer>- 2.5 m</answer>"],
+        ["<answer>\u22122.5</answer>", "<answer>minus 2.5</answer>", "The depth is -2.5 meters."],
+        ["It is 3 m from the wall, at -2 m.", "infinity meters"],
+        ["<answer>inf</answer>", "<answer>nan</answer>", "<answer>1e400</answer>"],
         # numbers that are read differently in different countries
-        "<answer>1,000</answer>",
-        "<answer>1,5</answer>",
-        "It is 1,5 m away.",
-        "It is 1.2.3 m away.",
+        ["<answer>1,000</answer>", "<answer>1,5</answer>", "It is 1,5 m away.", "It is 1.2.3 m away."],
         # two numbers
-        "<answer>2-3 meters</answer>",
-        "<answer>2-3</answer>",
-        "<answer>2 to 3</answer>",
-        "2-3 meters",
-        "2 - 3 m",
-        "1.5\u20132.0 m",
-        "1.5\u20142.0 m",
-        "2m to 3m",
-        "2~3 m",
-        "between 2 and 3 meters",
-        "2 or 3 meters",
-        "3 m \u00b1 0.5 m",
-        "3 m +/- 0.5 m",
-        "2, 3 m",
-        "2 x 3 m",
-        "1/2 m",
-        "3 1/2 feet",
-        "5 feet 6 inches",
+        ["<answer>2-3 meters</answer>", "<answer>2-3</answer>", "<answer>2 to 3</answer>", "2-3 meters", "2 - 3 m"],
+        ["1.5\u20132.0 m", "1.5\u20142.0 m", "2m to 3m", "2~3 m", "between 2 and 3 meters", "2 or 3 meters"],
+        ["3 m \u00b1 0.5 m", "3 m +/- 0.5 m", "2, 3 m", "2 x 3 m", "1/2 m", "3 1/2 feet", "5 feet 6 inches"],
         # other units
-        "5 yards",
-        "2.5 m/s",
-        "2.5 m\u00b2",
-        "2.5 mph",
-        "2.5 minutes",
-        "<answer>5 yards</answer>",
-        "<answer>2.5 m\u00b2</answer>",
+        ["5 yards", "2.5 m/s", "2.5 m\u00b2", "2.5 mph", "2.5 minutes"],
+        ["<answer>5 yards</answer>", "<answer>2.5 m\u00b2</answer>"],
     ],
 )
-def test_failures(text):
-    assert math.isnan(parse_metres(text))
-
-
-@pytest.mark.parametrize(
-    ("text", "metres"),
-    [
-        ("3.2", 3.2),
-        ("3.2.", 3.2),
-        ("~ 3.2", 3.2),
-        ("answer: 3.2", 3.2),
-        ("**Answer:** about 3.2", 3.2),
-        ("It is 3.2", 3.2),
-        ("The distance is approximately 3.2.", 3.2),
-        ("\\boxed{3.2}", 3.2),
-        ("So 2 m + 1.2 m is $\\boxed{3.2\\,\\text{m}}$", 3.2),
-        ("<answer>2.5 m (8.2 ft)</answer>", 2.5),
-    ],
-)
-def test_one_bare_number_or_a_box(text, metres):
-    assert parse_metres(text) == pytest.approx(metres)
+def test_replies_that_are_no_length(texts):
+    assert [text for text in texts if not math.isnan(parse_metres(text))] == []
 
 
 def test_long_text_is_read_at_once():

@@ -76,16 +76,34 @@ def with_lines(path: Path, scores: dict[str, float], truth=(1.0,), answers=(1.0,
     return path
 
 
-def pair(folder: Path, first: dict[str, float], second: dict[str, float], **changes) -> None:
-    """Two systems under one protocol, one on all three images."""
-    counts = {"images": 3, "done": len(first), "pixels": 30}
-    with_lines(make(folder, "nyuv2", 0.5, name="First", row="first", **(counts | changes)), first)
-    with_lines(make(folder, "nyuv2", 0.25, name="Second", row="second", images=3, done=len(second)), second)
+def pair(folder: Path, first: dict[str, float], second: dict[str, float]) -> tuple[SameImages, dict]:
+    """Two systems under one protocol, and the lines of their images."""
+    for name, scores, score in (("First", first, 0.5), ("Second", second, 0.25)):
+        result = make(folder, "nyuv2", score, name=name, row=name.lower(), images=3, done=len(scores), pixels=30)
+        with_lines(result, scores)
+    group = only_group(folder)
+    return group, group.lines([])
+
+
+def png(size: tuple[int, int]) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", size, "blue").save(stream, "PNG")
+    return stream.getvalue()
+
+
+def drawn(size: tuple[int, int], points: list) -> np.ndarray:
+    """The pixels of a picture with its worst points."""
+    uri = picture_uri(png(size), worst_points(ImageResult("a", {}, len(points), 0, {}, *zip(*points, strict=True)), 9))
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))), dtype=int)
 
 
 def only_group(folder: Path) -> SameImages:
     [group] = same_images(read_inputs([folder]).measured)
     return group
+
+
+def command(*arguments: object):
+    return CliRunner().invoke(cli.app, ["bench", "report", *map(str, arguments)])
 
 
 class TestDistance:
@@ -97,11 +115,9 @@ class TestDistance:
             assert (sums.pixels, sums.failures) == (2, failures)
             assert (sums.metrics()["delta1"], sums.metrics()["abs_rel"]) == (0.5, pytest.approx(abs_rel))
 
-    def test_edges(self):
+    def test_edges_and_errors(self):
         bins = bin_by_distance([1.0, 2.0, 500.0], [1.0, 1.0, 500.0])
         assert [place for place, sums in enumerate(bins) if sums] == [1, 2, len(bins) - 1]
-
-    def test_errors(self):
         with pytest.raises(ValueError, match=r"must be \(n,\) both, got \(2,\) and \(1,\)"):
             bin_by_distance([1.0, 2.0], [1.0])
         with pytest.raises(ValueError, match="no true depth above 0 m"):
@@ -118,9 +134,7 @@ class TestDistance:
 class TestPairs:
     def test_by_hand(self, tmp_path):
         # The same difference on every image: every resample gives it.
-        pair(tmp_path, {"a": 0.75, "b": 0.5, "c": 0.25}, {"a": 0.5, "b": 0.25, "c": 0.0})
-        group = only_group(tmp_path)
-        lines = group.lines([])
+        group, lines = pair(tmp_path, {"a": 0.75, "b": 0.5, "c": 0.25}, {"a": 0.5, "b": 0.25, "c": 0.0})
         [row] = compare_systems(group, lines, None, [])
         assert (row.first, row.second, row.of) == ("Second", "First", 3)  # against the best
         assert (row.comparison.estimate, row.comparison.low, row.comparison.high) == pytest.approx((-0.25,) * 3)
@@ -128,9 +142,8 @@ class TestPairs:
         assert (row.first, row.comparison.estimate, row.comparison.images) == ("First", pytest.approx(0.25), 3)
 
     def test_common_images_alone(self, tmp_path):
-        pair(tmp_path, {"a": 1.0, "b": 1.0}, {"b": 0.5, "c": 0.0})
-        group = only_group(tmp_path)
-        [row] = compare_systems(group, group.lines([]), "Second", [])
+        group, lines = pair(tmp_path, {"a": 1.0, "b": 1.0}, {"b": 0.5, "c": 0.0})
+        [row] = compare_systems(group, lines, "Second", [])
         assert (row.comparison.images, row.of, row.comparison.estimate) == (1, 2, 0.5)
 
     def test_never_across_protocols_or_data(self, tmp_path):
@@ -141,9 +154,8 @@ class TestPairs:
 
     def test_lines_that_are_not_there(self, tmp_path):
         make(tmp_path, "nyuv2", 0.5)
-        group = only_group(tmp_path)
         notes: list[str] = []
-        assert group.lines(notes) == {}
+        assert only_group(tmp_path).lines(notes) == {}
         assert "no lines of single images beside 0.json" in notes[0]
 
 
@@ -155,40 +167,26 @@ class TestWorst:
             for name, delta1, error in (("a", 0.5, 9.0), ("b", 0.0, 0.5), ("c", 0.0, None), ("d", 0.0, 0.75))
         ]
         lines_path(path).write_text("".join(line.to_json() + "\n" for line in lines))
-        group = only_group(tmp_path)
-        found = worst_images(group.lines([])["Mine"], 3)
+        found = worst_images(only_group(tmp_path).lines([])["Mine"], 3)
         assert [image.id for image in found] == ["c", "d", "b"]  # without any answer, then by abs_rel
 
     def test_points(self):
-        image = ImageResult(
-            "a", {}, 4, 1, {}, [1.0, 2.0, 4.0, 3.0], [1.2, 4.0, None, 3.0], [(0, 0), (1, 0), (2, 0), (3, 0)]
-        )
-        rows = worst_points(image, 3)
+        truth, answers = [1.0, 2.0, 4.0, 3.0], [1.2, 4.0, None, 3.0]
+        rows = worst_points(ImageResult("a", {}, 4, 1, {}, truth, answers, [(i, 0) for i in range(4)]), 3)
         assert [(row.number, row.place, row.truth, row.answer, row.right) for row in rows] == [
             (1, (2, 0), 4.0, None, False),
             (2, (1, 0), 2.0, 4.0, False),
             (3, (0, 0), 1.0, 1.2, True),
         ]
 
-    def test_picture(self):
-        stream = io.BytesIO()
-        Image.new("RGB", (840, 200), "blue").save(stream, "PNG")
-        points = worst_points(ImageResult("a", {}, 2, 0, {}, [1.0, 1.0], [1.0, 3.0], [(200, 100), (600, 100)]), 9)
-        uri = picture_uri(stream.getvalue(), points)
-        picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))), dtype=int)
+    def test_pictures(self):
+        picture = drawn((840, 200), [(1.0, 1.0, (200, 100)), (1.0, 3.0, (600, 100))])
         assert picture.shape == (100, 420, 3)
         # Half the size: the right point is green at (100, 50), the wrong one red at (300, 50).
-        assert picture[50, 100].argmax() == 1
-        assert picture[50, 300].argmax() == 0
-        assert picture[10, 10].argmax() == 2
-
-    def test_small_pictures_are_enlarged(self):
-        stream = io.BytesIO()
-        Image.new("RGB", (84, 40), "blue").save(stream, "PNG")
-        uri = picture_uri(stream.getvalue(), worst_points(ImageResult("a", {}, 1, 0, {}, [1.0], [3.0], [(20, 10)]), 9))
-        picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))), dtype=int)
-        assert picture.shape == (200, 420, 3)
-        assert picture[52, 102].argmax() == 0  # five times the size: the middle of the pixel 20, 10
+        assert [picture[row, column].argmax() for row, column in ((50, 100), (50, 300), (10, 10))] == [1, 0, 2]
+        small = drawn((84, 40), [(1.0, 3.0, (20, 10))])
+        assert small.shape == (200, 420, 3)
+        assert small[52, 102].argmax() == 0  # five times the size: the middle of the pixel 20, 10
 
 
 class TestLabels:
@@ -196,6 +194,7 @@ class TestLabels:
         """In a picture of 100x60: to the right, to the left at the right border, inside at the upper border."""
         corners = label_corners([(20, 30), (95, 30), (20, 1)], [(10, 8)] * 3, (100, 60))
         assert corners == [(27, 26), (78, 26), (27, 0)]
+        assert label_corners([(5, 5)], [(40, 20)], (10, 10)) == [(0, 0)]  # larger than the picture
 
     def test_none_lies_over_another(self):
         points = [(50.0, 40.0), (52.0, 41.0), (48.0, 42.0), (51.0, 38.0)]
@@ -203,35 +202,29 @@ class TestLabels:
         for (left, top), (other_left, other_top) in combinations(corners, 2):
             assert abs(left - other_left) >= 12 or abs(top - other_top) >= 8
 
-    def test_larger_than_the_picture(self):
-        assert label_corners([(5, 5)], [(40, 20)], (10, 10)) == [(0, 0)]
 
-
-class TestNumbers:
-    def test_times(self):
-        seconds = (13 * 3600.0, 2.484, 0.42, 0.0621, 1.05e-4, 9.48e-5, 1e-6)
-        assert [time_text(each) for each in seconds] == [
-            *("46,800s", "2.48s", "0.42s", "62.1ms", "0.105ms", "94.8µs", "1µs")
-        ]
-
-    def test_rates(self):
-        assert [plain(each) for each in (10_554.0, 16.1, 4.0, 0.002, 0.99999)] == ["10,600", "16.1", "4", "0.002", "1"]
+def test_numbers():
+    seconds = {13 * 3600.0: "46,800s", 2.484: "2.48s", 0.42: "0.42s", 0.0621: "62.1ms", 1.05e-4: "0.105ms"}
+    seconds |= {9.48e-5: "94.8µs", 1e-6: "1µs"}
+    assert {each: time_text(each) for each in seconds} == seconds
+    rates = {10_554.0: "10,600", 16.1: "16.1", 4.0: "4", 0.002: "0.002", 0.99999: "1"}
+    assert {each: plain(each) for each in rates} == rates
 
 
 class TestPlots:
     def test_what_the_bars_show(self, tmp_path):
-        make(tmp_path, "waymo", 0.75, name="DepthVLM-4B", row="depthvlm-4b", done=4)
+        ours = {"name": "DepthVLM-4B", "row": "depthvlm-4b"}
+        make(tmp_path, "waymo", 0.75, **ours, done=4)
         make(tmp_path, "synthetic", 0.5)
-        make(tmp_path, "waymo", 0.25, "dense", name="DepthVLM-4B", row="depthvlm-4b")
+        make(tmp_path, "waymo", 0.25, "dense", **ours)
         found = bars_of(build_report(read_inputs([tmp_path])))
-        hashes = [PROTOCOLS[name].hash() for name in ("dense", "depthvlm", "depthvlm")]
         names = ["dense", "depthvlm", "depthvlm"]
-        assert [bars.title.split()[-2:] for bars in found] == [list(pair) for pair in zip(names, hashes, strict=True)]
+        assert [bars.title.split()[-2:] for bars in found] == [[name, PROTOCOLS[name].hash()] for name in names]
         assert [bars.sets for bars in found] == [["Waymo"], ["Waymo"], ["synthetic"]]
-        [dense], [ours], [outside] = (bars.series for bars in found)
-        assert (ours.scores, ours.partial) == ({"Waymo": 0.75}, {"Waymo"})
-        assert ours.published["Waymo"] == 0.879  # table 1, Ours-4B
-        assert ours.intervals == {"Waymo": pytest.approx((0.7, 0.8))}
+        [dense], [mine], [outside] = (bars.series for bars in found)
+        assert (mine.scores, mine.partial) == ({"Waymo": 0.75}, {"Waymo"})
+        assert mine.published["Waymo"] == 0.879  # table 1, Ours-4B
+        assert mine.intervals == {"Waymo": pytest.approx((0.7, 0.8))}
         assert (dense.scores, dense.published) == ({"Waymo": 0.25}, {})  # not the paper's protocol
         assert (outside.scores, outside.published) == ({"synthetic": 0.5}, {})
 
@@ -288,19 +281,17 @@ def run(tmp_path_factory) -> Path:
 
 class TestFromBuildToReport:
     def test_scores(self, run):
-        report = build_report(read_inputs([run / "results"]), [1])
-        constant, oracle = report.tables[0].measured
+        [table] = build_report(read_inputs([run / "results"]), [1]).tables
+        constant, oracle = table.measured
         # 2 m is right beyond 1.6 m: in the 4 of 16 frames of order 3 where 10 column + row > 300, 62 of 690 points.
         assert constant.cells[8].value == pytest.approx(62 / 690 / 4)
         assert (oracle.cells[8].text, oracle.details[0].partial) == ("1.000*", "4 of 16 images (--limit 4)")
-        names = [row.name for row in report.tables[0].rows]
-        assert names[:2] == ["Always Output 2.0m"] * 2
+        assert [row.name for row in table.rows][:2] == ["Always Output 2.0m"] * 2
 
     def test_command(self, run, tmp_path):
         outputs = []
         for name in ("one", "two"):
-            options = ["--out", str(tmp_path / name), "--data", str(run / "build"), "--worst", "2"]
-            result = CliRunner().invoke(cli.app, ["bench", "report", str(run / "results"), *options])
+            result = command(run / "results", "--out", tmp_path / name, "--data", run / "build", "--worst", "2")
             assert result.exit_code == 0, result.output
             files = sorted(path for path in (tmp_path / name).iterdir() if path.is_file())
             outputs.append({path.name: path.read_bytes() for path in files})
@@ -316,14 +307,15 @@ class TestFromBuildToReport:
         # Behind table 1, and beside the difference of the pair.
         assert page.text.count("4 of 16*") == 2
 
-    def test_formats(self, run):
-        starts = {"csv": "table,group,system", "json": "{", "markdown": "# ", "text": "DepthVLM-Bench"}
-        for name, start in starts.items():
-            arguments = ["bench", "report", str(run / "results"), "--table", "1", "--format", name]
-            result = CliRunner().invoke(cli.app, arguments)
-            assert result.exit_code == 0
-            assert result.stdout.startswith(start)
-            assert "Pixtral" not in result.stdout  # of table 3
+    @pytest.mark.parametrize(
+        ("name", "start"),
+        [("csv", "table,group,system"), ("json", "{"), ("markdown", "# "), ("text", "DepthVLM-Bench")],
+    )
+    def test_formats(self, run, name, start):
+        result = command(run / "results", "--table", "1", "--format", name)
+        assert result.exit_code == 0
+        assert result.stdout.startswith(start)
+        assert "Pixtral" not in result.stdout  # of table 3
 
     def test_pictures_of_other_data(self, run, tmp_path):
         build_toy(make_toy(tmp_path / "download", frames=1), tmp_path / "build", "test", "nyuv2", points=690)
@@ -334,17 +326,17 @@ class TestFromBuildToReport:
         assert re.search("No pictures of [12] of the worst images: no build given with --data holds", page.text)
 
     def test_errors(self, run, tmp_path):
-        def fails(*arguments: str) -> str:
-            result = CliRunner().invoke(cli.app, ["bench", "report", *arguments])
+        results, out = run / "results", ("--out", tmp_path / "out")
+        for arguments, words in (
+            (("--table", "5"), "A report has no table 5: choose from 1, 2, 3, 8"),
+            ((tmp_path / "gone",), "There is no"),
+            (("--data", run / "build"), "give --out too"),
+            ((results, *out, "--baseline", "x"), "No measured system is called 'x': there are Always"),
+            ((results, *out, "--data", tmp_path), "has no finished build"),
+        ):
+            result = command(*arguments)
             assert result.exit_code != 0
-            return " ".join(result.output.split())
-
-        assert "A report has no table 5: choose from 1, 2, 3, 8" in fails("--table", "5")
-        assert "There is no" in fails(str(tmp_path / "gone"))
-        assert "give --out too" in fails("--data", str(run / "build"))
-        results, out = str(run / "results"), str(tmp_path / "out")
-        assert "No measured system is called 'x': there are Always" in fails(results, "--out", out, "--baseline", "x")
-        assert "has no finished build" in fails(results, "--out", out, "--data", str(tmp_path))
+            assert words in " ".join(result.output.split())
         assert not (tmp_path / "out").exists()
 
 

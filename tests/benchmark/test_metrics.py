@@ -5,13 +5,16 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from depthvlm.benchmark.scoring import metrics
 from depthvlm.benchmark.scoring.boundary import boundary_f1
 from depthvlm.benchmark.scoring.metrics import METRICS, ErrorSums, MetricAccumulator
 from depthvlm.benchmark.scoring.point_clouds import point_cloud_f_score
 from depthvlm.benchmark.scoring.protocols import ALIGNMENTS, align, fit_alignment
 from scipy import optimize, stats
+from scipy.spatial.distance import cdist
 
+from depthvlm import silog_loss
 from depthvlm.geometry import ray_factors, viewing_rays
 
 LN2, LN10 = 0.6931471805599453, 2.302585092994046
@@ -48,10 +51,8 @@ class TestByHand:
     def test_thresholds_are_strict(self):
         for power, name in enumerate(("delta1", "delta2", "delta3"), 1):
             function, edge = getattr(metrics, name), 1.25**power
-            for prediction, truth in ((edge, 1.0), (1.0, edge)):
-                assert function([prediction], [truth]) == 0
-            assert function([edge - 1e-9], [1.0]) == 1
-            assert function([1.0], [edge - 1e-9]) == 1
+            assert [function([edge], [1.0]), function([1.0], [edge])] == [0, 0]
+            assert [function([edge - 1e-9], [1.0]), function([1.0], [edge - 1e-9])] == [1, 1]
 
     def test_silog_lambdas(self):
         # d = ln 2, ln 2, 0: mean 2/3 ln 2, mean of squares 2/3 ln^2 2.
@@ -60,12 +61,7 @@ class TestByHand:
             expected = LN2 * math.sqrt(factor)
             assert metrics.silog(prediction, truth, silog_lambda=silog_lambda) == pytest.approx(expected, rel=1e-12)
         assert metrics.silog_kitti(prediction, truth) == pytest.approx(100 * LN2 * math.sqrt(2 / 9), rel=1e-12)
-
-    def test_silog_is_the_training_loss_at_its_lambda(self):
-        import torch
-
-        from depthvlm import silog_loss
-
+        # At its lambda it is the training loss.
         prediction, truth = some_maps()
         loss = silog_loss(torch.tensor(prediction), torch.tensor(truth), silog_lambda=0.5).item()
         assert metrics.silog(prediction, truth, silog_lambda=0.5) == pytest.approx(loss, rel=1e-5)
@@ -81,11 +77,10 @@ class TestByHand:
     def test_against_scipy(self):
         prediction, truth = some_maps()
         d = (np.log(prediction) - np.log(truth)).ravel()
+        norm = np.linalg.norm(prediction - truth)
         assert metrics.silog(prediction, truth) == pytest.approx(stats.tstd(d, ddof=0), rel=1e-12)
         assert metrics.rmse_log(prediction, truth) == pytest.approx(stats.moment(d, 2, center=0) ** 0.5, rel=1e-12)
-        assert metrics.rmse(prediction, truth) == pytest.approx(
-            np.linalg.norm(prediction - truth) / math.sqrt(truth.size), rel=1e-12
-        )
+        assert metrics.rmse(prediction, truth) == pytest.approx(norm / math.sqrt(truth.size), rel=1e-12)
 
 
 class TestFailures:
@@ -93,33 +88,38 @@ class TestFailures:
 
     def test_count_as_wrong(self):
         # A negative answer has a ratio below every threshold: here -2 for 2.
-        prediction = np.concatenate([self.BAD, [2.0, 2.2]])
-        truth = np.full(8, 2.0)
-        for name in ("delta1", "delta2", "delta3"):
-            assert getattr(metrics, name)(prediction, truth) == 2 / 8
+        prediction, truth = np.concatenate([self.BAD, [2.0, 2.2]]), np.full(8, 2.0)
+        deltas = ("delta1", "delta2", "delta3")
+        assert [getattr(metrics, name)(prediction, truth) for name in deltas] == [2 / 8] * 3
         assert metrics.failures(prediction, truth) == 6
         assert metrics.abs_rel(prediction, truth) == pytest.approx(0.05)
-
-    def test_no_answer_at_all(self):
+        # No answer at all.
         values = ErrorSums.of(self.BAD, np.ones(6)).metrics()
-        assert [values.pop(name) for name in ("delta1", "delta2", "delta3")] == [0, 0, 0]
+        assert [values.pop(name) for name in deltas] == [0, 0, 0]
         assert all(math.isnan(value) for value in values.values())
         assert math.isnan(metrics.rmse(self.BAD, np.ones(6)))
         assert math.isnan(metrics.silog(self.BAD, np.ones(6)))
 
-    def test_errors_name_the_image(self):
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (("nyu/7", [1.0, 2.0], [0.0, np.nan]), "'nyu/7' has no valid pixel"),
+            (("a", [1.0], [1.0], [False]), "'a' has no valid pixel"),
+            (("a", np.ones((2, 3)), np.ones((3, 2))), r"'a' has the shape \(2, 3\), its truth \(3, 2\)"),
+            (("a", [1.0, 1.0], [1.0, 1.0], [True]), r"mask of image 'a' has the shape \(1,\)"),
+            (("x", [1.0], [1.0]), "'x' was already scored"),
+        ],
+    )
+    def test_errors_name_the_image(self, arguments, words):
         accumulator = MetricAccumulator()
-        with pytest.raises(ValueError, match=r"'nyu/7' has no valid pixel"):
-            accumulator.add("nyu/7", [1.0, 2.0], [0.0, np.nan])
-        with pytest.raises(ValueError, match=r"'a' has no valid pixel"):
-            accumulator.add("a", [1.0], [1.0], [False])
-        with pytest.raises(ValueError, match=r"'a' has the shape \(2, 3\), its truth \(3, 2\)"):
-            accumulator.add("a", np.ones((2, 3)), np.ones((3, 2)))
-        with pytest.raises(ValueError, match=r"mask of image 'a' has the shape \(1,\)"):
-            accumulator.add("a", [1.0, 1.0], [1.0, 1.0], [True])
         with pytest.raises(ValueError, match="No image"):
             accumulator.compute()
-        assert len(accumulator) == 0
+        accumulator.add("x", [1.0], [1.0])
+        with pytest.raises(ValueError, match=words):
+            accumulator.add(*arguments)
+        with pytest.raises(ValueError, match="'x' has no metric 'nonsense'"):
+            accumulator.values("nonsense")
+        assert len(accumulator) == 1
 
 
 class TestAccumulator:
@@ -129,15 +129,12 @@ class TestAccumulator:
         accumulator.add("b", [2.0], [1.0])
         accumulator.add("c", [np.nan, -1.0], [1.0, 1.0])
         result = accumulator.compute()
-        assert result["images"]["delta1"] == pytest.approx((0.75 + 0 + 0) / 3)
-        assert result["pixels"]["delta1"] == pytest.approx(3 / 7)
+        images, pixels, defined = result["images"], result["pixels"], result["defined"]
         # c has no answer: abs_rel over the other two, 3/4 and 1; over their five pixels (3 + 1) / 5.
-        assert result["images"]["abs_rel"] == pytest.approx(0.875)
-        assert result["pixels"]["abs_rel"] == pytest.approx(0.8)
-        assert result["pixels"]["rmse"] == pytest.approx(math.sqrt((9 + 1) / 5))
+        assert (images["delta1"], images["abs_rel"]) == pytest.approx(((0.75 + 0 + 0) / 3, 0.875))
+        assert (pixels["delta1"], pixels["abs_rel"], pixels["rmse"]) == pytest.approx((3 / 7, 0.8, math.sqrt(10 / 5)))
         assert result["counts"] == {"images": 3, "pixels": 7, "failures": 2, "failed_images": 1}
-        assert result["defined"]["delta1"] == 3
-        assert result["defined"]["abs_rel"] == 2
+        assert (defined["delta1"], defined["abs_rel"]) == (3, 2)
         assert accumulator.values("delta1") == {"a": 0.75, "b": 0.0, "c": 0.0}
         assert accumulator.pixels() == {"a": 4, "b": 1, "c": 2}
 
@@ -163,38 +160,26 @@ class TestAccumulator:
         assert all(result == results[0] for result in results)
         assert (results[0]["images"]["boundary_f1"], results[0]["defined"]["boundary_f1"]) == (0.1 + 0.2, 1)
 
-    def test_each_image_once(self):
-        accumulator = MetricAccumulator()
-        accumulator.add("x", [1.0], [1.0])
-        with pytest.raises(ValueError, match="'x' was already scored"):
-            accumulator.add("x", [1.0], [1.0])
-        with pytest.raises(ValueError, match="'x' has no metric 'nonsense'"):
-            accumulator.values("nonsense")
-
 
 class TestAlignment:
-    def test_median_by_hand(self):
+    def test_by_hand(self):
         # Medians 4 and 3, over the answers alone.
         prediction = np.array([1.0, 4.0, 100.0, -5.0, np.nan])
         truth = np.array([3.0, 2.0, 50.0, 9.0, 9.0])
         assert fit_alignment(prediction, truth, method="median") == (0.75, 0.0)
         np.testing.assert_array_equal(align(prediction, truth), [0.75, 3.0, 75.0, np.nan, np.nan])
-
-    def test_scale_by_hand(self):
         # (1 * 3 + 2 * 5) / (1 + 4)
         assert fit_alignment([1.0, 2.0], [3.0, 5.0], method="scale") == (2.6, 0.0)
+        # Fitted where valid, applied everywhere.
+        truth, valid = np.array([1.0, 2.0, 3.0, 100.0]), np.array([True, True, True, False])
+        np.testing.assert_allclose(align([2.0, 3.0, 4.0, 5.0], truth, valid, "scale_shift"), [1, 2, 3, 4])
 
-    def test_affine_against_scipy(self):
-        prediction, truth = some_maps()
-        slope = stats.linregress(prediction.ravel(), truth.ravel())
-        assert fit_alignment(prediction, truth, method="scale_shift") == pytest.approx((slope.slope, slope.intercept))
-        slope = stats.linregress(1 / prediction.ravel(), 1 / truth.ravel())
-        fitted = fit_alignment(prediction, truth, method="scale_shift_disparity")
-        assert fitted == pytest.approx((slope.slope, slope.intercept))
-
-    def test_scale_against_scipy(self):
-        prediction, truth = some_maps()
-        best = optimize.least_squares(lambda s: s * prediction.ravel() - truth.ravel(), [1.0])
+    def test_against_scipy(self):
+        prediction, truth = (each.ravel() for each in some_maps())
+        for method, x, y in (("scale_shift", prediction, truth), ("scale_shift_disparity", 1 / prediction, 1 / truth)):
+            line = stats.linregress(x, y)
+            assert fit_alignment(prediction, truth, method=method) == pytest.approx((line.slope, line.intercept))
+        best = optimize.least_squares(lambda s: s * prediction - truth, [1.0])
         assert fit_alignment(prediction, truth, method="scale")[0] == pytest.approx(best.x[0], rel=1e-6)
 
     @pytest.mark.parametrize(
@@ -212,11 +197,6 @@ class TestAlignment:
         np.testing.assert_allclose(aligned, truth, rtol=1e-9)
         assert metrics.delta1(distort(truth), truth) < 1
 
-    def test_fitted_where_valid_applied_everywhere(self):
-        truth, valid = np.array([1.0, 2.0, 3.0, 100.0]), np.array([True, True, True, False])
-        aligned = align([2.0, 3.0, 4.0, 5.0], truth, valid, "scale_shift")
-        np.testing.assert_allclose(aligned, [1, 2, 3, 4])
-
     def test_a_constant_becomes_the_mean(self):
         truth = np.array([1.0, 2.0, 6.0])
         for constant in (0.1, 2.0, 1e6):
@@ -232,20 +212,13 @@ class TestAlignment:
 
     @pytest.mark.parametrize("method", ALIGNMENTS)
     def test_no_answer_stays_none(self, method):
-        aligned = align([np.nan, -1.0], [1.0, 2.0], method=method, max_depth=80.0)
-        assert np.isnan(aligned).all()
-
-    def test_errors(self):
-        with pytest.raises(ValueError, match="Unknown alignment 'mean': choose one of none, median, scale"):
-            align([1.0], [1.0], method="mean")
-        with pytest.raises(ValueError, match="`max_depth` must be above 0"):
-            align([1.0], [1.0], max_depth=0.0)
+        assert np.isnan(align([np.nan, -1.0], [1.0, 2.0], method=method, max_depth=80.0)).all()
 
 
 def brute_force_boundaries(prediction, truth, thresholds, released):
     """The definition, pair by pair."""
     height, width = truth.shape
-    scores, used = [], []
+    scores = []
     for t in thresholds:
         counts = []
         for down, right in ((0, 1), (0, -1), (1, 0), (-1, 0)):
@@ -256,15 +229,11 @@ def brute_force_boundaries(prediction, truth, thresholds, released):
                     c, d = truth[k, m] / truth[i, j] > t, prediction[k, m] / prediction[i, j] > t
                     true, found, both = true + c, found + d, both + (c and d)
             counts.append((true, found, both))
-        if released:
-            recall = sum(both / max(true, 1) for true, _, both in counts) / 4
-            precision = sum(both / max(found, 1) for _, found, both in counts) / 4
-        else:
-            true, found, both = (sum(column) for column in zip(*counts, strict=True))
-            recall, precision = both / max(true, 1), both / max(found, 1)
-        used.append(t)
+        counts = counts if released else [tuple(sum(column) for column in zip(*counts, strict=True))]
+        recall = sum(both / max(true, 1) for true, _, both in counts) / len(counts)
+        precision = sum(both / max(found, 1) for _, found, both in counts) / len(counts)
         scores.append(2 * recall * precision / (recall + precision) if recall + precision else 0.0)
-    return sum(s * t for s, t in zip(scores, used, strict=True)) / sum(used)
+    return sum(s * t for s, t in zip(scores, thresholds, strict=True)) / sum(thresholds)
 
 
 class TestBoundaries:
@@ -306,32 +275,20 @@ class TestBoundaries:
         convention = "released" if released else "paper"
         assert boundary_f1(prediction, truth, convention=convention) == pytest.approx(expected, rel=1e-12)
 
-    def test_failures_miss_the_contour(self):
+    def test_failures_and_a_truth_without_contours(self):
         prediction = self.STEP.copy()
         prediction[:2, 1] = np.nan, -1.0
         # Two of four contours left, none false.
         assert boundary_f1(prediction, self.STEP) == pytest.approx(2 / 3)
-
-    def test_a_truth_without_contours(self):
         assert math.isnan(boundary_f1(self.STEP, np.ones((4, 4))))
         assert boundary_f1(self.STEP, np.ones((4, 4)), convention="released") == 0
-
-    def test_errors(self):
-        with pytest.raises(ValueError, match=r"got a prediction \(4,\) and a truth \(4,\)"):
-            boundary_f1(np.ones(4), np.ones(4))
-        with pytest.raises(ValueError, match="ratios of depths above 1"):
-            boundary_f1(self.STEP, self.STEP, min_threshold=0.05)
-        with pytest.raises(ValueError, match="Unknown convention"):
-            boundary_f1(self.STEP, self.STEP, convention="mine")
 
 
 class TestPointClouds:
     def test_rays_by_hand(self):
-        rays = viewing_rays([[10, 20], [14, 20], [10, 26]], (4.0, 3.0, 10.5, 20.5))
-        np.testing.assert_allclose(rays, [[0, 0, 1], [1, 0, 1], [0, 2, 1]])
-        np.testing.assert_allclose(
-            ray_factors([[10, 20], [14, 20], [10, 26]], (4.0, 3.0, 10.5, 20.5)), [1, math.sqrt(2), math.sqrt(5)]
-        )
+        pixels, camera = [[10, 20], [14, 20], [10, 26]], (4.0, 3.0, 10.5, 20.5)
+        np.testing.assert_allclose(viewing_rays(pixels, camera), [[0, 0, 1], [1, 0, 1], [0, 2, 1]])
+        np.testing.assert_allclose(ray_factors(pixels, camera), [1, math.sqrt(2), math.sqrt(5)])
 
     def test_f_score_by_hand(self):
         # Points 1 m apart on a wall at 10 m; the first is seen 3 cm too far, the second 1 m, the third not at all.
@@ -347,14 +304,11 @@ class TestPointClouds:
 
     def test_a_point_may_be_found_by_a_neighbour(self):
         # Two predicted points on one true point: precision 1, recall 1/2.
-        truth, prediction = np.array([[1.0, 1.0]]), np.array([[1.0, 1.0]])
-        valid = np.array([[True, True]])
-        near = point_cloud_f_score(prediction, truth * [1, 3], (1e6, 1e6, 0.0, 0.0), valid, threshold=0.1)
+        truth, valid = np.array([[1.0, 1.0]]), np.array([[True, True]])
+        near = point_cloud_f_score(truth, truth * [1, 3], (1e6, 1e6, 0.0, 0.0), valid, threshold=0.1)
         assert near == pytest.approx(2 * 1 * 0.5 / 1.5)
 
     def test_against_all_distances(self):
-        from scipy.spatial.distance import cdist
-
         prediction, truth = some_maps((6, 8))
         intrinsics = (8.0, 8.0, 3.5, 2.5)
         rows, columns = np.mgrid[:6, :8]
@@ -365,13 +319,24 @@ class TestPointClouds:
         score = point_cloud_f_score(prediction, truth, intrinsics, threshold=0.8)
         assert score == pytest.approx(2 * precision * recall / (precision + recall), rel=1e-12)
 
-    def test_errors(self):
-        wall = np.ones((2, 2))
-        with pytest.raises(ValueError, match="threshold must be a distance above 0"):
-            point_cloud_f_score(wall, wall, (1, 1, 0, 0), threshold=0)
-        with pytest.raises(ValueError, match="maps"):
-            point_cloud_f_score(wall, np.ones(4), (1, 1, 0, 0))
-        with pytest.raises(ValueError, match="fx, fy, cx, cy"):
-            point_cloud_f_score(wall, wall, (0, 1, 0, 0))
-        with pytest.raises(ValueError, match="column and row"):
-            viewing_rays([1, 2], (1, 1, 0, 0))
+
+WALL, STEP = np.ones((2, 2)), TestBoundaries.STEP
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "options", "words"),
+    [
+        (align, ([1.0], [1.0]), {"method": "mean"}, "Unknown alignment 'mean': choose one of none, median, scale"),
+        (align, ([1.0], [1.0]), {"max_depth": 0.0}, "`max_depth` must be above 0"),
+        (boundary_f1, (np.ones(4), np.ones(4)), {}, r"got a prediction \(4,\) and a truth \(4,\)"),
+        (boundary_f1, (STEP, STEP), {"min_threshold": 0.05}, "ratios of depths above 1"),
+        (boundary_f1, (STEP, STEP), {"convention": "mine"}, "Unknown convention"),
+        (point_cloud_f_score, (WALL, WALL, (1, 1, 0, 0)), {"threshold": 0}, "threshold must be a distance above 0"),
+        (point_cloud_f_score, (WALL, np.ones(4), (1, 1, 0, 0)), {}, "maps"),
+        (point_cloud_f_score, (WALL, WALL, (0, 1, 0, 0)), {}, "fx, fy, cx, cy"),
+        (viewing_rays, ([1, 2], (1, 1, 0, 0)), {}, "column and row"),
+    ],
+)
+def test_errors(function, arguments, options, words):
+    with pytest.raises(ValueError, match=words):
+        function(*arguments, **options)

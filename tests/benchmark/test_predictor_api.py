@@ -40,13 +40,28 @@ def example(seed: int, points: int = 1, size: tuple[int, int] = (80, 60)) -> Exa
     return Example(f"e{seed}", image, NARROW, np.stack([columns, rows], 1).astype(np.float64))
 
 
+ANSWER = completion("<answer>2.5</answer>")
+
+
 def script(*replies: Reply):
     """These replies in turn, then an ordinary answer for ever."""
+    return lambda _, number: replies[number] if number < len(replies) else ANSWER
 
-    def answer(_: Request, number: int) -> Reply:
-        return replies[number] if number < len(replies) else completion("<answer>2.5</answer>")
 
-    return answer
+def options_sent(request: Request) -> dict:
+    return {name: value for name, value in request.body.items() if name != "messages"}
+
+
+def refused(words: str, folder, *replies: Reply, requests: int = 1, **options) -> str:
+    """Asserts that asking fails with words that match, after so many requests; returns the error's text."""
+    with serve(script(*replies)) as server:
+        with pytest.raises(ChatServerError, match=words) as caught:
+            vlm(server, folder, **options).predict([example(0)])
+        for reply in replies:
+            if reply.hold is not None:
+                reply.hold.set()
+    assert len(server.requests) == requests
+    return "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
 
 
 def vlm(server: ChatServer, folder, waits: list[float] | None = None, **options) -> ApiVLM:
@@ -71,23 +86,23 @@ class TestRequest:
         assert request.image_url.startswith("data:image/png;base64,")
         drawn = draw_arrow(one.image, tuple(int(x) for x in one.points[0]))
         assert np.array_equal(np.asarray(request.image), np.asarray(drawn))
-        rest = {name: value for name, value in request.body.items() if name != "messages"}
-        assert rest == {"model": "gpt-test", "max_tokens": 1024, "temperature": 0.0}
+        assert options_sent(request) == {"model": "gpt-test", "max_tokens": 1024, "temperature": 0.0}
+        [file] = [path for path in tmp_path.rglob("*") if path.is_file()]
+        assert SECRET not in file.read_text()
 
     def test_options_of_reasoning_models(self, tmp_path):
         options = {"token_parameter": "max_completion_tokens", "temperature": None, "max_new_tokens": 99}
         with serve(script()) as server:
             vlm(server, tmp_path, **options, extra_body={"reasoning_effort": "low"}).predict([example(0)])
-        rest = {name: value for name, value in server.requests[0].body.items() if name != "messages"}
-        assert rest == {"model": "gpt-test", "max_completion_tokens": 99, "reasoning_effort": "low"}
+        expected = {"model": "gpt-test", "max_completion_tokens": 99, "reasoning_effort": "low"}
+        assert options_sent(server.requests[0]) == expected
 
     def test_large_images_and_jpeg(self, tmp_path):
-        one = example(0, size=(2048, 1024))
         with serve(script()) as server:
-            vlm(server, tmp_path, image_format="jpeg").predict([one])
-        assert server.requests[0].image_url.startswith("data:image/jpeg;base64,")
-        assert server.requests[0].image.size == (1024, 512)
-        assert server.requests[0].image.format == "JPEG"
+            vlm(server, tmp_path, image_format="jpeg").predict([example(0, size=(2048, 1024))])
+        [request] = server.requests
+        assert request.image_url.startswith("data:image/jpeg;base64,")
+        assert (request.image.size, request.image.format) == ((1024, 512), "JPEG")
 
     @pytest.mark.parametrize("key", [None, "A_KEY"])
     def test_no_other_servers_secrets_are_sent(self, tmp_path, monkeypatch, key):
@@ -107,11 +122,7 @@ class TestRequest:
     def test_nothing_follows_to_another_server(self, tmp_path):
         with serve(script()) as other:
             elsewhere = Reply(307, b"over there", {"Location": f"{other.url}/chat/completions"})
-            with (
-                serve(script(elsewhere)) as server,
-                pytest.raises(ChatServerError, match="refused with status 307: over there"),
-            ):
-                vlm(server, tmp_path).predict([example(0)])
+            refused("refused with status 307: over there", tmp_path, elsewhere)
         assert other.requests == []
 
     def test_order_of_answers(self, tmp_path):
@@ -125,14 +136,13 @@ class TestRequest:
             first.set()
             return completion(f"<answer>{mean:.3f}</answer>")
 
-        def flat(value: int) -> Example:
-            image = Image.fromarray(np.full((60, 80, 3), value, dtype=np.uint8))
-            return Example(str(value), image, NARROW, np.array([[40.0, 30.0]]))
-
+        values = (20, 80, 140, 200)
+        images = [Image.fromarray(np.full((60, 80, 3), value, dtype=np.uint8)) for value in values]
         with serve(answer) as server:
-            answers = vlm(server, tmp_path, concurrency=2).predict([flat(v) for v in (20, 80, 140, 200)])
+            flat = [Example(str(i), image, NARROW, np.array([[40.0, 30.0]])) for i, image in enumerate(images)]
+            answers = vlm(server, tmp_path, concurrency=2).predict(flat)
         # 40 pixels of 4800 are red: no blue in them.
-        assert [a.metres for [a] in answers] == [round(v * (1 - 40 / 4800), 3) for v in (20, 80, 140, 200)]
+        assert [a.metres for [a] in answers] == [round(v * (1 - 40 / 4800), 3) for v in values]
 
     def test_no_more_at_once_than_asked_for(self, tmp_path):
         together = threading.Barrier(3)
@@ -149,62 +159,41 @@ class TestRequest:
 
 
 class TestRetries:
-    def test_429_then_an_answer(self, tmp_path):
-        waits: list[float] = []
-        later = Reply(429, b'{"error": "slow down"}', {"Retry-After": "17"})
-        with serve(script(later)) as server:
-            [[answer]] = vlm(server, tmp_path, waits).predict([example(0)])
-        assert answer.metres == 2.5
-        assert waits == [17.0]
-        assert len(server.requests) == 2
-
-    def test_retry_after_as_a_date(self, tmp_path):
-        waits: list[float] = []
-        later = Reply(429, b"", {"Retry-After": formatdate(time.time() + 100, usegmt=True)})
-        with serve(script(later, Reply(429, b"", {"Retry-After": "soon"}))) as server:
-            vlm(server, tmp_path, waits).predict([example(0)])
-        assert 60 < waits[0] <= 100
-        assert 1 <= waits[1] <= 2  # not understood: the backoff before the second retry
-
-    def test_500_twice_then_an_answer(self, tmp_path):
-        waits: list[float] = []
-        with serve(script(Reply(500), Reply(503, b"overloaded"))) as server:
-            [[answer]] = vlm(server, tmp_path, waits).predict([example(0)])
-        assert answer.metres == 2.5
-        # 1 s and 2 s, times 0.5 to 1.
-        assert 0.5 <= waits[0] <= 1
-        assert 1 <= waits[1] <= 2
-
     @pytest.mark.parametrize(
-        "body", [b"<html>502</html>", b"", b"{}", b'{"choices": []}', b"[]", b'{"choices": [{"message": null}]}']
+        ("replies", "between"),
+        [
+            ([(429, b'{"error": "slow down"}', "17")], [(17, 17)]),
+            # Not understood: the backoff before the second retry. It is 1 s and 2 s, times 0.5 to 1.
+            ([(429, b"", "in 100 s"), (429, b"", "soon")], [(60, 100), (1, 2)]),
+            ([(500, b"", None), (503, b"overloaded", None)], [(0.5, 1), (1, 2)]),
+            *(
+                ([(200, body, None)], [(0.5, 1)])
+                for body in (b"<html>502</html>", b"", b"{}", b'{"choices": []}', b"[]")
+            ),
+            ([(200, b'{"choices": [{"message": null}]}', None)], [(0.5, 1)]),
+        ],
     )
-    def test_garbage_then_an_answer(self, tmp_path, body):
-        with serve(script(Reply(200, body))) as server:
-            [[answer]] = vlm(server, tmp_path).predict([example(0)])
-        assert answer.metres == 2.5
-        assert len(server.requests) == 2
-
-    def test_garbage_for_ever(self, tmp_path):
-        with (
-            serve(script(*[Reply(200, b"<html>sorry</html>")] * 9)) as server,
-            pytest.raises(ChatServerError, match=r"after 4 tries; the last: .*no chat completion: <html>sorry</html>"),
-        ):
-            vlm(server, tmp_path).predict([example(0)])
-        assert len(server.requests) == 4
-        assert list(tmp_path.rglob("*.json")) == []
-
-    def test_a_server_that_never_answers(self, tmp_path):
-        hold = threading.Event()
+    def test_an_answer_in_the_end(self, tmp_path, replies, between):
+        dates = {"in 100 s": formatdate(time.time() + 100, usegmt=True)}
+        made = [Reply(s, body, {"Retry-After": dates.get(later, later)} if later else {}) for s, body, later in replies]
         waits: list[float] = []
-        with serve(script(*[Reply(hold=hold)] * 9)) as server:
-            with pytest.raises(ChatServerError, match=r"after 3 tries; the last: no answer within 0.1 s") as caught:
-                vlm(server, tmp_path, waits, timeout=0.1, max_retries=2).predict([example(0)])
-            hold.set()
-        assert len(server.requests) == 3
-        assert len(waits) == 2
-        assert "The answers so far are kept in" in caught.value.__notes__[0]
+        with serve(script(*made)) as server:
+            [[answer]] = vlm(server, tmp_path, waits).predict([example(0)])
+        assert answer.metres == 2.5
+        assert len(server.requests) == len(replies) + 1
+        assert len(waits) >= len(between)
+        for wait, (low, high) in zip(waits, between, strict=False):
+            assert low <= wait <= high
 
-    def test_no_server(self, tmp_path):
+    def test_no_answer_in_the_end(self, tmp_path):
+        garbage = r"after 4 tries; the last: .*no chat completion: <html>sorry</html>"
+        refused(garbage, tmp_path, *[Reply(200, b"<html>sorry</html>")] * 9, requests=4)
+        assert list(tmp_path.rglob("*.json")) == []
+        waits: list[float] = []
+        silent, options = [Reply(hold=threading.Event())] * 9, {"timeout": 0.1, "max_retries": 2, "waits": waits}
+        text = refused("after 3 tries; the last: no answer within 0.1 s", tmp_path, *silent, requests=3, **options)
+        assert len(waits) == 2
+        assert "The answers so far are kept in" in text
         with serve(script()) as server:
             pass
         with pytest.raises(ChatServerError, match="after 4 tries; the last: ConnectError"):
@@ -213,29 +202,16 @@ class TestRetries:
     @pytest.mark.parametrize("status", [400, 401, 403, 404])
     def test_refused(self, tmp_path, status):
         body = json.dumps({"error": {"message": f"Incorrect API key provided: {SECRET}"}}).encode()
-        with (
-            serve(script(*[Reply(status, body)] * 9)) as server,
-            pytest.raises(ChatServerError, match=f"refused with status {status}: .*Incorrect API key") as caught,
-        ):
-            vlm(server, tmp_path).predict([example(0)])
-        assert len(server.requests) == 1
-        assert SECRET not in str(caught.value)
-        assert ("Is the API key right" in str(caught.value)) == (status in (401, 403))
+        text = refused(f"refused with status {status}: .*Incorrect API key", tmp_path, *[Reply(status, body)] * 9)
+        assert SECRET not in text
+        assert ("Is the API key right" in text) == (status in (401, 403))
 
-    def test_a_quota_that_is_used_up(self, tmp_path):
+    def test_waits_that_are_not_worth_it(self, tmp_path):
         body = b'{"error": {"code": "insufficient_quota", "message": "You exceeded your quota"}}'
-        with (
-            serve(script(*[Reply(429, body)] * 9)) as server,
-            pytest.raises(ChatServerError, match=r"status 429: .*You exceeded your quota"),
-        ):
-            vlm(server, tmp_path).predict([example(0)])
-        assert len(server.requests) == 1
-
-    def test_a_wait_that_is_too_long(self, tmp_path):
-        later = Reply(429, b"daily limit", {"Retry-After": "86400"})
+        refused(r"status 429: .*You exceeded your quota", tmp_path, *[Reply(429, body)] * 9)
         waits: list[float] = []
-        with serve(script(later)) as server, pytest.raises(ChatServerError, match="asks to wait for 86400 s"):
-            vlm(server, tmp_path, waits).predict([example(0)])
+        later = Reply(429, b"daily limit", {"Retry-After": "86400"})
+        refused("asks to wait for 86400 s", tmp_path, later, waits=waits)
         assert waits == []
 
 
@@ -284,12 +260,10 @@ class TestCost:
 
     def test_a_server_that_does_not_count(self, tmp_path):
         options = {"input_price": 2.0, "output_price": 10.0, "max_cost": 1.0}
-        replies = [completion("<answer>1</answer>", None)] * 2
-        with serve(script(*replies)) as server:
+        with serve(script(*[completion("<answer>1</answer>", None)] * 2)) as server:
             with pytest.raises(ValueError, match="does not count tokens"):
                 vlm(server, tmp_path, **options).predict([example(0)])
-            [[answer]] = vlm(server, tmp_path).predict([example(0)])
-        assert answer.metres == 1
+            assert vlm(server, tmp_path).predict([example(0)])[0][0].metres == 1
         assert len(server.requests) == 1
 
 
@@ -308,12 +282,6 @@ class TestCache:
             vlm(other, tmp_path).predict([example(0)])
         assert len(server.requests) == 4
         assert len(other.requests) == 1
-
-    def test_the_key_is_not_kept(self, tmp_path):
-        with serve(script()) as server:
-            vlm(server, tmp_path).predict([example(0)])
-        [file] = [path for path in tmp_path.rglob("*") if path.is_file()]
-        assert SECRET not in file.read_text()
 
     def test_an_error_keeps_what_was_answered(self, tmp_path):
         four = [example(i) for i in range(4)]

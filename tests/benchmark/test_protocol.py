@@ -31,30 +31,20 @@ class TestProtocol:
             get_protocol("nyu")
 
     def test_hash_is_of_the_fields(self):
-        fields = {
-            "aggregation": "images",
-            "alignment": "none",
-            "clip": True,
-            "coordinates": "depth",
-            "crop": "kitti-garg",
-            "depth_type": "z",
-            "kb_crop": True,
-            "max_depth": 80.0,
-            "min_depth": 0.001,
-            "name": "kitti-garg",
-            "points": None,
-            "seed": 0,
-        }
-        expected = hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:12]
+        def hash_of(fields: dict) -> str:
+            return hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:12]
+
+        fields = {"aggregation": "images", "alignment": "none", "clip": True, "coordinates": "depth"}
+        fields |= {"crop": "kitti-garg", "depth_type": "z", "kb_crop": True, "max_depth": 80.0, "min_depth": 0.001}
+        fields |= {"name": "kitti-garg", "points": None, "seed": 0}
         protocol = get_protocol("kitti-garg")
-        assert protocol.hash() == expected
-        assert dataclasses.replace(protocol, description="other words").hash() == expected
-        assert dataclasses.replace(protocol, max_depth=80).hash() == expected
-        assert dataclasses.replace(protocol, max_depth=50).hash() != expected
+        assert protocol.hash() == hash_of(fields)
+        assert dataclasses.replace(protocol, description="other words").hash() == hash_of(fields)
+        assert dataclasses.replace(protocol, max_depth=80).hash() == hash_of(fields)
+        assert dataclasses.replace(protocol, max_depth=50).hash() != hash_of(fields)
         # False is as absent: results from before the field keep their hash.
         del fields["kb_crop"]
-        before = hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:12]
-        assert dataclasses.replace(protocol, kb_crop=False).hash() == before
+        assert dataclasses.replace(protocol, kb_crop=False).hash() == hash_of(fields)
 
     def test_changes_show_in_the_name(self):
         changed = get_protocol("kitti-garg", alignment="median", max_depth=50)
@@ -68,12 +58,10 @@ class TestProtocol:
     def test_round_trip(self):
         for protocol in PROTOCOLS.values():
             again = Protocol.from_dict(json.loads(json.dumps(protocol.to_dict())))
-            assert again == protocol
-            assert again.hash() == protocol.hash()
-        with pytest.raises(ValueError, match="no field 'range'"):
-            Protocol.from_dict({"name": "a", "range": 3})
-        with pytest.raises(ValueError, match="needs a `name`"):
-            Protocol.from_dict({})
+            assert (again, again.hash()) == (protocol, protocol.hash())
+        for values, words in (({"name": "a", "range": 3}, "no field 'range'"), ({}, "needs a `name`")):
+            with pytest.raises(ValueError, match=words):
+                Protocol.from_dict(values)
 
     @pytest.mark.parametrize(
         ("fields", "message"),
@@ -118,20 +106,23 @@ class TestMasks:
         assert (rows.min(), rows.max(), columns.min(), columns.max()) == expected
         assert mask.sum() == (expected[1] - expected[0] + 1) * (expected[3] - expected[2] + 1)
 
-    def test_nyu_crop_is_of_one_size(self):
-        with pytest.raises(ValueError, match=r"480x640 pixels .* got 530x730"):
-            get_protocol("nyu-eigen").crop_mask(530, 730)
-
     def test_kb_crop(self):
         mask = get_protocol("dense", kb_crop=True).crop_mask(375, 1242)
         assert mask.sum() == 352 * 1216
         assert mask[23:, 13:1229].all()
-        with pytest.raises(ValueError, match=r"at least 352x1216 pixels .* got 256x1216.*kb_crop=false"):
-            get_protocol("kitti-garg").crop_mask(256, 1216)
-        with pytest.raises(ValueError, match="`kb_crop` is for KITTI's images"):
-            get_protocol("nyu-eigen", kb_crop=True)
-        with pytest.raises(ValueError, match="a crop needs a dense map"):
-            get_protocol("depthvlm", kb_crop=True)
+
+    @pytest.mark.parametrize(
+        ("name", "changes", "size", "words"),
+        [
+            ("nyu-eigen", {}, (530, 730), "480x640 pixels .* got 530x730"),
+            ("kitti-garg", {}, (256, 1216), "at least 352x1216 pixels .* got 256x1216.*kb_crop=false"),
+            ("nyu-eigen", {"kb_crop": True}, (480, 640), "`kb_crop` is for KITTI's images"),
+            ("depthvlm", {"kb_crop": True}, (480, 640), "a crop needs a dense map"),
+        ],
+    )
+    def test_crops_of_other_images(self, name, changes, size, words):
+        with pytest.raises(ValueError, match=words):
+            get_protocol(name, **changes).crop_mask(*size)
 
     @pytest.mark.real_data
     def test_pixels_of_a_real_map(self, shared):
@@ -145,17 +136,17 @@ class TestMasks:
 
     def test_ranges(self):
         truth = np.array([0.0, 0.001, 0.5, 1, 10, 80, 90, np.inf], dtype=np.float32)
-        # The source's bounds count, the protocol's own do not.
-        assert get_protocol("dense").valid_mask(truth, (0.5, 80)).tolist() == [0, 0, 1, 1, 1, 1, 0, 0]
         mine = get_protocol("dense", min_depth=0.001, max_depth=80)
-        assert mine.valid_mask(truth, (0.5, 90)).tolist() == [0, 0, 1, 1, 1, 0, 0, 0]
-        half = get_protocol("dense", max_depth=80)
-        assert half.valid_mask(truth, (1, 10)).tolist() == [0, 0, 0, 1, 1, 0, 0, 0]
-        assert get_protocol("dense").valid_mask(truth).tolist() == [0, 1, 1, 1, 1, 1, 1, 0]
+        for protocol, bounds, expected in (
+            # The source's bounds count, the protocol's own do not.
+            (get_protocol("dense"), (0.5, 80), [0, 0, 1, 1, 1, 1, 0, 0]),
+            (mine, (0.5, 90), [0, 0, 1, 1, 1, 0, 0, 0]),
+            (get_protocol("dense", max_depth=80), (1, 10), [0, 0, 0, 1, 1, 0, 0, 0]),
+            (get_protocol("dense"), None, [0, 1, 1, 1, 1, 1, 1, 0]),
+        ):
+            assert protocol.valid_mask(truth, *([bounds] if bounds else [])).tolist() == expected
         with pytest.raises(ValueError, match="'x' has no valid pixel"):
             mine.valid_mask(np.full(8, 80.0), name="'x'")
-
-    def test_a_bound_in_float32(self):
         # float32(0.005) is below 0.005.
         truth = np.full((2, 2), 0.005, dtype=np.float32)
         assert get_protocol("dense").valid_mask(truth, (0.005, 10)).all()
@@ -213,8 +204,7 @@ class TestPrepare:
         p, _, mask = get_protocol("dense", alignment="median").prepare(prediction, truth, (0.1, 80))
         np.testing.assert_allclose(p, [2, 4, 8, 60])
         assert mask.tolist() == [True, True, True, False]
-
-    def test_disparity_ends_at_the_range(self):
+        # A disparity below zero ends at the range.
         prediction, truth = 1 / np.array([0.8, 0.5, 0.2]), np.array([2.0, 5.0, 90.0])
         p, _, _ = get_protocol("dense", alignment="scale_shift_disparity").prepare(prediction, truth, (0.1, 80))
         np.testing.assert_allclose(p, [2, 5, 80])
@@ -258,15 +248,18 @@ class TestPoints:
         truth = published_truth(depth, [[3, 1], [15, 0]], [9.0, 9.0], (16, 6), (8, 3))
         np.testing.assert_array_equal(truth, [9, 0])
 
-    def test_errors(self):
-        with pytest.raises(ValueError, match="outside the map of 4x2 pixels"):
-            point_pixels([[4, 0]], (4, 2), (16, 6))
-        with pytest.raises(ValueError, match="outside the map of 16x6 pixels"):
-            point_pixels([[16, 0]], (20, 10), (16, 6), "published")
-        with pytest.raises(ValueError, match="column and row"):
-            point_pixels([1, 2], (4, 2), (16, 6))
-        with pytest.raises(ValueError, match='must be "depth" or "published"'):
-            point_pixels([[1, 2]], (4, 2), (16, 6), "rgb")
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (([[4, 0]], (4, 2), (16, 6)), "outside the map of 4x2 pixels"),
+            (([[16, 0]], (20, 10), (16, 6), "published"), "outside the map of 16x6 pixels"),
+            (([1, 2], (4, 2), (16, 6)), "column and row"),
+            (([[1, 2]], (4, 2), (16, 6), "rgb"), 'must be "depth" or "published"'),
+        ],
+    )
+    def test_errors(self, arguments, words):
+        with pytest.raises(ValueError, match=words):
+            point_pixels(*arguments)
 
     @pytest.mark.real_data
     def test_scannetpp(self, shared):
