@@ -17,6 +17,7 @@ import typer
 from bench_builds import build_rows, build_toy
 from bench_source import ToySource, build_files, make_toy, open_toy
 from depthvlm.benchmark.build.annotations import write_annotations
+from depthvlm.benchmark.build.builder import BuildEvents
 from depthvlm.benchmark.build.plan import plan_build
 from depthvlm.benchmark.build.shard_writer import BuildError, TooManyBadFramesError
 from depthvlm.benchmark.build.shards import load_build
@@ -30,6 +31,7 @@ TESTS = Path(__file__).parents[1] / "support"
 KILLED = """
 import sys
 from bench_source import open_toy
+from depthvlm.benchmark.build.builder import BuildEvents
 from depthvlm.benchmark.build.plan import plan_build
 from depthvlm.benchmark.build.builder import run_build
 
@@ -100,37 +102,32 @@ class TestBytes:
         make_toy(root, fail=["scene1/left_001"], empty=["scene0/right_003"])
         entry = build_toy(root, out, num_images=100)
         assert json.loads((out / "manifest.json").read_text()) == {"format": 1, "builds": {"toy-train": entry}}
-        assert entry["counts"]["rows"] == 14
-        assert entry["counts"]["points"] == 140
-        assert (entry["counts"]["scenes"], entry["counts"]["cameras"]) == (2, 2)
+        counts = {name: entry["counts"][name] for name in ("rows", "points", "scenes", "cameras")}
+        assert counts == {"rows": 14, "points": 140, "scenes": 2, "cameras": 2}
         assert [shard["rows"] for shard in entry["shards"]] == [6, 4, 4]
         assert entry["bad_frames"] == [
             {"id": "scene0/right_003", "reason": "none of its 768 pixels has depth within 0.5 to 50 m"},
             {"id": "scene1/left_001", "reason": "scene1/left_001.png is truncated"},
         ]
         assert entry["notes"][0] == "100 images were asked for, the source has 16: all are taken."
+        assert [shard["file"] for shard in entry["shards"]] == [f"toy-train-{i:05d}-of-00003.parquet" for i in range(3)]
         for shard in entry["shards"]:
             data = (out / shard["file"]).read_bytes()
-            assert hashlib.sha256(data).hexdigest() == shard["sha256"]
-            assert len(data) == shard["bytes"]
+            assert (shard["sha256"], shard["bytes"]) == (hashlib.sha256(data).hexdigest(), len(data))
             assert pq.read_metadata(out / shard["file"]).num_rows == shard["rows"]
-        assert [shard["file"] for shard in entry["shards"]] == [f"toy-train-{i:05d}-of-00003.parquet" for i in range(3)]
 
-    def test_small_evaluation_set(self, tmp_path, out):
-        root = make_toy(tmp_path / "root", frames=6)  # 24 images share 10000 points
+    def test_counts_of_points(self, root, tmp_path, out):
+        entry = build_toy(root, tmp_path / "many", points=1000)  # of the 768 pixels 23 x 30 are valid
+        assert (entry["counts"]["points"], entry["counts"]["short_of_points"]) == (16 * 690, 16)
+        assert entry["notes"] == [
+            "16 images have fewer valid pixels than points were asked for: all of those are taken."
+        ]
+        make_toy(root, frames=6)  # a small evaluation set: 24 images share 10000 points
         entry = build_toy(root, out, "test", name="nyuv2")
         assert entry["counts"]["points"] == 10_000
         assert {len(row["points"]) for row in build_rows(out, tmp_path, "test")} == {416, 417}
         chosen = build_toy(root, tmp_path / "chosen", "test", name="nyuv2", num_images=24)
         assert chosen["counts"]["points"] == 240
-
-    def test_images_with_few_valid_pixels(self, root, out):
-        entry = build_toy(root, out, points=1000)  # of the 768 pixels 23 x 30 are valid
-        assert entry["counts"]["points"] == 16 * 690
-        assert entry["counts"]["short_of_points"] == 16
-        assert entry["notes"] == [
-            "16 images have fewer valid pixels than points were asked for: all of those are taken."
-        ]
 
 
 class TestGoingOn:
@@ -177,34 +174,32 @@ class TestGoingOn:
         build_toy(root, tmp_path / "whole")
         assert build_files(out) == build_files(tmp_path / "whole")
 
-    def test_finished_is_not_made_again(self, root, out):
+    def test_finished_is_not_made_again_and_damaged_is(self, root, out):
         build_toy(root, out)
-        times = {one: one.stat().st_mtime_ns for one in out.glob("*.parquet")}
+        times, whole = _times(out), build_files(out)
         make_toy(root, bug=["scene0/left_000"])  # whoever reads fails
         build_toy(root, out)
-        assert {one: one.stat().st_mtime_ns for one in out.glob("*.parquet")} == times
-
-    def test_damaged_shards_are_made_again(self, root, out, tmp_path):
-        build_toy(root, out)
-        whole = build_files(out)
+        assert _times(out) == times
+        make_toy(root)
         shards = sorted(out.glob("*.parquet"))
         data = bytearray(shards[0].read_bytes())
         data[500] ^= 1
         shards[0].write_bytes(data)
         shards[2].unlink()
         said = []
-        build_toy(root, out, events=_events(said))
+        build_toy(root, out, events=BuildEvents(say=said.append))
         assert build_files(out) == whole
         assert said[0] == "toy-train-00000-of-00003.parquet is not what its record says: it is made again."
 
     def test_other_parameters(self, root, out):
         build_toy(root, out)
-        with pytest.raises(BuildError, match=r"other parameters:\n  points: 10 there, 7 now\n"):
-            build_toy(root, out, points=7)
-        with pytest.raises(BuildError, match="seed: 0 there, 5 now"):
-            build_toy(root, out, seed=5)
-        with pytest.raises(BuildError, match=r"options: {} there, {'farther': 3} now"):
-            build_toy(root, out, options={"farther": 3})
+        for changes, words in (
+            ({"points": 7}, r"other parameters:\n  points: 10 there, 7 now\n"),
+            ({"seed": 5}, "seed: 0 there, 5 now"),
+            ({"options": {"farther": 3}}, r"options: {} there, {'farther': 3} now"),
+        ):
+            with pytest.raises(BuildError, match=words):
+                build_toy(root, out, **changes)
         make_toy(root, frames=5)
         with pytest.raises(BuildError, match="frames_sha256"):
             build_toy(root, out)
@@ -217,28 +212,25 @@ class TestGoingOn:
                 build_toy(root, out)
             seen.append(images)
 
-        build_toy(root, out, events=_events([], begin))
+        build_toy(root, out, events=BuildEvents(begin=begin))
         assert seen == [16]
         build_toy(root, out)  # and the lock is given back
 
 
 class TestBadFrames:
     def test_more_than_allowed_stop_it(self, root, out, tmp_path):
-        make_toy(root, fail=["scene0/right_003", "scene1/left_001", "scene1/right_003"])
+        bad = ["scene0/right_003", "scene1/left_001", "scene1/right_003"]
+        make_toy(root, fail=bad)
         with pytest.raises(TooManyBadFramesError) as caught:
             build_toy(root, out, max_bad=1)
-        lines = str(caught.value).splitlines()
-        assert lines[0] == "2 frame(s) cannot be used, and --max-bad allows 1:"
-        assert lines[1:3] == [
-            "  scene0/right_003: scene0/right_003.png is truncated",
-            "  scene1/left_001: scene1/left_001.png is truncated",
-        ]
-        kept = {one: one.stat().st_mtime_ns for one in out.glob("*.parquet")}
+        said = [f"  {name}: {name}.png is truncated" for name in bad[:2]]
+        assert str(caught.value).splitlines()[:3] == ["2 frame(s) cannot be used, and --max-bad allows 1:", *said]
+        kept = _times(out)
         assert kept
         assert not list(out.glob(".state/*.tmp"))
         entry = build_toy(root, out, max_bad=3)
         assert entry["counts"]["bad"] == 3
-        assert kept.items() <= {one: one.stat().st_mtime_ns for one in out.glob("*.parquet")}.items()
+        assert kept.items() <= _times(out).items()
         make_toy(root)
         assert build_toy(root, out)["counts"]["bad"] == 3
         assert build_toy(root, out, retry_bad=True)["counts"] == build_toy(root, tmp_path / "good")["counts"]
@@ -324,26 +316,24 @@ class TestCommand:
         assert "or it was changed since" in " ".join(run(*arguments, "--jsonl").output.split())
         assert mine.read_bytes() == written + b"{}\n"
 
-    def test_errors(self, run, root, out):
-        arguments = ("build", "toy", "--root", root, "--out", out, "--workers", 1)
-        result = run(*arguments)
-        assert result.exit_code == 2
-        assert "toy has the splits train and test: choose one with --split" in result.output
+    @pytest.mark.parametrize(
+        ("options", "code", "words"),
+        [
+            ((), 2, "toy has the splits train and test: choose one with --split"),
+            (("--split", "test", "--max-bad", 0), 1, "1 frame(s) cannot be used, and --max-bad allows 0"),
+            (("--split", "test", "--option", "nearer=3"), 1, "nearer"),
+            (("--split", "test", "--address", "auto"), 2, ""),
+        ],
+    )
+    def test_errors(self, run, root, out, options, code, words):
         make_toy(root, fail=["scene1/left_001"])
-        result = run(*arguments, "--split", "test", "--max-bad", 0)
-        assert result.exit_code == 1
-        assert "1 frame(s) cannot be used, and --max-bad allows 0" in result.output
-        result = run(*arguments, "--split", "test", "--option", "nearer=3")
-        assert result.exit_code == 1
-        assert "nearer" in result.output
-        result = run(*arguments, "--split", "test", "--address", "auto")
-        assert result.exit_code == 2
+        result = run("build", "toy", "--root", root, "--out", out, "--workers", 1, *options)
+        assert result.exit_code == code
+        assert words in result.output
 
 
-def _events(said: list[str], begin=lambda images, done: None):
-    from depthvlm.benchmark.build.builder import BuildEvents
-
-    return BuildEvents(begin=begin, say=said.append)
+def _times(out: Path) -> dict[Path, int]:
+    return {one: one.stat().st_mtime_ns for one in out.glob("*.parquet")}
 
 
 def _alive(pid: int) -> bool:
