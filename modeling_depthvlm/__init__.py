@@ -2,7 +2,14 @@
 
 from .backbones_depthvlm import FAMILIES, Backbone, Family
 from .configuration_depthvlm import DepthHeadConfig, DepthVLMConfig, DepthVLMConfigMixin
-from .glm4v_depthvlm import DepthVLMGlm4vConfig, DepthVLMGlm46VConfig
+from .glm4v_depthvlm import (
+    DepthVLMGlm4vConfig,
+    DepthVLMGlm4vForConditionalGeneration,
+    DepthVLMGlm4vForDepthEstimation,
+    DepthVLMGlm46VConfig,
+    DepthVLMGlm46VForConditionalGeneration,
+    DepthVLMGlm46VForDepthEstimation,
+)
 from .losses_depthvlm import silog_loss
 from .modeling_depthvlm import (
     DepthFeatures,
@@ -12,9 +19,24 @@ from .modeling_depthvlm import (
     DepthVLMMixin,
     PredictedDepth,
 )
-from .qwen2_5_vl_depthvlm import DepthVLMQwen2_5_VLConfig
-from .qwen3_5_depthvlm import DepthVLMQwen3_5Config, DepthVLMQwen3_5MoeConfig
-from .qwen3_vl_moe_depthvlm import DepthVLMQwen3VLMoeConfig
+from .qwen2_5_vl_depthvlm import (
+    DepthVLMQwen2_5_VLConfig,
+    DepthVLMQwen2_5_VLForConditionalGeneration,
+    DepthVLMQwen2_5_VLForDepthEstimation,
+)
+from .qwen3_5_depthvlm import (
+    DepthVLMQwen3_5Config,
+    DepthVLMQwen3_5ForConditionalGeneration,
+    DepthVLMQwen3_5ForDepthEstimation,
+    DepthVLMQwen3_5MoeConfig,
+    DepthVLMQwen3_5MoeForConditionalGeneration,
+    DepthVLMQwen3_5MoeForDepthEstimation,
+)
+from .qwen3_vl_moe_depthvlm import (
+    DepthVLMQwen3VLMoeConfig,
+    DepthVLMQwen3VLMoeForConditionalGeneration,
+    DepthVLMQwen3VLMoeForDepthEstimation,
+)
 
 __all__ = [
     "FAMILIES",
@@ -27,12 +49,24 @@ __all__ = [
     "DepthVLMForConditionalGeneration",
     "DepthVLMForDepthEstimation",
     "DepthVLMGlm4vConfig",
+    "DepthVLMGlm4vForConditionalGeneration",
+    "DepthVLMGlm4vForDepthEstimation",
     "DepthVLMGlm46VConfig",
+    "DepthVLMGlm46VForConditionalGeneration",
+    "DepthVLMGlm46VForDepthEstimation",
     "DepthVLMMixin",
     "DepthVLMQwen2_5_VLConfig",
+    "DepthVLMQwen2_5_VLForConditionalGeneration",
+    "DepthVLMQwen2_5_VLForDepthEstimation",
     "DepthVLMQwen3VLMoeConfig",
+    "DepthVLMQwen3VLMoeForConditionalGeneration",
+    "DepthVLMQwen3VLMoeForDepthEstimation",
     "DepthVLMQwen3_5Config",
+    "DepthVLMQwen3_5ForConditionalGeneration",
+    "DepthVLMQwen3_5ForDepthEstimation",
     "DepthVLMQwen3_5MoeConfig",
+    "DepthVLMQwen3_5MoeForConditionalGeneration",
+    "DepthVLMQwen3_5MoeForDepthEstimation",
     "Family",
     "PredictedDepth",
     "register_auto_classes",

@@ -202,7 +202,12 @@ class DepthVLMMixin(CheckpointMixin):
     depth_head: DepthHead
 
     def __init__(self, config: Any):
-        super().__init__(config)  # type: ignore[call-arg]
+        if config.model_type != self.config_class.model_type:
+            raise ValueError(
+                f"{type(self).__name__} takes a {self.config_class.__name__}, got a {type(config).__name__}. "
+                "`from_pretrained` and the Auto classes choose the class by the checkpoint."
+            )
+        super().__init__(config)
         self.depth_head = build_depth_head(config.head, config.text.hidden_size, config.input_stride)
         if config.reads_vision and config.head.projector == "own":
             copies = [config.backbone.copy_projector(self.model.visual) for _ in range(LEVELS)]
