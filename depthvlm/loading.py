@@ -138,6 +138,8 @@ def load_parts(
     processor_path, processor_origin = (path, origin) if has_processor else (base, base_origin)
     processor = DepthVLMProcessor.from_pretrained(processor_path, **processor_origin, **camera)
     network = DepthVLMForConditionalGeneration.from_pretrained(base, dtype=dtype, **{**kwargs, **base_origin})
+    if "depth_prompt_ids" not in settings and processor.chat_template:  # a plain backbone or a published checkpoint
+        network.config.depth_prompt_ids = processor.depth_prompt_ids
     return network, processor, None if adapter is None else str(adapter)
 
 

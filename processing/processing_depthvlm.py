@@ -190,6 +190,16 @@ class DepthProcessorMixin(AnyProcessor):
         return self.image_processor.post_process_depth_estimation(outputs, target_sizes)
 
     @property
+    def depth_prompt_ids(self) -> list[int]:
+        """Tokens that the chat template writes before an image, as `config.depth_prompt_ids` of a model has them."""
+        turns: list[Any] = [
+            {"role": "system", "content": [{"type": "text", "text": DEPTH_SYSTEM_PROMPT}]},
+            {"role": "user", "content": [{"type": "image"}]},
+        ]
+        before, _, _ = self.apply_chat_template(turns, tokenize=False).partition(self.image_token)
+        return self.tokenizer(before, add_special_tokens=False).input_ids
+
+    @property
     def model_input_names(self) -> list[str]:
         """Names of all that the model takes."""
         return [*super().model_input_names, *getattr(getattr(self, "video_processor", None), "model_input_names", ())]

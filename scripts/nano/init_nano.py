@@ -131,16 +131,11 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def build_processor() -> tuple[DepthVLMProcessor, list[int]]:
-    """The processor, and the token ids that stand before the image in the method's prompt."""
-    tokenizer = build_tokenizer()
+def build_processor() -> DepthVLMProcessor:
     images = DepthVLMImageProcessor(
         canonical_focal_length=CANONICAL_FOCAL_LENGTH, size={"shortest_edge": 32 * 32, "longest_edge": 384 * 384}
     )
-    processor = DepthVLMProcessor(image_processor=images, tokenizer=tokenizer, chat_template=CHAT_TEMPLATE)
-    user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": DEPTH_PROMPT}]}
-    text = processor.apply_chat_template([{"role": "system", "content": DEPTH_SYSTEM_PROMPT}, user], tokenize=False)
-    return processor, tokenizer(text.split("<|image_pad|>")[0]).input_ids
+    return DepthVLMProcessor(image_processor=images, tokenizer=build_tokenizer(), chat_template=CHAT_TEMPLATE)
 
 
 def nano_config(tokenizer: PreTrainedTokenizerFast, prompt_ids: list[int]) -> DepthVLMConfig:
@@ -175,9 +170,9 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of the weights.")] = 0,
 ) -> None:
     """Write the untrained checkpoint."""
-    processor, prompt_ids = build_processor()
+    processor = build_processor()
     torch.manual_seed(seed)
-    model = DepthVLMForConditionalGeneration(nano_config(processor.tokenizer, prompt_ids))
+    model = DepthVLMForConditionalGeneration(nano_config(processor.tokenizer, processor.depth_prompt_ids))
     positions = model.model.visual.pos_embed.weight
     with torch.no_grad():
         positions.copy_(position_waves(math.isqrt(len(positions)), positions.shape[1]))

@@ -220,7 +220,7 @@ def test_answers_are_balanced(scenes):
 
 
 def test_answers_are_short_in_nanos_tokens(scenes):
-    tokenizer = build_processor()[0].tokenizer
+    tokenizer = build_processor().tokenizer
     said = [turn for scene in scenes for turn in conversation(scene, np.random.default_rng(scene.seed))]
     lengths = np.array([[len(tokenizer.tokenize(text)) for text in turn] for turn in said])
     captions = [len(tokenizer.tokenize(caption(scene, np.random.default_rng(scene.seed)))) for scene in scenes]

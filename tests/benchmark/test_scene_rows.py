@@ -130,7 +130,7 @@ def test_ranks_change_the_order_alone():
 
 
 def test_a_group_has_one_size_as_the_model_sees_it():
-    processor = build_processor()[0]
+    processor = build_processor()
     rows = list(training_rows(scenes=48, group=16))
     grids = processor.image_processor(
         [row["images"][0] for row in rows], focal_length=[row["focal_length"] for row in rows], return_tensors="pt"
@@ -146,7 +146,7 @@ def test_trl_finds_the_image_of_a_row():
 
     (row,) = training_rows(scenes=1, mix={"question": 1})
     prepared = prepare_multimodal_messages(row["messages"], images=row["images"])
-    text = build_processor()[0].apply_chat_template(prepared, tokenize=False)
+    text = build_processor().apply_chat_template(prepared, tokenize=False)
     assert text.count("<|image_pad|>") == 1
 
 

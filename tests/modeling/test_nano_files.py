@@ -30,6 +30,11 @@ def test_its_auto_map_names_the_classes_of_the_package(tmp_path, monkeypatch):
         assert get_class_from_dynamic_module((auto_map | processor_map)[name], str(NANO)) is found
 
 
+def test_the_prompt_of_a_depth_estimator_is_what_its_chat_template_writes_before_an_image():
+    stored = json.loads((NANO / "config.json").read_text())["depth_prompt_ids"]
+    assert DepthVLMProcessor.from_pretrained(NANO).depth_prompt_ids == stored
+
+
 def test_trls_own_trainer_takes_its_folder(tmp_path):
     turns = {"prompt": [{"role": "user", "content": "How far?"}], "completion": [{"role": "assistant", "content": "2"}]}
     data = Dataset.from_list([{"images": [Image.new("RGB", (64, 64), (9, 9, i))], **turns} for i in range(2)])
