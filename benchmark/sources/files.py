@@ -19,7 +19,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ...processing.depth_maps_depthvlm import ASPECT_TOLERANCE
 from ...processing.images_depthvlm import open_raster
-from .frames import FrameError, Source, SourceError
+from .frames import FrameError, Intrinsics, Source, SourceError
 
 # What Pillow raises for a file that ends early or is damaged, by format.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error)
@@ -194,7 +194,7 @@ def same_shape(depth: Sequence[int], image: tuple[int, int]) -> bool:
     return abs(math.log(depth[1] / depth[0]) - math.log(image[0] / image[1])) <= tolerance
 
 
-def pinhole(values: Sequence[Any], path: Path) -> tuple[float, float, float, float]:
+def pinhole(values: Sequence[Any], path: Path) -> Intrinsics:
     """Return fx, fy, cx, cy of four numbers, or of a 3x3 or 4x4 matrix, flat or nested, that a file holds.
 
     Raises:

@@ -27,7 +27,7 @@ from .files import (
     read_split_list,
     same_shape,
 )
-from .frames import Frame, FrameError, FrameRef, Source, SourceError
+from .frames import Frame, FrameError, FrameRef, Intrinsics, Source, SourceError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 DEPTH_SUFFIXES = (".png", ".npy", ".npz", ".tif", ".tiff", ".pgm", ".pfm")
@@ -177,7 +177,7 @@ class RGBDFolder(Source):
         except FrameError:
             return  # `read` will say so, of that frame alone
 
-    def _camera(self, stem: str, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    def _camera(self, stem: str, size: tuple[int, int]) -> Intrinsics:
         path, value = self.root / "intrinsics.json", self._intrinsics
         if not self._shared_by_all:
             if stem not in value:

@@ -8,10 +8,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+Intrinsics: TypeAlias = tuple[float, float, float, float]
+"""fx, fy, cx, cy in pixels."""
 
 
 class FrameError(Exception):
@@ -69,7 +72,7 @@ class Frame:
     image_size: tuple[int, int]
     depth: NDArray[np.uint16] | NDArray[np.float32]
     depth_scale: float
-    intrinsics: tuple[float, float, float, float]
+    intrinsics: Intrinsics
     mask: NDArray[np.bool_] | None = None
     points: NDArray[np.float64] | None = None
 

@@ -21,7 +21,7 @@ from .files import (
     read_text,
     split_folder,
 )
-from .frames import Frame, FrameError, FrameRef, Source, SourceError
+from .frames import Frame, FrameError, FrameRef, Intrinsics, Source, SourceError
 from .projection import DEPTH_SCALE, PinholeCamera, RigidTransform, depth_map, from_opencv, lidar_depth_map
 
 OFFICIAL_SPLITS = {"train": "train", "test": "val"}
@@ -256,7 +256,7 @@ def listed_frames(
 
 def split_projection(
     calibration: Mapping[str, NDArray[np.float64]], key: str, file: Path
-) -> tuple[tuple[float, float, float, float], RigidTransform]:
+) -> tuple[Intrinsics, RigidTransform]:
     """Split a rectified projection matrix `K [I | t]` into fx, fy, cx, cy in pixels and the shift from camera 0.
 
     Raises:

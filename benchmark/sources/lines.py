@@ -25,7 +25,7 @@ from ...annotated_depth import (
 from ...geometry import intrinsics_of_map, ray_factors, ray_to_z
 from ...processing import Camera
 from .files import expect_folders, pinhole, read_image
-from .frames import Frame, FrameError, FrameRef, Source, SourceError
+from .frames import Frame, FrameError, FrameRef, Intrinsics, Source, SourceError
 
 # Listed metres may be rounded, the prompt says to two decimals; a wrong scale is farther from the map than this.
 _ROUNDING_METRES, _ROUNDING_SHARE = 0.0051, 1e-4
@@ -190,7 +190,7 @@ def _check_points(points: NDArray[np.float64], metres: NDArray[np.float64]) -> N
         )
 
 
-def _camera(line: Mapping[str, Any], size: tuple[int, int]) -> tuple[float, float, float, float]:
+def _camera(line: Mapping[str, Any], size: tuple[int, int]) -> Intrinsics:
     """Return fx, fy, cx, cy; fy = fx and the image's centre where the line does not say them."""
     if line.get("intrinsics") is not None:
         return pinhole(line["intrinsics"][:4], Path("its camera"))

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .files import import_errors
+from .frames import Intrinsics
+
+Array: TypeAlias = NDArray[np.float64]
 
 DEPTH_SCALE = 256.0
 
@@ -18,7 +21,7 @@ DEPTH_SCALE = 256.0
 ROTATION_TOLERANCE = 1e-4
 
 
-def from_opencv(intrinsics: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+def from_opencv(intrinsics: Intrinsics) -> Intrinsics:
     """Bring fx, fy, cx, cy with the centre of the top left pixel at (0, 0), as OpenCV has it, to (0.5, 0.5)."""
     fx, fy, cx, cy = intrinsics
     return fx, fy, cx + 0.5, cy + 0.5
@@ -35,8 +38,8 @@ def rotation_class() -> Any:
 class RigidTransform:
     """Points of one frame of reference in another: `rotation @ point + translation`."""
 
-    rotation: NDArray[np.float64]  # `(3, 3)`, float64
-    translation: NDArray[np.float64]  # `(3,)` metres, float64
+    rotation: Array  # `(3, 3)`, float64
+    translation: Array  # `(3,)` metres, float64
 
     @classmethod
     def from_quaternion(cls, quaternion: ArrayLike, translation: ArrayLike) -> RigidTransform:
@@ -63,7 +66,7 @@ class RigidTransform:
         """Return the inverse transform."""
         return RigidTransform(self.rotation.T, -self.rotation.T @ self.translation)
 
-    def apply(self, points: ArrayLike) -> NDArray[np.float64]:
+    def apply(self, points: ArrayLike) -> Array:
         """Points `(n, 3)` of any float type, in metres, in the other frame: `(n, 3)` float64."""
         return np.asarray(points, np.float64) @ self.rotation.T + self.translation
 
@@ -128,7 +131,7 @@ class PinholeCamera:
     distortion: tuple[float, float, float, float, float] | None = None
 
     @property
-    def intrinsics(self) -> tuple[float, float, float, float]:
+    def intrinsics(self) -> Intrinsics:
         """fx, fy, cx, cy: the pinhole part, as a [`Frame`] has it: the centre of the top left pixel at (0.5, 0.5)."""
         return from_opencv((self.fx, self.fy, self.cx, self.cy))
 
@@ -146,9 +149,7 @@ class PinholeCamera:
         turns = [root.real for root in np.atleast_1d(roots) if abs(root.imag) < 1e-9 and root.real > 0]
         return min(turns, default=np.inf)
 
-    def project(
-        self, points: NDArray[np.floating]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    def project(self, points: NDArray[np.floating]) -> tuple[Array, Array, Array]:
         """Project points `(n, 3)` of the camera's own frame, in metres.
 
         Returns:
@@ -163,9 +164,7 @@ class PinholeCamera:
                 x, y = self._distort(x, y)
             return self.fx * x + self.cx, self.fy * y + self.cy, depth
 
-    def _distort(
-        self, x: NDArray[np.float64], y: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _distort(self, x: Array, y: Array) -> tuple[Array, Array]:
         assert self.distortion is not None
         k1, k2, p1, p2, k3 = self.distortion
         squared = x * x + y * y
@@ -221,11 +220,11 @@ def lidar_depth_map(
 
 def sweep_points(
     ranges: NDArray[np.float32],
-    inclinations: NDArray[np.float64],
+    inclinations: Array,
     vehicle_from_lidar: RigidTransform,
     world_from_vehicle: RigidTransform,
     poses: NDArray[np.float32] | None = None,
-) -> NDArray[np.float64]:
+) -> Array:
     """Return the returns `(n, 3)` of a range image in metres in the world, each from the pose of its own time if given.
 
     Args:
@@ -263,14 +262,12 @@ def sweep_points(
     return np.stack([x, y, z], axis=1) + moved[:, 3:]
 
 
-def even_beams(low: float, high: float, height: int) -> NDArray[np.float64]:
+def even_beams(low: float, high: float, height: int) -> Array:
     """Return inclinations `(height,)` for a lidar of which only the limits are given: the middles of equal steps."""
     return low + (np.arange(height) + 0.5) / height * (high - low)
 
 
-def _turned(
-    first: NDArray[np.float64], second: NDArray[np.float64], angle: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _turned(first: Array, second: Array, angle: Array) -> tuple[Array, Array]:
     """Turn coordinates along two axes from the first towards the second."""
     cos, sin = np.cos(angle), np.sin(angle)  # for 170,000 pixels a fifth of the time of SciPy's `from_euler`
     return cos * first - sin * second, sin * first + cos * second

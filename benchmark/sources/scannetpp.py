@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .files import downloaded_scenes, expect_folders, pinhole, read_depth_png, read_image, read_split_list
-from .frames import Frame, FrameError, FrameRef, Source
+from .frames import Frame, FrameError, FrameRef, Intrinsics, Source
 from .projection import from_opencv
 
 _FRAME = re.compile(r"frame_(\d+)\.jpg")
@@ -63,7 +63,7 @@ class ScanNetPP(Source):
         return self.root / "data" / scene / "iphone"
 
 
-def _intrinsics(path: Path, stem: str) -> tuple[float, float, float, float]:
+def _intrinsics(path: Path, stem: str) -> Intrinsics:
     """Return the intrinsics of one frame, without parsing the thousands of others in the file."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .files import expect_any_folder, frame_errors, open_picture, split_folder
 from .frames import Frame, FrameError, FrameRef, Source, SourceError
-from .projection import DEPTH_SCALE, RigidTransform, depth_map, rotation_class
+from .projection import DEPTH_SCALE, Array, RigidTransform, depth_map, rotation_class
 from .waymo_files import (
     COMPONENTS,
     WaymoCamera,
@@ -141,9 +140,7 @@ def _check_image(image: bytes, size: tuple[int, int], name: str) -> None:
         raise FrameError(f"{name}: the image is truncated: its JPEG has no end marker.")
 
 
-def project_shot(
-    points: NDArray[np.float64], camera: WaymoCamera, shot: WaymoShot
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+def project_shot(points: Array, camera: WaymoCamera, shot: WaymoShot) -> tuple[Array, Array, Array]:
     """Project points `(n, 3)` in metres, each from the vehicle's place when its line of the image was read.
 
     The middle of a line's exposure runs from half a shutter after the trigger to half a shutter before the readout is

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .files import import_errors
-from .projection import PinholeCamera, RigidTransform, even_beams, sweep_points
+from .projection import Array, PinholeCamera, RigidTransform, even_beams, sweep_points
 
 # Every TFRecord (tensorflow.org/tutorials/load_data/tfrecord): uint64 length, uint32 checksum of it, the data, uint32
 # checksum of them.
@@ -68,10 +68,10 @@ class WaymoShot:
 
     image: bytes  # JPEG
     world_from_vehicle: RigidTransform  # pose at `pose_time`
-    velocity: NDArray[np.float64]  # `(3,)` m/s in the world's frame
+    velocity: Array  # `(3,)` m/s in the world's frame
     # `(3,)` rad/s in the vehicle's frame. (dataset.proto speaks of the world's for both; only this reading gives the
     # pixels in the tests of Waymo's own camera model.)
-    spin: NDArray[np.float64]
+    spin: Array
     pose_time: float  # seconds since 1970, as `trigger_time` and `readout_done_time`
     shutter: float  # exposure of a line in seconds
     trigger_time: float  # begin of the first line's exposure
@@ -84,7 +84,7 @@ class Moment:
 
     cameras: dict[int, WaymoCamera]
     shots: dict[int, WaymoShot]
-    points: NDArray[np.float64]
+    points: Array
 
 
 def record_places(file: Path) -> list[tuple[int, int]]:
@@ -240,7 +240,7 @@ def parquet_moment(folder: Path, segment: str, time: int) -> Moment:
     return Moment(cameras, shots, _parquet_points(folder, file, time))
 
 
-def _parquet_points(folder: Path, file: str, time: int) -> NDArray[np.float64]:
+def _parquet_points(folder: Path, file: str, time: int) -> Array:
     """Return the first returns of all lidars at a moment, `(n, 3)` metres in the world's frame."""
     component = "[LiDARCalibrationComponent]"
     mount, beams = f"{component}.extrinsic.transform", f"{component}.beam_inclination"
