@@ -178,11 +178,11 @@ def read_inputs(paths: Iterable[str | Path]) -> Inputs:
     for path, named in sorted(found.items()):
         if (item := _read(path, named)) not in items:  # a copy of a result counts once
             items.append(item)
-    measured, lmms, others = ([one for one in items if isinstance(one, kind)] for kind in (Measured, LmmsResult, Path))
+    others = [item for item in items if isinstance(item, Path)]
     runs = [path for path in others if path.name.endswith(RUN_SUFFIX)]
     return Inputs(
-        sorted(measured, key=_order),
-        sorted(lmms, key=lambda each: (each.name, each.model)),
+        sorted((item for item in items if isinstance(item, Measured)), key=_order),
+        sorted((item for item in items if isinstance(item, LmmsResult)), key=lambda each: (each.name, each.model)),
         [path for path in runs if not path.with_name(path.name.removesuffix(RUN_SUFFIX) + ".json").is_file()],
         [path for path in others if path not in runs],
     )

@@ -61,7 +61,7 @@ class SunRGBD(Source):
     def read(self, ref: FrameRef) -> Frame:
         """Read one frame, see [`Source.read`]."""
         frame = self._as_stored(ref)
-        return replace(frame, depth=rotate_bits(frame.depth), depth_scale=1000.0)
+        return replace(frame, depth=rotate_bits(frame.depth.astype(np.uint16)), depth_scale=1000.0)
 
     def _as_stored(self, ref: FrameRef) -> Frame:
         """Return the frame with the depth map as the file has it."""
