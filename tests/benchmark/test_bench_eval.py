@@ -44,6 +44,10 @@ def system(predictor, row="mine", **options) -> LoadedSystem:
     return LoadedSystem(row, row, predictor, options)
 
 
+def run(predictor, toy, out, protocol="depthvlm", row="mine", options=None, **settings) -> Result:
+    return evaluate(system(predictor, row, **(options or {})), toy, get_protocol(protocol), out, **settings)
+
+
 class Map(DensePredictor):
     """A map of 2 m, and what `change` makes of it; counts its batches."""
 
@@ -63,24 +67,21 @@ class Map(DensePredictor):
 
 
 def test_the_constant_scores_what_is_counted_by_hand(toy, tmp_path):
-    result = evaluate(system(make_predictor("always-2m")), toy, get_protocol("depthvlm"), tmp_path)
+    result = run(make_predictor("always-2m"), toy, tmp_path)
     truth = [np.array(toy.read(index).point_depths) for index in range(len(toy))]
     shares = [np.mean(np.maximum(2 / one, one / 2) < 1.25) for one in truth]
     assert 0 < np.mean(shares) < 1
     assert result.metrics["images"]["delta1"] == pytest.approx(np.mean(shares), abs=1e-12)
     assert result.metrics["images"]["abs_rel"] == pytest.approx(np.mean([np.mean(abs(2 - t) / t) for t in truth]))
-    assert (result.images, result.done, result.pixels, result.failures) == (16, 16, 160, 0)
-    assert result.complete
+    assert (result.images, result.done, result.pixels, result.failures, result.complete) == (16, 16, 160, 0, True)
     assert result == Result.load(tmp_path / "mine" / "toy-test" / "depthvlm.json")
     low, high = result.confidence["delta1"]
     assert low < result.score() < high
 
 
 def test_the_oracle_is_right_everywhere(toy, tmp_path):
-    result = evaluate(system(make_predictor("oracle"), "oracle"), toy, get_protocol("depthvlm"), tmp_path)
-    assert result.score() == 1
-    assert result.metrics["pixels"]["rmse"] == 0
-    assert result.parse_rate == 1
+    result = run(make_predictor("oracle"), toy, tmp_path)
+    assert (result.score(), result.metrics["pixels"]["rmse"], result.parse_rate) == (1, 0, 1)
 
 
 def test_a_point_is_read_where_it_lies_in_the_larger_image(toy):
@@ -149,26 +150,25 @@ def test_a_place_that_takes_no_results_is_said_before_the_model_is_loaded(build,
 
 @pytest.mark.parametrize("line", ["{}", "[]", "cut off", '{"id": 1}'])
 def test_a_damaged_line_is_named(toy, tmp_path, line):
-    evaluate(system(Map()), toy, get_protocol("depthvlm"), tmp_path)
+    run(Map(), toy, tmp_path)
     [path] = tmp_path.rglob("*.images.jsonl")
     path.write_text(line + "\n" + path.read_text())
     with pytest.raises(ValueError, match=r"images\.jsonl, line 1, is no result of an image .*Delete that file"):
-        evaluate(system(Map()), toy, get_protocol("depthvlm"), tmp_path)
+        run(Map(), toy, tmp_path)
 
 
 def test_extra_metrics_where_they_are_asked_for(toy, tmp_path):
     both = ["boundary_f1", "boundary_f1_released", "point_cloud_f_score"]
-    result = evaluate(system(Map(lambda d: d * np.float32(0.65))), toy, get_protocol("dense"), tmp_path, extra=both)
-    fx, fy, cx, cy = INTRINSICS
-    camera = (fx / 2, fy / 2, cx / 2, cy / 2)
+    found = run(Map(lambda d: d * np.float32(0.65)), toy, tmp_path, "dense", extra=both).metrics["images"]
+    camera = tuple(number / 2 for number in INTRINSICS)
     depths = [toy.read(index).depth for index in range(len(toy))]
     expected = [point_cloud_f_score(np.full_like(depth, 1.3), depth, camera, depth > 0) for depth in depths]
     assert 0 < np.mean(expected) < 1
-    assert result.metrics["images"]["point_cloud_f_score"] == pytest.approx(np.mean(expected), abs=1e-9)
-    assert "boundary_f1" not in result.metrics["images"]  # the truth is a slope without any: undefined
-    assert result.metrics["images"]["boundary_f1_released"] == 0  # which the released program counts as 0
+    assert found["point_cloud_f_score"] == pytest.approx(np.mean(expected), abs=1e-9)
+    assert "boundary_f1" not in found  # the truth is a slope without any: undefined
+    assert found["boundary_f1_released"] == 0  # which the released program counts as 0
     with pytest.raises(ValueError, match="choose a dense protocol, not 'depthvlm'"):
-        evaluate(system(Map()), toy, get_protocol("depthvlm"), tmp_path, extra=["boundary_f1"])
+        run(Map(), toy, tmp_path, extra=["boundary_f1"])
 
 
 # --- Running
@@ -179,11 +179,9 @@ def scores(path: Path) -> list[dict]:
 
 
 def test_an_interrupted_run_goes_on_where_it_was(toy, tmp_path):
-    protocol = get_protocol("depthvlm")
-    whole = evaluate(system(Map()), toy, protocol, tmp_path / "whole", batch_size=3)
-    broken = Map(fail_at=3)
+    whole = run(Map(), toy, tmp_path / "whole", batch_size=3)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(system(broken), toy, protocol, tmp_path / "broken", batch_size=3)
+        run(Map(fail_at=3), toy, tmp_path / "broken", batch_size=3)
     folder = tmp_path / "broken" / "mine" / "toy-test"
     assert not (folder / "depthvlm.json").exists()  # no score of a part
     [part] = folder.glob("*.part0.jsonl")
@@ -192,56 +190,45 @@ def test_an_interrupted_run_goes_on_where_it_was(toy, tmp_path):
     with part.open("a") as file:
         file.write('{"id": "cut of')  # as a kill leaves it
     again = Map()
-    result = evaluate(system(again), toy, protocol, tmp_path / "broken", batch_size=3)
+    assert run(again, toy, tmp_path / "broken", batch_size=3).metrics == whole.metrics
     assert sorted(image for batch in again.batches for image in batch) == sorted(set(toy.ids) - kept)
-    assert result.metrics == whole.metrics
-    ours, theirs = (lines_path(tmp_path / run / "mine" / "toy-test" / "depthvlm.json") for run in ("broken", "whole"))
+    ours, theirs = (lines_path(tmp_path / name / "mine" / "toy-test" / "depthvlm.json") for name in ("broken", "whole"))
     assert scores(ours) == scores(theirs)
     assert not list(folder.glob("*.part*"))
     done = Map()
-    assert evaluate(system(done), toy, protocol, tmp_path / "broken").metrics == whole.metrics
+    assert run(done, toy, tmp_path / "broken").metrics == whole.metrics
     assert done.batches == []
 
 
 def test_other_settings_in_the_same_place_are_refused(toy, tmp_path):
-    protocol = get_protocol("depthvlm")
-    evaluate(system(Map(), dtype="float32"), toy, protocol, tmp_path)
+    run(Map(), toy, tmp_path, options={"dtype": "float32"})
     with pytest.raises(EvaluationError, match=r"options: .*float32.* there, .*bfloat16.* now"):
-        evaluate(system(Map(), dtype="bfloat16"), toy, protocol, tmp_path)
+        run(Map(), toy, tmp_path, options={"dtype": "bfloat16"})
 
 
-def test_a_part_of_a_set_is_called_one(toy, tmp_path):
-    some = evaluate(system(Map()), toy, get_protocol("depthvlm"), tmp_path, limit=4)
+def test_a_part_of_a_set_is_called_one(toy, build, tmp_path):
+    some = run(Map(), toy, tmp_path, limit=4)
     assert (some.done, some.images, some.limit, some.complete) == (4, 16, 4, False)
-    assert [one.id for one in read_lines(tmp_path / "mine" / "toy-test" / "depthvlm-first4.images.jsonl")] == [
-        toy.ids[index] for index in (0, 4, 8, 12)
-    ]
-    whole = evaluate(system(Map()), toy, get_protocol("depthvlm"), tmp_path, limit=16)
-    assert whole.complete
-
-
-def test_the_command_calls_a_part_one(build, tmp_path):
+    lines = read_lines(tmp_path / "mine" / "toy-test" / "depthvlm-first4.images.jsonl")
+    assert [one.id for one in lines] == [toy.ids[index] for index in (0, 4, 8, 12)]
+    assert run(Map(), toy, tmp_path, limit=16).complete
     given = ("-p", "always-2m", "-d", str(build))
-    run = command(*given, "--limit", "4", out=tmp_path)
-    assert run.exit_code == 0, run.output
-    assert "4 of 16, partial" in run.output
+    shown = command(*given, "--limit", "4", out=tmp_path)
+    assert shown.exit_code == 0, shown.output
+    assert "4 of 16, partial" in shown.output
     assert "partial" not in command(*given, out=tmp_path).output
 
 
 @pytest.mark.slow
-def test_two_processes_score_each_image_once(build, tmp_path):
-    command = ["bench", "eval", "-p", "always-2m", "-d", str(build), "--batch-size", "3"]
+def test_two_processes_score_each_image_once(build, toy, tmp_path):
+    command = ["bench", "eval", "-p", "always-2m", "-d", str(build), "--batch-size", "3", "-o", str(tmp_path / "two")]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "depthvlm"]
-    run = subprocess.run(
-        [*launch, *command, "-o", str(tmp_path / "two")], env=environment, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    [toy] = open_sets(build)
-    one = evaluate(system(make_predictor("always-2m"), "always-2m"), toy, get_protocol("depthvlm"), tmp_path / "one")
+    done = subprocess.run([*launch, *command], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one = run(make_predictor("always-2m"), toy, tmp_path / "one", row="always-2m")
     two = Result.load(tmp_path / "two" / "always-2m" / "toy-test" / "depthvlm.json")
-    assert two.metrics == one.metrics
-    assert two.confidence == one.confidence
+    assert (two.metrics, two.confidence) == (one.metrics, one.confidence)
     found, expected = (scores(lines_path(tmp_path / n / "always-2m/toy-test/depthvlm.json")) for n in ("two", "one"))
     assert found == expected
 
@@ -254,64 +241,61 @@ def test_what_is_no_depth_counts_as_wrong(toy, tmp_path):
         depth[:, ::4], depth[:, 1::4], depth[:, 2::4] = np.nan, -2.0, 0.0
         return depth
 
-    result = evaluate(system(Map(spoil)), toy, get_protocol("dense"), tmp_path)
-    assert result.failures == result.pixels
-    assert result.score() == 0
+    result = run(Map(spoil), toy, tmp_path, "dense")
+    assert (result.failures, result.score()) == (result.pixels, 0)
     assert "abs_rel" not in result.metrics["images"]
 
 
+class Answers(PointPredictor):
+    """What `answer` makes of an image."""
+
+    name = "few"
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def predict(self, examples):
+        return [self.answer(example) for example in examples]
+
+
+class Nothing(DensePredictor):
+    name = "nothing"
+
+    def predict(self, examples):
+        return None
+
+
+FEW = Answers(lambda example: [PointAnswer(1.0, "1 m")])
+
+
 @pytest.mark.parametrize(
-    ("change", "message"),
-    [(lambda depth: depth[:-1], r"shape \(47, 64\) for the image"), (lambda depth: depth.astype(str), "not of metres")],
+    ("predictor", "protocol", "error", "message"),
+    [
+        (Map(lambda depth: depth[:-1]), "depthvlm", PredictorError, r"shape \(47, 64\) for the image"),
+        (Map(lambda depth: depth.astype(str)), "depthvlm", PredictorError, "not of metres"),
+        (Nothing(), "depthvlm", PredictorError, "returned nothing"),
+        (FEW, "depthvlm", PredictorError, "'few' gave"),
+        (FEW, "dense", ValueError, "scores whole maps"),
+    ],
 )
-def test_a_map_that_is_none(toy, tmp_path, change, message):
-    with pytest.raises(PredictorError, match=message):
-        evaluate(system(Map(change)), toy, get_protocol("depthvlm"), tmp_path)
-
-
-def test_nothing_and_too_few_answers(toy, tmp_path):
-    class Nothing(DensePredictor):
-        name = "nothing"
-
-        def predict(self, examples):
-            return None
-
-    class Few(PointPredictor):
-        name = "few"
-
-        def predict(self, examples):
-            return [[PointAnswer(1.0, "1 m")] for _ in examples]
-
-    with pytest.raises(PredictorError, match="returned nothing"):
-        evaluate(system(Nothing()), toy, get_protocol("depthvlm"), tmp_path)
-    with pytest.raises(PredictorError, match="'few' gave"):
-        evaluate(system(Few(), "few"), toy, get_protocol("depthvlm"), tmp_path)
-    with pytest.raises(ValueError, match="scores whole maps"):
-        evaluate(system(Few(), "few"), toy, get_protocol("dense"), tmp_path)
+def test_answers_that_are_none(toy, tmp_path, predictor, protocol, error, message):
+    with pytest.raises(error, match=message):
+        run(predictor, toy, tmp_path, protocol, predictor.name)
 
 
 def test_what_cannot_be_read_in_words_is_wrong_and_counted(toy, tmp_path):
-    class Mumbles(PointPredictor):
-        name = "mumbles"
-
-        def predict(self, examples):
-            return [[PointAnswer(t if i % 2 else float("nan"), "?") for i, t in enumerate(e.truth)] for e in examples]
-
-    result = evaluate(system(Mumbles(), "mumbles"), toy, get_protocol("depthvlm"), tmp_path)
-    assert result.parse_rate == 0.5
-    assert result.failures == 80
-    assert result.score() == 0.5
-    [first, *_] = read_lines(tmp_path / "mumbles" / "toy-test" / "depthvlm.images.jsonl")
+    nan = float("nan")
+    mumbles = Answers(lambda e: [PointAnswer(t if i % 2 else nan, "?") for i, t in enumerate(e.truth)])
+    result = run(mumbles, toy, tmp_path)
+    assert (result.parse_rate, result.failures, result.score()) == (0.5, 80, 0.5)
+    [first, *_] = read_lines(tmp_path / "mine" / "toy-test" / "depthvlm.images.jsonl")
     assert first.answers[0] is None
     assert first.texts == ["?"] * 10
 
 
-def test_a_build_with_too_few_points(build, toy):
+def test_sets_that_are_not_there_or_too_small(build, toy, tmp_path):
     with pytest.raises(ValueError, match=r"scores 20 points an image, the build has 10 .*--points 20"):
         make_example(toy.read(0), toy, get_protocol("depthvlm", points=20))
-
-
-def test_sets_that_are_not_there(build, tmp_path):
     with pytest.raises(FileNotFoundError):
         open_sets(tmp_path / "nothing")
     with pytest.raises(BuildError, match="no finished build of ddad test"):
@@ -322,27 +306,22 @@ def command(*arguments: str, out: Path):
     return CliRunner().invoke(cli.app, ["bench", "eval", *arguments, "-o", str(out)], env={"COLUMNS": "120"})
 
 
+STOPPED = ("127.0.0.1:9", "the same command goes on")
+
+
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "code", "words"),
     [
-        (("-p", "always2m"), "Did you mean always-2m"),
-        (("-p", "always-2m", "--protocol", "nope"), "Unknown protocol 'nope'"),
+        (("-p", "always2m"), 2, ["Did you mean always-2m"]),
+        (("-p", "always-2m", "--protocol", "nope"), 2, ["Unknown protocol 'nope'"]),
+        # A server that is not there: what was scored is kept, and there is no summary.
+        (("-p", "api:m@http://127.0.0.1:9", "--option", "max_retries=0", "--option", "timeout=2"), 1, STOPPED),
     ],
 )
-def test_the_command_says_what_is_wrong_in_a_line(build, tmp_path, arguments, words):
-    run = command(*arguments, "-d", str(build), out=tmp_path)
-    assert run.exit_code == 2
-    assert words in run.stderr
-    assert "Traceback" not in run.stderr
-
-
-def test_a_predictor_that_stops_keeps_what_it_had(build, tmp_path):
-    """A server that is not there: one line, exit code 1, no summary."""
-    given = ("--predictor", "api:some-model@http://127.0.0.1:9", "--option", "max_retries=0", "--option", "timeout=2")
-    given += ("--option", f"cache={tmp_path / 'cache'}")
-    run = command(*given, "-d", str(build), out=tmp_path / "out")
-    assert run.exit_code == 1, run.stderr
-    assert "Traceback" not in run.stderr
-    assert "127.0.0.1:9" in run.stderr
-    assert "the same command goes on" in run.stderr
+def test_the_command_says_what_is_wrong_in_a_line(build, tmp_path, arguments, code, words):
+    cache = ("--option", f"cache={tmp_path / 'cache'}") if code == 1 else ()
+    shown = command(*arguments, *cache, "-d", str(build), out=tmp_path / "out")
+    assert shown.exit_code == code, shown.stderr
+    assert [word for word in words if word not in shown.stderr] == []
+    assert "Traceback" not in shown.stderr
     assert not list((tmp_path / "out").rglob("*.json"))

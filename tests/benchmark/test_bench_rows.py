@@ -23,6 +23,7 @@ from depthvlm.training.config import DepthSFTConfig
 from depthvlm.training.dataset import prepare_depth_dataset
 from PIL import Image
 from toy_rows import toy_processor
+from toy_source_files import spoils
 
 
 @pytest.fixture
@@ -48,21 +49,19 @@ class TestRows:
     def test_exact(self, tmp_path, out, floats):
         build_toy(make_toy(tmp_path / "root", float=floats), out)
         found = build_rows(out, tmp_path)
+        ids = ["scene0/left_000", "scene0/right_000", "scene0/left_001", "scene0/right_001"]
+        assert [row["id"] for row in found][:4] == ids  # neighbours in time are neighbours
         assert len(found) == 16
-        assert found[0]["id"] == "scene0/left_000"
         for row in found:
             order = int(row["id"][-3:])
             assert row["image"]["bytes"] == toy_image(row["id"])
             picture = Image.open(io.BytesIO(row["depth"]["bytes"]))
-            raw = np.asarray(picture)
-            millimetres = expected_millimetres(order)
+            raw, expected = np.asarray(picture), expected_millimetres(order)
             if floats:
-                exact = np.where(millimetres > 0, millimetres / np.float32(1000) + np.float32(1e-5), 0)
-                assert (raw.dtype, row["depth_scale"]) == (np.float32, 1)
-                np.testing.assert_array_equal(raw, exact.astype(np.float32))
-            else:
-                assert (raw.dtype, row["depth_scale"]) == (np.uint16, 1000)
-                np.testing.assert_array_equal(raw, millimetres)
+                exact = np.where(expected > 0, expected / np.float32(1000) + np.float32(1e-5), 0)
+                expected = exact.astype(np.float32)
+            assert (raw.dtype, row["depth_scale"]) == (expected.dtype, 1 if floats else 1000)
+            np.testing.assert_array_equal(raw, expected)
             metres = read_depth(picture, row["depth_scale"])
             np.testing.assert_array_equal(metres, read_depth(picture, None))  # the file alone says its scale
             frame = ToySource(tmp_path / "root").read(FrameRef(row["id"], "", "", order))
@@ -83,26 +82,13 @@ class TestRows:
     def test_columns(self, root, out, tmp_path):
         build_toy(root, out)
         row = build_rows(out, tmp_path, decode=True)[5]
-        assert {key: row[key] for key in ("id", "source", "split", "scene", "camera", "depth_type")} == {
-            "id": "scene0/right_002",
-            "source": "toy",
-            "split": "train",
-            "scene": "scene0",
-            "camera": "right",
-            "depth_type": "z_depth",
-        }
+        names = {"id": "scene0/right_002", "source": "toy", "split": "train", "scene": "scene0", "camera": "right"}
+        camera = {"depth_type": "z_depth", "intrinsics": list(INTRINSICS), "focal_length": 50, "depth_range": [0.5, 50]}
+        assert row.items() >= (names | camera).items()
         assert row["image"].size == (row["width"], row["height"]) == IMAGE_SIZE
         assert row["depth"].size == (row["depth_width"], row["depth_height"]) == (32, 24)
-        assert row["intrinsics"] == list(INTRINSICS)
-        assert row["focal_length"] == 50
-        assert row["depth_range"] == [0.5, 50]
         assert [message["role"] for message in row["messages"]] == ["system", "user", "assistant"]
         assert row["messages"][2]["content"] == "OK, I will estimate the depth map of this image."
-
-    def test_neighbours_in_time_are_neighbours(self, root, out, tmp_path):
-        build_toy(root, out)
-        ids = [row["id"] for row in build_rows(out, tmp_path)]
-        assert ids[:4] == ["scene0/left_000", "scene0/right_000", "scene0/left_001", "scene0/right_001"]
 
     def test_builds_that_count_from_the_centre_of_the_first_pixel_are_brought_to_its_edge(self, root, out, tmp_path):
         build_toy(root, out)
@@ -138,36 +124,30 @@ class TestRows:
         assert data["train"][0]["image"].size == IMAGE_SIZE
 
     @pytest.mark.parametrize(
-        ("change", "reason"),
+        ("change", "error", "reason"),
         [
-            ({"depth": np.zeros((4, 5), np.uint16)}, "none of its 20 pixels has depth within 0.5 to 50 m"),
-            ({"depth": np.full((4, 5), 65000, np.uint16)}, "none of its 20 pixels"),
-            ({"image": b"not an image"}, "its image of 12 bytes cannot be read"),
-            ({"image_size": (48, 64)}, "has 64x48 pixels .*, its camera is for 48x64"),
-            ({"intrinsics": (0.0, 50.0, 1.0, 1.0)}, "not finite with positive fx and fy"),
-            ({"intrinsics": (50.0, 50.0, float("nan"), 1.0)}, "not finite"),
+            ({"depth": np.zeros((4, 5), np.uint16)}, FrameError, "none of its 20 pixels has depth within 0.5 to 50 m"),
+            ({"depth": np.full((4, 5), 65000, np.uint16)}, FrameError, "none of its 20 pixels"),
+            ({"image": b"not an image"}, FrameError, "its image of 12 bytes cannot be read"),
+            ({"image_size": (48, 64)}, FrameError, "has 64x48 pixels .*, its camera is for 48x64"),
+            ({"intrinsics": (0.0, 50.0, 1.0, 1.0)}, FrameError, "not finite with positive fx and fy"),
+            ({"intrinsics": (50.0, 50.0, float("nan"), 1.0)}, FrameError, "not finite"),
+            # faults of a reader
+            ({"depth": toy_depth(0).astype(np.float64), "depth_scale": 1}, ValueError, "depth must be"),
+            ({"depth": toy_depth(0).astype(np.float32)}, ValueError, "depth must be"),
+            ({"depth_scale": 0}, ValueError, "depth must be"),
+            ({"depth": toy_depth(0)[0]}, ValueError, "depth must be"),
+            ({"mask": np.ones((2, 2), bool)}, ValueError, "depth must be"),
         ],
     )
-    def test_frames_without_use(self, change, reason):
+    def test_frames_without_use(self, change, error, reason):
         ref = FrameRef("a", "s")
         good = {"image": toy_image("a"), "image_size": IMAGE_SIZE, "depth": toy_depth(0), "intrinsics": INTRINSICS}
+        good["depth_scale"] = 1000
         maker = RowMaker("toy", "train", (0.5, 50.0), 0, depth_messages())
-        assert maker.row(Frame(ref, depth_scale=1000, **good), ref, 3)["points"]
-        with pytest.raises(FrameError, match=reason):
-            maker.row(Frame(ref, depth_scale=1000, **{**good, **change}), ref, 3)
-
-    def test_faults_of_a_reader(self):
-        ref = FrameRef("a", "s")
-        maker = RowMaker("toy", "train", (0.5, 50.0), 0, depth_messages())
-        for depth, scale, mask in (
-            (toy_depth(0).astype(np.float64), 1, None),
-            (toy_depth(0).astype(np.float32), 1000, None),
-            (toy_depth(0), 0, None),
-            (toy_depth(0)[0], 1000, None),
-            (toy_depth(0), 1000, np.ones((2, 2), bool)),
-        ):
-            with pytest.raises(ValueError, match="depth must be"):
-                maker.row(Frame(ref, toy_image("a"), IMAGE_SIZE, depth, scale, INTRINSICS, mask), ref, 3)
+        assert maker.row(Frame(ref, **good), ref, 3)["points"]
+        with pytest.raises(error, match=reason):
+            maker.row(Frame(ref, **good | change), ref, 3)
 
 
 class TestReading:
@@ -178,31 +158,33 @@ class TestReading:
         with pytest.raises(BuildError, match=r"no finished build of test; its manifest.json lists toy-train"):
             load_build(out, "test")
         shard = sorted(out.glob("*.parquet"))[1]
-        data = shard.read_bytes()
+        data, manifest = shard.read_bytes(), (out / "manifest.json").read_text()
         shard.write_bytes(data[:-1] + b"?")
         with pytest.raises(BuildError, match="sha256"):
             load_build(out, "train", verify=True)
-        shard.write_bytes(data[:100])
-        with pytest.raises(BuildError, match=r"00001-of-00003\.parquet has 100 bytes, the manifest says"):
-            load_build(out, "train")
-        shard.unlink()
-        with pytest.raises(BuildError, match=r"00001-of-00003\.parquet is missing"):
-            load_build(out, "train")
-        manifest = (out / "manifest.json").read_text()
-        for change, reason in (
-            (lambda build: build.pop("split"), "it lacks 'split'"),
-            (lambda build: build["shards"][0].pop("sha256"), "it lacks 'sha256'"),
-            (lambda build: build.update(shards=[]), "a build without shards"),
-            (lambda build: build["shards"][0].update(bytes="1"), "something is of the wrong type"),
-        ):
+
+        def damaged(change) -> str:
             content = json.loads(manifest)
             change(content["builds"]["toy-train"])
-            (out / "manifest.json").write_text(json.dumps(content))
-            with pytest.raises(BuildError, match=f"manifest.json is damaged .{reason}"):
-                load_build(out, "train")
-        (out / "manifest.json").write_text("{")
-        with pytest.raises(BuildError, match="is damaged"):
-            load_build(out, "train")
+            return json.dumps(content)
+
+        part, listed = shard.name, "manifest.json is damaged ."
+        spoils(
+            lambda: load_build(out, "train"),
+            out,
+            (part, data[:100], r"00001-of-00003\.parquet has 100 bytes, the manifest says"),
+            (part, None, r"00001-of-00003\.parquet is missing"),
+            ("manifest.json", damaged(lambda b: b.pop("split")), f"{listed}it lacks 'split'"),
+            ("manifest.json", damaged(lambda b: b["shards"][0].pop("sha256")), f"{listed}it lacks 'sha256'"),
+            ("manifest.json", damaged(lambda b: b.update(shards=[])), f"{listed}a build without shards"),
+            (
+                "manifest.json",
+                damaged(lambda b: b["shards"][0].update(bytes="1")),
+                f"{listed}something is of the wrong",
+            ),
+            ("manifest.json", "{", "is damaged"),
+            error=BuildError,
+        )
 
     def test_altered_bytes_are_not_scored(self, root, out, tmp_path, monkeypatch):
         """Of the same size and under the genuine hash: only reading the file shows it. Unaltered, it is read once."""
@@ -254,25 +236,11 @@ class TestReleasedForm:
         released = [json.loads(line) for line in text.splitlines()]
         assert len(released) == 12
         for line in released:
-            fx = line["original_fx"]
-            row = {
-                "id": "a",
-                "scene": line["scene_id"],
-                "image": {"path": line["image"]},
-                "depth": {"path": line["depth_path"]},
-                "depth_scale": line["depth_scale"],
-                "width": 1920,
-                "height": 1440,
-                "depth_width": 256,
-                "depth_height": 192,
-                "intrinsics": [fx, fx, 959.5, 719.5],
-                "points": [
-                    {"column": pixel[0], "row": pixel[1], "depth": metres}
-                    for pixel, metres in zip(line["pixel_coords"], line["depth"], strict=True)
-                ],
-                "messages": depth_messages(),
-                "depth_type": "z_depth",
-            }
-            ours = annotation_line(row, "")
+            points = [(*pixel, metres) for pixel, metres in zip(line["pixel_coords"], line["depth"], strict=True)]
+            row = {"id": "a", "scene": line["scene_id"], "messages": depth_messages(), "depth_type": "z_depth"}
+            row |= {"image": {"path": line["image"]}, "depth": {"path": line["depth_path"]}}
+            row |= {"depth_scale": line["depth_scale"], "depth_width": 256, "depth_height": 192}
+            row |= {"width": 1920, "height": 1440, "intrinsics": [*[line["original_fx"]] * 2, 959.5, 719.5]}
+            row["points"] = [dict(zip(("column", "row", "depth"), point, strict=True)) for point in points]
             paths = {"image": f"image/{line['image']}", "depth_path": f"depth/{line['depth_path']}"}
-            assert ours.items() >= (line | paths).items()
+            assert annotation_line(row, "").items() >= (line | paths).items()

@@ -17,6 +17,7 @@ from depthvlm.benchmark.systems import SYSTEMS, System, availability, can_run, f
 from depthvlm.benchmark.systems.interface import DensePredictor, PointPredictor, Requirement
 from huggingface_hub import constants
 from rich.console import Console
+from toy_source_files import write_text
 
 from depthvlm.cli.bench_eval import list_systems
 
@@ -51,29 +52,31 @@ def test_naming_systems_costs_no_model_library():
     assert done.returncode == 0, done.stderr
 
 
+def own_server(model: str, url: str) -> dict:
+    return {"model": model, "base_url": url, "api_key_env": None}
+
+
 @pytest.mark.parametrize("spec", ["unidepth-v2-l", "UniDepth V2 L", "unidepth_v2_l", " Unidepth-V2-L "])
 def test_keys_are_read_kindly(spec):
     assert find_system(spec) is SYSTEMS["unidepth-v2-l"]
 
 
 @pytest.mark.parametrize(
-    ("spec", "near"),
+    ("spec", "options", "words"),
     [
-        ("unidepht-v2-l", "unidepth-v2-l"),
-        ("DepthPro", "depth-pro"),
-        ("qwen3-vl-9b", "qwen3-vl-8b"),
-        ("Always Output 2m", "always-2m"),
-        ("InternVL3.5-38", "internvl3.5-38b"),
+        ("unidepht-v2-l", {}, "no predictor 'unidepht-v2-l'. Did you mean .*unidepth-v2-l"),
+        ("DepthPro", {}, "no predictor 'DepthPro'. Did you mean .*depth-pro"),
+        ("qwen3-vl-9b", {}, "no predictor 'qwen3-vl-9b'. Did you mean .*qwen3-vl-8b"),
+        ("Always Output 2m", {}, "no predictor 'Always Output 2m'. Did you mean .*always-2m"),
+        ("InternVL3.5-38", {}, "no predictor 'InternVL3.5-38'. Did you mean .*internvl3.5-38b"),
+        ("xyzzy", {}, "no predictor 'xyzzy'. `depthvlm bench list`.*pipeline:HUB_ID.*vlm:HUB_ID"),
+        ("always-2m", {"device": "cpu"}, r"'always-2m' does not take device\. It takes metres\."),
+        ("oracle", {"metres": 1.0}, r"'oracle' does not take metres\. It takes nothing\."),
     ],
 )
-def test_unknown_names_are_answered_with_near_ones(spec, near):
-    with pytest.raises(ValueError, match=rf"no predictor '{spec}'. Did you mean .*{near}"):
-        make_predictor(spec)
-
-
-def test_a_name_that_is_near_nothing():
-    with pytest.raises(ValueError, match=r"no predictor 'xyzzy'. `depthvlm bench list`.*pipeline:HUB_ID.*vlm:HUB_ID"):
-        find_system("xyzzy")
+def test_unknown_names_and_options(spec, options, words):
+    with pytest.raises(ValueError, match=words):
+        make_predictor(spec, **options)
 
 
 class TestPrefixes:
@@ -85,30 +88,16 @@ class TestPrefixes:
             ("pipeline:some/model", "dense", "transformers_depth", {"model": "some/model"}),
             ("vlm:some/model", "points", "arrow_vlm", {"model": "some/model"}),
             ("api:gpt-4o", "points", "api", {"model": "gpt-4o"}),
-            (
-                "api:a/b@http://localhost:8000/v1",
-                "points",
-                "api",
-                {"model": "a/b", "base_url": "http://localhost:8000/v1", "api_key_env": None},
-            ),
-            (
-                "api:b@c@https://d.e/v1",
-                "points",
-                "api",
-                {"model": "b@c", "base_url": "https://d.e/v1", "api_key_env": None},
-            ),
+            ("api:a/b@http://localhost:8000/v1", "points", "api", own_server("a/b", "http://localhost:8000/v1")),
+            ("api:b@c@https://d.e/v1", "points", "api", own_server("b@c", "https://d.e/v1")),
         ],
     )
     def test_any_model(self, spec, kind, module, kwargs):
         system = find_system(spec)
-        assert system.name == spec
-        assert system.kind == kind
-        assert system.kwargs == kwargs
-        assert system.target.split(":")[0] == f".{module}"
-
-    def test_a_key_goes_to_its_own_server_only(self):
-        assert find_system("api:gpt-4o").requirement.environment == ("OPENAI_API_KEY",)
-        assert find_system("api:m@http://localhost:1/v1").requirement.environment == ()
+        found = (system.name, system.kind, system.kwargs, system.target.split(":")[0])
+        assert found == (spec, kind, kwargs, f".{module}")
+        # A key goes to its own server only.
+        assert system.requirement.environment == (("OPENAI_API_KEY",) if spec == "api:gpt-4o" else ())
 
     @pytest.mark.parametrize(
         "spec", ["depthvlm:", "pipeline: ", "vlm:", "api:", "api:m@", "api:m@localhost:8000", "api:@http://a"]
@@ -118,67 +107,53 @@ class TestPrefixes:
             find_system(spec)
 
 
-def test_options_that_a_class_does_not_take():
-    with pytest.raises(ValueError, match=r"'always-2m' does not take device\. It takes metres\."):
-        make_predictor("always-2m", device="cpu")
-    with pytest.raises(ValueError, match=r"'oracle' does not take metres\. It takes nothing\."):
-        make_predictor("oracle", metres=1.0)
-
-
 class TestCanRun:
-    def system(self, **values: object) -> System:
-        return System("a system", "nowhere:Nothing", **values)  # type: ignore[arg-type]
+    def can(self, *options, **values: object) -> tuple[bool, str]:
+        return can_run(System("a system", "nowhere:Nothing", **values), *options)  # type: ignore[arg-type]
+
+    def test_packages_options_and_environment(self, monkeypatch):
+        assert self.can(requirement=Requirement()) == (True, "")
+        needs = Requirement(packages=("numpy", "no_such_thing", "nor_this"), install="pip install both")
+        missing = "no_such_thing, nor_this are not installed. pip install both"
+        assert self.can(requirement=needs) == (False, missing)
+        needs = Requirement(environment=("A_KEY",), install="get one")
+        monkeypatch.delenv("A_KEY", raising=False)
+        assert self.can(requirement=needs) == (False, "A_KEY is not set. get one")
+        monkeypatch.setenv("A_KEY", "1")
+        assert self.can(requirement=needs) == (True, "")
+        told = {"required_options": ("levels", "depth_range")}
+        assert self.can(**told) == (False, "needs to be told: levels, depth_range")
+        assert self.can(("levels",), **told) == (False, "needs to be told: depth_range")
+        assert self.can(("levels", "depth_range"), **told) == (True, "")
 
     @pytest.mark.parametrize(
-        ("needs", "answer"),
+        ("found", "answer"),
         [
-            (Requirement(), (True, "")),
-            (
-                Requirement(packages=("numpy", "no_such_thing", "nor_this"), install="pip install both"),
-                (False, "no_such_thing, nor_this are not installed. pip install both"),
-            ),
-        ],
-    )
-    def test_packages(self, needs, answer):
-        assert can_run(self.system(requirement=needs)) == answer
-
-    def test_environment(self, monkeypatch):
-        system = self.system(requirement=Requirement(environment=("A_KEY",), install="get one"))
-        monkeypatch.delenv("A_KEY", raising=False)
-        assert can_run(system) == (False, "A_KEY is not set. get one")
-        monkeypatch.setenv("A_KEY", "1")
-        assert can_run(system) == (True, "")
-
-    def test_options(self):
-        system = self.system(required_options=("levels", "depth_range"))
-        assert can_run(system) == (False, "needs to be told: levels, depth_range")
-        assert can_run(system, ("levels",)) == (False, "needs to be told: depth_range")
-        assert can_run(system, ("levels", "depth_range")) == (True, "")
-
-    def test_gpu_memory(self, monkeypatch):
-        system = self.system(requirement=Requirement(gpu_gib=20))
-        for found, answer in [
             (0.0, (False, "needs about 20 GiB of GPU memory, none here")),
             (15.8, (False, "needs about 20 GiB of GPU memory, 16 GiB here")),
             (24.0, (True, "")),
-        ]:
-            monkeypatch.setattr(availability, "gpu_gib", lambda found=found: found)
-            assert can_run(system) == answer
+        ],
+    )
+    def test_gpu_memory(self, monkeypatch, found, answer):
+        monkeypatch.setattr(availability, "gpu_gib", lambda: found)
+        assert self.can(requirement=Requirement(gpu_gib=20)) == answer
 
     def test_weights(self, monkeypatch, tmp_path):
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        system = self.system(weights="owner/model")
-        assert can_run(system) == (True, "downloads owner/model first")
+        assert self.can(weights="owner/model") == (True, "downloads owner/model first")
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-        assert can_run(system) == (False, "owner/model is not in the cache, and HF_HUB_OFFLINE is set")
+        missing = "owner/model is not in the cache, and HF_HUB_OFFLINE is set"
+        assert self.can(weights="owner/model") == (False, missing)
         repository = tmp_path / "models--owner--model"
-        (repository / "snapshots" / "abc").mkdir(parents=True)
-        (repository / "snapshots" / "abc" / "model.safetensors").touch()
-        (repository / "refs").mkdir()
-        (repository / "refs" / "main").write_text("abc")
-        assert can_run(system) == (True, "")
-        assert can_run(self.system(weights=str(tmp_path))) == (True, "")
+        write_text(repository / "snapshots/abc/model.safetensors", "")
+        write_text(repository / "refs/main", "abc")
+        assert self.can(weights="owner/model") == (True, "")
+        assert self.can(weights=str(tmp_path)) == (True, "")
+        monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+        assert self.can(weights="torch.hub:a.pth") == (True, "downloads a.pth first")
+        write_text(tmp_path / "checkpoints/a.pth", "")
+        assert self.can(weights="torch.hub:a.pth") == (True, "")
 
     def test_a_package_that_lacks_what_is_imported(self, monkeypatch, tmp_path):
         """A package may be there and its import fail, as UniDepth's V1 and Depth Anything 3 do: the import decides."""
@@ -186,20 +161,9 @@ class TestCanRun:
         monkeypatch.syspath_prepend(tmp_path)
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         needs = Requirement(("there_and_broken",), install="Do this", imports=("import there_and_broken",))
-        able, why = can_run(self.system(requirement=needs))
-        assert not able
-        assert why == (
-            "`import there_and_broken` fails: ModuleNotFoundError: No module named 'not_there_at_all'. Do this"
-        )
-        assert can_run(self.system(requirement=replace(needs, imports=("import json",)))) == (True, "")
-
-    def test_weights_of_torch_hub(self, monkeypatch, tmp_path):
-        monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-        system = self.system(weights="torch.hub:a.pth")
-        assert can_run(system) == (True, "downloads a.pth first")
-        (tmp_path / "checkpoints").mkdir()
-        (tmp_path / "checkpoints" / "a.pth").touch()
-        assert can_run(system) == (True, "")
+        why = "`import there_and_broken` fails: ModuleNotFoundError: No module named 'not_there_at_all'. Do this"
+        assert self.can(requirement=needs) == (False, why)
+        assert self.can(requirement=replace(needs, imports=("import json",))) == (True, "")
 
 
 def test_the_list_shows_every_system_and_asks_nobody(monkeypatch):
@@ -212,10 +176,8 @@ def test_the_list_shows_every_system_and_asks_nobody(monkeypatch):
     monkeypatch.setattr(availability, "gpu_gib", lambda: 16.0)
     out = io.StringIO()
     list_systems(Console(file=out, width=220))
-    lines = out.getvalue().splitlines()
-    first_words = [line.split()[0] for line in lines if line.strip()]
-    assert set(SYSTEMS) < set(first_words)
-    shown = {key: next(line for line in lines if line.split()[:1] == [key]) for key in SYSTEMS}
+    shown = {line.split()[0]: line for line in reversed(out.getvalue().splitlines()) if line.strip()}
+    assert set(SYSTEMS) < set(shown)
     assert shown["always-2m"].split()[-4:] == ["dense", "1", "-", "yes"]
     assert shown["oracle"].split()[-4:] == ["points", "-", "-", "yes"]
     assert shown["depthvlm-4b"].split()[3:7] == ["1,", "2,", "3,", "8"]
