@@ -4,6 +4,7 @@ import pickle
 import random
 import re
 from collections import Counter
+from itertools import product
 
 import numpy as np
 import pytest
@@ -22,12 +23,8 @@ PAPER = "paper/unlocking_dense_metric_depth_in_vlms.txt"
 
 
 def refs(scenes: int, cameras: int, frames: int) -> list[FrameRef]:
-    return [
-        FrameRef(f"{s:03d}/{c}/{i:03d}", f"s{s:03d}", f"c{c}", 10 * i)
-        for s in range(scenes)
-        for c in range(cameras)
-        for i in range(frames)
-    ]
+    places = product(range(scenes), range(cameras), range(frames))
+    return [FrameRef(f"{s:03d}/{c}/{i:03d}", f"s{s:03d}", f"c{c}", 10 * i) for s, c, i in places]
 
 
 def spread(counts: Counter, groups: int) -> int:
@@ -46,11 +43,12 @@ def test_frames_of_an_index_are_small_and_travel():
 class TestCounts:
     def test_tables(self):
         assert sum(TRAINING_IMAGES.values()) == 4_440_000  # "4.4M images"
-        assert default_images("ddad", "train") == 76_000
-        assert default_images("ddad", "test") == 1000
-        assert default_images("nyuv2", "test") == 654
-        assert default_images("nyuv2", "train") is None
-        assert default_images("kitti", "test") is None
+        known = {("ddad", "train"): 76_000, ("ddad", "test"): 1000, ("nyuv2", "test"): 654}
+        known |= {("nyuv2", "train"): None, ("kitti", "test"): None}
+        assert {key: default_images(*key) for key in known} == known
+        names = {*TRAINING_IMAGES, *EVALUATION_IMAGES}
+        assert len(names) == 12
+        assert all(re.fullmatch("[a-z0-9]+", name) for name in names)
 
     @pytest.mark.real_data
     @pytest.mark.parametrize(("table", "known"), [(9, TRAINING_IMAGES), (10, EVALUATION_IMAGES)])
@@ -74,8 +72,8 @@ class TestCounts:
         assert set(points) == each
 
     def test_other_sets_have_ten_an_image(self):
-        assert set(points_per_image("ddad", "test", 1000, 10)) == {10}
-        assert set(points_per_image("ddad", "train", 300, 10)) == {10}
+        for source, split, images in (("ddad", "test", 1000), ("ddad", "train", 300)):
+            assert set(points_per_image(source, split, images, 10)) == {10}
         assert set(points_per_image("folder", "test", 300, 7)) == {7}
         assert set(points_per_image("nyuv2", "test", 50, 10, oversample=False)) == {10}
 
@@ -87,11 +85,16 @@ class TestFrames:
         assert Counter(ref.order for ref in chosen) == {20: 4, 70: 4}
         assert set(Counter((ref.scene, ref.camera) for ref in chosen).values()) == {2}
         assert [ref.order for ref in sample_frames(refs(1, 1, 10), 1)] == [50]
+        orders = [ref.order for ref in sample_frames(refs(1, 1, 97), 12)]
+        assert min(np.diff(orders)) >= 80  # 97 / 12 is 8 frames, 10 apart each
 
     def test_small_scenes_give_all_they_have(self):
         frames = [*refs(1, 1, 1), *refs(3, 1, 10)[10:]]
         assert Counter(ref.scene for ref in sample_frames(frames, 11)) == {"s000": 1, "s001": 5, "s002": 5}
         assert Counter(ref.scene for ref in sample_frames(frames, 20))["s000"] == 1
+        assert len(sample_frames(refs(999, 1, 1), 400)) == 400
+        frames = refs(2, 1, 3)
+        assert sample_frames(frames, None) == sample_frames(frames, 6) == sample_frames(frames, 100) == frames
 
     # nuScenes has 150 scenes of 6 cameras, Waymo 202 of 5, and 1000 images are wanted of each.
     @pytest.mark.parametrize(("scenes", "cameras"), [(150, 6), (202, 5)])
@@ -106,23 +109,12 @@ class TestFrames:
         halves = Counter(int(ref.scene[1:]) * 2 // scenes for ref in chosen)
         assert abs(halves[0] - halves[1]) <= 0.02 * count + 2
 
-    def test_no_neighbours(self):
-        orders = [ref.order for ref in sample_frames(refs(1, 1, 97), 12)]
-        assert min(np.diff(orders)) >= 80  # 97 / 12 is 8 frames, 10 apart each
-
     def test_order_of_the_index_is_kept_and_does_not_matter(self):
         frames = refs(7, 3, 9)
         chosen = sample_frames(frames, 50)
         assert chosen == [ref for ref in frames if ref in set(chosen)]
         random.Random(0).shuffle(frames)
         assert set(sample_frames(frames, 50)) == set(chosen)
-
-    def test_all(self):
-        frames = refs(2, 1, 3)
-        assert sample_frames(frames, None) == sample_frames(frames, 6) == sample_frames(frames, 100) == frames
-
-    def test_a_scene_for_each_frame(self):
-        assert len(sample_frames(refs(999, 1, 1), 400)) == 400
 
 
 class TestPoints:
@@ -136,12 +128,10 @@ class TestPoints:
         np.testing.assert_array_equal(points, sample_points(valid, 25, 0, "toy", "train", "a/b_1"))
         for key in ((1, "toy", "train", "a/b_1"), (0, "toy", "test", "a/b_1"), (0, "toy", "train", "a/b_2")):
             assert (points != sample_points(valid, 25, *key)).any()
-
-    def test_fewer_valid_pixels_than_points(self):
-        valid = np.zeros((4, 5), dtype=bool)
-        valid[1, 2] = valid[3, 4] = True
-        assert sample_points(valid, 10, "a").tolist() == [[2, 1], [4, 3]]
-        assert sample_points(np.zeros((4, 5), dtype=bool), 10, "a").shape == (0, 2)
+        few = np.zeros((4, 5), dtype=bool)
+        assert sample_points(few, 10, "a").shape == (0, 2)
+        few[1, 2] = few[3, 4] = True
+        assert sample_points(few, 10, "a").tolist() == [[2, 1], [4, 3]]
 
     # Few of many are drawn one by one, many of few by a permutation.
     @pytest.mark.parametrize(("count", "draws"), [(10, 1500), (60, 300)])
@@ -152,9 +142,3 @@ class TestPoints:
         counts = Counter((drawn[:, 1] * 20 + drawn[:, 0]).tolist())
         assert len(counts) == 100
         assert chisquare(list(counts.values())).pvalue > 0.001
-
-
-def test_ids_of_the_tables_are_names_of_sources():
-    names = {*TRAINING_IMAGES, *EVALUATION_IMAGES}
-    assert len(names) == 12
-    assert all(re.fullmatch("[a-z0-9]+", name) for name in names)
