@@ -441,7 +441,10 @@ class DepthVLMMixin(CheckpointMixin):
         """Return the backbone's output, H of equation 1, and if asked the states that [`feature_maps`] takes."""
         placed = inputs.get("position_ids") is not None
         if not placed:
-            inputs["position_ids"], rope_deltas = positions_of_call(self.model, **inputs)
+            try:
+                inputs["position_ids"], rope_deltas = positions_of_call(self.model, **inputs)
+            except (StopIteration, RuntimeError):  # images and their tokens do not match: the backbone says so itself
+                placed = True
         recorded = recorded_states(self.config) if record else []
         asked = inputs.get("output_hidden_states")
         outputs: Any = self.model(**inputs | ({"output_hidden_states": True} if recorded else {}))
@@ -626,10 +629,14 @@ class DepthVLMMixin(CheckpointMixin):
         return output
 
     def prepare_inputs_for_generation(
-        self, *args: Any, prompt_states: PromptStates | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        inputs_embeds: Tensor | None = None,  # `generate` takes embeddings of a class that names them here
+        prompt_states: PromptStates | None = None,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         """Prepare inputs as in transformers; the prompt's states are collected in the calls of the prefill alone."""
-        model_inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        model_inputs = super().prepare_inputs_for_generation(*args, inputs_embeds=inputs_embeds, **kwargs)
         if prompt_states is not None and not prompt_states.complete:
             model_inputs["prompt_states"] = prompt_states
         return model_inputs
