@@ -36,22 +36,16 @@ def picture(uri: str) -> np.ndarray:
 
 
 def row(depth: np.ndarray, points: list[tuple[int, int]], scale: float = 1000.0) -> dict:
-    height, width = depth.shape
-    return {
-        "image": {"bytes": toy_image("a")},
-        "depth": {"bytes": encode_depth(depth, scale)[0]},
-        "depth_scale": scale,
-        "depth_width": width,
-        "depth_height": height,
-        "points": [{"column": c, "row": r, "depth": depth[r, c] / scale} for c, r in points],
-    }
+    depth_file = {"bytes": encode_depth(depth, scale)[0]}
+    sizes = dict(zip(("depth_height", "depth_width"), depth.shape, strict=True))
+    listed = [{"column": c, "row": r, "depth": depth[r, c] / scale} for c, r in points]
+    return {"image": {"bytes": toy_image("a")}, "depth": depth_file, "depth_scale": scale, "points": listed} | sizes
 
 
 def test_statistics(folder, tmp_path):
     found = write_inspection(folder, tmp_path / "page.html")["toy-train"]
-    assert (found.rows, found.scenes, found.cameras) == (15, 2, 2)
     # 23 of 24 rows and 30 of 32 columns of every map, and all of them are points.
-    assert found.points == 15 * 23 * 30
+    assert (found.rows, found.scenes, found.cameras, found.points) == (15, 2, 2, 15 * 23 * 30)
     assert found.valid == pytest.approx((690 / 768,) * 3)
     # 1 m + 0.1 m an order (0 to 3) + 10 mm a column (2 to 31) + 1 mm a row (1 to 23).
     assert (found.metres[0], found.metres[-1]) == (1.021, 1.633)
@@ -61,19 +55,19 @@ def test_statistics(folder, tmp_path):
     assert found.metres == pytest.approx([np.quantile(everything, q) for q in (0, 0.05, 0.5, 0.95, 1)])
     assert found.focal_length == (50, 50, 50)
     assert found.fov == pytest.approx((2 * np.degrees(np.arctan(0.64)),) * 3)
-    assert (found.image_sizes, found.depth_sizes) == ([("64x48", 15)], [("32x24", 15)])
-    assert found.encodings == [("uint16 / 1000", 15)]
+    sizes = (found.image_sizes, found.depth_sizes, found.encodings)
+    assert sizes == ([("64x48", 15)], [("32x24", 15)], [("uint16 / 1000", 15)])
 
 
 class Page(HTMLParser):
     def __init__(self, text: str):
         super().__init__()
-        self.tags: list[tuple[str, dict]] = []
+        self.images: list[str] = []
         self.words = ""
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
+        self.images += [dict(attrs)["src"]] if tag == "img" else []
 
     def handle_data(self, data):
         self.words += data
@@ -83,9 +77,7 @@ def test_page(folder, tmp_path):
     write_inspection(folder, tmp_path / "page.html", samples=4)
     text = (tmp_path / "page.html").read_text()
     page = Page(text)
-    images = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == 2 * 4 * 3
-    assert all(picture(uri).shape == (360, 480, 3) for uri in images)
+    assert [picture(uri).shape for uri in page.images] == [(360, 480, 3)] * (2 * 4 * 3)
     # Nothing is loaded from elsewhere.
     assert not re.search(r"(src|href)=\"(?!data:)|url\(|@import|<script", text)
     assert page.words.count("Toy <frames>, train") == 2
@@ -104,16 +96,12 @@ class TestPictures:
         depth[:, 8:16], depth[:, 16:24], depth[:, 24:] = 1000, 4000, 16000
         pictures = row_pictures(row(depth, [(10, 3)]))
         assert (pictures.low, pictures.high, pictures.valid) == (1, 16, 0.75)
-        colours = picture(pictures.depth)
-        scale = matplotlib.colormaps["turbo_r"]
+        colours, scale = picture(pictures.depth), matplotlib.colormaps["turbo_r"]
         assert (colours[180, 60] == 0).all()
         for column, place in ((180, 0.0), (300, 0.5), (420, 1.0)):  # 4 m is half-way from 1 to 16, by ratio
-            expected = np.array(scale(place)[:3]) * 255
-            np.testing.assert_allclose(colours[180, column], expected, atol=4)
-
-    def test_the_image_shows_where_there_is_no_depth(self):
-        depth = np.zeros((24, 32), np.uint16)
-        depth[:, 16:] = 2000
+            np.testing.assert_allclose(colours[180, column], np.array(scale(place)[:3]) * 255, atol=4)
+        # The image shows where there is no depth.
+        depth[:, :16], depth[:, 16:] = 0, 2000
         overlay = picture(row_pictures(row(depth, [(20, 3)])).overlay).astype(int)
         colourful = np.ptp(overlay, axis=2).mean(axis=0)
         assert colourful[:230].max() < 6
@@ -148,18 +136,21 @@ class TestPictures:
 def test_command(folder, tmp_path):
     app = typer.Typer()
     app.command()(_command_bench_build.inspect)
-    run = CliRunner().invoke(app, [str(folder), "--out", str(tmp_path / "a.html"), "--samples", "1"])
+
+    def inspect(root: Path, name: str, *options: str):
+        return CliRunner().invoke(app, [str(root), "--out", str(tmp_path / name), *options])
+
+    run = inspect(folder, "a.html", "--samples", "1")
     assert run.exit_code == 0, run.output
     assert "toy-train" in run.output
     assert (tmp_path / "a.html").stat().st_size > 10_000
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / manifest["builds"]["toy-train"]["shards"][0]["file"]).unlink()
-    run = CliRunner().invoke(app, [str(folder), "--out", str(tmp_path / "b.html")])
+    run = inspect(folder, "b.html")
     assert run.exit_code == 1
     assert "is missing" in run.output
     assert not (tmp_path / "b.html").exists()
-    run = CliRunner().invoke(app, [str(tmp_path), "--out", str(tmp_path / "b.html")])
-    assert "has no finished build" in run.output
+    assert "has no finished build" in inspect(tmp_path, "b.html").output
 
 
 def test_names_are_text(tmp_path, monkeypatch):

@@ -91,17 +91,16 @@ def test_a_row_that_cannot_be_used(tmp_path, rows, words):
 
 
 def test_files_that_are_no_set(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no file .*a\.parquet"):
-        open_sets(tmp_path / "a.parquet")
     (tmp_path / "a.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(ValueError, match=r"a\.parquet cannot be read as Parquet"):
-        open_sets(tmp_path / "a.parquet")
     (tmp_path / "a.jsonl").write_text("{}")
-    with pytest.raises(ValueError, match="annotation lines become a build by `depthvlm bench build lines`"):
-        open_sets(tmp_path / "a.jsonl")
     Dataset.from_list([{"text": "a", "depth": 1}]).to_parquet(str(tmp_path / "b.parquet"))
-    with pytest.raises(ValueError, match="has the columns text, depth; an evaluation needs `image`"):
-        open_sets(tmp_path / "b.parquet")
-    file = write(tmp_path / "rooms.parquet", row())
-    with pytest.raises(ValueError, match="holds the set rooms, not waymo"):
-        open_sets(file, sources=("waymo",))
+    write(tmp_path / "rooms.parquet", row())
+    for name, error, words, *sources in (
+        ("gone.parquet", FileNotFoundError, r"no file .*gone\.parquet"),
+        ("a.parquet", ValueError, r"a\.parquet cannot be read as Parquet"),
+        ("a.jsonl", ValueError, "annotation lines become a build by `depthvlm bench build lines`"),
+        ("b.parquet", ValueError, "has the columns text, depth; an evaluation needs `image`"),
+        ("rooms.parquet", ValueError, "holds the set rooms, not waymo", "waymo"),
+    ):
+        with pytest.raises(error, match=words):
+            open_sets(tmp_path / name, sources=tuple(sources))

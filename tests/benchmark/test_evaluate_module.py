@@ -46,16 +46,19 @@ def test_from_the_repository(load, monkeypatch):
 def test_from_the_installed_package(load):
     metric = load(INSTALLED)
     # Maps of different sizes; a failure, and truth that is none.
-    for prediction, reference in (
-        (np.array([[1.0, -1.0], [2.0, 2.0]]), np.array([[1.0, 1.0], [0.0, 2.0]])),
-        (np.array([[4.0]], dtype=np.float32), np.array([[1.0]], dtype=np.float32)),
-    ):
-        metric.add(prediction=prediction, reference=reference)
+    metric.add(prediction=np.array([[1.0, -1.0], [2.0, 2.0]]), reference=np.array([[1.0, 1.0], [0.0, 2.0]]))
+    metric.add(prediction=np.array([[4.0]], dtype=np.float32), reference=np.array([[1.0]], dtype=np.float32))
     result = metric.compute(protocol="dense", changes={"aggregation": "pixels"})
-    assert result["delta1"] == 2 / 4
-    assert result["abs_rel"] == (0 + 0 + 3) / 3
+    assert (result["delta1"], result["abs_rel"]) == (2 / 4, (0 + 0 + 3) / 3)
     assert (result["pixels"], result["failures"]) == (4, 1)
     assert result["protocol"] == "dense(aggregation=pixels)"
+    # float32(0.005) is on the bound.
+    values = {"predictions": [[1.0, 1.0]], "references": [[0.005, 90.0]]}
+    assert metric.compute(**values, source_range=(0.005, 80.0))["pixels"] == 1
+    with pytest.raises(ValueError, match="image 0 has no valid pixel"):
+        metric.compute(**values, source_range=(1.0, 80.0))
+    with pytest.raises(ValueError, match="Unknown protocol 'nyu'"):
+        metric.compute(**values, protocol="nyu")
 
 
 def test_copied_alone(load, tmp_path):
@@ -68,14 +71,3 @@ def test_copied_alone(load, tmp_path):
     assert (result["delta1"], result["delta2"], result["pixels"]) == (0, 1, 426 * 560)
     result = metric.compute(**maps, protocol="nyu-eigen", changes={"alignment": "median"})
     assert (result["delta1"], result["rmse"]) == (1, 0)
-
-
-def test_source_range_and_errors(load):
-    metric = load(INSTALLED)
-    # float32(0.005) is on the bound.
-    values = {"predictions": [[1.0, 1.0]], "references": [[0.005, 90.0]]}
-    assert metric.compute(**values, source_range=(0.005, 80.0))["pixels"] == 1
-    with pytest.raises(ValueError, match="image 0 has no valid pixel"):
-        metric.compute(**values, source_range=(1.0, 80.0))
-    with pytest.raises(ValueError, match="Unknown protocol 'nyu'"):
-        metric.compute(**values, protocol="nyu")

@@ -28,9 +28,9 @@ CLASSES = {
 }
 
 
-def example(seed: int, points: list[list[float]], size: tuple[int, int] = (64, 64)) -> Example:
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    return Example(f"e{seed}", Image.fromarray(pixels), (60.0, 60.0, 32.0, 32.0), np.array(points).reshape(-1, 2))
+def example(seed: int, points: list[list[float]], size=(64, 64), camera=(60.0, 60.0, 32.0, 32.0)) -> Example:
+    pixels = np.random.default_rng(seed).integers(1, 255, (size[1], size[0], 3), dtype=np.uint8)
+    return Example(f"e{seed}", Image.fromarray(pixels), camera, np.array(points).reshape(-1, 2))
 
 
 @pytest.fixture(scope="module", params=list(CLASSES))
@@ -57,18 +57,22 @@ def calls(monkeypatch) -> list[dict[str, Any]]:
     return recorded
 
 
-def seen_pixels(vlm: ArrowVLM, pixel_values: torch.Tensor) -> np.ndarray:
-    """The image that a model sees, `(H, W, 3)` of 0 to 255, from what its processor made: 64x64 in patches of 16 for
-    Qwen3-VL, 56x56 else."""
+def in_pixels(vlm: ArrowVLM, values: np.ndarray) -> np.ndarray:
+    """`(3, H, W)` as a processor made it, in 0 to 255 `(H, W, 3)`."""
     images = vlm.processor.image_processor
+    mean, std = np.array(images.image_mean)[:, None, None], np.array(images.image_std)[:, None, None]
+    return ((values * std + mean) * 255).transpose(1, 2, 0)
+
+
+def seen_pixels(vlm: ArrowVLM, pixel_values: torch.Tensor) -> np.ndarray:
+    """The image that a model sees: 64x64 in patches of 16 for Qwen3-VL, 56x56 else."""
     values = pixel_values.double().numpy()
     if values.ndim == 2:
         # Patches in groups of 2x2; each is 3 channels, 2 equal frames, 16x16 pixels.
         grid = values.reshape(2, 2, 2, 2, 3, 2, 16, 16)
         assert np.array_equal(grid[..., 0, :, :], grid[..., 1, :, :])
         values = grid[..., 0, :, :].transpose(4, 0, 2, 5, 1, 3, 6).reshape(3, 64, 64)
-    mean, std = np.array(images.image_mean)[:, None, None], np.array(images.image_std)[:, None, None]
-    return ((values * std + mean) * 255).transpose(1, 2, 0)
+    return in_pixels(vlm, values)
 
 
 def greedy(vlm: ArrowVLM, inputs: dict[str, torch.Tensor], count: int) -> list[int]:
@@ -85,7 +89,7 @@ def greedy(vlm: ArrowVLM, inputs: dict[str, torch.Tensor], count: int) -> list[i
     return ids[0, inputs["input_ids"].shape[1] :].tolist()
 
 
-def test_the_model_sees_the_arrow(vlm, calls):
+def test_the_model_sees_the_arrow_and_the_question(vlm, calls):
     one = example(0, [[40, 30], [12, 50]])
     vlm.predict([one])
     [call] = calls
@@ -98,11 +102,7 @@ def test_the_model_sees_the_arrow(vlm, calls):
         np.testing.assert_allclose(seen, np.asarray(drawn), atol=1e-3)
         plain = np.asarray(one.image.resize((edge, edge), Image.Resampling.BICUBIC))
         assert np.abs(seen - plain).max() > 50
-
-
-def test_the_question(vlm, calls):
-    vlm.predict([example(0, [[40, 30]])])
-    text = vlm.processor.tokenizer.decode(calls[0]["input_ids"][0])
+    text = vlm.processor.tokenizer.decode(call["input_ids"][0])
     words = text.replace("<|image_pad|>", "").replace("<|vision_start|>", "").replace("<|vision_end|>", "")
     assert words == f"<|im_start|>user\n{ARROW_PROMPT}<|im_end|>\n<|im_start|>assistant\n"
     assert text.index("<|image_pad|>") < text.index("Given this image")
@@ -120,26 +120,18 @@ def test_greedy_though_the_checkpoint_samples(vlm, calls):
     assert answer.text == vlm.processor.tokenizer.decode(expected, skip_special_tokens=True)
 
 
-def test_batches_equal_one_by_one(vlm, calls):
+def test_batches_equal_one_by_one(vlm, calls, monkeypatch):
     """Images of different sizes in one batch: for Qwen3-VL the shorter rows are padded on the left."""
-    examples = [
-        example(2, [[40, 30], [3, 60]]),
-        example(3, []),
-        example(4, [[100, 30], [64, 2], [5, 5]], size=(128, 96)),
-    ]
+    other = example(4, [[100, 30], [64, 2], [5, 5]], size=(128, 96))
+    examples = [example(2, [[40, 30], [3, 60]]), example(3, []), other]
     together = vlm.predict(examples)
     assert [len(of_image) for of_image in together] == [2, 0, 3]
-    sizes = [len(call["input_ids"]) for call in calls]
-    assert sizes == [4, 1]
+    assert [len(call["input_ids"]) for call in calls] == [4, 1]
     mask = calls[0]["attention_mask"]
-    if "image_grid_thw" in calls[0]:
-        assert mask[0, 0] == 0
+    assert mask[0, 0] == 0 or "image_grid_thw" not in calls[0]
     assert mask[:, -1].all()
-    vlm.batch_size = 1
-    try:
-        alone = [vlm.predict([one])[0] for one in examples]
-    finally:
-        vlm.batch_size = 4
+    monkeypatch.setattr(vlm, "batch_size", 1)
+    alone = [vlm.predict([one])[0] for one in examples]
     assert [[a.text for a in of_image] for of_image in alone] == [[a.text for a in of_image] for of_image in together]
 
 
@@ -162,23 +154,16 @@ def test_a_reply_is_read(tmp_path):
     one = example(0, [[40, 30], [20, 30]])
     reply = vlm.processor.tokenizer("2.5 m<|im_end|>", return_tensors="pt").input_ids
     content = [{"type": "image", "image": one.image}, {"type": "text", "text": vlm.prompt}]
-    inputs = vlm.processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    inputs = vlm.processor.apply_chat_template([{"role": "user", "content": content}], **options)
     ids = torch.cat([inputs["input_ids"], reply], 1)
     labels = ids.clone()
     labels[:, : -reply.shape[1]] = -100
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": inputs["pixel_values"]}
     optimizer = torch.optim.Adam(vlm.network.parameters(), lr=1e-2)
     for _ in range(30):
-        loss = vlm.network(
-            input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=inputs["pixel_values"], labels=labels
-        ).loss
         optimizer.zero_grad()
-        loss.backward()
+        vlm.network(**given, labels=labels).loss.backward()
         optimizer.step()
     assert [(a.metres, a.text) for a in vlm.predict([one])[0]] == [(2.5, "2.5 m")] * 2
 
@@ -222,12 +207,12 @@ def test_options(tmp_path):
         ArrowVLM(str(tmp_path), batch_size=0)
     with pytest.raises(FileNotFoundError, match=r"There is no model folder .*gone"):
         ArrowVLM(str(tmp_path / "gone"))
+    with pytest.raises(ValueError, match="`focal_length` is in pixels and positive, got 0"):
+        DepthLM(focal_length=0)
 
 
 def framed(size: tuple[int, int], focal_length: float, points: list[list[float]]) -> Example:
-    pixels = np.random.default_rng(0).integers(1, 255, (size[1], size[0], 3), dtype=np.uint8)
-    camera = (focal_length, focal_length * 1.01, size[0] / 2, size[1] / 2)
-    return Example("e", Image.fromarray(pixels), camera, np.array(points))
+    return example(0, points, size, (focal_length, focal_length * 1.01, size[0] / 2, size[1] / 2))
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +230,7 @@ def red_pixels(image: Image.Image) -> list[list[int]]:
     return sorted(map(list, zip(columns.tolist(), rows.tolist(), strict=True)))
 
 
-def test_the_focal_length_of_the_released_evaluation(depthlm):
+def test_the_focal_length_of_the_released_evaluation(depthlm, monkeypatch):
     # NYUv2's camera: 750 / 518.8579 = 1.4455: 925.1x693.8, rounded down.
     [question] = depthlm.questions(framed((640, 480), 518.8579, [[320.0, 240.0]]))
     assert question.image.size == (925, 693)
@@ -255,6 +240,11 @@ def test_the_focal_length_of_the_released_evaluation(depthlm):
     shaft = [[x - i, y] for i in range(1, 6)]
     head = [[x - 2, y - 1], [x - 2, y + 1], [x - 3, y - 2], [x - 3, y + 2]]
     assert red_pixels(question.image) == sorted(shaft + head)
+    [question] = depthlm.questions(framed((1500, 20), 750.0, [[700.0, 10.0]]))
+    assert question.image.size == (1500, 20)  # large images stay large
+    monkeypatch.setattr(depthlm, "focal_length", 1000.0)  # the paper's
+    [question] = depthlm.questions(framed((64, 48), 500.0, [[32.0, 24.0]]))
+    assert question.image.size == (128, 96)
 
 
 def test_a_checkpoint_in_an_old_layout_is_refused(pixtral, tmp_path):
@@ -268,24 +258,7 @@ def test_a_checkpoint_in_an_old_layout_is_refused(pixtral, tmp_path):
         ArrowVLM(str(tmp_path), dtype="float32", device="cpu")
 
 
-def test_large_images_stay_large(depthlm):
-    [question] = depthlm.questions(framed((1500, 20), 750.0, [[700.0, 10.0]]))
-    assert question.image.size == (1500, 20)
-
-
-def test_the_papers_focal_length(depthlm):
-    depthlm.focal_length = 1000.0
-    try:
-        [question] = depthlm.questions(framed((64, 48), 500.0, [[32.0, 24.0]]))
-    finally:
-        depthlm.focal_length = 750.0
-    assert question.image.size == (128, 96)
-
-
-def test_the_model_is_asked_about_that_image(depthlm, monkeypatch):
-    calls = []
-    original = depthlm.network.generate
-    monkeypatch.setattr(depthlm.network, "generate", lambda **inputs: calls.append(inputs) or original(**inputs))
+def test_the_model_is_asked_about_that_image(depthlm, calls):
     one = framed((64, 48), 500.0, [[32.0, 24.0], [0.0, 0.0]])
     [answers] = depthlm.predict([one])
     assert len(answers) == 2
@@ -296,12 +269,10 @@ def test_the_model_is_asked_about_that_image(depthlm, monkeypatch):
     assert call["do_sample"] is False
     # 64x48 at 750 / 500 is 96x72, in whole patches of 16: 96x80.
     assert call["image_sizes"].tolist() == [[80, 96]] * 2
-    images = depthlm.processor.image_processor
-    mean, std = np.array(images.image_mean)[:, None, None], np.array(images.image_std)[:, None, None]
-    seen = ((call["pixel_values"][0].double().numpy() * std + mean) * 255).transpose(1, 2, 0)
     bicubic = Image.Resampling.BICUBIC
     # 32.5 * 1.5 = 48.75 and 24.5 * 1.5 = 36.75
     drawn = draw_arrow(one.image.resize((96, 72), bicubic), (48, 36), 5).resize((96, 80), bicubic)
+    seen = in_pixels(depthlm, call["pixel_values"][0].double().numpy())
     np.testing.assert_allclose(seen, np.asarray(drawn), atol=1e-3)
 
 
@@ -311,8 +282,3 @@ def test_its_base_is_asked_through_the_same_template(pixtral):
     [question] = base.questions(framed((64, 48), 500.0, [[32.0, 24.0]]))
     asked = base.processor.apply_chat_template([base._messages(question)], tokenize=False)
     assert asked == [f"[INST]<|image_pad|>{ARROW_PROMPT}[/INST]"]
-
-
-def test_a_focal_length_that_is_none():
-    with pytest.raises(ValueError, match="`focal_length` is in pixels and positive, got 0"):
-        DepthLM(focal_length=0)

@@ -63,12 +63,11 @@ def test_exif_orientation_is_not_followed(predictor):
     exif = Image.Exif()
     exif[0x0112] = 6
     turned.image.getexif().update(exif)
-    for one, other in zip(predictor.predict([upright]), predictor.predict([turned]), strict=True):
-        np.testing.assert_array_equal(one, other)
-
-
-def test_four_images_are_not_taken_for_one_camera(predictor):
+    np.testing.assert_array_equal(*(predictor.predict([one])[0] for one in (upright, turned)))
+    # Four images are not taken for one camera.
     assert len(predictor.predict([toy_example(80, 60, (90.0, 80.0, 40.0, 30.0), seed=i) for i in range(4)])) == 4
+    with pytest.raises(FileNotFoundError, match=r"no model folder .*nowhere"):
+        DepthVLMSystem("/nowhere", device="cpu")
 
 
 def test_the_bundled_model_measures_scenes_it_has_not_seen():
@@ -88,8 +87,3 @@ def test_the_bundled_model_measures_scenes_it_has_not_seen():
         ratio = depth[valid] / scene.depth[valid]
         delta1.append(np.mean(np.maximum(ratio, 1 / ratio) < 1.25))
     assert np.mean(delta1) > 0.85
-
-
-def test_a_model_that_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no model folder .*nowhere"):
-        DepthVLMSystem(tmp_path / "nowhere", device="cpu")

@@ -1,5 +1,7 @@
 """Constant and oracle, and the check of what any dense predictor returns."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,36 +12,24 @@ from PIL import Image
 from toy_examples import toy_example
 
 
-def test_always_two_metres():
+def test_constants():
     predictor = make_predictor("always-2m")
     assert predictor.name == "Always Output 2.0m"
     first, second = predictor.predict([toy_example(5, 3), toy_example(2, 7)])
-    assert first.dtype == np.float32
-    assert first.tolist() == [[2.0] * 5] * 3
+    assert (first.dtype, first.tolist()) == (np.float32, [[2.0] * 5] * 3)
     assert second.shape == (7, 2)
-
-
-def test_other_constants_say_so_in_their_name():
-    predictor = make_predictor("always-2m", metres=3.5)
-    assert predictor.name == "Always Output 2.0m (metres=3.5)"
-    assert predictor.predict([toy_example()])[0].max() == 3.5
-    assert Constant(3.5).name == "Always Output 3.5m"
-
-
-@pytest.mark.parametrize("metres", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_constant_is_a_distance(metres):
-    with pytest.raises(ValueError, match="finite number of metres above 0"):
-        Constant(metres)
+    other = make_predictor("always-2m", metres=3.5)
+    assert (other.name, Constant(3.5).name) == ("Always Output 2.0m (metres=3.5)", "Always Output 3.5m")
+    assert other.predict([toy_example()])[0].max() == 3.5
+    for metres in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="finite number of metres above 0"):
+            Constant(metres)
 
 
 def test_the_oracle_says_the_truth_of_every_point():
     answers = Oracle().predict([toy_example(truth=np.array([1.25, 80.0])), toy_example(truth=np.array([0.5]))])
     assert [[answer.metres for answer in image] for image in answers] == [[1.25, 80.0], [0.5]]
-
-
-def test_the_oracle_needs_the_truth():
-    example = toy_example(truth=np.array([1.0, 2.0]))
-    object.__setattr__(example, "truth", np.zeros(0))
+    example = replace(toy_example(truth=np.array([1.0, 2.0])), truth=np.zeros(0))
     with pytest.raises(ValueError, match="truth of all 2 points of 'image-0', got 0"):
         Oracle().predict([example])
 
@@ -48,13 +38,9 @@ class TestCheckMaps:
     def test_good_maps_pass_as_float32(self):
         maps = check_maps([np.ones((48, 64)), np.ones((48, 64), np.uint16)], [toy_example(), toy_example()])
         assert [depth.dtype for depth in maps] == [np.float32, np.float32]
-
-    def test_float32_is_not_copied(self):
         depth = np.ones((48, 64), np.float32)
-        assert check_maps([depth], [toy_example()])[0] is depth
-
-    def test_failures_pass(self):
-        depth = np.array([[np.nan, -1.0], [0.0, np.inf]])
+        assert check_maps([depth], [toy_example()])[0] is depth  # not copied
+        depth = np.array([[np.nan, -1.0], [0.0, np.inf]])  # failures pass
         np.testing.assert_array_equal(check_maps([depth], [toy_example(2, 2)])[0], depth)
 
     @pytest.mark.parametrize(
@@ -78,20 +64,14 @@ class TestCheckMaps:
 
 
 def test_pixels_stay_as_stored():
-    """The points are in stored pixels, so the turn that EXIF asks for is not made."""
+    """The points are in stored pixels, so the turn that EXIF asks for is not made. All modes become RGB."""
     pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
     example = toy_example(pixels=pixels)
     example.image.getexif()[0x0112] = 6
     np.testing.assert_array_equal(rgb_pixels(example), pixels)
-
-
-def test_grey_and_palette_images_become_rgb():
     grey = np.array([[0, 200], [3, 4]], np.uint8)
-    example = toy_example(2, 2)
-    object.__setattr__(example, "image", Image.fromarray(grey))
-    np.testing.assert_array_equal(rgb_pixels(example), np.stack([grey] * 3, axis=-1))
-    object.__setattr__(example, "image", Image.fromarray(grey).convert("P"))
-    np.testing.assert_array_equal(rgb_pixels(example), np.stack([grey] * 3, axis=-1))
+    for image in (Image.fromarray(grey), Image.fromarray(grey).convert("P")):
+        np.testing.assert_array_equal(rgb_pixels(replace(example, image=image)), np.stack([grey] * 3, axis=-1))
 
 
 def test_a_batch_has_one_size():

@@ -98,41 +98,40 @@ def inverse(checkpoint):
     return outputs.predicted_depth[0].numpy(), float(outputs.field_of_view)
 
 
+def at(focal: float) -> Any:
+    return toy_example(64, 64, (focal, focal, 32, 32))
+
+
+def halved(answer: np.ndarray) -> torch.Tensor:
+    values = torch.from_numpy(answer)[None, None]
+    return torch.nn.functional.interpolate(values, size=(64, 64), mode="bilinear")[0, 0].clamp(1e-4, 1e4)
+
+
 class TestDepthPro:
     def test_metres_follow_from_the_focal_length(self, checkpoint, inverse):
         """`1 / (answer * width / fx)`, the answer halved in size first, cut off at 1e-4 and 1e4."""
-        example = toy_example(64, 64, (50.0, 50.0, 32.0, 32.0))
         predictor = TransformersDepth(checkpoint, device="cpu")
-        answer = torch.from_numpy(inverse[0] * np.float32(64 / 50))[None, None]
-        half = torch.nn.functional.interpolate(answer, size=(64, 64), mode="bilinear")[0, 0]
-        expected = [(1 / half.clamp(1e-4, 1e4)).numpy()]
-        assert_same(predictor.predict([example]), expected)
+        expected = [(1 / halved(inverse[0] * np.float32(64 / 50))).numpy()]
+        assert_same(predictor.predict([at(50.0)]), expected)
         if find_spec("torchvision") is not None:  # transformers' own processor needs it
             fov = torch.tensor([np.rad2deg(2 * np.arctan(64 / (2 * 50)))])
             outputs = SimpleNamespace(predicted_depth=torch.from_numpy(inverse[0])[None], field_of_view=fov)
             [own] = DepthProImageProcessor().post_process_depth_estimation(outputs, [(64, 64)])
             assert_same(expected, [own["predicted_depth"].numpy()])
-        [near], [far] = (predictor.predict([toy_example(64, 64, (f, f, 32, 32))]) for f in (50.0, 100.0))
+        # Each image of a batch has its camera.
+        near, far = predictor.predict([at(50.0), at(100.0)])
+        assert_same([near, far], [predictor.predict([at(focal)])[0] for focal in (50.0, 100.0)])
         inside = (near > 1e-3) & (far < 1e3)
         assert inside.mean() > 0.1
         np.testing.assert_allclose(far[inside], 2 * near[inside], rtol=1e-4)
 
-    def test_each_image_of_a_batch_has_its_camera(self, checkpoint):
-        predictor = TransformersDepth(checkpoint, device="cpu")
-        examples = [toy_example(64, 64, (f, f, 32, 32)) for f in (50.0, 80.0)]
-        assert_same(predictor.predict(examples), [predictor.predict([example])[0] for example in examples])
-
     def test_its_own_field_of_view(self, checkpoint, inverse):
         """`width / f = 2 tan(fov / 2)`."""
-        fov = inverse[1]
-        focal = 64 / (2 * np.tan(np.deg2rad(fov) / 2))
-        [estimated] = TransformersDepth(checkpoint, device="cpu", focal_length="estimated").predict(
-            [toy_example(64, 64, (1.0, 1.0, 32, 32))]
-        )
-        answer = torch.from_numpy(inverse[0] * np.float32(64 / focal))[None, None]
-        half = torch.nn.functional.interpolate(answer, size=(64, 64), mode="bilinear")[0, 0]
+        focal = 64 / (2 * np.tan(np.deg2rad(inverse[1]) / 2))
+        [estimated] = TransformersDepth(checkpoint, device="cpu", focal_length="estimated").predict([at(1.0)])
         # Of the inverse, which the network answers: far metres magnify its last bits.
-        np.testing.assert_allclose(1 / estimated, half.clamp(1e-4, 1e4).numpy(), rtol=1e-4, atol=1e-5)
+        expected = halved(inverse[0] * np.float32(64 / focal)).numpy()
+        np.testing.assert_allclose(1 / estimated, expected, rtol=1e-4, atol=1e-5)
 
     def test_pixels_are_sampled_without_antialiasing(self, checkpoint):
         """From 256 columns to 64, column i reads between columns 4i + 1 and 4i + 2; 0..255 becomes -1..1."""
@@ -152,27 +151,19 @@ class TestDepthPro:
             TransformersDepth(str(tmp_path), focal_length="own")  # type: ignore[arg-type]
 
 
-class TestRefused:
-    def test_relative_depth_anything(self, tmp_path):
-        with pytest.raises(PredictorError, match=r"relative depth .*'relative'"):
-            TransformersDepth(depth_anything(tmp_path, "relative"), device="cpu")
-
-    def test_dpt_unless_the_user_knows(self, tmp_path):
-        name = dpt(tmp_path)
-        with pytest.raises(PredictorError, match="metric=True if you know"):
-            TransformersDepth(name, device="cpu")
-
-    @pytest.mark.parametrize("kind", ["prompt_depth_anything", "chmv2", "depthvlm"])
-    def test_other_tasks(self, kind):
-        with pytest.raises(PredictorError, match=rf"some/model \({kind}\) is no row"):
-            check_metric(SimpleNamespace(model_type=kind), "some/model", metric=True)
-
-    def test_a_folder_that_is_not_there(self):
-        with pytest.raises(FileNotFoundError, match="no model folder /nowhere"):
-            make_predictor("pipeline:/nowhere")
+@pytest.mark.parametrize("kind", ["prompt_depth_anything", "chmv2", "depthvlm"])
+def test_other_tasks(kind):
+    with pytest.raises(PredictorError, match=rf"some/model \({kind}\) is no row"):
+        check_metric(SimpleNamespace(model_type=kind), "some/model", metric=True)
 
 
-def test_a_batch_of_two_sizes(tmp_path):
-    predictor = TransformersDepth(glpn(tmp_path), device="cpu")
+def test_what_is_refused(tmp_path):
+    with pytest.raises(PredictorError, match=r"relative depth .*'relative'"):
+        TransformersDepth(depth_anything(tmp_path / "relative", "relative"), device="cpu")
+    with pytest.raises(PredictorError, match="metric=True if you know"):
+        TransformersDepth(dpt(tmp_path / "dpt"), device="cpu")
+    with pytest.raises(FileNotFoundError, match="no model folder /nowhere"):
+        make_predictor("pipeline:/nowhere")
+    predictor = TransformersDepth(glpn(tmp_path / "glpn"), device="cpu")
     with pytest.raises(ValueError, match="images of one size"):
         predictor.predict([toy_example(64, 64), toy_example(96, 64)])

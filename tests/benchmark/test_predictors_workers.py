@@ -11,6 +11,7 @@ from depthvlm.benchmark.systems.interface import PredictorError
 from depthvlm.benchmark.systems.workers import SpatialRGPT, read_levels
 from toy_depth_models import depth_anything
 from toy_examples import toy_example
+from toy_source_files import write_text
 
 # As in llava/eval/eval_spatial.py of github.com/AnjieCheng/SpatialRGPT. The reply says, in feet, how many pixels of the
 # image its region has, and what it saw.
@@ -114,9 +115,7 @@ class HereWorker:
 @pytest.fixture
 def model(tmp_path, monkeypatch) -> str:
     for name, text in LLAVA.items():
-        file = tmp_path / "packages" / "llava" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
+        write_text(tmp_path / "packages" / "llava" / name, text)
     for name in [name for name in sys.modules if name.split(".")[0] == "llava"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(tmp_path / "packages")
@@ -133,12 +132,10 @@ def example(points: list[list[float]], size: tuple[int, int] = (96, 64)) -> Any:
 
 
 def test_regions_and_relative_depth(model, tmp_path):
-    rgpt = SpatialRGPT(
-        model, depth_model=depth_anything(tmp_path / "depth", "relative"), device="cpu", max_new_tokens=32
-    )
-    answers = rgpt.predict([example([[50, 30], [1, 60]]), example([])])
-    assert [len(of_image) for of_image in answers] == [2, 0]
-    first, second = answers[0]
+    depth_model = depth_anything(tmp_path / "depth", "relative")
+    rgpt = SpatialRGPT(model, depth_model=depth_model, device="cpu", max_new_tokens=32)
+    [[first, second], none] = rgpt.predict([example([[50, 30], [1, 60]]), example([])])
+    assert none == []
     # 20 pixels around column 50, row 30; then cut at the border: columns 0 to 10, rows 50 to 63.
     prompt = r"'USER: <image>\nHow far is <mask> <depth> from the camera?<|eot_id|>ASSISTANT: '"
     assert first.text == f"box [40, 20, 59, 39] depth [0.0, 255.0] prompt {prompt} is 400 feet."
@@ -155,16 +152,19 @@ def test_without_depth(model):
     assert "How far is <mask> from the camera?" in answer.text
 
 
-def test_without_its_environment(monkeypatch, tmp_path):
-    with pytest.raises(PredictorError, match=r"cannot be started .*clone https://github.com/AnjieCheng/SpatialRGPT"):
-        SpatialRGPT("toy", depth_model=None, python=tmp_path / "gone")
-    with pytest.raises(PredictorError, match="ended with status 1; what it printed says why"):
-        SpatialRGPT("toy", depth_model=None, python="/bin/false")
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"python": "/gone"}, PredictorError, "cannot be started .*clone https://github.com/AnjieCheng/SpatialRGPT"),
+        ({"python": "/bin/false"}, PredictorError, "ended with status 1; what it printed says why"),
+        ({}, PredictorError, "environment of its own: .* set SPATIAL_RGPT_PYTHON"),
+        ({"region_size": 0}, ValueError, "at least 1, got 0"),
+    ],
+)
+def test_without_its_environment(monkeypatch, options, error, words):
     monkeypatch.delenv("SPATIAL_RGPT_PYTHON", raising=False)
-    with pytest.raises(PredictorError, match=r"environment of its own: .* set SPATIAL_RGPT_PYTHON"):
-        SpatialRGPT("toy", depth_model=None)
-    with pytest.raises(ValueError, match="at least 1, got 0"):
-        SpatialRGPT("toy", region_size=0)
+    with pytest.raises(error, match=words):
+        SpatialRGPT("toy", depth_model=None, **options)
 
 
 TRANSFORMERS = """
@@ -248,42 +248,37 @@ def make(tmp_path, monkeypatch):
 
 def test_levels_to_metres(make, caplog):
     """Images are resized to f = 2000; 5 levels from 1 to 16 m are 1, 2, 4, 8 and 16 m."""
+
+    def images(*sizes: tuple[int, int, float]) -> list:
+        return [toy_example(w, h, (f, f, w / 2, h / 2), seed=seed) for seed, (w, h, f) in enumerate(sizes)]
+
     predictor = make()
     assert predictor.name == "Youtu-VL-4B"
-    even, halves, words, short = predictor.predict(
-        [
-            toy_example(64, 48, (1000.0, 1000.0, 32, 24)),
-            toy_example(256, 128, (4000.0, 4000.0, 128, 64)),
-            toy_example(64, 64, (2000.0, 2000.0, 32, 32), seed=3),
-            toy_example(64, 32, (2000.0, 2000.0, 32, 16), seed=4),
-        ]
-    )
+    given = images((64, 48, 1000.0), (256, 128, 4000.0), (64, 64, 2000.0), (64, 32, 2000.0))
+    even, halves, words, short = predictor.predict(given)
     np.testing.assert_allclose(even, np.full((48, 64), 8.0), rtol=1e-6)
     np.testing.assert_allclose(halves[:, :112], 1.0, rtol=1e-6)
     np.testing.assert_allclose(halves[:, 144:], 4.0, rtol=1e-6)
     np.testing.assert_allclose(halves[0, 127] * halves[0, 128], 4.0, rtol=1e-6)  # linear in the logarithm
     assert np.isnan(words).all()
     assert np.isnan(short).all()
-    assert "reply to image-3 has no depth map: I see a wall." in caplog.text
+    assert "reply to image-2 has no depth map: I see a wall." in caplog.text
     with pytest.raises(PredictorError, match="Youtu-VL failed: MemoryError: no room"):
-        predictor.predict([toy_example(32, 32, (2000.0, 2000.0, 16, 16))])
+        predictor.predict(images((32, 32, 2000.0)))
     with pytest.raises(PredictorError, match="level 9: there are more than the 5"):
-        predictor.predict([toy_example(16, 16, (2000.0, 2000.0, 8, 8))])
+        predictor.predict(images((16, 16, 2000.0)))
 
 
-def test_a_process_that_ends(make, tmp_path):
-    (tmp_path / "torch.py").write_text("raise SystemExit(3)")
-    with pytest.raises(PredictorError, match=r"ended with status 3.*transformers>=4\.56,<=4\.57\.1"):
-        make()
-
-
-def test_what_must_be_given(make, monkeypatch):
+def test_what_must_be_given(make, monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="'youtu-vl-4b' needs to be told depth_range and levels"):
         make_predictor("youtu-vl-4b")
     with pytest.raises(PredictorError, match="No log scale"):
         make(depth_range=(0, 10))
     with pytest.raises(PredictorError, match="cannot be started"):
         make(python="/nowhere/python")
+    (tmp_path / "torch.py").write_text("raise SystemExit(3)")
+    with pytest.raises(PredictorError, match=r"ended with status 3.*transformers>=4\.56,<=4\.57\.1"):
+        make()
     monkeypatch.delenv("YOUTU_VL_PYTHON")
     with pytest.raises(PredictorError, match="environment of its own"):
         make()

@@ -10,18 +10,15 @@ from depthvlm.benchmark.report.published import number_in, published_table, publ
 
 def test_some_numbers():
     # Read off the page.
-    one, two, three = (published_table(number) for number in (1, 2, 3))
-    assert one.cell("Ours-4B", "argoverse2") == "0.810"
-    assert one.cell("Ours-8B", "average") == "0.876"
-    assert one.cell("Always Output 2.0m", "sunrgbd") == "0.380"
-    assert one.cell("Youtu-VL-4B", "eth3d") == "0.286"
-    assert two.cell("Metric3Dv2", "waymo") == "0.923"
-    assert two.cell("DepthAnythingV3", "average") == "0.877"
-    assert three.cell("Ours-8B", "ocrbench") == "862 (↑ 29)"
-    assert three.cell("DepthLM-12B", "pope") == "N/A"
-    assert published_table(6).cell("Stage-1 + Stage-2 (unfreeze ViT)", "mmstar") == "54.60"
-    assert published_table(7).cell("Raw mixed-source", "ibims1") == "0.630"
-    assert published_table(8).cell("DepthLM-12B", "latency") == "13h"
+    numbers = {
+        **{(1, "Ours-4B", "argoverse2"): "0.810", (1, "Ours-8B", "average"): "0.876"},
+        **{(1, "Always Output 2.0m", "sunrgbd"): "0.380", (1, "Youtu-VL-4B", "eth3d"): "0.286"},
+        **{(2, "Metric3Dv2", "waymo"): "0.923", (2, "DepthAnythingV3", "average"): "0.877"},
+        **{(3, "Ours-8B", "ocrbench"): "862 (↑ 29)", (3, "DepthLM-12B", "pope"): "N/A"},
+        (6, "Stage-1 + Stage-2 (unfreeze ViT)", "mmstar"): "54.60",
+        **{(7, "Raw mixed-source", "ibims1"): "0.630", (8, "DepthLM-12B", "latency"): "13h"},
+    }
+    assert {(table, *cell): published_table(table).cell(*cell) for table, *cell in numbers} == numbers
     assert [len(list(published_table(number).rows())) for number in range(1, 11)] == [16, 11, 6, 4, 4, 4, 4, 3, 1, 1]
 
 
@@ -88,13 +85,10 @@ def test_shape_of_the_data():
         assert all((column.lmms_eval is not None) == (number == 3) for column in table.columns)
 
 
-def test_number_in():
+def test_numbers_and_names():
     cells = {"0.810": 0.81, "82.9 (↓ 0.5)": 82.9, "832 (↑ 15)": 832, "800K": 800_000, "13h": 46_800, "2.48s": 2.48}
     assert {cell: number_in(cell) for cell in cells} == cells
     assert [number_in(cell) for cell in ("N/A", "✗", "H × W", "dense pixel-level", "")] == [None] * 5
-
-
-def test_names():
     assert same_name("Depth-Pro") == same_name("depth pro") != same_name("Depth Pro 2")
     assert same_name("Always Output 2.0m") != same_name("Always Output 20m")
 

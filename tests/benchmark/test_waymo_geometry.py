@@ -10,53 +10,52 @@ from waymo_files import shift
 IDENTITY = RigidTransform.from_matrix(np.eye(4))
 
 
-class TestRangeImages:
-    def points(self, ranges, beams, mount=None, poses=None, pose=None) -> np.ndarray:
-        mount = IDENTITY if mount is None else RigidTransform.from_matrix(mount)
-        pose = IDENTITY if pose is None else RigidTransform.from_matrix(pose)
-        return sweep_points(np.array(ranges, np.float32), np.array(beams), mount, pose, poses)
+def points(ranges, beams, mount=None, poses=None, pose=None) -> np.ndarray:
+    mount, pose = (IDENTITY if one is None else RigidTransform.from_matrix(one) for one in (mount, pose))
+    return sweep_points(np.array(ranges, np.float32), np.array(beams), mount, pose, poses)
 
-    def test_columns_go_clockwise_from_behind(self):
-        # Four columns: 135, 45, -45, -135 degrees.
-        points = self.points([[1, 2, 3, 0]], [0.0])
-        half = np.sqrt(0.5)
-        np.testing.assert_allclose(
-            points, [[-half, half, 0], [2 * half, 2 * half, 0], [3 * half, -3 * half, 0]], atol=1e-6
-        )
 
-    def test_the_first_row_is_the_highest_beam(self):
-        points = self.points([[0, 2, 0], [0, 2, -1]], [-np.pi / 6, np.pi / 3])
-        np.testing.assert_allclose(points, [[1, 0, np.sqrt(3)], [np.sqrt(3), 0, -1]], atol=1e-6)
+def turned_mount() -> np.ndarray:
+    mount = shift(1, 0, 2)
+    mount[:2, :2] = [[0, -1], [1, 0]]
+    return mount
 
-    def test_columns_are_counted_in_the_vehicles_frame(self):
+
+def pixel_poses(roll, pitch, yaw, *place) -> np.ndarray:
+    poses = np.zeros((1, 3, 6), np.float32)
+    poses[0, 1] = [roll, pitch, yaw, *place]
+    return poses
+
+
+HALF, QUARTER, MIDDLE = np.sqrt(0.5), np.pi / 2, ([[0, 5, 0]], [0.0])
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        # Columns go clockwise from behind: four of them are 135, 45, -45, -135 degrees.
+        (points([[1, 2, 3, 0]], [0.0]), [[-HALF, HALF, 0], [2 * HALF, 2 * HALF, 0], [3 * HALF, -3 * HALF, 0]]),
+        # The first row is the highest beam.
+        (points([[0, 2, 0], [0, 2, -1]], [-np.pi / 6, np.pi / 3]), [[1, 0, np.sqrt(3)], [np.sqrt(3), 0, -1]]),
         # A lidar that is mounted turned by 90 degrees, 2 m up: its middle column still looks along the vehicle's x.
-        mount = shift(1, 0, 2)
-        mount[:2, :2] = [[0, -1], [1, 0]]
-        np.testing.assert_allclose(self.points([[0, 5, 0]], [0.0], mount), [[6, 0, 2]], atol=1e-6)
+        (points(*MIDDLE, turned_mount()), [[6, 0, 2]]),
+        # Poses of pixels are roll, pitch, yaw, x, y, z. Yaw alone:
+        (points(*MIDDLE, poses=pixel_poses(0, 0, QUARTER, 100, 200, 3), pose=shift(9, 9, 9)), [[100, 205, 3]]),
+        # Rz(90) Ry(90) Rx(90) takes x to -z: of (5, 2, 0), Rx -> (5, 0, 2), Ry -> (2, 0, -5), Rz -> (0, 2, -5).
+        (points(*MIDDLE, shift(0, 2, 0), pixel_poses(*[QUARTER] * 3, 100, 200, 3)), [[100, 202, -2]]),
+        (points(*MIDDLE, pose=shift(7, 8, 9)), [[12, 8, 9]]),  # without poses of pixels
+        (even_beams(-1.0, 1.0, 4), [-0.75, -0.25, 0.25, 0.75]),
+    ],
+)
+def test_range_images(found, expected):
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
-    def test_pixel_poses(self):
-        # Roll, pitch, yaw, x, y, z. Yaw alone; then all three: Rz(90) Ry(90) Rx(90) takes x to -z.
-        poses = np.zeros((1, 3, 6), np.float32)
-        poses[0, 1] = [0, 0, np.pi / 2, 100, 200, 3]
-        np.testing.assert_allclose(
-            self.points([[0, 5, 0]], [0.0], poses=poses, pose=shift(9, 9, 9)), [[100, 205, 3]], atol=1e-5
-        )
-        poses[0, 1, :3] = np.pi / 2
-        points = self.points([[0, 5, 0]], [0.0], shift(0, 2, 0), poses)
-        # (5, 2, 0): Rx -> (5, 0, 2), Ry -> (2, 0, -5), Rz -> (0, 2, -5).
-        np.testing.assert_allclose(points, [[100, 202, -2]], atol=1e-5)
 
-    def test_without_pixel_poses(self):
-        np.testing.assert_allclose(self.points([[0, 5, 0]], [0.0], pose=shift(7, 8, 9)), [[12, 8, 9]], atol=1e-6)
-
-    def test_even_beams(self):
-        np.testing.assert_allclose(even_beams(-1.0, 1.0, 4), [-0.75, -0.25, 0.25, 0.75])
-
-    def test_sizes_that_do_not_fit(self):
-        with pytest.raises(ValueError, match="1 rows with 2 beams"):
-            self.points([[1, 2]], [0.0, 0.1])
-        with pytest.raises(ValueError, match=r"poses \(1, 3, 6\)"):
-            self.points([[1, 2]], [0.0], poses=np.zeros((1, 3, 6), np.float32))
+def test_sizes_that_do_not_fit():
+    with pytest.raises(ValueError, match="1 rows with 2 beams"):
+        points([[1, 2]], [0.0, 0.1])
+    with pytest.raises(ValueError, match=r"poses \(1, 3, 6\)"):
+        points([[1, 2]], [0.0], poses=np.zeros((1, 3, 6), np.float32))
 
 
 class TestCameraModel:
