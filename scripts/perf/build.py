@@ -97,26 +97,21 @@ class Rate:
 
     def __init__(self) -> None:
         self.begun = time.perf_counter()
-        self.first = self.last = 0.0
-        self.images = self.at_first = 0
+        self.done: list[tuple[float, int]] = []  # moments, and images done since the one before
 
     def advance(self, count: int) -> None:
         """Notes that so many images more are done."""
-        if not count:
-            return
-        self.last = time.perf_counter()
-        self.images += count
-        if not self.first:
-            self.first, self.at_first = self.last, self.images
+        if count:
+            self.done.append((time.perf_counter(), count))
 
     @property
     def start(self) -> float:
         """Seconds before the first image."""
-        return self.first - self.begun
+        return self.done[0][0] - self.begun
 
     def per_second(self) -> float:
         """The rate."""
-        return (self.images - self.at_first) / (time.perf_counter() - self.first)
+        return sum(count for _, count in self.done[1:]) / (time.perf_counter() - self.done[0][0])
 
 
 def alone(root: Path) -> Rate:
@@ -148,13 +143,13 @@ def compare(images: int, size: tuple[int, int], rounds: int) -> None:
             "builder, 1 worker": lambda: built(root, 1, rows),
             "builder, 2 workers": lambda: built(root, 2, rows),
         }
-        rates: dict[str, list[Rate]] = {name: [] for name in candidates}
+        starts: dict[str, list[float]] = {name: [] for name in candidates}
         speeds: dict[str, list[float]] = {name: [] for name in candidates}
         for _ in range(rounds):
             for name, run in candidates.items():
                 rate = run()
-                rates[name].append(rate)
                 speeds[name].append(rate.per_second())
+                starts[name].append(rate.start)
     table = Table("", "images/s", "ratio", "of", "target", "start, s")
     for name in candidates:
         cells = ["", "", ""]
@@ -162,8 +157,7 @@ def compare(images: int, size: tuple[int, int], rounds: int) -> None:
             other, target = TARGETS[name]
             ratios = [a / b for a, b in zip(speeds[name], speeds[other], strict=True)]
             cells = [f"{statistics.median(ratios):.2f}", other, f">= {target}"]
-        start = statistics.median(rate.start for rate in rates[name])
-        table.add_row(name, f"{statistics.median(speeds[name]):.1f}", *cells, f"{start:.2f}")
+        table.add_row(name, f"{statistics.median(speeds[name]):.1f}", *cells, f"{statistics.median(starts[name]):.2f}")
     console.print(f"{images} images of {size[0]}x{size[1]} pixels, {rounds} rounds, medians", table)
 
 

@@ -5,7 +5,6 @@ files, loads the mesh as the page does and one file, asks a question, and thinks
 process of its own; the visitors share the machine with it.
 """
 
-import argparse
 import asyncio
 import io
 import json
@@ -18,10 +17,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
 import numpy as np
+import typer
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "support"))
@@ -29,14 +29,6 @@ from demo_process import DemoProcess
 
 ROOM = Path(__file__).resolve().parents[2] / "depthvlm" / "assets" / "room.jpg"
 FILES = 6
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--visitors", type=int, default=50)
-    parser.add_argument("--seconds", type=float, default=65.0)
-    parser.add_argument("--think", type=float, default=8.0, help="mean seconds between two pictures of a visitor")
-    return parser.parse_args()
 
 
 class Load:
@@ -155,28 +147,33 @@ async def watch(process: int, memory: list[int], end: float) -> None:
         await asyncio.sleep(1)
 
 
-async def run(url: str, process: int, args: argparse.Namespace) -> tuple[Load, list[int]]:
-    load, memory, end = Load(), [], time.monotonic() + args.seconds
-    visitors = [visit(url, load, end, args.think, number) for number in range(args.visitors)]
-    await asyncio.gather(watch(process, memory, end), *visitors)
+async def run(url: str, process: int, visitors: int, seconds: float, think: float) -> tuple[Load, list[int]]:
+    """Let all visitors come, and note the server's memory."""
+    load, memory, end = Load(), [], time.monotonic() + seconds
+    visits = [visit(url, load, end, think, number) for number in range(visitors)]
+    await asyncio.gather(watch(process, memory, end), *visits)
     return load, memory
 
 
-def main() -> None:
-    args = parse_arguments()
+def main(
+    visitors: int = 50,
+    seconds: float = 65.0,
+    think: Annotated[float, typer.Option(help="Mean seconds between two pictures of a visitor.")] = 8.0,
+) -> None:
+    """Print the waiting times, and the server's memory and processor time."""
     before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         server = DemoProcess(Path(folder))
         try:
             started = cpu_seconds(server.process.pid)
-            load, memory = asyncio.run(run(server.url, server.process.pid, args))
+            load, memory = asyncio.run(run(server.url, server.process.pid, visitors, seconds, think))
             used = cpu_seconds(server.process.pid) - started
             disk = sum(path.stat().st_size for path in server.folder.rglob("*") if path.is_file()) >> 20
         finally:
             server.stop()
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
     print(f"{commit}, {os.cpu_count()} cores, load average {before:.1f} before; nano, 640x480 pixels")
-    print(f"{args.visitors} visitors, {args.seconds:g} s, {args.think:g} s between two pictures of a visitor\n")
+    print(f"{visitors} visitors, {seconds:g} s, {think:g} s between two pictures of a visitor\n")
     print("| step | times | median | p95 | greatest |\n|---|---|---|---|---|")
     for name, times in load.seconds.items():
         if times:
@@ -197,4 +194,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)
