@@ -44,42 +44,31 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 class Protocol:
     """Conventions behind a number.
 
-    Args:
-        name: Name of the preset, with its changes.
-        points: Number of points scored in each image; None for all valid pixels.
-        depth_type: "z" for depth along the optical axis, "ray" for distance along the viewing ray, or "ray_truth" for
-            distances in the truth alone, against answers in z, as in the published labels of Argoverse 2 and Waymo.
-        min_depth, max_depth: Range of the truth in metres (z) that is scored. Both bounds are excluded, as in the
-            programs of these protocols. None takes the bound of the source, which is included.
-        crop: Part of the image that is scored, or None for all of it.
-        kb_crop: Cut the map to KITTI's benchmark size first (352x1216, bottom and centre), so that the fractions of
-            `crop` refer to that size.
-        alignment: Alignment of the prediction to the truth of each image before scoring, see [`fit_alignment`].
-        aggregation: Aggregation of the headline number: "images", the mean over images, or "pixels", all pixels pooled.
-        coordinates: "depth" reads `pixel_coords` as pixels of the depth map. "published" reads them as the paper's
-            released evaluation does, as if they were pixels of the image.
-        clip: Move answers into the valid range before scoring. Failures stay failures.
-        seed: Seed of the choice of points.
-        description: Words and the source; not part of the hash.
-
     Raises:
         ValueError: A value is not among the choices, the range is empty, `points` is below 1, or sampled points are
             combined with a crop.
     """
 
-    name: str
-    points: int | None = None
+    name: str  # of the preset, with its changes
+    points: int | None = None  # number of points scored in each image; None for all valid pixels
+    # "z" for depth along the optical axis, "ray" for distance along the viewing ray, "ray_truth" for distances in the
+    # truth alone, against answers in z, as in the published labels of Argoverse 2 and Waymo.
     depth_type: DepthType = "z"
+    # Range of the truth in metres (z) that is scored. Both bounds are excluded, as in the programs of these protocols.
+    # None takes the bound of the source, which is included.
     min_depth: float | None = None
     max_depth: float | None = None
-    crop: Crop | None = None
+    crop: Crop | None = None  # part of the image that is scored, or None for all of it
+    # Cut the map to KITTI's benchmark size first (352x1216, bottom and centre), to which the fractions of `crop` refer.
     kb_crop: bool = False
-    alignment: Alignment = "none"
-    aggregation: Aggregation = "images"
+    alignment: Alignment = "none"  # of the prediction to the truth of each image before scoring, see [`fit_alignment`]
+    aggregation: Aggregation = "images"  # of the headline number: mean over images, or "pixels", all pixels pooled
+    # "depth" reads `pixel_coords` as pixels of the depth map, "published" as the released evaluation does, as if they
+    # were pixels of the image.
     coordinates: Coordinates = "depth"
-    clip: bool = False
-    seed: int = 0
-    description: str = ""
+    clip: bool = False  # move answers into the valid range before scoring; failures stay failures
+    seed: int = 0  # of the choice of points
+    description: str = ""  # in words, and the source; not part of the hash
 
     def __post_init__(self) -> None:
         for field, choices in _CHOICES.items():

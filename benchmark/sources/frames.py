@@ -27,21 +27,14 @@ class SourceError(Exception):
 
 @dataclass(frozen=True, order=True, slots=True)
 class FrameRef:
-    """A frame in the index of its source, undecoded. Picklable, and small: an index may have millions.
+    """A frame in the index of its source, undecoded. Picklable, and small: an index may have millions."""
 
-    Args:
-        id: unique in its source and split, of letters, digits and `/_-.`; stable from machine to machine.
-        scene: group of neighbouring frames: a drive, a building, a room.
-        camera: camera of the rig; "" where there is only one.
-        order: place within its scene and camera (a time stamp or a number), against near-duplicates.
-        files: data that the source needs to read it, relative to its root where they are paths: a dictionary, or where
-            there are very many frames a tuple, which takes a third of the memory; `()` where the other fields tell all.
-    """
-
-    id: str
-    scene: str
-    camera: str = ""
-    order: int = 0
+    id: str  # unique in its source and split, of letters, digits and `/_-.`; stable from machine to machine
+    scene: str  # group of neighbouring frames: a drive, a building, a room
+    camera: str = ""  # of the rig; "" where there is only one
+    order: int = 0  # place within its scene and camera (a time stamp or a number), against near-duplicates
+    # Data that the source needs to read it: a dictionary, or where there are very many frames a tuple, which takes a
+    # third of the memory; `()` where the other fields tell all.
     files: Any = field(default=(), compare=False, hash=False)
 
     def __post_init__(self) -> None:
@@ -52,28 +45,18 @@ class FrameRef:
 
 @dataclass(frozen=True)
 class Frame:
-    """One image with its true depth.
-
-    Args:
-        ref: its reference.
-        image: bytes of the encoded file, as downloaded (JPEG, PNG).
-        image_size: width and height in pixels.
-        depth: z-depth `(h, w)`, uint16 in the source's own encoding or float32 in metres; 0 where there is none. Its
-            size may differ from the image's.
-        depth_scale: raw value / scale = metres; 1 for float32.
-        intrinsics: fx, fy, cx, cy in pixels of the image, the centre of the top left pixel at (0.5, 0.5).
-        mask: `(h, w)` bool of the depth map, False where the source says that depth is not to be used; or None.
-        points: `(n, 3)` column and row in pixels of the depth map, and metres, of a source that [`Source.has_points`]:
-            what is scored of the frame, as it is; or None.
-    """
+    """One image with its true depth."""
 
     ref: FrameRef
-    image: bytes
-    image_size: tuple[int, int]
+    image: bytes  # of the encoded file, as downloaded (JPEG, PNG)
+    image_size: tuple[int, int]  # width and height in pixels
+    # z-depth `(h, w)` in the source's own encoding or metres, 0 where there is none; not always of the image's size
     depth: NDArray[np.uint16] | NDArray[np.float32]
-    depth_scale: float
-    intrinsics: Intrinsics
-    mask: NDArray[np.bool_] | None = None
+    depth_scale: float  # raw value / scale = metres; 1 for float32
+    intrinsics: Intrinsics  # of the image, the centre of the top left pixel at (0.5, 0.5)
+    mask: NDArray[np.bool_] | None = None  # `(h, w)`, False where the source says that depth is not to be used
+    # `(n, 3)` column and row in pixels of the depth map, and metres: what is scored of the frame, as it is, of a source
+    # that [`Source.has_points`]
     points: NDArray[np.float64] | None = None
 
     def metres(self, depth_range: tuple[float, float] | None = None) -> NDArray[np.float32]:

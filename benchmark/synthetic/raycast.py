@@ -21,22 +21,17 @@ _SEAM = 1e-4  # metres by which rectangles are enlarged, so that no pixel falls 
 
 @dataclass(frozen=True)
 class Quad:
-    """A rectangle: `corner + s * u + q * v`, 0 <= s <= width, 0 <= q <= height, seen from the side of `u x v`.
+    """A rectangle: `corner + s * u + q * v`, 0 <= s <= width, 0 <= q <= height, seen from the side of `u x v`."""
 
-    `corner`, `u`, `v`: (3,) world vectors, u and v orthonormal; `width`, `height` in metres. A decal lies in the plane
-    of an earlier quad and wins against it. `item` is the index of the object that the quad belongs to, -1 for none.
-    `enclosed` darkens the rectangle's border, as in the corners of a room.
-    """
-
-    corner: Vector
-    u: Vector
+    corner: Vector  # (3,) in the world
+    u: Vector  # (3,), orthonormal with v
     v: Vector
-    width: float
+    width: float  # metres
     height: float
     texture: Texture
-    item: int = -1
-    decal: bool = False
-    enclosed: bool = False
+    item: int = -1  # index of the object that the quad belongs to, -1 for none
+    decal: bool = False  # lies in the plane of an earlier quad and wins against it
+    enclosed: bool = False  # its border is darker, as in the corners of a room
 
 
 @dataclass(frozen=True)
@@ -77,15 +72,11 @@ class Light:
 
 @dataclass(frozen=True)
 class Hits:
-    """The surfaces that pixels see.
+    """The surfaces that pixels see."""
 
-    `inverse_depth` (H, W) in 1/m; `surface` (H, W) int16 (quads, then spheres; -1: nothing).
-    `plane` (n_quads, 3, 3): the affine coefficients on (x, y, 1) of 1/z, s/z and q/z.
-    """
-
-    inverse_depth: Array
-    surface: NDArray[np.int16]
-    plane: Vector
+    inverse_depth: Array  # (H, W) in 1/m
+    surface: NDArray[np.int16]  # (H, W), quads, then spheres; -1: nothing
+    plane: Vector  # (n_quads, 3, 3), the affine coefficients on (x, y, 1) of 1/z, s/z and q/z
 
 
 @lru_cache(maxsize=16)

@@ -27,39 +27,32 @@ MIN_VISIBLE = 0.002  # share of the image that an object needs to be listed
 
 @dataclass(frozen=True)
 class SceneObject:
-    """An object that can be seen.
+    """An object that can be seen."""
 
-    `name` and `color` are keys of `SIZES` and `COLORS` (world.py); `size` is width, height, depth in metres;
-    `pixel` is (column, row) of one of its visible pixels, near their centre; `depth` the z-depth there in metres;
-    `visible` its number of visible pixels.
-    """
-
-    name: str
-    color: str
-    size: tuple[float, float, float]
-    pixel: tuple[int, int]
-    depth: float
-    visible: int
+    name: str  # a key of `SIZES` (world.py)
+    color: str  # a key of `COLORS`
+    size: tuple[float, float, float]  # width, height, depth in metres
+    pixel: tuple[int, int]  # column and row of one of its visible pixels, near their centre
+    depth: float  # z-depth there in metres
+    visible: int  # number of visible pixels
 
 
 @dataclass(frozen=True, eq=False)
 class SyntheticScene:
     """A rendered scene.
 
-    `image` (H, W, 3) uint8; `depth` (H, W) float32, z-depth in metres, 0 where there is no surface; `intrinsics`
-    (3, 3) and `camera_to_world` (4, 4) float64. World: x right, y down, z forward, metres, with the ground at y = 0.
-    The centre of pixel (column, row) lies at (column + 0.5, row + 0.5) and the principal point at (W/2, H/2).
-    `segments` (H, W) int16: the index in `objects` of what each pixel shows, -1 for everything else.
+    World: x right, y down, z forward, metres, with the ground at y = 0. The centre of pixel (column, row) lies at
+    (column + 0.5, row + 0.5) and the principal point at (W/2, H/2).
     """
 
-    image: NDArray[np.uint8]
-    depth: NDArray[np.float32]
-    intrinsics: NDArray[np.float64]
-    camera_to_world: NDArray[np.float64]
+    image: NDArray[np.uint8]  # (H, W, 3)
+    depth: NDArray[np.float32]  # (H, W), z-depth in metres, 0 where there is no surface
+    intrinsics: NDArray[np.float64]  # (3, 3)
+    camera_to_world: NDArray[np.float64]  # (4, 4)
     objects: tuple[SceneObject, ...]
     kind: Kind
     seed: int
-    segments: NDArray[np.int16]
+    segments: NDArray[np.int16]  # (H, W), the index in `objects` of what each pixel shows, -1 for everything else
 
     @property
     def focal_length(self) -> float:
