@@ -31,6 +31,15 @@ class GlmBackbone(Backbone):
         return is_image_token if mm_token_type_ids is None else is_image_token & (mm_token_type_ids == 1)
 
 
+class GlmConfigMixin(AnyModel):
+    """Configuration whose vision tower returns the output of its last layer too, where the head reads that."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if self.reads_vision and self.vision.depth - 1 in self.vision_layers:
+            self.vision.tie_last_hidden_states = False  # else transformers puts the convolved cells in its place
+
+
 class GlmExpansion(AnyModel):
     """Beams that keep the images of a row in order: GLM-4V's own code repeats each image by itself."""
 
@@ -50,7 +59,7 @@ GLM: dict[str, Any] = {
 
 
 @strict
-class DepthVLMGlm46VConfig(DepthVLMConfigMixin, Glm46VConfig):
+class DepthVLMGlm46VConfig(GlmConfigMixin, DepthVLMConfigMixin, Glm46VConfig):
     """Configuration of [`DepthVLMGlm46VForConditionalGeneration`]: see [`DepthVLMConfigMixin`]."""
 
     model_type = "depthvlm_glm46v"
@@ -70,7 +79,7 @@ class DepthVLMGlm46VForDepthEstimation(DepthEstimationMixin, DepthVLMGlm46VForCo
 
 
 @strict
-class DepthVLMGlm4vConfig(DepthVLMConfigMixin, Glm4vConfig):
+class DepthVLMGlm4vConfig(GlmConfigMixin, DepthVLMConfigMixin, Glm4vConfig):
     """Configuration of [`DepthVLMGlm4vForConditionalGeneration`]: see [`DepthVLMConfigMixin`]."""
 
     model_type = "depthvlm_glm4v"
