@@ -23,6 +23,12 @@ IGNORED = -100
 CAMERA_NAMES = ("intrinsics", "focal_length", "fov")
 TEXT_OUTPUTS = ("input_ids", "attention_mask", "mm_token_type_ids")
 
+# Tokens before and after images and videos: Qwen's, then GLM's.
+MARKS = (
+    *("<|vision_start|>", "<|vision_end|>"),
+    *("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>"),
+)
+
 
 @dataclass(frozen=True)
 class BatchInfo:
@@ -214,8 +220,7 @@ class DepthDataCollator(DataCollatorForVisionLanguageModeling):
             return self._pad([(ids, torch.zeros_like(ids), torch.full_like(ids, IGNORED))])
         kept = features["attention_mask"].bool()
         ids, kinds = features["input_ids"], features["mm_token_type_ids"]
-        names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-        placeholders = torch.tensor([getattr(self.processor, name) for name in names])
+        placeholders = torch.tensor(placeholder_ids(self.processor))
         joined, first = [], 0
         for row in rows:
             parts = range(first, first + len(row.segments))
@@ -252,3 +257,16 @@ class DepthDataCollator(DataCollatorForVisionLanguageModeling):
             ids[i, : len(tokens)], kinds[i, : len(tokens)], labels[i, : len(tokens)] = tokens, kind, label
             mask[i, : len(tokens)] = 1
         return {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": kinds, "labels": labels}
+
+
+def placeholder_ids(processor: Any) -> list[int]:
+    """Return the ids of the tokens that stand for images and videos and around them, which are never trained.
+
+    Args:
+        processor: [`DepthVLMProcessor`] of any family; a token that its tokenizer does not have is left out.
+    """
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    known = [getattr(processor, name, None) for name in names]
+    tokenizer = processor.tokenizer
+    marks = [one for one in map(tokenizer.convert_tokens_to_ids, MARKS) if one != tokenizer.unk_token_id]
+    return sorted({one for one in (*known, *marks) if one is not None})

@@ -109,7 +109,7 @@ def install_training_forward(
         if depth_targets is None:
             inputs.pop("focal_scale", None)
             outputs, _ = self.run_backbone(False, **inputs)
-            return score_text(self, outputs.last_hidden_state, labels)
+            return score_text(self, outputs, labels, inputs.get("attention_mask"))
         return joint_step(self, inputs, labels if text else None, depth_targets, silog_lambda, sharded)
 
     model.forward = types.MethodType(forward, model)  # type: ignore[method-assign]
@@ -136,26 +136,28 @@ def joint_step(
     has_images = inputs.get("pixel_values") is not None
     zero: Tensor | float = 0.0
     prediction: list[Tensor] | None = None
-    output, hidden = JointOutput(), torch.empty(0)
+    output, outputs = JointOutput(), None
     asked: dict[str, bool] = {}
     if labels is not None:
         if sharded and not has_images:
             zero = _zero_from_vision(model)  # first, as the ViT is where there are images
         outputs, prediction = model.run_backbone(has_images, focal_scale=targets.focal_scale, **inputs)
-        hidden = outputs.last_hidden_state
         trained = any(p.requires_grad for p in model.model.visual.parameters())
-        asked = {"vit": trained and torch.is_grad_enabled(), "llm": hidden.requires_grad}
+        asked = {"vit": trained and torch.is_grad_enabled(), "llm": outputs.last_hidden_state.requires_grad}
     elif has_images:
+        if hasattr(model.config.text, "output_router_logits"):
+            inputs["output_router_logits"] = False  # TRL turns it on, and without text nothing reads them
         _, prediction = model.run_backbone(True, focal_scale=targets.focal_scale, text=False, **inputs)
     elif sharded:
         _, prediction = model.run_backbone(True, text=False, **_smallest_image(model))
-    # The head runs once for every size of image; where there are fewer sizes, it runs on nothing.
-    for _ in range(targets.head_runs - len({image.shape for image in prediction or ()})):
-        zero = zero + model.zero_from_head(**asked)
+    # The head runs once for every size of image; where there are fewer sizes, it runs on nothing. Projectors of its own
+    # run once for all images.
+    for run in range(len({image.shape for image in prediction or ()}), targets.head_runs):
+        zero = zero + (_zero_after_projectors(model, **asked) if run else model.zero_from_head(**asked))
     if not has_images and prediction:
         zero, prediction = zero + 0.0 * prediction[0].sum(), None
     if labels is not None:  # last, as in every other rank
-        output = score_text(model, hidden, labels)
+        output = score_text(model, outputs, labels, inputs.get("attention_mask"))
     if prediction:
         loss, totals = score_depth(prediction, targets.depth_labels, silog_lambda)
         # Images without depth too keep the head in the graph: distributed training waits for every gradient.
@@ -168,17 +170,22 @@ def joint_step(
     return output
 
 
-def score_text(model: DepthVLMForConditionalGeneration, hidden: Tensor, labels: Tensor) -> JointOutput:
+def score_text(
+    model: DepthVLMForConditionalGeneration, outputs: Any, labels: Tensor, attention_mask: Tensor | None
+) -> JointOutput:
     """Score the tokens that have a label with TRL's fused LM head, which never builds the logits.
 
     Args:
         model: Model with an LM head.
-        hidden (`(batch, tokens, width)`): Last states of the backbone.
+        outputs: Output of the backbone, with its last states and, of a mixture of experts, its routers' logits.
         labels (`(batch, tokens)`): Token ids; -100 where there is nothing to learn.
+        attention_mask (`(batch, tokens)`): 0 at padding, which the load of the experts does not count.
 
     Returns:
-        `log_probs`, `entropy`, `is_top1` and `label_mask`, `(1, labels)`, and `loss`, their mean.
+        `log_probs`, `entropy`, `is_top1` and `label_mask`, `(1, labels)`; `loss`, their mean; and `aux_loss`, the
+        load-balancing loss without its factor, where the routers' logits were asked for.
     """
+    hidden, router_logits = outputs.last_hidden_state, getattr(outputs, "router_logits", None)
     head = model.get_output_embeddings()
     scored = labels[:, 1:] != -100
     # With the model split across devices (`device_map`), the backbone can end on another device than the head.
@@ -197,6 +204,7 @@ def score_text(model: DepthVLMForConditionalGeneration, hidden: Tensor, labels: 
         entropy=entropy[None],
         is_top1=is_top1[None],
         label_mask=torch.ones_like(labels, dtype=torch.bool)[None],
+        aux_loss=model.load_balancing_loss(router_logits, attention_mask) if router_logits else None,
     )
 
 
@@ -235,6 +243,17 @@ def _zero_from_vision(model: DepthVLMForConditionalGeneration) -> Tensor:
     levels = [*getattr(vision, "deepstack_features", ()), *maps.levels]  # the LLM takes all, the head three
     outputs = [*maps.pooled, *(feature for level in levels for feature in level)]
     return 0.0 * torch.stack([output.float().sum() for output in outputs]).sum()
+
+
+def _zero_after_projectors(model: DepthVLMForConditionalGeneration, vit: bool = False, llm: bool = False) -> Tensor:
+    """Return zero as `model.zero_from_head`, without running the head's own projectors again."""
+    head = model.depth_head
+    if not len(head.projectors):
+        return model.zero_from_head(vit, llm)
+    asked = [True, True, True, llm if head.config.feature_source == "vit+llm" else vit]  # as projected ones are
+    width = model.config.text.hidden_size
+    maps = [head.norm.weight.new_zeros(1, 1, width, requires_grad=one) for one in asked]
+    return head(maps, (1, 1)).sum() * 0
 
 
 def score_depth(

@@ -4,9 +4,11 @@ from typing import Any
 
 import pytest
 import torch
+from depthvlm.modeling_depthvlm import FAMILIES
 from depthvlm.training.forward import DepthTargets, install_training_forward
 from torch.nn import functional
 from toy_checkpoint import toy_config
+from toy_families import HEAD, family_config, family_tokenizer
 from trl.trainer.utils import add_fused_lm_head
 
 from depthvlm import DepthVLMForConditionalGeneration
@@ -58,6 +60,14 @@ def test_no_label_anywhere_is_a_zero_with_a_gradient():
     assert model.lm_head.weight.grad is not None
 
 
+def new_model(family: str, head: dict[str, Any]) -> Any:
+    """A toy model of a family with a new depth head."""
+    plain = family_config(family, family_tokenizer(family)).to_dict()
+    del plain["model_type"]
+    classes = FAMILIES[family]
+    return classes.model(classes.config(**plain, depth_config=HEAD | head))
+
+
 def images_of(model: DepthVLMForConditionalGeneration, grids: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
     """One row with images of so many patches, between words."""
     vision = model.config.vision_config
@@ -77,11 +87,14 @@ def images_of(model: DepthVLMForConditionalGeneration, grids: list[tuple[int, in
 
 
 @pytest.mark.parametrize("text", [True, False], ids=["text and depth", "head alone"])
-def test_all_ranks_run_the_same_modules_in_the_same_order(text: bool):
+@pytest.mark.parametrize("projector", [None, "shared", "own"], ids=["DeepStack", "shared projector", "own projectors"])
+def test_all_ranks_run_the_same_modules_in_the_same_order(projector: str | None, text: bool):
     """Ranks that gather each other's weights, module by module, wait for ever where one asks for another."""
     torch.manual_seed(0)
-    model = DepthVLMForConditionalGeneration(toy_config()).train()
-    model.requires_grad_(text)
+    model: Any = DepthVLMForConditionalGeneration(toy_config())
+    if projector is not None:
+        model = new_model("qwen3_5", {"projector": projector})
+    model.train().requires_grad_(text)
     model.depth_head.requires_grad_(True)
     add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
     install_training_forward(model, 0.5, text=text, sharded=True)

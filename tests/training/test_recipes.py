@@ -4,13 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from accelerate import FullyShardedDataParallelPlugin
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
+from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from conftest import REPOSITORY
 from datasets import IterableDataset
-from depthvlm.modeling_depthvlm import DepthHeadConfig, DepthVLMConfig, DepthVLMForConditionalGeneration
+from depthvlm.modeling_depthvlm import FAMILIES, DepthHeadConfig, DepthVLMConfig, DepthVLMForConditionalGeneration
 from depthvlm.training.sft import generate, make_parser
+from toy_families import FAMILY_NAMES, family_config, family_tokenizer
 from toy_models import toy_config
 
 from depthvlm.cli.sft import find_recipes
@@ -196,10 +200,23 @@ def test_accelerate_reads_the_launchers(launcher):
 
 
 @pytest.mark.parametrize("launcher", [path for path in LAUNCHERS if "fsdp" in path.stem], ids=lambda path: path.stem)
-def test_fsdp_wraps_the_models_layers(launcher):
+def test_fsdp_finds_the_layers_of_any_family_by_itself(launcher):
     config = load_config_from_file(str(launcher)).fsdp_config
     assert config["fsdp_version"] == 2
-    wrapped = config["fsdp_transformer_layer_cls_to_wrap"].split(",")
-    assert set(wrapped) == set(DepthVLMForConditionalGeneration._no_split_modules)
+    assert config["fsdp_auto_wrap_policy"] == "TRANSFORMER_BASED_WRAP"
+    assert "fsdp_transformer_layer_cls_to_wrap" not in config  # or it would look for one family's classes in another's
     sharded = Path(launcher).stem == "fsdp2_10nodes"
     assert config["fsdp_state_dict_type"] == ("SHARDED_STATE_DICT" if sharded else "FULL_STATE_DICT")
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_fsdp_wraps_the_layers_of_llm_and_vit(family):
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
+    with torch.device("meta"):
+        plain = family_config(family, family_tokenizer(family)).to_dict()
+        del plain["model_type"]
+        network = FAMILIES[family].model(FAMILIES[family].config(**plain))
+    wraps = fsdp2_prepare_auto_wrap_policy(plugin, network)
+    wrapped = {name for name, module in network.named_modules() if wraps(module)}
+    expected = {f"model.language_model.layers.{i}" for i in range(4)} | {f"model.visual.blocks.{i}" for i in range(8)}
+    assert wrapped == expected
