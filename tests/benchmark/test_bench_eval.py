@@ -16,7 +16,7 @@ from depthvlm.benchmark.build.shard_writer import BuildError
 from depthvlm.benchmark.scoring.eval_sets import EvalSet, open_sets
 from depthvlm.benchmark.scoring.point_clouds import point_cloud_f_score
 from depthvlm.benchmark.scoring.protocols import get_protocol
-from depthvlm.benchmark.scoring.results import EvaluationError, Result, lines_path, read_lines
+from depthvlm.benchmark.scoring.results import EvaluationError, ImageResult, Result, lines_path, read_lines
 from depthvlm.benchmark.scoring.runner import LoadedSystem, evaluate
 from depthvlm.benchmark.scoring.tasks import make_example, score_map
 from depthvlm.benchmark.systems import PredictorError, make_predictor
@@ -63,6 +63,10 @@ class Map(DensePredictor):
         return [self.change(np.full(example.image.size[::-1], 2.0, np.float32)) for example in examples]
 
 
+def scored(item, toy, prediction, protocol) -> ImageResult:
+    return score_map(item, make_example(item, toy, protocol), prediction, protocol)
+
+
 # --- Scores
 
 
@@ -87,12 +91,16 @@ def test_the_oracle_is_right_everywhere(toy, tmp_path):
 def test_a_point_is_read_where_it_lies_in_the_larger_image(toy):
     """Depth pixel c of 32 has its centre at (c + 0.5) * 2 - 0.5 of 64: between 2c and 2c + 1, and nearer to neither."""
     item, protocol = toy.read(0), get_protocol("depthvlm")
-    example = make_example(item, toy, protocol)
     expected = (item.points + 0.5) * 2 - 0.5
-    assert np.array_equal(example.points, expected)
+    assert np.array_equal(make_example(item, toy, protocol).points, expected)
     # A map that says at every pixel which depth pixel it belongs to, scaled to be the truth there.
     upsampled = np.kron(item.depth, np.ones((2, 2), np.float32))
-    assert score_map(item, example, upsampled, protocol).metrics["abs_rel"] < 1e-6
+    assert scored(item, toy, upsampled, protocol).metrics["abs_rel"] < 1e-6
+    # Another seed draws other points.
+    other = make_example(item, toy, get_protocol("depthvlm", seed=1))
+    assert not np.array_equal(other.points, expected)
+    columns, rows = ((other.points + 0.5) / 2 - 0.5).astype(int).T
+    assert np.allclose(other.truth, item.depth[rows, columns])
 
 
 def test_the_published_reading_takes_them_for_pixels_of_the_image(toy):
@@ -105,35 +113,20 @@ def test_the_published_reading_takes_them_for_pixels_of_the_image(toy):
     assert np.allclose(example.truth, np.where(at_half > 0, at_half, item.point_depths))
 
 
-def test_another_seed_draws_other_points(toy):
-    item = toy.read(0)
-    same, other = (make_example(item, toy, get_protocol("depthvlm", seed=seed)) for seed in (0, 1))
-    assert np.array_equal(same.points, (item.points + 0.5) * 2 - 0.5)
-    assert not np.array_equal(other.points, same.points)
-    columns, rows = ((other.points + 0.5) / 2 - 0.5).astype(int).T
-    assert np.allclose(other.truth, item.depth[rows, columns])
-
-
 def test_a_dense_map_is_read_at_the_pixels_of_the_truth(toy):
-    item, protocol = toy.read(0), get_protocol("dense")
+    item, valid = toy.read(0), toy.read(0).depth > 0
     prediction = np.random.default_rng(0).uniform(1, 3, (48, 64)).astype(np.float32)
     resized = functional.interpolate(torch.from_numpy(prediction)[None, None], size=(24, 32), mode="bilinear")[0, 0]
-    valid = item.depth > 0
     expected = np.mean(np.abs(resized.numpy()[valid] - item.depth[valid]) / item.depth[valid])
-    result = score_map(item, make_example(item, toy, protocol), prediction, protocol)
+    result = scored(item, toy, prediction, get_protocol("dense"))
     assert result.pixels == valid.sum()
     assert result.metrics["abs_rel"] == pytest.approx(expected, rel=1e-5)
-
-
-def test_distances_along_the_ray(toy):
-    item, protocol = toy.read(0), get_protocol("dense", depth_type="ray")
-    z = np.full((48, 64), 2.0, np.float32)
-    result = score_map(item, make_example(item, toy, protocol), z, protocol)
+    # Distances along the ray.
+    result = scored(item, toy, np.full((48, 64), 2.0, np.float32), get_protocol("dense", depth_type="ray"))
     fx, fy, cx, cy = INTRINSICS
     rows, columns = np.indices((24, 32))
     x, y = ((columns + 0.5) * 2 - cx) / fx, ((rows + 0.5) * 2 - cy) / fy
-    factor, valid = np.sqrt(x**2 + y**2 + 1), item.depth > 0
-    error = (factor * (2 - item.depth))[valid]
+    error = (np.sqrt(x**2 + y**2 + 1) * (2 - item.depth))[valid]
     assert result.metrics["rmse"] == pytest.approx(np.sqrt(np.mean(error**2)), rel=1e-5)
 
 

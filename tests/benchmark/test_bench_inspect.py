@@ -1,10 +1,7 @@
 """The page of a build: its statistics against numbers by hand, its pictures by their pixels."""
 
-import base64
-import io
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import matplotlib
@@ -16,7 +13,7 @@ from depthvlm.benchmark.build.builder import run_build
 from depthvlm.benchmark.build.inspection import row_pictures, write_inspection
 from depthvlm.benchmark.build.plan import plan_build
 from depthvlm.benchmark.build.records import encode_depth
-from PIL import Image
+from toy_pages import Page, embedded
 from typer.testing import CliRunner
 
 from depthvlm.cli import bench_build as _command_bench_build
@@ -29,10 +26,6 @@ def folder(tmp_path) -> Path:
         plan = plan_build(open_toy(name, root), "train", points=points, rows_per_shard=6)
         run_build(plan, open_toy, root, tmp_path / "build", workers=1)
     return tmp_path / "build"
-
-
-def picture(uri: str) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))))
 
 
 def row(depth: np.ndarray, points: list[tuple[int, int]], scale: float = 1000.0) -> dict:
@@ -59,35 +52,21 @@ def test_statistics(folder, tmp_path):
     assert sizes == ([("64x48", 15)], [("32x24", 15)], [("uint16 / 1000", 15)])
 
 
-class Page(HTMLParser):
-    def __init__(self, text: str):
-        super().__init__()
-        self.images: list[str] = []
-        self.words = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.images += [dict(attrs)["src"]] if tag == "img" else []
-
-    def handle_data(self, data):
-        self.words += data
-
-
 def test_page(folder, tmp_path):
     write_inspection(folder, tmp_path / "page.html", samples=4)
     text = (tmp_path / "page.html").read_text()
     page = Page(text)
-    assert [picture(uri).shape for uri in page.images] == [(360, 480, 3)] * (2 * 4 * 3)
+    assert [embedded(uri).shape for uri in page.sources] == [(360, 480, 3)] * (2 * 4 * 3)
     # Nothing is loaded from elsewhere.
     assert not re.search(r"(src|href)=\"(?!data:)|url\(|@import|<script", text)
-    assert page.words.count("Toy <frames>, train") == 2
-    assert "15 of 16 planned, 1 unusable" in page.words
-    assert "1 frame(s) cannot be used: left out, none is replaced." in page.words
+    assert page.text.count("Toy <frames>, train") == 2
+    assert "15 of 16 planned, 1 unusable" in page.text
+    assert "1 frame(s) cannot be used: left out, none is replaced." in page.text
     # The midpoints of four stretches of 15 rows.
     everything = [f"scene{s}/{side}_{o:03d}" for s in range(2) for o in range(4) for side in ("left", "right")]
     everything.remove("scene1/left_001")
     assert re.findall(r"<b>(\S+) ·", text) == [everything[i] for i in (1, 5, 9, 13)] * 2
-    assert re.search(r"64x48 px, depth 32x24 · fx 50.0 px · valid 89.8% · 1.02 m", page.words)
+    assert re.search(r"64x48 px, depth 32x24 · fx 50.0 px · valid 89.8% · 1.02 m", page.text)
 
 
 class TestPictures:
@@ -96,13 +75,13 @@ class TestPictures:
         depth[:, 8:16], depth[:, 16:24], depth[:, 24:] = 1000, 4000, 16000
         pictures = row_pictures(row(depth, [(10, 3)]))
         assert (pictures.low, pictures.high, pictures.valid) == (1, 16, 0.75)
-        colours, scale = picture(pictures.depth), matplotlib.colormaps["turbo_r"]
+        colours, scale = embedded(pictures.depth), matplotlib.colormaps["turbo_r"]
         assert (colours[180, 60] == 0).all()
         for column, place in ((180, 0.0), (300, 0.5), (420, 1.0)):  # 4 m is half-way from 1 to 16, by ratio
             np.testing.assert_allclose(colours[180, column], np.array(scale(place)[:3]) * 255, atol=4)
         # The image shows where there is no depth.
         depth[:, :16], depth[:, 16:] = 0, 2000
-        overlay = picture(row_pictures(row(depth, [(20, 3)])).overlay).astype(int)
+        overlay = embedded(row_pictures(row(depth, [(20, 3)])).overlay).astype(int)
         colourful = np.ptp(overlay, axis=2).mean(axis=0)
         assert colourful[:230].max() < 6
         assert colourful[250:].min() > 30
@@ -114,7 +93,7 @@ class TestPictures:
             depth[down, column] = 5000
         depth[601, 802] = 9000  # in the same pixel of the picture, behind
         pictures = row_pictures(row(depth, []))
-        colours = picture(pictures.depth)
+        colours = embedded(pictures.depth)
         near = np.array(matplotlib.colormaps["turbo_r"](0.0)[:3]) * 255
         for column, down in places:
             found = colours[min(int(down * 0.3), 359), min(int(column * 0.3), 479)]
@@ -124,7 +103,7 @@ class TestPictures:
     def test_points_lie_where_they_were_sampled(self):
         depth = np.full((24, 32), 2000, np.uint16)
         depth[20, 24] = 1000
-        plain, marked = (picture(row_pictures(row(depth, points)).image).astype(int) for points in ([], [(24, 20)]))
+        plain, marked = (embedded(row_pictures(row(depth, points)).image).astype(int) for points in ([], [(24, 20)]))
         changed = np.argwhere(np.abs(plain - marked).max(axis=2) > 60)
         # Pixel (24, 20) of 32x24 is at (24.5 * 15, 20.5 * 15) of 480x360; its label is to the right.
         left, (top, bottom) = changed[:, 1].min(), (changed[:, 0].min(), changed[:, 0].max())

@@ -1,10 +1,7 @@
 """The page, its plots and the command: numbers by hand, escapes, pictures, and a run from build to report."""
 
-import base64
-import io
 import math
 import re
-from html.parser import HTMLParser
 from itertools import combinations
 from pathlib import Path
 
@@ -35,45 +32,23 @@ from depthvlm.benchmark.scoring.results import ImageResult, lines_path
 from depthvlm.benchmark.scoring.runner import LoadedSystem, evaluate
 from depthvlm.benchmark.systems.interface import Constant, Oracle
 from matplotlib.figure import Figure
-from PIL import Image
+from toy_pages import Page, embedded
 from toy_results import make
+from toy_source_files import png
 from typer.testing import CliRunner
 
 from depthvlm.cli import app as cli
 
 
-class Page(HTMLParser):
-    """Texts and image sources of a page whose tags must close in order."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.open: list[str] = []
-        self.sources: list[str] = []
-        self.text = ""
-        self.feed(text)
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        if tag == "img":
-            self.sources.append(dict(attrs)["src"])
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-
 def with_lines(path: Path, scores: dict[str, float], truth=(1.0,), answers=(1.0,)) -> Path:
     """Lines of single images beside a result."""
-    lines = [
-        ImageResult(name, {"delta1": score, "abs_rel": 1 - score}, 10, 0, {}, list(truth), list(answers), [(5.0, 5.0)])
-        for name, score in scores.items()
-    ]
-    lines_path(path).write_text("".join(line.to_json() + "\n" for line in lines))
+    rest = 10, 0, {}, list(truth), list(answers), [(5.0, 5.0)]
+    write_lines(path, *((name, {"delta1": score, "abs_rel": 1 - score}, *rest) for name, score in scores.items()))
     return path
+
+
+def write_lines(path: Path, *lines: tuple) -> None:
+    lines_path(path).write_text("".join(ImageResult(*line).to_json() + "\n" for line in lines))
 
 
 def pair(folder: Path, first: dict[str, float], second: dict[str, float]) -> tuple[SameImages, dict]:
@@ -85,16 +60,11 @@ def pair(folder: Path, first: dict[str, float], second: dict[str, float]) -> tup
     return group, group.lines([])
 
 
-def png(size: tuple[int, int]) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", size, "blue").save(stream, "PNG")
-    return stream.getvalue()
-
-
 def drawn(size: tuple[int, int], points: list) -> np.ndarray:
-    """The pixels of a picture with its worst points."""
-    uri = picture_uri(png(size), worst_points(ImageResult("a", {}, len(points), 0, {}, *zip(*points, strict=True)), 9))
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))), dtype=int)
+    """The pixels of a blue picture with its worst points."""
+    image = png(np.full((size[1], size[0], 3), (0, 0, 255), np.uint8))
+    uri = picture_uri(image, worst_points(ImageResult("a", {}, len(points), 0, {}, *zip(*points, strict=True)), 9))
+    return embedded(uri).astype(int)
 
 
 def only_group(folder: Path) -> SameImages:
@@ -161,12 +131,10 @@ class TestPairs:
 
 class TestWorst:
     def test_order(self, tmp_path):
+        scores = {"a": {"delta1": 0.5, "abs_rel": 9.0}, "b": {"delta1": 0.0, "abs_rel": 0.5}}
+        scores |= {"c": {"delta1": 0.0}, "d": {"delta1": 0.0, "abs_rel": 0.75}}
         path = make(tmp_path, "nyuv2", 0.5, images=4, done=4)
-        lines = [
-            ImageResult(name, {"delta1": delta1} | ({} if error is None else {"abs_rel": error}), 10, 0)
-            for name, delta1, error in (("a", 0.5, 9.0), ("b", 0.0, 0.5), ("c", 0.0, None), ("d", 0.0, 0.75))
-        ]
-        lines_path(path).write_text("".join(line.to_json() + "\n" for line in lines))
+        write_lines(path, *((name, metrics, 10, 0) for name, metrics in scores.items()))
         found = worst_images(only_group(tmp_path).lines([])["Mine"], 3)
         assert [image.id for image in found] == ["c", "d", "b"]  # without any answer, then by abs_rel
 

@@ -1,9 +1,8 @@
 """Parquet files of rows as sets: the rows that train, and a build's own shard."""
 
-import io
-
 import numpy as np
 import pytest
+import toy_source_files
 from bench_builds import build_toy
 from bench_source import make_toy
 from datasets import Dataset, Features, Image, Value
@@ -18,9 +17,7 @@ FILES = {"image": Image(), "depth": Image(), "depth_scale": Value("float32"), "f
 
 
 def png(array: np.ndarray, **options) -> dict:
-    stream = io.BytesIO()
-    Picture.fromarray(array).save(stream, "PNG", **options)
-    return {"bytes": stream.getvalue(), "path": "a.png"}
+    return {"bytes": toy_source_files.png(array, **options), "path": "a.png"}
 
 
 def write(path, *rows: dict, features: dict = FILES):

@@ -151,8 +151,7 @@ class TestMasks:
         truth = np.full((2, 2), 0.005, dtype=np.float32)
         assert get_protocol("dense").valid_mask(truth, (0.005, 10)).all()
         assert get_protocol("dense").prepare(truth, truth, (0.005, 10))[2].all()
-
-    def test_crop_and_range_together(self):
+        # Crop and range together.
         truth = np.full((375, 1242), 20.0)
         truth[200] = 85
         assert get_protocol("kitti-garg", kb_crop=False).valid_mask(truth).sum() == (371 - 153 - 1) * (1197 - 44)
@@ -182,8 +181,8 @@ class TestByHand:
         sums = ErrorSums.of(*get_protocol(name).prepare(prediction, truth))
         assert (sums.pixels, sums.failures) == (pixels, 1)
         # 500 m counts as 10 or 80 m, for 9 or 79.
-        assert sums.metrics()["abs_rel"] == pytest.approx(1 / (far - 1))
-        assert sums.metrics()["delta1"] == pytest.approx((pixels - 1) / pixels)
+        found = sums.metrics()["abs_rel"], sums.metrics()["delta1"]
+        assert found == pytest.approx((1 / (far - 1), (pixels - 1) / pixels))
 
 
 class TestPrepare:
@@ -210,14 +209,13 @@ class TestPrepare:
         np.testing.assert_allclose(p, [2, 5, 80])
 
     def test_along_the_ray(self):
-        factors = ray_factors([[10, 20], [14, 20]], (4.0, 3.0, 10.5, 20.5))
+        # Column 14 of fx = 4 is 45 degrees off the axis.
+        factors, root = ray_factors([[10, 20], [14, 20]], (4.0, 3.0, 10.5, 20.5)), 2**0.5
         protocol = get_protocol("dense", depth_type="ray")
-        p, g, _ = protocol.prepare([1.0, 2.0], [1.0, 3.0], ray_factors=factors)
-        np.testing.assert_allclose(p, [1, 2 * 2**0.5])
-        np.testing.assert_allclose(g, [1, 3 * 2**0.5])
-        p, g, _ = get_protocol("dense", depth_type="ray_truth").prepare([1.0, 2.0], [1.0, 3.0], ray_factors=factors)
-        np.testing.assert_allclose(p, [1, 2])
-        np.testing.assert_allclose(g, [1, 3 * 2**0.5])  # column 14 of fx = 4 is 45 degrees off the axis
+        found = protocol.prepare([1.0, 2.0], [1.0, 3.0], ray_factors=factors)[:2]
+        np.testing.assert_allclose(found, [[1, 2 * root], [1, 3 * root]])
+        found = get_protocol("dense", depth_type="ray_truth").prepare([1.0, 2.0], [1.0, 3.0], ray_factors=factors)[:2]
+        np.testing.assert_allclose(found, [[1, 2], [1, 3 * root]])
         with pytest.raises(ValueError, match="give `ray_factors`"):
             protocol.prepare([1.0], [1.0])
 

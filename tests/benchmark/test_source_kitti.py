@@ -1,6 +1,5 @@
 """KITTI: the official depth layout, lists of other splits, and the object benchmark's lidar."""
 
-import io
 import json
 from functools import partial
 
@@ -10,20 +9,13 @@ import pytest
 from depthvlm.benchmark.sources import open_source
 from depthvlm.benchmark.sources.kitti import Kitti, split_projection
 from lidar_reference import reference
-from PIL import Image
-from toy_source_files import check_frame, frame_of, no_index, spoil, spoils, write_text
+from toy_source_files import check_frame, frame_of, no_index, png, spoil, spoils, write_text
 from typer.testing import CliRunner
 
 from depthvlm.cli.app import app
 
 DATE, DRIVE = "2011_09_26", "2011_09_26_drive_0002_sync"
 RAW = np.array([[0, 256, 2560], [21000, 0, 1]], np.uint16)
-
-
-def png(array) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(array).save(stream, "PNG")
-    return stream.getvalue()
 
 
 def calibration(fx, fy, cx, cy, shift=(0, 0, 0)) -> str:

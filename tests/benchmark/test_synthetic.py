@@ -1,6 +1,7 @@
 """Synthetic scenes: depth against hand calculations and a plain ray caster, sizes in metres, determinism, errors."""
 
 import dataclasses
+from itertools import product
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from depthvlm.benchmark.synthetic import textures
 from depthvlm.benchmark.synthetic.raycast import Camera, Quad, Sphere, trace
 from depthvlm.benchmark.synthetic.scenes import MAX_DEPTH, MIN_VISIBLE, SyntheticScene, render_scene
 from depthvlm.benchmark.synthetic.world import COLORS, SIZES, World
+from scipy.spatial.transform import Rotation
 
 RIGHT, DOWN, FORWARD = np.eye(3)
 GREY = textures.plain((0.5, 0.5, 0.5))
@@ -18,13 +20,9 @@ def camera(width=64, height=48, focal_length=50.0, pose=None):
 
 
 def tilted_pose(yaw=0.3, pitch=0.2, roll=-0.1):
-    """A pose by composing textbook rotations, 1.6 m above the ground."""
-    c, s = np.cos, np.sin
-    about_y = [[c(yaw), 0, s(yaw)], [0, 1, 0], [-s(yaw), 0, c(yaw)]]
-    about_x = [[1, 0, 0], [0, c(pitch), s(pitch)], [0, -s(pitch), c(pitch)]]
-    about_z = [[c(roll), -s(roll), 0], [s(roll), c(roll), 0], [0, 0, 1]]
+    """A pose that looks to the right and down, 1.6 m above the ground."""
     pose = np.eye(4)
-    pose[:3, :3] = np.linalg.multi_dot([np.array(about_y), np.array(about_x), np.array(about_z)])
+    pose[:3, :3] = Rotation.from_euler("YXZ", [yaw, -pitch, roll]).as_matrix()
     pose[:3, 3] = (0.2, -1.6, -0.1)
     return pose
 
@@ -96,24 +94,20 @@ def test_sphere_against_the_quadratic_formula():
 
 
 def test_every_visible_point_of_a_box_lies_on_its_faces():
-    pose, yaw, size = tilted_pose(), 0.5, np.array([0.6, 0.5, 0.8])
+    pose, size, middle = tilted_pose(), np.array([0.6, 0.5, 0.8]), np.array([0.7, -0.25, 2.5])
+    turn = Rotation.from_euler("Y", 0.5)
     world = World(np.random.default_rng(0), 60.0)
-    world.add_box((0.7, 2.5), tuple(size), yaw, GREY)
+    world.add_box((0.7, 2.5), tuple(size), 0.5, GREY)
     hits = trace(world.quads, [], camera(256, 192, 200.0, pose), MAX_DEPTH)
     seen = hits.surface >= 0
     points = (pose[:3, 3] + rays(256, 192, 200.0) @ pose[:3, :3].T * depth_of(hits)[..., None])[seen]
-    local = points - (0.7, -0.25, 2.5)
-    across = np.cos(yaw) * local[:, 0] - np.sin(yaw) * local[:, 2]
-    along = np.sin(yaw) * local[:, 0] + np.cos(yaw) * local[:, 2]
-    relative = np.abs(np.stack([across, local[:, 1], along], axis=1)) / (size / 2)
+    relative = np.abs(turn.inv().apply(points - middle)) / (size / 2)
     np.testing.assert_allclose(relative.max(1), 1, atol=1e-3)
     assert len(np.unique(hits.surface[seen])) == 3  # two sides and the top
 
     # The silhouette is that of the eight corners: all of them project into the seen pixels' bounds.
-    corners = np.array(np.meshgrid([-1, 1], [-1, 1], [-1, 1])).reshape(3, -1).T * size / 2
-    turned = np.stack([np.cos(yaw) * corners[:, 0] + np.sin(yaw) * corners[:, 2], corners[:, 1],
-                       -np.sin(yaw) * corners[:, 0] + np.cos(yaw) * corners[:, 2]], axis=1)  # fmt: skip
-    in_camera = (turned + np.array([0.7, -0.25, 2.5]) - pose[:3, 3]) @ pose[:3, :3]
+    corners = turn.apply(np.array(list(product((-0.5, 0.5), repeat=3))) * size) + middle
+    in_camera = (corners - pose[:3, 3]) @ pose[:3, :3]
     columns = in_camera[:, 0] / in_camera[:, 2] * 200 + 128
     assert np.flatnonzero(seen.any(0))[[0, -1]] == pytest.approx([columns.min(), columns.max() - 1], abs=1)
 

@@ -4,6 +4,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 from scipy.spatial.transform import Rotation
 
 
@@ -24,6 +25,15 @@ def matrix(quaternion, translation) -> np.ndarray:
     result[:3, :3] = Rotation.from_quat([*xyz, w]).as_matrix()
     result[:3, 3] = translation
     return result
+
+
+def check_reference(frame, known, focal_length, count, least, median, largest) -> None:
+    """Asserts the numbers of a sample, and that a frame has the map of its reference."""
+    assert frame.intrinsics[0] == pytest.approx(focal_length, abs=0.05)
+    assert known.count == count
+    assert (known.least, known.median) == pytest.approx((least, median), abs=0.006)
+    assert known.largest == pytest.approx(largest, abs=0.06)
+    np.testing.assert_array_equal(frame.depth, known.depth)
 
 
 def reference(points, to_camera, intrinsics, size, nearest: float = 0.0) -> Reference:

@@ -25,6 +25,12 @@ def write_image(path: Path, size: tuple[int, int], **options: object) -> bytes:
     return path.read_bytes()
 
 
+def png(array: np.ndarray, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(array).save(stream, "PNG", **options)
+    return stream.getvalue()
+
+
 def jpeg(size: tuple[int, int], color: tuple[int, int, int] = (90, 120, 30)) -> bytes:
     """The bytes of a JPEG of one colour."""
     stream = io.BytesIO()
