@@ -81,6 +81,8 @@ class Backbone:
         if self.has_deepstack:
             levels = sorted(set(vision_config.deepstack_visual_indexes))
             return [levels[0], levels[len(levels) // 2], levels[-1]] if levels else []
+        if vision_config.depth <= LEVELS:
+            return list(range(vision_config.depth))
         return [round(vision_config.depth * share) - 1 for share in (0.25, 0.5, 0.75)]
 
     def check_layers(self, layers: Sequence[int], vision_config: Any) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from depthvlm.modeling_depthvlm import FAMILIES
 from toy_families import FAMILY_NAMES, HEAD, save_plain_checkpoint
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
@@ -67,3 +68,9 @@ def test_images_that_do_not_match_are_told_as_by_the_plain_model(
     with pytest.raises(ValueError, match="do not match") as told:
         ours(**inputs, output_depth=output_depth)
     assert str(told.value) == str(expected.value)
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_a_vision_tower_of_three_layers_is_read_as_it_is(family: str) -> None:
+    vision = {"depth": 3, "deepstack_visual_indexes": [0, 1, 2]}
+    assert FAMILIES[family].config(vision_config=vision).vision_layers == [0, 1, 2]
