@@ -59,6 +59,7 @@ def stage_record(trainer: Any) -> dict[str, Any]:
     record: dict[str, Any] = {"base_model": base}
     if revision:
         record["base_revision"] = revision
+    record["backbone"] = core.config.backbone.model_type
     record["trained"] = trained_parts(trainer.model)
     if is_peft_model(trainer.model):
         record["adapter"] = _adapter(trainer.model.active_peft_config)

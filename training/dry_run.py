@@ -3,10 +3,12 @@
 import copy
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache, partial
 from itertools import chain, groupby, islice
-from typing import Any
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -15,11 +17,10 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer, Qwen3VLVisionBlock
+from transformers.integrations import moe
 
-from ..modeling_depthvlm import DepthVLMConfig
+from ..modeling_depthvlm import DepthVLMConfigMixin
 from ..modeling_depthvlm.backbones_depthvlm import family_of
-from ..modeling_depthvlm.depth_heads_depthvlm import build_depth_head
 from ..modeling_depthvlm.losses_depthvlm import silog_per_image, valid_depth
 from ..processing import CAMERA_SOURCES
 from .depth_checks import FirstLook
@@ -32,6 +33,7 @@ IGNORED = -100
 MIB, GIB = 2**20, 2**30
 FLOAT32 = 4  # bytes
 MEASURED_GRID = (8, 8)  # visual tokens of the layers that are measured; what they keep grows with that number
+RECURRENT_TOKENS = 320  # of layers that go by chunks of 64 and keep a state for each
 TILE_TOKENS = 4096  # of TRL's fused LM head at a time
 
 
@@ -172,14 +174,18 @@ def _depth(depth: Tensor | None) -> str:
 def _estimate(trainer: Any, batch: dict[str, Any]) -> list[Any]:
     if not trainer.depth_enabled:
         return [Text("None: the model has no depth head.")]
-    table = _table("memory", "")
-    for name, size in estimate_memory(trainer.model.config, **estimate_settings(trainer, batch)).items():
+    settings, table = estimate_settings(trainer, batch), _table("memory", "")
+    for name, size in estimate_memory(trainer.model.config, **settings).items():
         table.add_row(name.replace("_", " "), f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / MIB:.1f} MiB")
+    left_out = unmeasured_layers(
+        trainer.model.config, settings["compute_bytes"] < FLOAT32, settings["dtype_bytes"] < FLOAT32
+    )
+    notes = [Text(f"Not counted, for it cannot be measured without data: {one}", style="bold red") for one in left_out]
     note = (
         "Not counted: the CUDA context (0.5 to 1 GiB), work space, fragmentation. A batch with larger images or longer "
         "text needs more."
     )
-    return [table, Text(note)]
+    return [table, *notes, Text(note)]
 
 
 def estimate_settings(trainer: Any, batch: dict[str, Any]) -> dict[str, Any]:
@@ -227,25 +233,32 @@ def _optimizer_bytes(name: str, trained_bytes: float) -> float:
     return 2 * trained_bytes
 
 
-def count_parameters(config: DepthVLMConfig) -> dict[str, int]:
+def count_parameters(config: DepthVLMConfigMixin) -> dict[str, int]:
     """Count the parameters of each of [`PARTS`], tied ones once, on the meta device."""
-    return dict(_count_parameters(config.to_json_string(use_diff=False)))
+    counts = Counter(dict.fromkeys(PARTS, 0))
+    for name, parameter in model_without_data(config).named_parameters():
+        counts[part_of(name)] += parameter.numel()
+    return dict(counts)
+
+
+def model_without_data(config: DepthVLMConfigMixin) -> Any:
+    """Return the model of a configuration on the meta device; it is kept for the next call, and not to be changed."""
+    return _model_without_data(config.to_json_string(use_diff=False))
 
 
 @lru_cache(maxsize=8)
-def _count_parameters(config_json: str) -> Mapping[str, int]:
+def _model_without_data(config_json: str) -> Any:
+    values = json.loads(config_json)
+    family = family_of(values, "The model")
+    config = family.config(**values)
+    for part in (config, config.text, config.vision):
+        part._attn_implementation = "sdpa"  # it keeps no scores, as FlashAttention
     with torch.device("meta"):
-        config = json.loads(config_json)
-        family = family_of(config, "The model")
-        model = family.model(family.config(**config))
-    counts = Counter(dict.fromkeys(PARTS, 0))
-    for name, parameter in model.named_parameters():
-        counts[part_of(name)] += parameter.numel()
-    return counts
+        return family.model(config)
 
 
 def estimate_memory(
-    config: DepthVLMConfig,
+    config: DepthVLMConfigMixin,
     *,
     batch_size: int,
     tokens: int,
@@ -293,8 +306,9 @@ def estimate_memory(
     stream = max(dtype_bytes, compute_bytes)  # bytes of a number along the residual connections
     kept = measure_activations(config, compute_bytes < FLOAT32, dtype_bytes < FLOAT32)
 
-    def layers(length: float, depth: int, width: int, full: float) -> float:
-        return length * (depth * stream * width + full) if gradient_checkpointing else length * depth * full
+    def layers(length: float, depth: int, width: int, part: str) -> float:
+        inputs_and_one = depth * stream * width + kept[f"{part}_largest"]
+        return length * (inputs_and_one if gradient_checkpointing else depth * kept[part])
 
     sizes = {
         "weights": dtype_bytes * sum(counts.values()) / shards,
@@ -307,28 +321,41 @@ def estimate_memory(
         sizes["working_weights"] = compute_bytes * _unsharded(config, counts)
     if any(trained.get(part) for part in ("llm", "merger", "vit")):  # gradients pass through the LLM
         width = text.hidden_size
-        sizes["llm_activations"] = layers(batch_size * tokens, text.num_hidden_layers, width, kept["llm"])
+        sizes["llm_activations"] = layers(batch_size * tokens, text.num_hidden_layers, width, "llm")
         sizes["text_loss"] = FLOAT32 * scored * width + compute_bytes * min(scored, TILE_TOKENS) * TILE_WORDS
         sizes["text_loss"] += FLOAT32 * text.vocab_size * width * whole_llm
     if trained.get("vit"):
         patches = visual * vision.spatial_merge_size**2
-        sizes["vit_activations"] = layers(patches, vision.depth, vision.hidden_size, kept["vit"])
+        sizes["vit_activations"] = layers(patches, vision.depth, vision.hidden_size, "vit")
     if trained.get("head"):
         sizes["head_activations"] = visual * kept["head"]
     result = {name: round(size) for name, size in sizes.items()}
     return {**result, "total": sum(result.values())}
 
 
-def _unsharded(config: DepthVLMConfig, counts: Mapping[str, int]) -> int:
+def _unsharded(config: DepthVLMConfigMixin, counts: Mapping[str, int]) -> int:
     """Return the weights that one device holds whole at a time: two LLM layers, and all that is in no layer."""
-    with torch.device("meta"):
-        layer = sum(p.numel() for p in Qwen3VLTextDecoderLayer(config.text, 0).parameters())
-    outside = counts["llm"] - config.text.num_hidden_layers * layer
-    return 2 * layer + outside + counts["merger"] + counts["head"]
+    layers = [sum(p.numel() for p in layer.parameters()) for layer in _layers(model_without_data(config))["llm"]]
+    return 2 * max(layers) + counts["llm"] - sum(layers) + counts["merger"] + counts["head"]
 
 
-def measure_activations(config: DepthVLMConfig, autocast: bool, half: bool = False) -> dict[str, float]:
+class Activations(NamedTuple):
+    """Bytes that stay for the backward pass, and the kinds of layers that could not be measured.
+
+    Args:
+        sizes: Bytes by part, as [`measure_activations`] returns them; those of layers in `unmeasured` are not in it.
+        unmeasured: Classes of layers, with the number of each and the reason.
+    """
+
+    sizes: Mapping[str, float]
+    unmeasured: tuple[str, ...] = ()
+
+
+def measure_activations(config: DepthVLMConfigMixin, autocast: bool, half: bool = False) -> dict[str, float]:
     """Measure the bytes that stay for the backward pass, in tensors without data.
+
+    The layers are those of the model itself. A model may have several kinds (linear and full attention; dense and a
+    mixture of experts): each is measured, and the mean goes by their numbers.
 
     Args:
         config: Configuration of the model.
@@ -336,39 +363,126 @@ def measure_activations(config: DepthVLMConfig, autocast: bool, half: bool = Fal
         half: True if its weights are in bfloat16 too.
 
     Returns:
-        Bytes per token of one layer of the LLM (`llm`), per patch of one block of the ViT (`vit`), and per visual
-        token of the depth head with its loss (`head`).
+        Bytes per token of one layer of the LLM (`llm`: the mean; `llm_largest`), per patch of one block of the ViT
+        (`vit`, `vit_largest`), and per visual token of the depth head with its projectors and loss (`head`).
     """
-    return dict(_measure(config.to_json_string(use_diff=False), autocast, autocast and half))
+    return dict(_measure(config.to_json_string(use_diff=False), autocast, autocast and half).sizes)
 
 
-@lru_cache(maxsize=8)
-def _measure(config_json: str, autocast: bool, half: bool) -> Mapping[str, float]:
-    config = DepthVLMConfig(**json.loads(config_json))
-    text, vision = copy.deepcopy(config.text), copy.deepcopy(config.vision)
-    text._attn_implementation = vision._attn_implementation = "sdpa"  # it keeps no scores, as FlashAttention
+def unmeasured_layers(config: DepthVLMConfigMixin, autocast: bool, half: bool = False) -> tuple[str, ...]:
+    """Return the kinds of layers that cannot run on tensors without data, which [`measure_activations`] leaves out."""
+    return _measure(config.to_json_string(use_diff=False), autocast, autocast and half).unmeasured
+
+
+def _layers(model: Any) -> dict[str, list[Any]]:
+    return {"llm": list(model.model.language_model.layers), "vit": list(model.model.visual.blocks)}
+
+
+@lru_cache(maxsize=16)
+def _measure(config_json: str, autocast: bool, half: bool) -> Activations:
+    model = _model_without_data(config_json)
+    config = model.config
+    # Copied before the tensors without data, which do not mix with those of the meta device.
+    rotary, head = copy.deepcopy(model.model.language_model.rotary_emb), copy.deepcopy(model.depth_head)
+    kinds = {
+        part: [(copy.deepcopy(alike[0]), len(alike)) for alike in _kinds(layers)]
+        for part, layers in _layers(model).items()
+    }
+    vision, count = config.vision, MEASURED_GRID[0] * MEASURED_GRID[1]
+    dtype = torch.bfloat16 if half else torch.float32
+    sizes: dict[str, float] = {}
+    unmeasured: list[str] = []
+
+    def measure(name: str, module: nn.Module, tokens: int, call: Callable[[], Any]) -> float:
+        try:
+            return kept_for_backward(module, call, autocast) / tokens
+        except Exception as error:  # of torch or transformers, whichever cannot run without data
+            unmeasured.append(f"{name} ({type(error).__name__}: {str(error).splitlines()[0]})")
+            return 0.0
+
+    with FakeTensorMode(), _experts_without_data():
+        _give_weights(rotary, dtype)
+
+        def llm_call(layer: Any, tokens: int) -> Any:
+            states = torch.empty(1, tokens, config.text.hidden_size, dtype=dtype, requires_grad=True)
+            turns = [rotary(states.detach(), torch.zeros(3, 1, tokens, dtype=torch.long))[0]] * 2
+            mask = None if _is_recurrent(layer) else torch.ones(1, 1, tokens, tokens, dtype=torch.bool)
+            return layer(states, position_embeddings=turns, attention_mask=mask)
+
+        def vit_call(block: Any, tokens: int) -> Any:
+            patches = torch.empty(tokens, vision.hidden_size, dtype=dtype, requires_grad=True)
+            turns = [torch.empty(tokens, vision.hidden_size // vision.num_heads, dtype=dtype)] * 2
+            ends = np.array([0, tokens])  # read as numbers, which tensors without data do not have
+            return block(patches, cu_seqlens=ends, position_embeddings=turns)
+
+        for part, call in (("llm", llm_call), ("vit", vit_call)):
+            found = []
+            for layer, number in kinds[part]:
+                _give_weights(layer, dtype)
+                tokens = RECURRENT_TOKENS if _is_recurrent(layer) else count
+                size = measure(f"{number} {type(layer).__name__}", layer, tokens, partial(call, layer, tokens))
+                found.append((size, number))
+            sizes[part] = sum(size * number for size, number in found) / sum(number for _, number in found)
+            sizes[f"{part}_largest"] = max(size for size, _ in found)
+        _give_weights(head, torch.float32)
+        sizes["head"] = measure(type(head).__name__, head, count, partial(_head_loss, config, head))
+        for projector in head.projectors:
+            name = "a projector of the depth head"
+            sizes["head"] += measure(name, projector, count, partial(_projected, config, projector))
+    return Activations(sizes, tuple(unmeasured))
+
+
+def _kinds(layers: list[Any]) -> list[list[Any]]:
+    """Return the layers in groups of one class with weights of the same names and shapes."""
+    kinds: dict[Any, list[Any]] = {}
+    for layer in layers:
+        weights = tuple((name, parameter.shape) for name, parameter in layer.named_parameters())
+        kinds.setdefault((type(layer), weights), []).append(layer)
+    return list(kinds.values())
+
+
+def _is_recurrent(layer: Any) -> bool:
+    """Return whether a layer takes a mask of padding, `(batch, tokens)` or None, instead of one of attention."""
+    return getattr(layer, "block_type", None) == "linear_attention"
+
+
+def _give_weights(module: nn.Module, dtype: torch.dtype) -> None:
+    """Replace the weights of a module, and its buffers, by tensors of the present mode, without data."""
+    for part in module.modules():
+        for name, weight in list(part.named_parameters(recurse=False)):
+            setattr(part, name, nn.Parameter(torch.empty(weight.shape, dtype=dtype)))
+        for name, value in list(part.named_buffers(recurse=False)):
+            setattr(part, name, torch.empty(value.shape, dtype=value.dtype))
+
+
+@contextmanager
+def _experts_without_data() -> Iterator[None]:
+    """Let experts run without data: torch's own grouped product does so in bfloat16 alone, its stand-in always.
+
+    Both keep the same tensors.
+    """
+    if not hasattr(moe, "_can_use_grouped_mm"):
+        yield
+        return
+    with patch.object(moe, "_can_use_grouped_mm", lambda *_: False):
+        yield
+
+
+def _head_loss(config: DepthVLMConfigMixin, head: Any) -> Tensor:
+    """Run the depth head and the loss on one image."""
     (rows, columns), stride = MEASURED_GRID, config.input_stride
-    count, dtype = rows * columns, torch.bfloat16 if half else torch.float32
-    with FakeTensorMode():
-        layer, block = Qwen3VLTextDecoderLayer(text, 0), Qwen3VLVisionBlock(vision)
-        for parameter in (*layer.parameters(), *block.parameters()):
-            parameter.data = parameter.data.to(dtype)
-        head = build_depth_head(config.head, text.hidden_size, stride)
-        states = torch.empty(1, count, text.hidden_size, dtype=dtype, requires_grad=True)
-        patches = torch.empty(count, vision.hidden_size, dtype=dtype, requires_grad=True)
-        turns = [torch.empty(1, count, text.head_dim, dtype=dtype)] * 2
-        vision_turns = [torch.empty(count, vision.hidden_size // vision.num_heads, dtype=dtype)] * 2
-        mask = torch.ones(1, 1, count, count, dtype=torch.bool)
-        ends = np.array([0, count])  # read as numbers, which tensors without data do not have
-        maps = 1 if config.head.feature_source == "llm_final" else 4
-        features = [torch.empty(1, count, text.hidden_size) for _ in range(maps)]
-        truth = torch.empty(1, rows * stride, columns * stride)
-        calls: dict[str, tuple[nn.Module, Callable[[], Any]]] = {
-            "llm": (layer, lambda: layer(states, turns, attention_mask=mask)),
-            "vit": (block, lambda: block(patches, cu_seqlens=ends, position_embeddings=vision_turns)),
-            "head": (head, lambda: silog_per_image(head(features, MEASURED_GRID), truth)),
-        }
-        return {name: kept_for_backward(module, call, autocast) / count for name, (module, call) in calls.items()}
+    maps = 1 if config.head.feature_source == "llm_final" else 4
+    features = [torch.empty(1, rows * columns, config.text.hidden_size) for _ in range(maps)]
+    truth = torch.empty(1, rows * stride, columns * stride)
+    return silog_per_image(head(features, MEASURED_GRID), truth)[0]
+
+
+def _projected(config: DepthVLMConfigMixin, projector: Any) -> Tensor:
+    """Run one of the head's own projectors on one image."""
+    side, (rows, columns) = config.vision.spatial_merge_size, MEASURED_GRID
+    states = torch.empty(rows * columns * side**2, config.vision.hidden_size)
+    grid_thw = torch.tensor([[1, rows * side, columns * side]])
+    return config.backbone.project(projector, states, grid_thw, config.vision)
 
 
 def kept_for_backward(module: nn.Module, call: Callable[[], Any], autocast: bool) -> int:

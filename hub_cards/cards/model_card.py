@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _APACHE_BASE = "Qwen/Qwen3-VL-"
 _LABELS = {
     "converted_by": "converted by",
+    "backbone": "backbone",
     "trained": "trained parts",
     "adapter": "adapter",
     "loss": "loss",

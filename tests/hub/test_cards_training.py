@@ -55,6 +55,7 @@ def stage1(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_recipe_is_what_was_run(stage1: Path) -> None:
     [stage] = read_recipe(stage1)
+    assert stage["backbone"] == "qwen3_vl"
     assert stage["trained"] == ["head"]
     assert stage["loss"] == {"depth_loss_weight": 1.0, "silog_lambda": 0.5}
     assert stage["data"] == {"names": ["you/rgbd"], "rows": 4}

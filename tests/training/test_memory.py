@@ -1,6 +1,7 @@
 """The estimate of memory against what torch keeps in real layers, and against the published models' sizes."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,17 @@ import pytest
 import torch
 import yaml
 from conftest import REPOSITORY
-from depthvlm.modeling_depthvlm import DepthVLMConfig, silog_loss
+from depthvlm.modeling_depthvlm import FAMILIES, DepthVLMConfig, silog_loss
 from depthvlm.modeling_depthvlm.depth_heads_depthvlm import build_depth_head
-from depthvlm.training.dry_run import count_parameters, estimate_memory, kept_for_backward, measure_activations
+from depthvlm.training.dry_run import (
+    count_parameters,
+    estimate_memory,
+    kept_for_backward,
+    measure_activations,
+    unmeasured_layers,
+)
 from depthvlm.training.optimizer import CHOICES
+from toy_families import FAMILY_NAMES, family_config, family_tokenizer
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer, Qwen3VLVisionBlock
 
 TOKENS = 200
@@ -69,6 +77,69 @@ def test_activations_of_a_vit_block(autocast: bool) -> None:
     ends = torch.tensor([0, TOKENS], dtype=torch.int32)
     kept = kept_for_backward(block, lambda: block(x, cu_seqlens=ends, position_embeddings=angles), autocast)
     assert measure_activations(config, autocast)["vit"] == pytest.approx(kept / TOKENS, rel=0.05)
+
+
+def middle_sized_model(family: str, **head: str) -> Any:
+    """A model of a family, as wide as the one above, with four layers and a ViT of eight."""
+    config = family_config(family, family_tokenizer(family)).to_dict()
+    text, vision = config["text_config"], config["vision_config"]
+    text |= {"hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 4}
+    text |= {name: 64 for name in ("head_dim", "linear_key_head_dim", "linear_value_head_dim") if name in text}
+    text |= {name: 192 for name in ("moe_intermediate_size", "shared_expert_intermediate_size") if name in text}
+    wider = 8 if family == "qwen2_5_vl" else 4
+    text["rope_parameters"]["mrope_section"] = [wider * one for one in text["rope_parameters"]["mrope_section"]]
+    vision |= {"hidden_size": 128, "intermediate_size": 512, "num_heads": 4, "out_hidden_size": 256}
+    del config["model_type"]
+    classes = FAMILIES[family]
+    return classes.model(classes.config(**config, depth_config=head))
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_activations_of_the_layers_of_every_family(family: str, autocast: bool) -> None:
+    model = middle_sized_model(family)
+    found = measure_activations(model.config, autocast)
+    tokens = 320  # whole chunks of the linear attention
+    x = torch.randn(1, tokens, 256, requires_grad=True)
+    angles = model.model.language_model.rotary_emb(x.detach(), torch.arange(tokens).expand(3, 1, -1))
+    sizes = []
+    for layer in model.model.language_model.layers:
+        is_linear = getattr(layer, "block_type", "") == "linear_attention"
+        mask = None if is_linear else torch.ones(1, 1, tokens, tokens, dtype=torch.bool).tril()
+        call = partial(layer, x, position_embeddings=angles, attention_mask=mask)
+        sizes.append(kept_for_backward(layer, call, autocast) / tokens)
+    assert found["llm"] == pytest.approx(sum(sizes) / len(sizes), rel=0.06)
+    assert found["llm_largest"] == pytest.approx(max(sizes), rel=0.06)
+    block = model.model.visual.blocks[0]
+    patches = torch.randn(tokens, 128, requires_grad=True)
+    turns, ends = [torch.randn(tokens, 32)] * 2, torch.tensor([0, tokens], dtype=torch.int32)
+    kept = kept_for_backward(block, partial(block, patches, cu_seqlens=ends, position_embeddings=turns), autocast)
+    assert found["vit"] == pytest.approx(kept / tokens, rel=0.05)
+    assert unmeasured_layers(model.config, autocast) == ()
+
+
+@pytest.mark.parametrize("family", ["qwen3_5", "glm4v"])
+def test_activations_of_the_heads_own_projectors(family: str, autocast: bool) -> None:
+    model = middle_sized_model(family, projector="own")
+    shared = middle_sized_model(family).config
+    stride, merge = shared.input_stride, shared.vision.spatial_merge_size
+    grid = torch.tensor([[1, 4 * merge, 6 * merge]])
+    patches = [torch.randn(24 * merge**2, 128) for _ in range(3)]
+    last, truth = torch.randn(1, 24, 256), [1 + torch.rand(4 * stride, 6 * stride)]
+
+    def call() -> torch.Tensor:
+        levels = model._project(patches, model.depth_head.projectors, grid)
+        return silog_loss(list(model.depth_head([*(one[0][None] for one in levels), last], (4, 6))), truth, 0.5)
+
+    kept = kept_for_backward(model.depth_head, call, autocast) / 24
+    assert measure_activations(model.config, autocast)["head"] == pytest.approx(kept, rel=0.06)
+    assert kept > measure_activations(shared, autocast)["head"]
+
+
+def test_what_cannot_be_measured_is_named() -> None:
+    """The order of windows of Qwen2.5-VL, which its projectors undo, depends on data."""
+    config = middle_sized_model("qwen2_5_vl", projector="own").config
+    assert [line.split(" (")[0] for line in unmeasured_layers(config, True)] == ["a projector of the depth head"] * 3
+    assert measure_activations(config, True)["head"] > 0
 
 
 @pytest.mark.parametrize("head", HEADS, ids="-".join)

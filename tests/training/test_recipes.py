@@ -12,10 +12,12 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from conftest import REPOSITORY
 from datasets import IterableDataset
-from depthvlm.modeling_depthvlm import FAMILIES, DepthHeadConfig, DepthVLMConfig, DepthVLMForConditionalGeneration
+from depthvlm.modeling_depthvlm import FAMILIES, DepthHeadConfig, DepthVLMConfig
 from depthvlm.training.sft import generate, make_parser
+from peft import get_peft_model
+from peft.tuners.lora import LoraLayer
 from toy_families import FAMILY_NAMES, family_config, family_tokenizer
-from toy_models import toy_config
+from trl import get_peft_config
 
 from depthvlm.cli.sft import find_recipes
 
@@ -32,6 +34,20 @@ def parse(name: str, *args: str) -> tuple[Any, ...]:
     given = ["--config", path, *NAMED_BY_USER, "--use_cpu", "true", *args]
     *parsed, _ = make_parser().parse_args_and_config(given, return_remaining_strings=True)
     return tuple(parsed)
+
+
+def on_meta(family: str) -> Any:
+    """A toy model of a family, without data."""
+    plain = family_config(family, family_tokenizer(family)).to_dict()
+    del plain["model_type"]
+    with torch.device("meta"):
+        return FAMILIES[family].model(FAMILIES[family].config(**plain))
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES, *sorted(ABLATIONS.iterdir())], ids=lambda path: path.stem)
+def test_every_recipe_says_for_which_backbone_it_was_written(recipe):
+    [line] = [line for line in recipe.read_text().splitlines() if line.startswith("# Backbone:")]
+    assert "Qwen3-VL" in line
 
 
 def test_there_are_all_of_them():
@@ -143,16 +159,23 @@ def test_the_mixture_states_its_share_of_general_rows():
     assert training.text_probe
 
 
-def test_lora_reaches_the_llm_alone():
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_lora_reaches_the_linear_layers_of_the_llm_alone(family):
     _, training, model, _ = parse("lora_1gpu.yaml")
     assert model.use_peft
     assert training.trainable is None
-    network = DepthVLMForConditionalGeneration(toy_config())
-    reached = [
-        name for name, _ in network.named_modules() if any(name.endswith(f".{t}") for t in model.lora_target_modules)
-    ]
-    assert len(reached) == 7 * 4
-    assert all(".language_model.layers." in name for name in reached)
+    network = on_meta(family)
+    llm = network.model.language_model.layers
+    gates = ("gate", "shared_expert_gate")  # routers
+    expected = {
+        f"base_model.model.model.language_model.layers.{name}"
+        for name, module in llm.named_modules()
+        if isinstance(module, torch.nn.Linear) and name.rpartition(".")[2] not in gates
+    }
+    adapted = get_peft_model(network, get_peft_config(model))
+    reached = {name for name, module in adapted.named_modules() if isinstance(module, LoraLayer)}
+    assert reached == expected
+    assert len(reached) >= 4 * 4
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -212,10 +235,7 @@ def test_fsdp_finds_the_layers_of_any_family_by_itself(launcher):
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_fsdp_wraps_the_layers_of_llm_and_vit(family):
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
-    with torch.device("meta"):
-        plain = family_config(family, family_tokenizer(family)).to_dict()
-        del plain["model_type"]
-        network = FAMILIES[family].model(FAMILIES[family].config(**plain))
+    network = on_meta(family)
     wraps = fsdp2_prepare_auto_wrap_policy(plugin, network)
     wrapped = {name for name, module in network.named_modules() if wraps(module)}
     expected = {f"model.language_model.layers.{i}" for i in range(4)} | {f"model.visual.blocks.{i}" for i in range(8)}
