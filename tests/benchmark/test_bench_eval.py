@@ -67,9 +67,6 @@ def scored(item, toy, prediction, protocol) -> ImageResult:
     return score_map(item, make_example(item, toy, protocol), prediction, protocol)
 
 
-# --- Scores
-
-
 def test_the_constant_scores_what_is_counted_by_hand(toy, tmp_path):
     result = run(make_predictor("always-2m"), toy, tmp_path)
     truth = [np.array(toy.read(index).point_depths) for index in range(len(toy))]
@@ -164,9 +161,6 @@ def test_extra_metrics_where_they_are_asked_for(toy, tmp_path):
         run(Map(), toy, tmp_path, extra=["boundary_f1"])
 
 
-# --- Running
-
-
 def scores(path: Path) -> list[dict]:
     return [json.loads(one.to_json()) | {"seconds": 0} for one in read_lines(path)]
 
@@ -224,9 +218,6 @@ def test_two_processes_score_each_image_once(build, toy, tmp_path):
     assert (two.metrics, two.confidence) == (one.metrics, one.confidence)
     found, expected = (scores(lines_path(tmp_path / n / "always-2m/toy-test/depthvlm.json")) for n in ("two", "one"))
     assert found == expected
-
-
-# --- Predictors that misbehave
 
 
 def test_what_is_no_depth_counts_as_wrong(toy, tmp_path):

@@ -68,9 +68,6 @@ def scenes():
     return [draw_scene(HELD_OUT + 5000 + 16 * i) for i in range(90)]
 
 
-# A scene known by hand
-
-
 def test_place_color_count_distance_and_nearest(known):
     # Two crates: their colour is not asked; nor is that of a window, which is a thin frame.
     single = {kind: known[kind] for kind in ("place", "color", "nearest", "count", "distance")}
@@ -125,9 +122,6 @@ def test_captions():
     assert [meters(depth) for depth in (2.44, 9.94, 9.96)] == ["2.4 meters", "9.9 meters", "10 meters"]
 
 
-# What must not be asked
-
-
 def test_a_barely_visible_object_is_never_asked_about():
     found = asked(scene_of(thing("crate", "red", 20, 2.0), thing("box", "blue", 70, 1.0, visible=199)))
     everything = " ".join(question for kind in KINDS for question in found[kind])
@@ -157,15 +151,11 @@ def test_streets_hide_doors_and_windows_of_houses():
     assert {q.kind for q in questions(scene_of(), np.random.default_rng(0))} == {"place"}  # of an empty scene
 
 
-# Rendered scenes: every answer found again from pixels and objects
-
-
 def named(scene, words):
     """The only listed object of a description such as "red gym ball" or "window"."""
-    found = [o for o in scene.objects if words in (f"{o.color} {o.name}", o.name)]
-    assert len(found) == 1
-    assert found[0].visible >= CLEAR * scene.depth.size
-    return found[0]
+    [found] = [o for o in scene.objects if words in (f"{o.color} {o.name}", o.name)]
+    assert found.visible >= CLEAR * scene.depth.size
+    return found
 
 
 def depth_at(scene, words):
@@ -176,26 +166,34 @@ def depth_at(scene, words):
 def answer_again(scene, kind, question):
     if kind == "place":
         return scene.kind
-    if kind == "existence":
-        words = re.fullmatch(r"Is there an? (.*)\?", question)[1]
-        return "yes" if any(words in (o.name, f"{o.color} {o.name}") for o in scene.objects) else "no"
-    if kind == "color":
-        return named(scene, re.fullmatch(r"What color is the (.*)\?", question)[1]).color
-    if kind == "count":
-        plural = re.fullmatch(r"How many (.*) are there\?", question)[1]
-        return str(sum(plural in (o.name + "s", o.name + "es") for o in scene.objects))
     if kind == "nearest":
         return min(scene.objects, key=lambda o: scene.depth[o.pixel[1], o.pixel[0]]).name
+    words = re.fullmatch(PATTERNS[kind], question).groups()
+    if kind == "existence":
+        return "yes" if any(words[0] in (o.name, f"{o.color} {o.name}") for o in scene.objects) else "no"
+    if kind == "color":
+        return named(scene, *words).color
+    if kind == "count":
+        return str(sum(words[0] in (o.name + "s", o.name + "es") for o in scene.objects))
     if kind == "distance":
-        depth = depth_at(scene, re.fullmatch(r"How far away is the (.*)\?", question)[1])
+        depth = depth_at(scene, *words)
         return f"{depth:.1f} meters" if depth < 9.95 else f"{depth:.0f} meters"
     if kind == "side":
-        a, b = re.fullmatch(r"Is the (.*) left or right of the (.*)\?", question).groups()
-        return "left" if named(scene, a).pixel[0] < named(scene, b).pixel[0] else "right"
-    word, *names = re.fullmatch(r"Which is (\w+), the (.*?)(?:, the (.*))? or the (.*)\?", question).groups()
-    names = [name for name in names if name]
-    assert len(names) == (3 if word == "farthest" else 2)
-    return (min if word == "nearer" else max)(names, key=lambda name: depth_at(scene, name))
+        first, second = (named(scene, name).pixel[0] for name in words)
+        return "left" if first < second else "right"
+    names = [name for name in words[1:] if name]
+    assert len(names) == (3 if kind == "farthest" else 2)
+    return (min if words[0] == "nearer" else max)(names, key=lambda name: depth_at(scene, name))
+
+
+PATTERNS = {
+    "existence": r"Is there an? (.*)\?",
+    "color": r"What color is the (.*)\?",
+    "count": r"How many (.*) are there\?",
+    "distance": r"How far away is the (.*)\?",
+    "side": r"Is the (.*) left or right of the (.*)\?",
+    **dict.fromkeys(("order", "farthest"), r"Which is (\w+), the (.*?)(?:, the (.*))? or the (.*)\?"),
+}
 
 
 def test_answers_agree_with_the_scenes(scenes):
@@ -229,9 +227,6 @@ def test_answers_are_short_in_nanos_tokens(scenes):
     assert np.mean(captions) < 40
 
 
-# Conversations
-
-
 def test_conversations_have_the_turns_asked_for(scenes):
     for scene in scenes:
         said = conversation(scene, np.random.default_rng(1), (3, 6))
@@ -240,9 +235,6 @@ def test_conversations_have_the_turns_asked_for(scenes):
         captioned = conversation(scene, np.random.default_rng(1), (2, 2), captioned=True)
         assert [question for question, _ in captioned].count(CAPTION_PROMPT) == 1
         assert len(captioned) == 2
-
-
-# Maps
 
 
 def test_a_map_names_what_fills_the_cells():
@@ -267,17 +259,8 @@ def test_a_map_names_the_clear_objects_of_rendered_scenes(scenes):
             if words != "no":  # what is named is there: one of its pixels lies in the cell
                 top, left = (ord(row) - ord("a")) * height // 6, (int(column) - 1) * width // 8
                 shown = scene.segments[top : top + height // 6 + 1, left : left + width // 8 + 1]
-                assert any(
-                    words in (scene.objects[i].name, f"{scene.objects[i].color} {scene.objects[i].name}")
-                    for i in np.unique(shown)
-                    if i >= 0
-                )
-
-
-# Replies
-
-
-# Positions
+                inside = [scene.objects[i] for i in np.unique(shown) if i >= 0]
+                assert any(words in (o.name, f"{o.color} {o.name}") for o in inside)
 
 
 def test_positions_ask_for_sides_then_for_cells():
@@ -287,12 +270,9 @@ def test_positions_ask_for_sides_then_for_cells():
         thing("car", "cyan", 99, 4),
         thing("pole", "white", 50, 4, visible=150),  # barely visible
     )
-    sides = {
-        "Is the red crate left or right of the cyan car?": "left",
-        "Is the cyan car left or right of the red crate?": "right",
-        "Is the window left or right of the cyan car?": "left",
-        "Is the cyan car left or right of the window?": "right",
-    }
+    pairs = {("red crate", "cyan car"): "left", ("window", "cyan car"): "left"}
+    pairs |= {pair[::-1]: "right" for pair in pairs}
+    sides = {f"Is the {one} left or right of the {other}?": side for (one, other), side in pairs.items()}
     cells = {"Where is the red crate?": "d1", "Where is the window?": "d2", "Where is the cyan car?": "d8"}
     for seed in range(20):
         said = positions(scene, np.random.default_rng(seed), (9, 9))

@@ -58,9 +58,6 @@ def scenes(request):
     return [render_scene(seed, kind=request.param, width=64, height=48) for seed in range(40)]
 
 
-# The ray caster
-
-
 def test_depth_of_planes_by_hand():
     # The wall spans x in [-1, 1], y in [-1, 1] at z = 2: with f = 50 that is columns 32 -+ 25 and all 48 rows.
     depth = traced(wall((-1, 1, 2), 2, 2))
@@ -121,9 +118,6 @@ def test_a_decal_replaces_its_wall_at_the_same_depth_and_hides_behind_what_is_ne
         np.testing.assert_allclose(depth_of(hits)[24, [5, 25, 34]], [3, 3, 2], rtol=1e-6)
 
 
-# Textures
-
-
 def test_stripes_average_over_the_pixel():
     x = np.array([0.05, 0.3, 0.1, 7.0], np.float32)
     extent = np.array([0.02, 0.02, 0.02, 50.0], np.float32)
@@ -139,9 +133,6 @@ def test_tiles_are_half_a_metre():
     assert ((colors[0] > 0.5) == (np.arange(8) % 2 == 0)).all()  # a checker: every tile differs from the next
     joints = textures.tiles((0.5, 0.5, 0.5), (0, 0, 0))(s + np.float32(0.25), zero, tiny, tiny)
     assert joints.max() < 1e-3
-
-
-# Scenes
 
 
 def test_types_and_shapes(scenes):

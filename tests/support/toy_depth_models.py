@@ -22,7 +22,10 @@ from transformers import (
     ZoeDepthImageProcessor,
 )
 
-STAGES = ["stage1", "stage2", "stage3", "stage4"]
+OUTPUTS: dict[str, Any] = {
+    "out_features": ["stage1", "stage2", "stage3", "stage4"],
+    "reshape_hidden_states": False,
+}
 NECK: dict[str, Any] = {"neck_hidden_sizes": [16] * 4, "fusion_hidden_size": 16}
 LAYERS: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
 
@@ -41,49 +44,28 @@ def save(model: Any, folder: Path, processor: Any = None) -> str:
 
 
 def depth_anything(folder: Path, kind: str = "metric") -> str:
-    backbone = Dinov2Config(
-        image_size=28, patch_size=14, out_features=STAGES, reshape_hidden_states=False, apply_layernorm=True, **LAYERS
-    )
-    config = DepthAnythingConfig(
-        backbone_config=backbone,
-        reassemble_hidden_size=32,
-        head_hidden_size=8,
-        depth_estimation_type=kind,
-        max_depth=20,
-        **NECK,
-    )
+    backbone = Dinov2Config(image_size=28, patch_size=14, apply_layernorm=True, **OUTPUTS, **LAYERS)
+    head = {"reassemble_hidden_size": 32, "head_hidden_size": 8, "max_depth": 20}
+    config = DepthAnythingConfig(backbone_config=backbone, depth_estimation_type=kind, **head, **NECK)
     processor = DPTImageProcessor(size={"height": 42, "width": 42}, keep_aspect_ratio=True, ensure_multiple_of=14)
     return save(DepthAnythingForDepthEstimation(config), folder, processor)
 
 
 def dpt(folder: Path) -> str:
-    config = DPTConfig(
-        intermediate_size=37, image_size=32, patch_size=16, backbone_out_indices=[0, 1, 2, 3], **LAYERS, **NECK
-    )
+    sizes = {"intermediate_size": 37, "image_size": 32, "patch_size": 16}
+    config = DPTConfig(**sizes, backbone_out_indices=[0, 1, 2, 3], **LAYERS, **NECK)
     return save(DPTForDepthEstimation(config), folder, DPTImageProcessor(size={"height": 32, "width": 32}))
 
 
 def glpn(folder: Path) -> str:
-    config = GLPNConfig(
-        hidden_sizes=[8, 8, 16, 16],
-        num_attention_heads=[1, 1, 2, 2],
-        depths=[1] * 4,
-        decoder_hidden_size=16,
-        max_depth=10,
-    )
+    sizes = {"hidden_sizes": [8, 8, 16, 16], "num_attention_heads": [1, 1, 2, 2], "decoder_hidden_size": 16}
+    config = GLPNConfig(**sizes, depths=[1] * 4, max_depth=10)
     return save(GLPNForDepthEstimation(config), folder, GLPNImageProcessor())
 
 
 def zoedepth(folder: Path) -> str:
-    backbone = BeitConfig(
-        image_size=32,
-        patch_size=16,
-        intermediate_size=37,
-        use_relative_position_bias=True,
-        reshape_hidden_states=False,
-        out_features=STAGES,
-        **LAYERS,
-    )
+    sizes = {"image_size": 32, "patch_size": 16, "intermediate_size": 37}
+    backbone = BeitConfig(**sizes, use_relative_position_bias=True, **OUTPUTS, **LAYERS)
     config = ZoeDepthConfig(backbone_config=backbone, bottleneck_features=16, bin_embedding_dim=16, **NECK)
     processor = ZoeDepthImageProcessor(size={"height": 32, "width": 48}, ensure_multiple_of=16)
     return save(ZoeDepthForDepthEstimation(config), folder, processor)
@@ -91,30 +73,14 @@ def zoedepth(folder: Path) -> str:
 
 def depth_pro(folder: Path, fov: bool = True) -> str:
     """Its input is 64 x 64 pixels, its answer 128 x 128."""
-    encoder = {
-        "model_type": "dinov2",
-        "image_size": 32,
-        "patch_size": 8,
-        "hidden_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "mlp_ratio": 2,
-    }
-    config = DepthProConfig(
-        patch_size=32,
-        fusion_hidden_size=16,
-        intermediate_hook_ids=[1, 0],
-        intermediate_feature_dims=[10, 8],
-        scaled_images_ratios=[0.5, 1.0],
-        scaled_images_overlap_ratios=[0.0, 0.2],
-        scaled_images_feature_dims=[12, 12],
-        merge_padding_value=1,
-        image_model_config=dict(encoder),
-        patch_model_config=dict(encoder),
-        fov_model_config=dict(encoder),
-        use_fov_model=fov,
-        num_fov_head_layers=0,
-    )
+    encoder = {"model_type": "dinov2", "image_size": 32, "patch_size": 8, "mlp_ratio": 2}
+    encoder |= {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    encoders = {f"{part}_model_config": dict(encoder) for part in ("image", "patch", "fov")}
+    middle = {"intermediate_hook_ids": [1, 0], "intermediate_feature_dims": [10, 8], "merge_padding_value": 1}
+    scaled = {"ratios": [0.5, 1.0], "overlap_ratios": [0.0, 0.2], "feature_dims": [12, 12]}
+    scaled = {f"scaled_images_{name}": value for name, value in scaled.items()}
+    head = {"patch_size": 32, "fusion_hidden_size": 16, "use_fov_model": fov, "num_fov_head_layers": 0}
+    config = DepthProConfig(**head, **middle, **scaled, **encoders)
     name = save(DepthProForDepthEstimation(config), folder)
     settings = '{"image_processor_type": "DepthProImageProcessor", "size": {"height": 64, "width": 64}}'
     (folder / "preprocessor_config.json").write_text(settings)

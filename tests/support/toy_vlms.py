@@ -22,14 +22,8 @@ from transformers import (
 
 IMAGE = "<|image_pad|>"
 TEXT: dict[str, Any] = {
-    "vocab_size": 320,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 1024,
+    **{"vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 1024},
 }
 VISION: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
 
@@ -71,13 +65,8 @@ def qwen3_vl(folder: Path) -> str:
     config = Qwen3VLConfig(
         text_config=TEXT | {"rope_parameters": rope, "pad_token_id": tokenizer.pad_token_id},
         vision_config={
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_heads": 2,
-            "depth": 2,
-            "out_hidden_size": 32,
-            "deepstack_visual_indexes": [0],
-            "num_position_embeddings": 64,
+            **{"hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "depth": 2, "out_hidden_size": 32},
+            **{"deepstack_visual_indexes": [0], "num_position_embeddings": 64},
         },
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
         video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
