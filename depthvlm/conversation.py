@@ -1,5 +1,6 @@
 """Depth of one image and a conversation about it, from one prefill."""
 
+import copy
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,10 +24,11 @@ class Conversation:
     """One image, its depth, and questions about it.
 
     The image goes through the vision tower and the LLM once: that pass gives the depth map, and every question goes on
-    from its key-value cache. Earlier questions and replies in the cache are used again too, as far as the
-    conversation, written anew by the chat template, begins with the same tokens. The replies are those of a prefill of
-    the whole conversation (in exact arithmetic: two scores that differ by less than the rounding of the model's dtype
-    may change places).
+    from its cache. Earlier questions and replies in the cache are used again too, as far as the conversation, written
+    anew by the chat template, begins with the same tokens. (Linear attention, as in Qwen3.5, keeps no past states to go
+    back to: there it is the whole cache, or the image's part alone.) The replies are those of a prefill of the whole
+    conversation (in exact arithmetic: two scores that differ by less than the rounding of the model's dtype may change
+    places).
 
     Examples:
         >>> from depthvlm import Conversation
@@ -74,6 +76,7 @@ class Conversation:
         self._image = open_image(image)
         self._cache: Any = None
         self._cached_ids: list[int] = []
+        self._image_cache: Any = None  # as it was after the image, where the cache cannot be cut
         self._turn = threading.Lock()
         self.prediction = self._see()
 
@@ -136,7 +139,7 @@ class Conversation:
 
     def release(self) -> None:
         """Give back the memory of the cache. The next question encodes the image again, and all goes on."""
-        self._cache, self._cached_ids = None, []
+        self._cache, self._cached_ids, self._image_cache = None, [], None
 
     @property
     def cached_tokens(self) -> int:
@@ -182,7 +185,8 @@ class Conversation:
         with torch.inference_mode():
             output = model(**inputs, use_cache=True, output_depth=True, logits_to_keep=1)
             [depth] = processor.post_process_depth_estimation(output)
-        self._cache, self._cached_ids = output.past_key_values, inputs["input_ids"][0].tolist()
+            self._cache, self._cached_ids = output.past_key_values, inputs["input_ids"][0].tolist()
+            self._image_cache = None if self._cache.is_croppable else copy.deepcopy(self._cache)
         picture = upright_rgb(self._image)
         return Prediction(depth["predicted_depth"].cpu().numpy(), depth["camera"], picture, model=self.depthvlm.name)
 
@@ -203,7 +207,7 @@ class Conversation:
         return self.depthvlm.processor.tokenizer(text)["input_ids"]
 
     def _keep_common(self, ids: list[int]) -> None:
-        """Cut the cache down to the tokens that `ids` begins with, leaving at least one to run."""
+        """Cut the cache down to tokens that `ids` begins with, leaving at least one to run."""
         limit = min(len(self._cached_ids), len(ids) - 1)
         common = next((i for i in range(limit) if ids[i] != self._cached_ids[i]), limit)
         image_end = len(self._cached_ids) - self._cached_ids[::-1].index(self.depthvlm.model.config.image_token_id)
@@ -212,7 +216,13 @@ class Conversation:
                 "The chat template writes what comes before the image differently for each question, so that the "
                 "image cannot be kept. Ask by `depthvlm.predict` instead."
             )
-        self._cache.crop(common - self._cache.get_seq_length())
+        surplus = self._cache.get_seq_length() - common
+        if surplus and self._image_cache is None:
+            self._cache.crop(-surplus)
+        elif surplus:  # recurrent states cannot be taken back
+            with torch.inference_mode():
+                self._cache = copy.deepcopy(self._image_cache)
+            common = image_end
         self._cached_ids = self._cached_ids[:common]
 
     def _check(self, text: str) -> None:

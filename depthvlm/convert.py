@@ -1,4 +1,4 @@
-"""Checkpoints in DepthVLM's own layout: from the published layout, from a plain Qwen3-VL, or with an adapter merged."""
+"""Checkpoints in DepthVLM's own layout: from the published layout, from a plain backbone, or with an adapter merged."""
 
 import shutil
 from os import PathLike
@@ -13,12 +13,13 @@ from .recipe_file import convert_recipe
 def convert_checkpoint(source: str | PathLike[str], destination: str | PathLike[str], **kwargs: Any) -> Path:
     """Write a checkpoint that loads through the Auto classes, with and without this package installed.
 
-    The weights keep their dtype. A plain Qwen3-VL gets a new depth head, whose depth means nothing before it is
-    trained. An adapter is merged into the model that it is for, at the commit that it was trained on.
+    The weights keep their dtype. A plain backbone, such as Qwen3-VL or Qwen3.5, gets a new depth head; its depth means
+    nothing before it is trained. An adapter is merged into the model that it is for, at the commit that it was trained
+    on.
 
     Args:
-        source: Folder or Hub name of a checkpoint in the published layout, of a plain Qwen3-VL, of DepthVLM, or of an
-            adapter.
+        source: Folder or Hub name of a checkpoint in the published layout, of a plain backbone, of DepthVLM, or of
+            an adapter.
         destination: A folder that is not there yet or is empty.
         **kwargs: Of `from_pretrained`, such as `revision` or `token`.
 

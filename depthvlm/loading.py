@@ -59,7 +59,7 @@ def load_checkpoint(
         device: `cuda`, `cuda:1`, `mps`, `cpu`; `auto`: the first of these that is there.
         dtype: `float32`, `bfloat16`, `float16`; `auto`: the checkpoint's own, but float32 for a small model on a CPU.
         allow_untrained_head: Also load a head that was never trained, whose depth is one metre everywhere: the new
-            head of a plain Qwen3-VL.
+            head of a plain backbone.
         **kwargs: Of the model's `from_pretrained`. `canonical_focal_length` and those of [`hub_keywords`] reach the
             processor too.
 

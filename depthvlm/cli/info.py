@@ -18,16 +18,17 @@ from transformers.utils.hub import cached_file
 from ..checkpoint import BUNDLED_MODEL, resolve_model_path, split_revision, weight_files
 from ..files import read_json
 from ..loading import ADAPTER_CONFIG, CONFIG, find_adapter, hub_keywords
-from ..modeling_depthvlm.backbones_depthvlm import own_family
+from ..modeling_depthvlm.backbones_depthvlm import FAMILIES, own_family
 from ..modeling_depthvlm.checkpoints_depthvlm import published_head
 
 _PACKAGES = ("depthvlm", "torch", "torchvision", "transformers", "trl", "safetensors", "numpy", "pillow")
 _PARTS = {
     ".lora_": "adapter",
-    ".model.visual.": "vision tower",
-    ".model.language_model.": "language model",
-    ".lm_head.": "output layer",
     ".depth_head.": "depth head",
+    ".visual.": "vision tower",
+    ".lm_head.": "output layer",
+    ".mtp.": "multi-token prediction",
+    ".model.": "language model",
 }
 
 
@@ -109,7 +110,10 @@ def _kind_and_head(config: dict, head_shapes: dict[str, list[int] | None]) -> tu
         return "published layout (`depthvlm convert` makes a DepthVLM of it)", _head(head)
     if "depth_head_type" in config:
         return "published layout (`depthvlm convert` makes a DepthVLM of it)", "not known without its weights"
-    return f"{config.get('model_type')}, without a depth head", "none"
+    name = config.get("model_type")
+    known = name in FAMILIES
+    advice = "`depthvlm convert` adds a new one" if known else "not supported: docs/backbones.md names those that are"
+    return f"{name}, without a depth head ({advice})", "none"
 
 
 def _of_adapter(adapter: dict[str, Any]) -> dict[str, str]:

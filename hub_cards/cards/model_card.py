@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...modeling_depthvlm.backbones_depthvlm import own_family
 from ...recipe_file import RECIPE_FILE, Stage, data_of, is_hub_name, sources_of
 from .card_text import CITATION, CODE_LICENCE, PAPER, TAGS, check_repo_id, licence_table, table, template, terms_of
 from .model_facts import (
@@ -24,8 +25,15 @@ if TYPE_CHECKING:
 
     from ...benchmark.scoring.results import Result
 
-# The checkpoints of this family are under Apache-2.0, as their cards say.
-_APACHE_BASE = "Qwen/Qwen3-VL-"
+# Licences of backbones by how their names on the Hub begin, as their cards say.
+_BASE_LICENCES = {
+    "Qwen/Qwen3-VL-": "apache-2.0",
+    "Qwen/Qwen3.5-": "apache-2.0",
+    "Qwen/Qwen2.5-VL-7B-": "apache-2.0",
+    "Qwen/Qwen2.5-VL-32B-": "apache-2.0",
+    "zai-org/GLM-4.1V-": "mit",
+    "zai-org/GLM-4.6V": "mit",
+}
 _LABELS = {
     "converted_by": "converted by",
     "backbone": "backbone",
@@ -155,18 +163,19 @@ def render_model_card(
 
 
 def _known_licence(facts: ModelFacts) -> str | None:
-    """Return the weights' licence where only a base and data of known licences are in them, else None."""
+    """Return the weights' licence where only a base and data under that one are in them, else None."""
     base = facts.base_model or ""
-    if not base.startswith(_APACHE_BASE):
+    licence = next((known for start, known in _BASE_LICENCES.items() if base.startswith(start)), None)
+    if licence is None:
         return None
     if not facts.stages:
-        return "apache-2.0" if facts.head == "untrained" else None
+        return licence if facts.head == "untrained" else None
     for stage in _runs(facts):
         sources = stage.get("data", {}).get("sources", {})
         rows = stage.get("data", {}).get("rows")
-        if not sources or sum(sources.values()) != rows or any(terms_of(s).spdx != "apache-2.0" for s in sources):
+        if not sources or sum(sources.values()) != rows or any(terms_of(s).spdx != licence for s in sources):
             return None
-    return "apache-2.0"
+    return licence
 
 
 def _weights_licence(facts: ModelFacts, license: str | None) -> str:
@@ -232,8 +241,9 @@ def _plain(value: Any) -> str:
 
 
 def _made_of(facts: ModelFacts) -> str:
-    head = facts.config.get("depth_config") or {}
-    rows = [[part, f"{count:,} parameters"] for part, count in facts.parameters.items()]
+    head, family = facts.config.get("depth_config") or {}, own_family(facts.config.get("model_type"))
+    rows = [] if family is None else [["backbone", f"`{family.config.backbone.model_type}`"]]
+    rows += [[part, f"{count:,} parameters"] for part, count in facts.parameters.items()]
     if head:
         rows.append(["head type", f"`{head.get('head_type')}`, features from `{head.get('feature_source')}`"])
     if facts.canonical_focal_length:

@@ -123,7 +123,7 @@ def read_facts(checkpoint: Path) -> ModelFacts:
         part = weights.get_slice(name)
         counts[_part_of(name)] += prod(part.get_shape())
         dtypes[part.get_dtype()] += prod(part.get_shape())
-        if "depth_head." in name and name.endswith(".bias"):
+        if "depth_head." in name and ".projectors." not in name and name.endswith(".bias"):
             initial.append(_is_initial(weights.get_tensor(name)))
     processor = _read_json(checkpoint / "processor_config.json")
     if processor is None:

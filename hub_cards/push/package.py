@@ -313,7 +313,7 @@ def package_code(model_type: str | None = None) -> dict[str, Path]:
     """Return the package's modules that travel with a checkpoint, by file name: its `auto_map`s' and their imports.
 
     Args:
-        model_type: That of the checkpoint; by default on Qwen3-VL.
+        model_type: that of the checkpoint; by default DepthVLM on Qwen3-VL.
     """
     from ... import modeling_depthvlm, processing
 
