@@ -111,8 +111,7 @@ def _kind_and_head(config: dict, head_shapes: dict[str, list[int] | None]) -> tu
     if "depth_head_type" in config:
         return "published layout (`depthvlm convert` makes a DepthVLM of it)", "not known without its weights"
     name = config.get("model_type")
-    known = name in FAMILIES
-    advice = "`depthvlm convert` adds a new one" if known else "not supported: docs/backbones.md names those that are"
+    advice = "`depthvlm convert` adds one" if name in FAMILIES else "not supported"
     return f"{name}, without a depth head ({advice})", "none"
 
 

@@ -3,8 +3,8 @@ Counts the parameters of every size of every backbone, with its depth head, and 
 
     python scripts/docs/count_parameters.py
 
-The models are laid out on the meta device: nothing is downloaded, and no weight takes memory. The sizes are those of the
-checkpoints' `config.json`, as far as they differ from the defaults of transformers.
+The models are laid out on the meta device: nothing is downloaded, and no weight takes memory. The sizes are those of
+the checkpoints' `config.json`, as far as they differ from the defaults of transformers.
 """
 
 import re

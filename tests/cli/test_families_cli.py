@@ -71,7 +71,7 @@ def test_info_counts_the_parts_of_both(family, plain, converted):
         "output layer": [original.lm_head],
     }
     found = rows_of(run("info", plain))
-    assert found["kind"] == f"{family}, without a depth head (`depthvlm convert` adds a new one)"
+    assert found["kind"] == f"{family}, without a depth head (`depthvlm convert` adds one)"
     assert {name: found[name] for name in parts} == {name: millions(modules) for name, modules in parts.items()}
     found = rows_of(run("info", converted))
     assert found["kind"] == f"DepthVLM on {family}"
@@ -86,7 +86,7 @@ def test_info_of_another_model_says_that_it_is_not_supported(plain, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "llava"}))
     (tmp_path / "model.safetensors").symlink_to(plain / "model.safetensors")
     kind = rows_of(run("info", tmp_path))["kind"]
-    assert kind == "llava, without a depth head (not supported: docs/backbones.md names those that are)"
+    assert kind == "llava, without a depth head (not supported)"
 
 
 def test_predict_writes_what_it_says(converted, tmp_path):
@@ -104,7 +104,7 @@ def test_predict_writes_what_it_says(converted, tmp_path):
 def test_the_heads_onnx_file_turns_the_models_features_into_its_depth(family, converted, tmp_path):
     model = DepthVLMForConditionalGeneration.from_pretrained(converted)
     torch.manual_seed(0)
-    torch.nn.init.normal_([m for m in model.depth_head.modules() if hasattr(m, "weight")][-1].weight, std=0.3)
+    torch.nn.init.normal_([m for m in model.depth_head.modules() if hasattr(m, "weight")][-1].weight, std=30.0)
     model.save_pretrained(tmp_path / "ours")
     told = run("export", "onnx", tmp_path / "ours", "--out", tmp_path / "head.onnx")
     assert f"  backbone: {family}\n" in told
@@ -119,7 +119,7 @@ def test_the_heads_onnx_file_turns_the_models_features_into_its_depth(family, co
     [found] = session.run(None, arrays | {"focal_scale": inputs["focal_scale"].numpy()})
     [expected] = model.predict_depth(**inputs)
     assert expected.std() > 0.05
-    np.testing.assert_allclose(found[0], expected.numpy(), rtol=1e-4)
+    np.testing.assert_allclose(found[0], expected.numpy(), rtol=1e-3, atol=1e-3)
 
 
 def test_a_pushed_checkpoint_has_the_code_of_its_family_alone(family, converted):

@@ -36,7 +36,7 @@ def model(plain: Path) -> DepthPredictor:
     folder = plain.with_name("ours")
     network = DepthVLMForConditionalGeneration.from_pretrained(plain, depth_config=HEAD)
     torch.manual_seed(0)
-    torch.nn.init.normal_(last_layer(network.depth_head).weight, std=0.3)
+    torch.nn.init.normal_(last_layer(network.depth_head).weight, std=30.0)
     network.save_pretrained(folder)
     DepthVLMProcessor.from_pretrained(plain).save_pretrained(folder)
     return depthvlm.load(folder, device="cpu")
@@ -56,8 +56,8 @@ def test_words_and_metres_of_a_batch_are_those_of_each_alone(model):
     for image, prediction in zip(images, together, strict=True):
         [alone] = model.predict(image, fov=60)
         assert prediction.depth.shape == image.size[::-1]
-        assert prediction.depth.std() > 0.01
-        np.testing.assert_allclose(prediction.depth, alone.depth, rtol=1e-4)
+        assert prediction.depth.std() > 0.05
+        np.testing.assert_allclose(prediction.depth, alone.depth, rtol=1e-3, atol=1e-3)
         turns = [{"role": "user", "content": "How far?"}]
         assert prediction.text == fresh_reply(model, image, prediction.camera.focal_length, turns, 6)
 
@@ -82,7 +82,7 @@ def test_every_reply_of_a_conversation_is_that_of_a_fresh_prefill(model, family)
         model, image, 90.0, [{"role": "user", "content": QUESTIONS[1]}], 12
     )
     [prediction] = model.predict(image, focal_length=90.0)
-    np.testing.assert_allclose(conversation.depth, prediction.depth, rtol=1e-5)
+    np.testing.assert_allclose(conversation.depth, prediction.depth, rtol=1e-3, atol=1e-3)
 
 
 def test_a_conversation_goes_on_after_its_memory_was_given_back(model):
