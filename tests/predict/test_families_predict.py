@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from depthvlm.hub_cards.space.demo import deadline
 from PIL import Image
 from test_conversation import fresh_reply, runs_of
 from toy_families import FAMILY_NAMES, HEAD, save_plain_checkpoint
@@ -83,6 +84,11 @@ def test_every_reply_of_a_conversation_is_that_of_a_fresh_prefill(model, family)
     )
     [prediction] = model.predict(image, focal_length=90.0)
     np.testing.assert_allclose(conversation.depth, prediction.depth, rtol=1e-3, atol=1e-3)
+
+
+def test_the_demo_breaks_off_a_request_between_two_layers(model):
+    with deadline(model.model, 0.0), pytest.raises(TimeoutError, match="longer than 0 seconds"):
+        Conversation(picture(96, 64), model, focal_length=90.0)
 
 
 def test_a_conversation_goes_on_after_its_memory_was_given_back(model):

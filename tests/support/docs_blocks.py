@@ -49,7 +49,7 @@ MODELS = {
     r"\bMODEL\b": "nano",
     r"\bJonnyYu828/DepthVLM-[48]B\b": "nano",
     r"\b(you|OWNER)/[\w.-]+\b": "nano",
-    r"\bQwen/Qwen3-VL-[48]B-Instruct\b": "qwen",
+    r"\bQwen/Qwen3(-VL-[48]B-Instruct|\.5-4B)\b": "qwen",
 }
 # A reader's own data, and the tiny data that the workspace holds.
 DATA = {
