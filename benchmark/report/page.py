@@ -135,12 +135,7 @@ def compare_systems(
 
 def worst_images(images: Sequence[ImageResult], count: int) -> list[ImageResult]:
     """Return the images with the lowest delta1, among equals those with the larger abs_rel."""
-
-    def badness(image: ImageResult) -> tuple[float, float, str]:
-        error = image.metrics.get("abs_rel", math.inf)
-        return image.metrics[SCORE], -(math.inf if math.isnan(error) else error), image.id
-
-    return sorted(images, key=badness)[:count]
+    return sorted(images, key=lambda one: (one.metrics[SCORE], -one.metrics.get("abs_rel", math.inf), one.id))[:count]
 
 
 def worst_points(image: ImageResult, count: int) -> list[PointRow]:

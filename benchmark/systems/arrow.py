@@ -208,14 +208,11 @@ def parse_metres(text: str) -> float:
         if any(_JOINED.search(text[: match.start()]) for match in lengths) or not _are_one(lengths):
             return math.nan
         return _metres(next((match for match in lengths if _UNIT_OF_METRES.fullmatch(match["unit"])), lengths[0]))
-    if len(found) != 1 or not _is_alone(text, found[0]):
+    if len(found) != 1:
         return math.nan
-    return _metres(found[0])
-
-
-def _is_alone(text: str, match: re.Match[str]) -> bool:
-    """Check that words of an answer lead to a bare number, and that nothing but a full stop follows it."""
-    return bool(_LEADS.search(text[: match.start()])) and not text[match.end() :].strip(" \t\r\n.")
+    # Words of an answer lead to a bare number, and nothing but a full stop follows it.
+    is_alone = _LEADS.search(text[: found[0].start()]) and not text[found[0].end() :].strip(" \t\r\n.")
+    return _metres(found[0]) if is_alone else math.nan
 
 
 def _are_one(lengths: Sequence[re.Match[str]]) -> bool:
