@@ -113,30 +113,35 @@ def check_parameters(folder: Path, name: str, parameters: Mapping[str, Any], fil
         BuildError: it was begun with others, or a file is there that no build wrote; the message says which.
     """
     path = folder / STATE_FOLDER / f"{name}.json"
-    begun: dict[str, Any] | None = None
+    finished = None if path.is_file() else read_manifest(folder).get(name)
+    if goes_on(path, parameters, f"{name} in {folder}", BuildError, finished and finished["parameters"]):
+        return
+    if there := [file for file in files if os.path.lexists(folder / file)]:
+        raise BuildError(
+            f"{folder} has {', '.join(there[:5])}, which no build wrote: choose another --out, or move it away."
+        )
+    write_text(path, json.dumps(dict(parameters), indent=1, sort_keys=True) + "\n")
+
+
+def goes_on(
+    path: Path, asked: Mapping[str, Any], what: str, error: type[Exception], begun: dict[str, Any] | None = None
+) -> bool:
+    """Tell whether a run was begun, by its settings in a file or as given, and raise `error` if they are others now."""
+    asked = json.loads(json.dumps(dict(asked), default=str))  # where a tuple is a list
     if path.is_file():
         try:
             begun = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (TypeError, ValueError) as error:
-            raise BuildError(f"{path} is damaged ({error}). Delete it and run the build again.") from None
-    elif name in read_manifest(folder):
-        begun = read_manifest(folder)[name]["parameters"]
+        except (TypeError, ValueError) as reason:
+            raise error(f"{path} is damaged ({reason}). Delete it, or choose another --out.") from None
     if begun is None:
-        if there := [file for file in files if os.path.lexists(folder / file)]:
-            raise BuildError(
-                f"{folder} has {', '.join(there[:5])}, which no build wrote: choose another --out, or move it away."
-            )
-        write_text(path, json.dumps(dict(parameters), indent=1, sort_keys=True) + "\n")
-        return
-    # Through JSON, where a tuple is a list.
-    asked = json.loads(json.dumps(dict(parameters)))
+        return False
     differing = [key for key in sorted(asked | begun) if asked.get(key) != begun.get(key)]
     if differing:
         lines = "".join(f"  {key}: {begun.get(key)!r} there, {asked.get(key)!r} now\n" for key in differing)
-        raise BuildError(
-            f"{name} was begun in {folder} with other parameters:\n{lines}Run it with those to go on, or choose "
-            "another --out."
+        raise error(
+            f"{what} was begun with other parameters:\n{lines}Run it with those to go on, or choose another --out."
         )
+    return True
 
 
 def finished_builds(

@@ -177,28 +177,17 @@ def claim(summary: Path, settings: dict[str, Any]) -> None:
     Raises:
         EvaluationError: A run to be continued has other settings, or its files belong to an unknown run.
     """
+    from ..build.shards import goes_on  # cards read results where nothing of the builder is installed
+
     path = summary.with_suffix(".run")
-    wanted = json.loads(json.dumps(settings, sort_keys=True, default=str))
-    if not path.is_file():
-        if there := [file for file in (summary, lines_path(summary)) if file.exists()]:
-            raise EvaluationError(
-                f"{' and '.join(map(str, there))} exists already, and no {path.name} beside it says which run wrote "
-                "it. Choose another --out, or move it away."
-            )
-        write_text(path, json.dumps(wanted, indent=1, sort_keys=True) + "\n")
+    if goes_on(path, settings, f"The evaluation {summary.stem} in {summary.parent}", EvaluationError):
         return
-    try:
-        begun = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+    if there := [file for file in (summary, lines_path(summary)) if file.exists()]:
         raise EvaluationError(
-            f"{path}, the settings of this run, cannot be read ({error}). Delete it, or choose another --out."
-        ) from None
-    differing = [name for name in wanted if begun.get(name) != wanted[name]]
-    if differing:
-        lines = [f"  {name}: {begun.get(name)!r} there, {wanted[name]!r} now\n" for name in differing]
-        raise EvaluationError(
-            f"{summary.parent} holds this evaluation with other settings:\n{''.join(lines)}Choose another --out."
+            f"{' and '.join(map(str, there))} exists already, and no {path.name} beside it says which run wrote it. "
+            "Choose another --out, or move it away."
         )
+    write_text(path, json.dumps(settings, indent=1, sort_keys=True, default=str) + "\n")
 
 
 def lines_path(summary: str | Path) -> Path:
