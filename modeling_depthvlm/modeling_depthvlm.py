@@ -268,10 +268,11 @@ class DepthVLMMixin(CheckpointMixin):
                 f"Got {len(depth_labels)} `depth_labels` for {len(image_grid_thw)} images: give one per image, None "
                 "where there is no depth."
             )
-        if output_router_logits is None:
-            output_router_logits = getattr(self.config.text, "output_router_logits", False)
+        configured = getattr(self.config.text, "output_router_logits", None)  # None: no mixture of experts
+        if output_router_logits is None or configured is None:
+            output_router_logits = configured
         optional: dict[str, Any] = {
-            "output_router_logits": output_router_logits or None,
+            "output_router_logits": output_router_logits,
             "second_per_grid_ts": second_per_grid_ts,
         }
         outputs, predicted_depth = self.run_backbone(

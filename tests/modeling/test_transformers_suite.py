@@ -70,6 +70,23 @@ def test_images_that_do_not_match_are_told_as_by_the_plain_model(
     assert str(told.value) == str(expected.value)
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_router_logits_are_returned_as_asked_whatever_the_configuration_says(
+    models: tuple[Any, PreTrainedModel], given: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, plain = models
+    inputs, told = inputs_for(ours), {}
+    for name, model in (("ours", ours), ("plain", plain)):
+        if hasattr(model.config.text_config, "output_router_logits"):
+            monkeypatch.setattr(model.config.text_config, "output_router_logits", not given)
+        with torch.no_grad():
+            told[name] = model(**inputs, output_router_logits=given)
+    expected = getattr(told["plain"], "router_logits", None) or ()
+    assert bool(expected) == (given and hasattr(plain.config.text_config, "num_experts"))
+    torch.testing.assert_close(tuple(told["ours"].router_logits or ()), tuple(expected))
+    torch.testing.assert_close(told["ours"].aux_loss, getattr(told["plain"], "aux_loss", None))
+
+
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_a_vision_tower_of_three_layers_is_read_as_it_is(family: str) -> None:
     vision = {"depth": 3, "deepstack_visual_indexes": [0, 1, 2]}
