@@ -127,7 +127,7 @@ def goes_on(
     path: Path, asked: Mapping[str, Any], what: str, error: type[Exception], begun: dict[str, Any] | None = None
 ) -> bool:
     """Tell whether a run was begun, by its settings in a file or as given, and raise `error` if they are others now."""
-    asked = json.loads(json.dumps(dict(asked), default=str))  # where a tuple is a list
+    now: dict[str, Any] = json.loads(json.dumps(dict(asked), default=str))  # where a tuple is a list
     if path.is_file():
         try:
             begun = dict(json.loads(path.read_text(encoding="utf-8")))
@@ -135,9 +135,9 @@ def goes_on(
             raise error(f"{path} is damaged ({reason}). Delete it, or choose another --out.") from None
     if begun is None:
         return False
-    differing = [key for key in sorted(asked | begun) if asked.get(key) != begun.get(key)]
+    differing = [key for key in sorted(now | begun) if now.get(key) != begun.get(key)]
     if differing:
-        lines = "".join(f"  {key}: {begun.get(key)!r} there, {asked.get(key)!r} now\n" for key in differing)
+        lines = "".join(f"  {key}: {begun.get(key)!r} there, {now.get(key)!r} now\n" for key in differing)
         raise error(
             f"{what} was begun with other parameters:\n{lines}Run it with those to go on, or choose another --out."
         )

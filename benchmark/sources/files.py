@@ -90,20 +90,28 @@ def read_points(path: Path, values: int) -> NDArray[np.float32]:
 def read_image(
     path: Path, size: tuple[int, int] | None = None, calibration: str = "calibration"
 ) -> tuple[bytes, tuple[int, int]]:
-    """Return the untouched bytes of an image, with its width and height in pixels.
+    """Return the untouched bytes of an image, with its width and height in pixels; see [`check_image`]."""
+    data = read_bytes(path)
+    return data, check_image(data, path, size, calibration)
+
+
+def check_image(
+    data: bytes, path: Path | str, size: tuple[int, int] | None = None, calibration: str = "calibration"
+) -> tuple[int, int]:
+    """Return the width and height of an encoded image in pixels.
 
     A PNG is checked by its checksums and a JPEG by its end marker, so neither is decoded here; other formats are.
 
     Args:
-        path: image file.
+        data: the encoded image.
+        path: its file, or words, for the error message.
         size: width and height that the image must have; None for any.
         calibration: name of the file that states that size, for the error message.
 
     Raises:
-        FrameError: the file is missing, truncated, not an image, not of `size`, or one that viewers turn by its EXIF
-            orientation, which would no longer lie over its depth map.
+        FrameError: the image is truncated, none, not of `size`, or one that viewers turn by its EXIF orientation, which
+            would no longer lie over its depth map.
     """
-    data = read_bytes(path)
     with open_picture(data, path) as image:
         found, orientation = image.size, 1
         if image.format == "PNG" and b"eXIf" not in data:
@@ -122,7 +130,7 @@ def read_image(
         )
     if size is not None and found != tuple(size):
         raise FrameError(f"{path}: {found[0]}x{found[1]} pixels, but its {calibration} says {size[0]}x{size[1]}.")
-    return data, found
+    return found
 
 
 def read_depth_png(path: Path, hole: int | None = None) -> NDArray[np.uint16]:

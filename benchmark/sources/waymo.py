@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .files import expect_any_folder, frame_errors, open_picture, split_folder
+from .files import check_image, expect_any_folder, frame_errors, split_folder
 from .frames import Frame, FrameError, FrameRef, Source, SourceError
 from .projection import DEPTH_SCALE, Array, RigidTransform, depth_map, rotation_class
 from .waymo_files import (
@@ -122,22 +122,13 @@ class Waymo(Source):
             raise FrameError(f"{name}: no lidar returns: this copy of the data has its lidar left out.")
         camera, shot = moment.cameras[number], moment.shots[number]
         size = (camera.width, camera.height)
-        _check_image(shot.image, size, f"{name}, {ref.camera}")
+        check_image(shot.image, f"{name}, {ref.camera}", size)
         depth = depth_map(*project_shot(moment.points, camera, shot), size)
         return Frame(ref, shot.image, size, depth, DEPTH_SCALE, camera.pinhole.intrinsics)
 
 
 def _ref(segment: str, number: int, camera: str, files: dict[str, Any]) -> FrameRef:
     return FrameRef(f"{segment}/{number:03d}/{camera}", segment, camera, number, files)
-
-
-def _check_image(image: bytes, size: tuple[int, int], name: str) -> None:
-    with open_picture(image, name) as opened:
-        found = opened.size
-    if found != size:
-        raise FrameError(f"{name}: {found[0]}x{found[1]} pixels, but its calibration says {size[0]}x{size[1]}.")
-    if b"\xff\xd9" not in image[-64:]:
-        raise FrameError(f"{name}: the image is truncated: its JPEG has no end marker.")
 
 
 def project_shot(points: Array, camera: WaymoCamera, shot: WaymoShot) -> tuple[Array, Array, Array]:
