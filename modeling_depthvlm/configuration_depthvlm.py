@@ -192,8 +192,10 @@ class DepthVLMConfigMixin(PreTrainedConfig):
         """
         where = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
         stored, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **where)
-        family = family_of(stored, str(pretrained_model_name_or_path)) if stored else None
-        if family is None or issubclass(cls, family.config):
+        if not stored or stored.get("model_type") == cls.model_type:  # code from the Hub may know no family
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        family = family_of(stored, str(pretrained_model_name_or_path))
+        if issubclass(cls, family.config):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         return family.config.from_pretrained(pretrained_model_name_or_path, **kwargs)
 
@@ -208,7 +210,7 @@ class DepthVLMConfigMixin(PreTrainedConfig):
         """
         hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if config_dict:
+        if config_dict and config_dict.get("model_type") != cls.model_type:
             family = family_of(config_dict, str(pretrained_model_name_or_path))
             if config_dict["model_type"] != family.config.model_type:
                 config_dict = adopt_config_dict(config_dict, str(pretrained_model_name_or_path), hub_kwargs)
