@@ -182,7 +182,8 @@ def check_weights(config_dict: dict[str, Any], header: dict[str, list[int] | Non
     This comes before anything of it is built.
     """
     for part, (key, pattern) in LAYERS.items():
-        promised = (config_dict.get(part) or {}).get(key)
+        # Older files have the text's settings beside the rest.
+        promised = (config_dict.get(part) or config_dict).get(key)
         held = len({found[1] for name in header if (found := re.search(pattern, name))})
         if isinstance(promised, int) and promised > held:
             raise ValueError(
