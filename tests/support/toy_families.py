@@ -17,8 +17,8 @@ GLM_TOKENS = (
 EXPERTS = {
     "num_experts": 4,
     "num_experts_per_tok": 2,
-    "moe_intermediate_size": 16,
-    "shared_expert_intermediate_size": 16,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 24,
     "decoder_sparse_step": 1,
     "mlp_only_layers": [],
 }
