@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -410,3 +411,70 @@ def test_sizes_with_cells_of_28_pixels(tmp_path):
     bounded, scale = size(500.0)
     assert bounded == (196, 392)
     assert scale == pytest.approx(500 * 196 / 168 / 1000, rel=1e-6)
+
+
+class TestVideos:
+    """Patches by hand, as the video processors make them: those need torchvision."""
+
+    def inputs(self, toy, *parts):
+        """A row of words (a number), images ("image", 2x3 tokens) and videos ("video", two frames of 2x2 tokens)."""
+        config, generator = toy.plain.config, torch.Generator().manual_seed(0)
+        width = 6 * config.vision_config.patch_size**2
+        one_run = toy.family == "qwen2_5_vl"  # elsewhere a time stamp stands between the frames
+        video = config.image_token_id if toy.family.startswith("glm") else config.video_token_id
+        ids, types, found = [], [], {}
+        for part in parts:
+            new, kind = torch.randint(1, 90, (part,), generator=generator).tolist() if part in range(9) else [], 0
+            if part == "image":
+                new, kind = [config.image_token_id] * 6, 1
+                found |= {"pixel_values": torch.randn(24, width, generator=generator)}
+                found |= {"image_grid_thw": torch.tensor([[1, 4, 6]])}
+            elif part == "video":
+                new, kind = [video] * 4 + ([] if one_run else [5]) + [video] * 4, 2
+                found |= {"pixel_values_videos": torch.randn(32, width, generator=generator)}
+                found |= {"video_grid_thw": torch.tensor([[2, 4, 4]])}
+                found |= {"second_per_grid_ts": torch.tensor([0.5])} if one_run else {}
+            ids += new
+            types += [0 if token == 5 else kind for token in new]
+        return found | {"input_ids": torch.tensor([ids]), "mm_token_type_ids": torch.tensor([types])}
+
+    def test_a_video_alone(self, toy):
+        inputs = self.inputs(toy, 3, "video", 4)
+        with torch.no_grad():
+            outputs, expected = toy.model(**inputs), toy.plain(**inputs)
+        assert torch.equal(outputs.logits, expected.logits)
+        assert outputs.predicted_depth is None
+        options = {"do_sample": False, "max_new_tokens": 4, "suppress_tokens": specials(toy)}
+        words = toy.model.generate(**inputs, **options, return_dict_in_generate=True)
+        assert torch.equal(words.sequences, toy.plain.generate(**inputs, **options))
+        assert "predicted_depth" not in words
+
+    @pytest.mark.parametrize("parts", [(2, "image", 2, "video", 3), (2, "video", 3, "image", 2)], ids=str)
+    def test_an_image_beside_a_video(self, toy, parts):
+        """The image's depth is that of the plain model's states."""
+        inputs = self.inputs(toy, *parts)
+        if toy.family.startswith("glm"):  # one token for both: the plain class cannot tell them apart
+            for model in (toy.model, toy.plain):
+                with pytest.raises(ValueError, match="features and image tokens do not match"):
+                    model(**inputs)
+            return
+        with torch.no_grad():
+            outputs, expected = toy.model(**inputs), toy.plain(**inputs)
+        assert torch.equal(outputs.logits, expected.logits)
+        depth = depth_by_hooks(toy, inputs | {"focal_scale": torch.ones(1)})
+        assert_same_depth(outputs.predicted_depth, depth)
+        assert_same_depth(toy.model.predict_depth(**inputs), depth)
+        options = {"do_sample": False, "max_new_tokens": 4, "suppress_tokens": specials(toy)}
+        words = toy.model.generate(**inputs, **options, return_dict_in_generate=True)
+        assert torch.equal(words.sequences, toy.plain.generate(**inputs, **options))
+        assert_same_depth(words.predicted_depth, depth)
+
+    @pytest.mark.skipif(not is_torchvision_available(), reason="torchvision is not installed")
+    def test_the_processor_with_torchvision(self, toy):
+        clip = np.stack([noise(64, 96, seed=seed) for seed in range(4)])
+        message = [{"role": "user", "content": [{"type": "video", "video": clip}]}]
+        inputs = toy.processor.apply_chat_template(
+            message, tokenize=True, return_dict=True, return_tensors="pt", do_sample_frames=False
+        )
+        with torch.no_grad():
+            assert torch.equal(toy.model(**inputs).logits, toy.plain(**inputs).logits)
