@@ -21,7 +21,7 @@ def load_model(
     """Load a model with its depth head, and its processor, from the same commit.
 
     The model is loaded as `SFTTrainer` would: in float32 unless `model_init_kwargs` say otherwise, on one device in
-    distributed training. A plain Qwen3-VL gets a new head, drawn by `args.seed`.
+    distributed training. A plain backbone gets a new head, drawn by `args.seed`.
 
     Raises:
         ValueError: If the quantisation is given twice.

@@ -34,7 +34,7 @@ from depthvlm.checkpoint import resolve_model_path  # noqa: E402
 BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 GENERATOR_FORM = "package.module:function"
 DESCRIPTION = (
-    "Fine-tune a DepthVLM, or a Qwen3-VL that becomes one. --config FILE takes any of the options below from a YAML "
+    "Fine-tune a DepthVLM, or a backbone that becomes one. --config FILE takes any of the options below from a YAML "
     "file. Options of `accelerate launch` (--num_processes, --accelerate_config FILE, ...) go to the launcher, from "
     "the command line or the YAML file."
 )

@@ -50,7 +50,7 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
     reply's tokens, and SILog over the images with depth, each a mean over the whole accumulated, global batch, however
     it is cut into micro-batches and ranks. On data without one, or with `depth_loss_weight=0`, it is `SFTTrainer`.
 
-    The arguments are those of `SFTTrainer`. A model given by its name may also be a plain Qwen3-VL, which gets a new
+    The arguments are those of `SFTTrainer`. A model given by its name may also be a plain backbone, which gets a new
     head, or a checkpoint of the published implementation.
 
     Raises:
@@ -101,7 +101,7 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         if depth and not hasattr(model, "depth_head") and not is_peft_model(model):
             raise ValueError(
                 f"The data has depth, but {type(model).__name__} has no depth head. Pass the model's name, or load it "
-                "with DepthVLMForConditionalGeneration.from_pretrained, which adds one to a plain Qwen3-VL."
+                "with DepthVLMForConditionalGeneration.from_pretrained, which adds one to a plain backbone."
             )
         if args.trainable is not None:
             if peft_config is not None or is_peft_model(model):
