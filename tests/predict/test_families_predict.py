@@ -71,9 +71,9 @@ def test_every_reply_of_a_conversation_is_that_of_a_fresh_prefill(model, family)
         for question in QUESTIONS:
             reply = conversation.ask(question, max_new_tokens=12)
             turns = conversation.messages[:-1]
-            seen = len(tower)
+            seen, heads = len(tower), len(head)
             assert reply == fresh_reply(model, image, 90.0, turns, 12)
-            del tower[seen:]
+            del tower[seen:], head[heads:]
         conversation.messages[1]["content"] = "Two metres."
         reply = conversation.ask("Sure?", max_new_tokens=12)
         assert len(tower) == len(head) == 1
