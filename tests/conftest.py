@@ -27,11 +27,25 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A toy checkpoint for tests that do not write to it."""
+def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A toy checkpoint in a folder `toy`, for tests that do not write to it."""
     from toy_checkpoint import save_toy_checkpoint
 
-    return str(save_toy_checkpoint(tmp_path_factory.mktemp("toy")))
+    return save_toy_checkpoint(tmp_path_factory.mktemp("checkpoint") / "toy")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(toy_folder: Path) -> str:
+    """Its path in words."""
+    return str(toy_folder)
+
+
+@pytest.fixture
+def trained_toy(toy_folder: Path, tmp_path: Path) -> Path:
+    """A copy of it with a trained head, which may be written to."""
+    from toy_cards import with_trained_head
+
+    return with_trained_head(toy_folder, tmp_path / "toy")
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +54,14 @@ def nano() -> "DepthPredictor":
     from depthvlm import load
 
     return load("depthvlm-nano", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five frames of rendered scenes as `walk.mp4`."""
+    from toy_clips import SEEDS, write_clip
+
+    return write_clip(tmp_path_factory.mktemp("clip") / "walk.mp4", SEEDS)
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,6 @@
 import io
 import json
 import re
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ from depthvlm.benchmark.synthetic.scenes import SyntheticScene, render_scene
 from depthvlm.processing import DEPTH_PROMPT, DEPTH_REPLY
 from PIL import Image
 from playwright.sync_api import Browser, Page
+from toy_images import png_claiming
 
 import depthvlm
 from depthvlm import Prediction
@@ -258,22 +257,14 @@ def test_a_pasted_picture(page, scene):
     page.wait_for_selector("#source [data-source=assumed]")
 
 
-def png_claiming(width: int, height: int) -> bytes:
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")]
-    packed = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+SVG = b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'><script>alert(1)</script></svg>"
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("bomb.png", png_claiming(60000, 60000), "at most 25 million"),
-        (
-            "drawing.svg",
-            b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'><script>alert(1)</script></svg>",
-            "not a picture that can be read here",
-        ),
+        ("drawing.svg", SVG, "not a picture that can be read here"),
         ("page.gif", b"GIF89a/*\x00\x00\x00\x00\x00*/=1;<html><script>alert(1)</script>", "not a picture that can"),
         ("page.png", b"<html><script>alert(1)</script>", "not a picture that can be read here"),
     ],

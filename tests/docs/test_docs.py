@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 from datasets import Dataset
+from depthvlm.benchmark.systems import SYSTEMS
 from docs_blocks import PAGES, SMALL_RUN, Block, DocsError, Workspace, blocks, check_options, commands
 from PIL import Image
 from toy_checkpoint import make_foreign
@@ -33,17 +34,14 @@ def qwen(tmp_path_factory) -> Path:
 def template(tmp_path_factory) -> Path:
     """What a reader has: photographs, RGB-D files in several forms, a small build of the benchmark."""
     folder = tmp_path_factory.mktemp("template")
-    for name, source in {
-        "photo.jpg": "room",
-        "photos/a.jpg": "room",
-        "photos/b.jpg": "street",
-        "more/c.jpg": "street",
-        "frames/f1.jpg": "room",
-        "frames/f2.jpg": "room",
+    for source, names in {
+        "room": ("photo.jpg", "photos/a.jpg", "frames/f1.jpg", "frames/f2.jpg"),
+        "street": ("photos/b.jpg", "more/c.jpg"),
     }.items():
-        (folder / name).parent.mkdir(exist_ok=True)
         with Image.open(REPOSITORY / "depthvlm" / "assets" / f"{source}.jpg") as picture:
-            picture.resize((96, 64)).save(folder / name, exif=picture.info.get("exif", b""))
+            for name in names:
+                (folder / name).parent.mkdir(exist_ok=True)
+                picture.resize((96, 64)).save(folder / name, exif=picture.info.get("exif", b""))
     shutil.copy(REPOSITORY / "depthvlm" / "assets" / "room.jpg", folder)
     write_rgbd(folder)
     write_clip(folder / "clip.mp4", [1, 2, 3, 4])
@@ -65,12 +63,9 @@ def write_rgbd(folder: Path) -> None:
         if row["depth"] and row["depth"][0]:
             row["images"][0].save(folder / "rooms" / "rgb" / f"{index}.jpg")
             row["depth"][0].save(folder / "rooms" / "depth" / f"{index}.png")
-    words = [{"messages": row["messages"]} for row in toy_rows(4)]
-    for name, data in {
-        "rgbd": toy_dataset(toy_rows(8)),
-        "general_instructions": Dataset.from_list(words),
-        "general_held_out": Dataset.from_list(words),
-    }.items():
+    words = Dataset.from_list([{"messages": row["messages"]} for row in toy_rows(4)])
+    sets = {"rgbd": toy_dataset(toy_rows(8)), "general_instructions": words, "general_held_out": words}
+    for name, data in sets.items():
         (folder / "data" / name).mkdir(parents=True)
         data.to_parquet(folder / "data" / name / "train.parquet")
 
@@ -81,12 +76,8 @@ def workspace(template, qwen, tmp_path, monkeypatch) -> Workspace:
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
     dataset = toy_dataset([row for row in toy_rows(4) if row["depth"] and row["depth"][0]])
-    return Workspace(
-        folder, {"nano": NANO, "qwen": qwen}, {"__name__": "docs", "dataset": dataset, "SMALL_RUN": SMALL_RUN}
-    )
-
-
-# --- The pages
+    names = {"__name__": "docs", "dataset": dataset, "SMALL_RUN": SMALL_RUN}
+    return Workspace(folder, {"nano": NANO, "qwen": qwen}, names)
 
 
 @pytest.mark.parametrize(
@@ -128,8 +119,6 @@ def test_every_file_has_its_place_in_the_site():
 
 
 def test_the_page_of_results_names_every_table_and_every_row():
-    from depthvlm.benchmark.systems import SYSTEMS
-
     page = (REPOSITORY / "docs" / "paper.md").read_text()
     in_words = re.sub(r"[Tt]ables? (\d+), (\d+) and (\d+)|[Tt]ables? (\d+) and (\d+)", r"\1 \2 \3 \4 \5", page)
     for number in range(1, 12):
@@ -146,13 +135,6 @@ def test_the_files_that_it_names_are_there(file):
     named = re.findall(rf"{before}((?:{folders})/[\w./-]+)(?![\w./%-])", file.read_text())
     assert len(named) > 12 or file.stem not in ("Makefile", "CONTRIBUTING")
     assert [path for path in named if not (REPOSITORY / path).exists()] == []
-
-
-# --- The checker itself notices what is wrong
-
-
-def run_text(workspace: Workspace, language: str, code: str, mark: str = "") -> None:
-    workspace.run(Block(REPOSITORY / "README.md", 1, language, code, mark))
 
 
 @pytest.mark.parametrize(
@@ -177,9 +159,9 @@ def run_text(workspace: Workspace, language: str, code: str, mark: str = "") -> 
         ("", "what is this", "", "say what this block is"),
     ],
 )
-def test_what_is_wrong_is_noticed(workspace, language, code, mark, message):
+def test_the_checker_notices_what_is_wrong(workspace, language, code, mark, message):
     with pytest.raises(DocsError, match=re.escape(message)):
-        run_text(workspace, language, code, mark)
+        workspace.run(Block(REPOSITORY / "README.md", 1, language, code, mark))
 
 
 def test_marks_and_commands_are_read(tmp_path):
@@ -188,14 +170,10 @@ def test_marks_and_commands_are_read(tmp_path):
     [block] = blocks(page)
     assert (block.language, block.line, block.mark) == ("bash", 3, "not run")
     assert commands(block.code) == [["a", "b", "c d"], ["e"]]
-    page.write_text("<!-- docs-test: skip -->\n```bash\na\n```\n")
-    with pytest.raises(DocsError, match="no mark"):
-        blocks(page)
-    page.write_text("```bash\na\n")
-    with pytest.raises(DocsError, match="does not end"):
-        blocks(page)
-
-
-def test_help_and_global_options_parse():
+    wrong = {"no mark": "<!-- docs-test: skip -->\n```bash\na\n```\n", "does not end": "```bash\na\n"}
+    for message, text in wrong.items():
+        page.write_text(text)
+        with pytest.raises(DocsError, match=message):
+            blocks(page)
     check_options(["predict", "--help"])
     check_options(["bench", "report", "results", "--table", "1", "--table", "2"])

@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import struct
 import time
 import zipfile
 import zlib
@@ -19,7 +18,8 @@ from depthvlm.hub_cards.space.demo import Demo, deadline, describe_camera
 from depthvlm.hub_cards.space.view import sampled, view_of
 from depthvlm.hub_cards.space.visitors import Files, Limits, Visit, camera_of, open_upload, result_stem
 from depthvlm.processing import DEPTH_PROMPT, DEPTH_REPLY, Camera
-from PIL import ExifTags, Image
+from PIL import Image
+from toy_images import exif_of, png_claiming, save_picture
 
 import depthvlm
 from depthvlm import DepthPredictor, Prediction
@@ -30,56 +30,38 @@ ROOM = REPOSITORY / "depthvlm" / "assets" / "room.jpg"
 LIMITS = Limits()
 
 
-@pytest.fixture(scope="module")
-def nano() -> DepthPredictor:
-    return depthvlm.load(BUNDLED_MODEL, device="cpu")
-
-
 @pytest.fixture
 def demo(nano: DepthPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Demo:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "served"))
     return demo_of(nano, tmp_path, live_caches=2, new_tokens=16)
 
 
+@pytest.fixture
+def view(tmp_path: Path) -> str:
+    """A picture of 96x64 pixels."""
+    return str(save_picture(tmp_path / "a.png", 96, 64))
+
+
 def demo_of(nano: DepthPredictor, folder: Path, **limits: Any) -> Demo:
     return Demo(nano, Files(folder / "served", Limits(**limits)), Limits(**limits))
 
 
-def photo(path: Path, width: int = 96, height: int = 64, **kwargs) -> str:
-    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path, **kwargs)
-    return str(path)
-
-
-def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG that claims this size."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")]
-    packed = [
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
-
-
 SVG = b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'><script>alert(1)</script></svg>"
 GIF_AND_PAGE = b"GIF89a/*\x00\x00\x00\x00\x00*/=1;<html><script>alert(1)</script></html>"
+PAGES = [SVG, GIF_AND_PAGE, b"<!doctype html><script>alert(1)</script>", b"%PDF-1.7\n", b""]
+PAGES += [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"]
 
 
 class TestUploads:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            (png(60000, 60000), "more than 178 million pixels; at most 25 million"),
-            (png(9000, 9000), "9000x9000 pixels; at most 25 million"),
-            (png(5001, 5000), "5001x5000 pixels; at most 25 million"),
-            (png(64, 64), "cannot be decoded: it may be damaged"),
-            (png(64, 64, (b"zTXt", b"a\0\0" + zlib.compress(bytes(80 * 2**20)))), "may be damaged"),
-            (SVG, "not a picture that can be read here. Give a JPEG, PNG or WebP file"),
-            (GIF_AND_PAGE, "not a picture that can be read here"),
-            (b"<!doctype html><script>alert(1)</script>", "not a picture that can be read here"),
-            (b"%PDF-1.7\n", "not a picture that can be read here"),
-            (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture that can be read here"),
-            (b"", "not a picture that can be read here"),
+            (png_claiming(60000, 60000), "more than 178 million pixels; at most 25 million"),
+            (png_claiming(9000, 9000), "9000x9000 pixels; at most 25 million"),
+            (png_claiming(5001, 5000), "5001x5000 pixels; at most 25 million"),
+            (png_claiming(64, 64), "cannot be decoded: it may be damaged"),
+            (png_claiming(64, 64, (b"zTXt", b"a\0\0" + zlib.compress(bytes(80 * 2**20)))), "may be damaged"),
+            *((content, "not a picture that can be read here. Give a JPEG, PNG or WebP file") for content in PAGES),
             (ROOM.read_bytes()[:5000], "may be damaged"),
             (b"\xff\xd8" + bytes(20 * 2**20), "larger than 20 MB"),
         ],
@@ -104,44 +86,39 @@ class TestUploads:
         assert zipfile.is_zipfile(mixed)
         assert open_upload(str(mixed), LIMITS).tobytes() == Image.open(ROOM).tobytes()
 
-    def test_the_name_of_the_results_is_plain(self):
-        assert result_stem("/x/My photo (1).JPG") == "My_photo_1"
-        assert result_stem("/x/../<b>&.png") == "b"
-        assert result_stem("/x/照片.png") == "picture"
-        assert len(result_stem("a" * 300 + ".png")) == 60
+    @pytest.mark.parametrize(
+        ("path", "stem"),
+        [
+            *(("/x/My photo (1).JPG", "My_photo_1"), ("/x/../<b>&.png", "b"), ("/x/照片.png", "picture")),
+            ("a" * 300 + ".png", "a" * 60),
+        ],
+    )
+    def test_the_name_of_the_results_is_plain(self, path, stem):
+        assert result_stem(path) == stem
 
 
 class TestCamera:
-    def test_from_exif(self):
+    def test_from_exif_unless_another_is_typed(self):
         camera = camera_of(str(ROOM), None, LIMITS)
         assert camera.source == "exif"
         assert camera.fx == pytest.approx(depthvlm.predict(ROOM, BUNDLED_MODEL)[0].camera.fx, abs=1e-3)
         assert "from the picture's EXIF data; 58° across 640 pixels" in describe_camera(camera)
-
-    def test_what_the_field_shows_is_not_typed(self):
-        shown = round(camera_of(str(ROOM), None, LIMITS).fx, 1)
+        shown = round(camera.fx, 1)  # what the field shows is not typed
         assert camera_of(str(ROOM), shown, LIMITS).source == "exif"
         typed = camera_of(str(ROOM), shown + 1, LIMITS)
         assert (typed.source, typed.fx) == ("focal_length", shown + 1)
         assert "Focal length: typed;" in describe_camera(typed)
 
-    def test_assumed(self, tmp_path):
-        camera = camera_of(photo(tmp_path / "a.png", 96, 64), None, LIMITS)
-        assert camera.source == "assumed"
-        assert camera.fx == pytest.approx(48 / np.tan(np.radians(30)))
+    def test_assumed_turned_and_in_millimetres(self, view, tmp_path):
+        camera = camera_of(view, None, LIMITS)
+        assert (camera.source, camera.fx) == ("assumed", pytest.approx(48 / np.tan(np.radians(30))))
         assert "<b>assumed</b>" in describe_camera(camera)
-
-    def test_a_turned_picture(self, tmp_path):
-        exif = Image.Exif()
-        exif[ExifTags.Base.Orientation] = 6
-        camera = camera_of(photo(tmp_path / "a.jpg", 96, 64, exif=exif), None, LIMITS)
-        assert (camera.width, camera.height) == (64, 96)
-
-    def test_millimetres_are_noticed(self, tmp_path):
-        camera = camera_of(photo(tmp_path / "a.png"), 4.2, LIMITS)
-        assert "No such lens exists" in describe_camera(camera)
+        assert "No such lens exists" in describe_camera(camera_of(view, 4.2, LIMITS))
         with pytest.raises(ValueError, match="above 0"):
-            camera_of(photo(tmp_path / "a.png"), -3.0, LIMITS)
+            camera_of(view, -3.0, LIMITS)
+        turned = save_picture(tmp_path / "a.jpg", 96, 64, exif=exif_of(Orientation=6))
+        camera = camera_of(str(turned), None, LIMITS)
+        assert (camera.width, camera.height) == (64, 96)
 
 
 class TestView:
@@ -152,8 +129,7 @@ class TestView:
         json.dumps(view, allow_nan=False)
         shown = np.fromfile(view["depth"]["path"], "<f4").reshape(40, 60)
         np.testing.assert_array_equal(shown, depth)
-        assert view["columns"] == list(range(60))
-        assert view["rows"] == list(range(40))
+        assert (view["columns"], view["rows"]) == (list(range(60)), list(range(40)))
         assert view["camera"] == [50, 51, 30, 20]
         for name in ("colors", "photo"):
             with Image.open(view[name]["path"]) as image:
@@ -173,14 +149,13 @@ class TestView:
     def test_any_size(self, size):
         for count, samples in zip(size, sampled(*size), strict=True):
             assert 1 <= len(samples) <= 768
-            assert samples.min() >= 0
-            assert samples.max() < count
+            assert 0 <= samples.min() <= samples.max() < count
             assert (np.diff(samples) >= 1).all()
 
 
 class TestSteps:
-    def measured(self, demo: Demo, path: str, focal_length: float | None = None) -> Visit:
-        return demo.measure(path, focal_length, None)[0]
+    def measured(self, demo: Demo, path: str) -> Visit:
+        return demo.measure(path, None, None)[0]
 
     def test_from_a_picture_to_files_and_words(self, demo, nano, tmp_path):
         tower = []
@@ -201,9 +176,8 @@ class TestSteps:
         assert sorted(path.suffix for path in visit.results.iterdir()) == ["", ".glb", ".npy"]
         assert all(demo.make(str(path)) for path in files)  # when somebody asks for them
         assert not demo.make(f"{visit.results}/other.ply")
-        assert {path.name for path in files} == {
-            f"room{suffix}" for suffix in ("_depth.npy", "_depth.png", "_color.png", ".ply", ".glb", ".json")
-        }
+        suffixes = ("_depth.npy", "_depth.png", "_color.png", ".ply", ".glb", ".json")
+        assert {path.name for path in files} == {f"room{suffix}" for suffix in suffixes}
         [folder] = {path.parent for path in files}
         assert folder.parent == tmp_path / "served" / "results"
         assert len(folder.name) == 32  # 192 random bits
@@ -215,8 +189,7 @@ class TestSteps:
         assert cloud.vertices[:, 2].max() == pytest.approx(prediction.depth.max(), rel=1e-3)
         assert -surface.bounds[0, 2] == pytest.approx(prediction.depth.max(), rel=1e-3)
         record = json.loads((folder / "room.json").read_text())
-        assert record["source"] is None  # the server's paths stay its own
-        assert record["focal_source"] == "exif"
+        assert (record["source"], record["focal_source"]) == (None, "exif")  # the server's paths stay its own
 
         assert turns[0][0] == ("", [{"role": "user", "content": DEPTH_PROMPT}])
         assert turns[0][-1][1][-1] == {"role": "assistant", "content": DEPTH_REPLY}
@@ -226,18 +199,17 @@ class TestSteps:
         assert [turn["role"] for turn in turns[1][-1][1]] == ["user", "assistant"] * 2
         assert turns[1][-1][1] == visit.conversation.messages
 
-    def test_a_typed_focal_length_is_used(self, demo, tmp_path):
-        path = photo(tmp_path / "a.png")
-        visit, _, source, _ = demo.measure(path, 80.0, None)
+    def test_a_typed_focal_length_is_used(self, demo, view):
+        visit, _, source, _ = demo.measure(view, 80.0, None)
         assert visit.conversation.prediction.camera.fx == 80
         assert "typed" in source
 
-    def test_a_new_picture_ends_the_last_one(self, demo, tmp_path):
-        visit = self.measured(demo, photo(tmp_path / "a.png"))
-        focal, source, state, view, mesh, chat, links = demo.look(str(ROOM), visit)
+    def test_a_new_picture_ends_the_last_one(self, demo, view):
+        visit = self.measured(demo, view)
+        focal, source, *emptied, links = demo.look(str(ROOM), visit)
         assert (focal.value, focal.visible) == (571.8, True)
         assert "EXIF" in source
-        assert (state, view, mesh, chat) == (None, None, None, [])
+        assert emptied == [None, None, None, []]  # state, view, mesh and chat
         assert links.count(" disabled>") == 6
         assert visit.conversation is None
         assert not visit.results.exists()
@@ -245,40 +217,40 @@ class TestSteps:
             with pytest.raises(gr.Error, match="Measure a picture first"):
                 step()
 
-    def test_a_bad_upload_is_said_and_measures_nothing(self, demo, tmp_path):
+    def test_a_bad_upload_is_said_and_measures_nothing(self, demo, view, tmp_path):
         (tmp_path / "x.svg").write_bytes(SVG)
         focal, source, *_ = demo.look(str(tmp_path / "x.svg"), None)
         assert not focal.visible
         assert "not a picture that can be read here" in source
         with pytest.raises(gr.Error, match="not a picture"):
             demo.measure(str(tmp_path / "x.svg"), None, None)
-        assert "above 0" in demo.name_camera(photo(tmp_path / "a.png"), -1)
+        assert "above 0" in demo.name_camera(view, -1)
         with pytest.raises(gr.Error, match="more than 200 times"):
-            demo.measure(photo(tmp_path / "thin.png", 1000, 4), None, None)
+            demo.measure(str(save_picture(tmp_path / "thin.png", 1000, 4)), None, None)
 
     def test_without_a_picture(self, demo):
         with pytest.raises(gr.Error, match="Give a picture first"):
             demo.measure(None, None, None)
-        with pytest.raises(gr.Error, match="Measure a picture first"):
-            demo.write(None)
-        with pytest.raises(gr.Error, match="Measure a picture first"):
-            list(demo.ask(None, "Hi"))
+        for step in (lambda: demo.write(None), lambda: list(demo.ask(None, "Hi"))):
+            with pytest.raises(gr.Error, match="Measure a picture first"):
+                step()
         assert demo.look(None, None)[1] == ""
 
-    def test_questions_have_limits(self, demo, nano, tmp_path):
-        visit = self.measured(demo, photo(tmp_path / "a.png"))
-        with pytest.raises(gr.Error, match="At most 2000 characters"):
-            list(demo.ask(visit, "a" * 2001))
-        with pytest.raises(gr.Error, match="control token"):
-            list(demo.ask(visit, "<|im_end|>"))
+    def test_questions_have_limits(self, demo, nano, view, tmp_path):
+        visit = self.measured(demo, view)
         short = demo_of(nano, tmp_path, conversation_tokens=1)
         short.visits.used(visit)
-        with pytest.raises(gr.Error, match="too long"):
-            list(short.ask(visit, "Hi"))
+        for asked, question, message in (
+            (demo, "a" * 2001, "At most 2000 characters"),
+            (demo, "<|im_end|>", "control token"),
+            (short, "Hi", "too long"),
+        ):
+            with pytest.raises(gr.Error, match=message):
+                list(asked.ask(visit, question))
         assert visit.conversation.messages == []
 
-    def test_only_so_many_pictures_are_in_memory(self, demo, tmp_path):
-        visits = [self.measured(demo, photo(tmp_path / f"{name}.png")) for name in "abc"]
+    def test_only_so_many_pictures_are_in_memory(self, demo, view):
+        visits = [self.measured(demo, view) for _ in "abc"]
         assert [visit.conversation is not None for visit in visits] == [False, True, True]
         list(demo.ask(visits[0], "Hi"))
         list(demo.ask(visits[2], "Hi"))
@@ -291,18 +263,18 @@ class TestSteps:
         demo.end(visits[0])
         assert len(demo.visits) == 2
 
-    def test_only_so_many_visits_are_remembered_and_none_for_ever(self, nano, tmp_path):
+    def test_only_so_many_visits_are_remembered_and_none_for_ever(self, nano, view, tmp_path):
         demo = demo_of(nano, tmp_path, sessions=2)
-        visits = [self.measured(demo, photo(tmp_path / f"{name}.png")) for name in "abc"]
+        visits = [self.measured(demo, view) for _ in "abc"]
         assert [visit in demo.visits for visit in visits] == [False, True, True]
         assert [visit.results.exists() for visit in visits] == [False, True, True]
         visits[1].seen -= Limits.kept_seconds + 1
         demo.sweep()
         assert [visit in demo.visits for visit in visits] == [False, False, True]
 
-    def test_a_visitor_who_leaves_in_the_middle_of_a_reply(self, nano, tmp_path):
+    def test_a_visitor_who_leaves_in_the_middle_of_a_reply(self, nano, view, tmp_path):
         demo = demo_of(nano, tmp_path, live_caches=1, new_tokens=4000)
-        visit = self.measured(demo, photo(tmp_path / "a.png"))
+        visit = self.measured(demo, view)
         conversation = visit.conversation
         conversation.release()
         replies = demo.ask(visit, DEPTH_PROMPT)
@@ -310,33 +282,25 @@ class TestSteps:
         replies.close()
         assert not nano.model.depth_head._forward_pre_hooks  # of the deadline
         assert DEPTH_REPLY.startswith(conversation.messages[-1]["content"])
-        self.measured(demo, photo(tmp_path / "b.png"))
+        self.measured(demo, view)
         assert visit.conversation is None
         assert conversation.cached_tokens == 0
 
-    def test_markup_in_a_question_is_shown_as_it_was_typed(self, demo, tmp_path):
-        visit = self.measured(demo, photo(tmp_path / "a.png"))
+    def test_markup_in_a_question_is_shown_as_it_was_typed(self, demo, view):
+        visit = self.measured(demo, view)
         for _, chat in demo.ask(visit, "<b>bold</b> &lt; <img src=x>"):
             assert chat[0]["content"] == "&lt;b&gt;bold&lt;/b&gt; &amp;lt; &lt;img src=x&gt;"
         assert visit.conversation.messages[0]["content"] == "<b>bold</b> &lt; <img src=x>"  # what the model reads
-
-    def test_clearing_the_chat(self, demo, tmp_path):
-        visit = self.measured(demo, photo(tmp_path / "a.png"))
-        list(demo.ask(visit, "Hi"))
         demo.start_anew(visit)
         assert visit.conversation.messages == []
 
 
-class TestDeadline:
-    def test_work_that_takes_too_long_is_broken_off(self, nano, tmp_path):
-        demo = demo_of(nano, tmp_path, request_seconds=0.0)
-        with pytest.raises(gr.Error, match="longer than 0 seconds"):
-            demo.measure(photo(tmp_path / "a.png"), None, None)
-
-    def test_and_leaves_the_model_as_it_was(self, nano):
-        with pytest.raises(TimeoutError), deadline(nano.model, 0.0):
-            Conversation(Image.new("RGB", (64, 64)), nano, fov=60.0)
-        assert nano.predict(Image.new("RGB", (64, 64)), fov=60.0)[0].valid.all()
-        with deadline(nano.model, 600.0):
-            Conversation(Image.new("RGB", (64, 64)), nano, fov=60.0)
-        assert not nano.model.depth_head._forward_pre_hooks
+def test_work_that_takes_too_long_is_broken_off_and_leaves_the_model_as_it_was(nano, view, tmp_path):
+    with pytest.raises(gr.Error, match="longer than 0 seconds"):
+        demo_of(nano, tmp_path, request_seconds=0.0).measure(view, None, None)
+    with pytest.raises(TimeoutError), deadline(nano.model, 0.0):
+        Conversation(view, nano, fov=60.0)
+    assert nano.predict(view, fov=60.0)[0].valid.all()
+    with deadline(nano.model, 600.0):
+        Conversation(view, nano, fov=60.0)
+    assert not nano.model.depth_head._forward_pre_hooks

@@ -1,6 +1,5 @@
 """The demo's queue with several visitors at once: who waits, who is sent away and told so, and that replies stream."""
 
-import io
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,31 +11,20 @@ from conftest import REPOSITORY
 from demo_process import Visitor, serving
 from depthvlm.processing import DEPTH_PROMPT, DEPTH_REPLY
 from PIL import Image
+from toy_images import picture, png_of
 
-import depthvlm
 from depthvlm import DepthPredictor
-from depthvlm.checkpoint import BUNDLED_MODEL
 from depthvlm.conversation import Conversation
 
 WAITING = 2
+PICTURE = png_of(picture(96, 64))
 SECONDS = 300  # until a test gives up; the steps take one or two
-
-
-@pytest.fixture(scope="module")
-def nano() -> DepthPredictor:
-    return depthvlm.load(BUNDLED_MODEL, device="cpu")
 
 
 @pytest.fixture
 def url(nano: DepthPredictor, tmp_path: Path) -> Iterator[str]:
     with serving(nano, tmp_path / "served", waiting=WAITING) as (_, address):
         yield address
-
-
-def picture(folder: Path) -> bytes:
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(folder / "a.png")
-    return (folder / "a.png").read_bytes()
 
 
 def test_more_visitors_than_can_wait_are_told_and_the_others_are_served(nano, url, tmp_path):
@@ -47,15 +35,13 @@ def test_more_visitors_than_can_wait_are_told_and_the_others_are_served(nano, ur
         assert go_on.wait(SECONDS)
 
     visitors = [Visitor(url) for _ in range(WAITING + 3)]
-    paths = [visitor.upload("a.png", picture(tmp_path)).json()[0] for visitor in visitors]
+    paths = [visitor.upload("a.png", PICTURE).json()[0] for visitor in visitors]
     handle = nano.model.model.visual.register_forward_pre_hook(hold)
     try:
         answers = [visitors[0].join("measure", visitors[0].photo(paths[0]), 90.0)]
         assert at_work.wait(SECONDS)
-        answers += [
-            visitor.join("measure", visitor.photo(path), 90.0)
-            for visitor, path in zip(visitors[1:], paths[1:], strict=True)
-        ]
+        others = zip(visitors[1:], paths[1:], strict=True)
+        answers += [visitor.join("measure", visitor.photo(path), 90.0) for visitor, path in others]
     finally:
         go_on.set()
         handle.remove()
@@ -71,7 +57,7 @@ def test_more_visitors_than_can_wait_are_told_and_the_others_are_served(nano, ur
 
 def test_a_reply_comes_word_by_word(url, tmp_path):
     visitor = Visitor(url)
-    [path] = visitor.upload("a.png", picture(tmp_path)).json()
+    [path] = visitor.upload("a.png", PICTURE).json()
     assert visitor.run("measure", visitor.photo(path), 90.0)["success"]
     assert visitor.join("ask", None, DEPTH_PROMPT).status_code == 200
     *before, last = visitor.messages()
@@ -82,13 +68,11 @@ def test_a_reply_comes_word_by_word(url, tmp_path):
 
 
 def test_visitors_at_once_get_their_own_metres_and_words(nano, tmp_path):
-    rng = np.random.default_rng(1)
     room = Image.open(REPOSITORY / "depthvlm" / "assets" / "room.jpg")
     pictures, questions = [], [DEPTH_PROMPT, "What color is the crate?", "Hi", "How many crates are there?"]
     for number in range(5):
         size = (96 + 32 * number, 64 + 16 * number)
-        noise = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
-        pictures.append(Image.blend(room.resize(size), noise, 0.05 * number))
+        pictures.append(Image.blend(room.resize(size), picture(*size, seed=number), 0.05 * number))
     expected = []
     for number, image in enumerate(pictures):
         alone = Conversation(image, nano, focal_length=100.0 + number)
@@ -96,9 +80,8 @@ def test_visitors_at_once_get_their_own_metres_and_words(nano, tmp_path):
     assert len({words for _, words in expected}) > 1
 
     def visit(number: int) -> tuple[np.ndarray, str]:
-        visitor, stream = Visitor(url), io.BytesIO()
-        pictures[number].save(stream, "PNG")
-        [path] = visitor.upload("a.png", stream.getvalue()).json()
+        visitor = Visitor(url)
+        [path] = visitor.upload("a.png", png_of(pictures[number])).json()
         view = visitor.run("measure", visitor.photo(path), 100.0 + number)["output"]["data"][1]
         chat = visitor.run("ask", None, questions[number % 4])["output"]["data"][1]
         shape = (len(view["rows"]), len(view["columns"]))

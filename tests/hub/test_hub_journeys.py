@@ -180,20 +180,8 @@ print(f"found {depth.mean():.5f}", one.shape, len(words))
 
 def test_what_was_pushed_serves_every_use(world, trained, monkeypatch, tmp_path):
     """`predict`, the Auto classes and both pipelines with and without the package, `bench eval`, `info`, the demo."""
-    predict = (
-        "-m",
-        "depthvlm",
-        "predict",
-        PHOTO,
-        "--fov",
-        60,
-        "--formats",
-        "npy,json",
-        "--out",
-        "OUT",
-        "--prompt",
-        "Hm?",
-    )
+    options = ("--fov", 60, "--formats", "npy,json", "--out", "OUT", "--prompt", "Hm?")
+    predict = ("-m", "depthvlm", "predict", PHOTO, *options)
     world.twice("predict", *predict, "--model", trained)
     first, again = (np.load(world.folder / f"predict_{name}" / "room_depth.npy") for name in ("out", "offline"))
     np.testing.assert_array_equal(first, again)

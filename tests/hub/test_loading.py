@@ -68,15 +68,25 @@ def assert_same_depth(loaded, model):
         assert torch.equal(one, other)
 
 
-def test_own_checkpoint_round_trip(model, checkpoint):
-    loaded = load(checkpoint)
-    assert_same_depth(loaded, model)
-    assert loaded.config.depth_config.features == 16
-    assert list(loaded.config.depth_config.out_channels) == [8, 8, 16, 16]
+LIGHT = {"features": 16, "out_channels": [8, 8, 16, 16]}
+
+
+@pytest.mark.parametrize("layout", ["checkpoint", "published"])
+@pytest.mark.parametrize("shards", [False, True])
+def test_round_trip_of_our_own_and_of_the_published_layout(model, layout, shards, request):
+    folder = request.getfixturevalue(layout)
+    if shards:
+        weights = load_file(folder / "model.safetensors")
+        (folder / "model.safetensors").unlink()
+        save_torch_state_dict(weights, str(folder), max_shard_size="50KB")
+        assert len(list(folder.glob("model-*.safetensors"))) > 2
+    loaded, info = load(folder, output_loading_info=True)
+    assert not {*info["missing_keys"], *info["unexpected_keys"]}
     assert isinstance(loaded.config.depth_config, DepthHeadConfig)
-    names = {path.name for path in checkpoint.iterdir()}
-    assert "model.safetensors" in names
-    assert not [name for name in names if name.endswith((".bin", ".pt", ".pth"))]
+    assert {name: getattr(loaded.config.depth_config, name) for name in LIGHT} == LIGHT
+    assert loaded.config.depth_loss_weight == (0.7 if layout == "published" else model.config.depth_loss_weight)
+    assert_same_depth(loaded, model)
+    assert not [path for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth")]
 
 
 def test_auto_classes(model, checkpoint):
@@ -87,45 +97,11 @@ def test_auto_classes(model, checkpoint):
     assert_same_depth(AutoModelForDepthEstimation.from_pretrained(checkpoint), model)
 
 
-def test_sharded(model, tmp_path):
-    model.save_pretrained(tmp_path, max_shard_size="50KB")
-    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
-    loaded = load(tmp_path)
-    assert_same_depth(loaded, model)
-
-
-def test_published_layout(model, published):
-    loaded, info = load(published, output_loading_info=True)
-    assert not info["missing_keys"]
-    assert not info["unexpected_keys"]
-    assert loaded.config.depth_config.features == 16
-    assert list(loaded.config.depth_config.out_channels) == [8, 8, 16, 16]
-    assert loaded.config.depth_loss_weight == 0.7
-    assert_same_depth(loaded, model)
-
-
-def test_published_layout_in_shards(model, published):
-    weights = load_file(published / "model.safetensors")
-    (published / "model.safetensors").unlink()
-    save_torch_state_dict(weights, str(published), max_shard_size="50KB")
-    assert len(list(published.glob("model-*.safetensors"))) > 2
-    loaded = load(published)
-    assert_same_depth(loaded, model)
-
-
-def test_published_layout_without_its_head(published):
-    leave_out(published, "depth_head.")
-    with pytest.raises(ValueError, match="no `depth_head"):
-        load(published)
-
-
-def test_plain_qwen_gets_a_new_head(model, qwen, caplog):
-    head = {"features": 16, "out_channels": [8, 8, 16, 16]}
-    loaded, info = load(qwen, depth_config=head, output_loading_info=True)
+def test_plain_qwen_gets_a_new_head(model, qwen):
+    loaded, info = load(qwen, depth_config=LIGHT, output_loading_info=True)
     assert info["missing_keys"] == {name for name in model.state_dict() if name.startswith("depth_head.")}
     depth = torch.cat([d.flatten() for d in loaded.predict_depth(**INPUTS)])
-    assert depth.min() > 0.9
-    assert depth.max() < 1.1
+    assert 0.9 < depth.min() < depth.max() < 1.1
     with torch.no_grad():
         torch.testing.assert_close(loaded(**INPUTS).logits, model(**INPUTS).logits)
     assert DepthVLMConfig.from_pretrained(qwen).depth_config.features == 256
@@ -170,10 +146,11 @@ def test_config_round_trips(tmp_path):
             DepthVLMConfig(**kwargs)
 
 
-def test_checkpoint_without_a_head(model, checkpoint):
-    leave_out(checkpoint, "depth_head.")
-    with pytest.raises(ValueError, match="no `depth_head"):
-        load(checkpoint)
+def test_checkpoint_without_a_head(model, checkpoint, published):
+    for folder in (checkpoint, published):
+        leave_out(folder, "depth_head.")
+        with pytest.raises(ValueError, match="no `depth_head"):
+            load(folder)
     _, info = load(checkpoint, output_loading_info=True)
     assert info["missing_keys"] == {k for k in model.state_dict() if k.startswith("depth_head.")}
 
@@ -335,21 +312,15 @@ def test_published_mlp_heads(mode, qwen):
     assert torch.equal(again, depth)
 
 
-def test_checkpoint_with_a_head_of_other_widths(checkpoint):
+def test_weights_of_other_widths_truncated_or_pickled(model, checkpoint):
     change_config(checkpoint, depth_config={"features": 32})
     with pytest.raises(RuntimeError, match="mismatch"):
         load(checkpoint)
-
-
-def test_truncated_weights(checkpoint):
     file = checkpoint / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(OSError, match=r"incomplete or damaged .*: model\.safetensors\. Copy or download it again"):
         load(checkpoint)
-
-
-def test_pickled_weights_are_refused(model, checkpoint):
-    (checkpoint / "model.safetensors").unlink()
+    file.unlink()
     torch.save(model.state_dict(), checkpoint / "pytorch_model.bin")
     with pytest.raises(OSError, match="safetensors"):
         load(checkpoint)

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -11,10 +10,11 @@ from bench_builds import build_toy
 from bench_source import make_toy
 from depthvlm.hub_cards.push import prove
 from depthvlm.hub_cards.push.package import PushError, pack_build, select_checkpoint_files
-from loopback_hub import LoopbackHub
+from loopback_hub import connected_hub
 from loopback_repos import Token
-from safetensors.torch import load_file, save_file
-from toy_checkpoint import save_toy_checkpoint
+from peft import LoraConfig
+from safetensors.torch import load, load_file
+from toy_checkpoint import leave_out, save_toy_checkpoint
 from toy_results import make
 from toy_training import settings, toy_dataset, toy_row
 from typer.testing import CliRunner
@@ -25,13 +25,8 @@ from depthvlm.cli.app import app
 
 
 @pytest.fixture
-def hub(monkeypatch, tmp_path):
-    with LoopbackHub({"hf_ada": Token("ada")}) as hub:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.setenv("HF_TOKEN", "hf_ada")
-        monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)  # it remembers an earlier Hub
+def hub(tmp_path):
+    with connected_hub({"hf_ada": Token("ada")}, tmp_path) as hub:
         yield hub
 
 
@@ -70,14 +65,10 @@ def test_a_dry_run_shows_files_sizes_and_card_and_contacts_nobody(hub, checkpoin
 def test_results_by_a_shells_pattern(hub, checkpoint, no_proof, tmp_path, first):
     """README's `--results results/*/*/*.json`: the shell gives one option with many files behind it."""
     scores = {"waymo": 0.611, "ddad": 0.622, "nyuv2": 0.633}
-    files = [
-        make(tmp_path / "r", each, score, checkpoint=checkpoint_hash(checkpoint)) for each, score in scores.items()
-    ]
-    results = ["--results", *files]
-    told = run(
-        *([checkpoint, "--repo", "ada/toy", *results] if first else [*results, checkpoint, "--repo", "ada/toy"]),
-        "--dry-run",
-    )
+    mine = {"checkpoint": checkpoint_hash(checkpoint)}
+    files = [make(tmp_path / "r", each, score, **mine) for each, score in scores.items()]
+    parts = [[checkpoint, "--repo", "ada/toy"], ["--results", *files]]
+    told = run(*parts[not first], *parts[first], "--dry-run")
     assert all(f"{score:.3f}" in told for score in scores.values())
     assert "is no checkpoint. Results for its card follow --results" in run(*files, "--repo", "ada/toy", code=2)
 
@@ -85,10 +76,8 @@ def test_results_by_a_shells_pattern(hub, checkpoint, no_proof, tmp_path, first)
 @pytest.mark.slow
 def test_the_proof_runs_the_checkpoints_own_weights(checkpoint):
     """Finite depth, all weights there: what static checks cannot see. One broken checkpoint, in a fresh process."""
-    weights = load_file(checkpoint / "model.safetensors")
-    removed = next(name for name in weights if name.startswith("depth_head."))
-    del weights[removed]
-    save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
+    removed = next(name for name in load_file(checkpoint / "model.safetensors") if name.startswith("depth_head."))
+    leave_out(checkpoint, removed)
     with pytest.raises(PushError, match=f"fresh process without the package failed:\n(.|\n)*missing_keys {removed}"):
         prove.prove_model(select_checkpoint_files(checkpoint).files)
 
@@ -106,9 +95,8 @@ def test_again_and_again(hub, checkpoint, no_proof):
     assert "Commit: " in told
     assert "All is there already" in run(checkpoint, "--repo", "ada/toy")
     (checkpoint / "generation_config.json").write_text("{}")
-    hub.repo("ada/toy").commits[hub.repo("ada/toy").resolve("main")]["mine.txt"] = hub.repo("ada/toy").commits[
-        hub.repo("ada/toy").resolve("main")
-    ][".gitattributes"]
+    there = hub.repo("ada/toy").commits[hub.repo("ada/toy").resolve("main")]
+    there["mine.txt"] = there[".gitattributes"]
     told = run(checkpoint, "--repo", "ada/toy", "--create-pr")
     assert "Replaced: generation_config.json" in told
     assert "Kept: .gitattributes, mine.txt" in told
@@ -177,9 +165,8 @@ def test_a_build_that_is_damaged_or_must_stay_private(hub, tmp_path, monkeypatch
 
 def test_the_trainer_pushes_the_same_files_and_its_card(hub, checkpoint, tmp_path):
     """At every save, and at the end; what the run keeps for itself stays here."""
-    args = settings(
-        tmp_path / "run", push_to_hub=True, hub_model_id="ada/trained", save_strategy="steps", save_steps=1, max_steps=2
-    )
+    pushed = {"push_to_hub": True, "hub_model_id": "ada/trained"}
+    args = settings(tmp_path / "run", **pushed, save_strategy="steps", save_steps=1, max_steps=2)
     trainer = DepthSFTTrainer(str(checkpoint), args, train_dataset=toy_dataset([toy_row(i) for i in range(8)]))
     trainer.train()
     trainer.save_model()  # as `depthvlm sft` does; with `push_to_hub` it pushes too
@@ -188,30 +175,20 @@ def test_the_trainer_pushes_the_same_files_and_its_card(hub, checkpoint, tmp_pat
     assert repo.titles[1] == "Training in progress, step 1"
     there = repo.files()
     del there[".gitattributes"]
-    selected = select_checkpoint_files(out).files
-    assert there == {name: file.read_bytes() for name, file in selected.items()} | {
-        "README.md": (out / "README.md").read_bytes()
-    }
+    selected = select_checkpoint_files(out).files | {"README.md": out / "README.md"}
+    assert there == {name: file.read_bytes() for name, file in selected.items()}
     assert (out / "training_args.bin").exists()
     assert "training_recipe.yaml" in there
-    (tmp_path / "again").mkdir()
-    (tmp_path / "again" / "model.safetensors").write_bytes(there["model.safetensors"])
-    trained = load_file(tmp_path / "again" / "model.safetensors")
+    trained = load(there["model.safetensors"])
     for name, value in trainer.model.state_dict().items():
         if name in trained:
             torch.testing.assert_close(trained[name], value, rtol=0, atol=0)
 
 
 def test_the_trainer_pushes_an_adapter(hub, checkpoint, tmp_path):
-    from peft import LoraConfig
-
     args = settings(tmp_path / "run", hub_model_id="ada/adapter")
-    trainer = DepthSFTTrainer(
-        str(checkpoint),
-        args,
-        train_dataset=toy_dataset([toy_row(i) for i in range(4)]),
-        peft_config=LoraConfig(r=2, target_modules=["q_proj"]),
-    )
+    rows, adapter = toy_dataset([toy_row(i) for i in range(4)]), LoraConfig(r=2, target_modules=["q_proj"])
+    trainer = DepthSFTTrainer(str(checkpoint), args, train_dataset=rows, peft_config=adapter)
     trainer.push_to_hub("An adapter", private=True)
     assert hub.repo("ada/adapter").private
     there = hub.repo("ada/adapter").files()

@@ -13,26 +13,16 @@ import pytest
 from depthvlm.hub_cards.push.package import PushError, adapter_upload, model_upload
 from depthvlm.hub_cards.push.upload import Hub, Upload
 from huggingface_hub import HfApi, hf_hub_download
-from loopback_hub import LoopbackHub
+from loopback_hub import connected_hub
 from loopback_repos import Fault, Token
 
-TOKENS = {
-    "hf_ada": Token("ada", owners=("lab",)),
-    "hf_reader": Token("ada", role="read"),
-    "hf_eve": Token("eve"),
-}
+TOKENS = {"hf_ada": Token("ada", owners=("lab",)), "hf_reader": Token("ada", role="read"), "hf_eve": Token("eve")}
 CARD = "---\nlicense: apache-2.0\n---\n# Card\n"
 
 
 @pytest.fixture
-def hub(monkeypatch, tmp_path):
-    with LoopbackHub(TOKENS) as hub:
-        pages = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", pages)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.setenv("HF_TOKEN", "hf_ada")
+def hub(tmp_path):
+    with connected_hub(TOKENS, tmp_path) as hub:
         yield hub
 
 
@@ -92,7 +82,7 @@ def test_over_xet_as_the_client_does_where_it_can(hub, files, monkeypatch):
     assert {name: hub.repo("ada/model").files()[name] for name in contents(files)} == contents(files)
 
 
-def test_nothing_to_do(hub, files):
+def test_nothing_to_do_and_one_file_to_replace(hub, files):
     first, _ = push(files)
     before = len(hub.requests)
     again, changes = push(files)
@@ -101,18 +91,20 @@ def test_nothing_to_do(hub, files):
     assert sorted(changes.unchanged) == sorted(contents(files))
     assert not [line for line, _, _ in hub.requests[before:] if not line.startswith("GET")]
     assert len(hub.repo("ada/model").titles) == 2
+    files["config.json"].write_text('{"a": 1}')
+    _, changes = push(files)
+    assert changes.replaced == ("config.json",)
+    assert hub.repo("ada/model").files()["config.json"] == b'{"a": 1}'
 
 
 def test_a_repository_that_exists_keeps_what_is_not_ours(hub, files):
     push(files)
     repo = hub.repo("ada/model")
     foreign = {"notes/idea.md": b"keep me", "onnx/model.onnx": b"too"}
-    HfApi().create_commit(
-        "ada/model",
-        [huggingface_hub.CommitOperationAdd(name, content) for name, content in foreign.items()],
-        commit_message="by hand",
-    )
-    (whole := files["config.json"].parent / "model.safetensors").write_bytes(os.urandom(50_000))
+    added = [huggingface_hub.CommitOperationAdd(name, content) for name, content in foreign.items()]
+    HfApi().create_commit("ada/model", added, commit_message="by hand")
+    whole = files["config.json"].parent / "model.safetensors"
+    whole.write_bytes(os.urandom(50_000))
     files = {"config.json": files["config.json"], "model.safetensors": whole}
     _, changes = push(files)
     there = repo.files()
@@ -125,23 +117,13 @@ def test_a_repository_that_exists_keeps_what_is_not_ours(hub, files):
     assert len(repo.titles) == 4
 
 
-def test_what_is_replaced_is_told(hub, files):
-    push(files)
-    (files["config.json"]).write_text('{"a": 1}')
-    _, changes = push(files)
-    assert changes.replaced == ("config.json",)
-    assert hub.repo("ada/model").files()["config.json"] == b'{"a": 1}'
-
-
 def test_a_private_one(hub, files):
     push(files, private=True)
     assert hub.repo("ada/model").private is True
     push(files | {"NOTICE": files["config.json"]}, private=True)
     hub.add_repo("ada/open")
-    with (
-        pytest.raises(PushError, match="is there and public, and --private is for a new one"),
-        nothing_changes(hub, "ada/open"),
-    ):
+    refused = pytest.raises(PushError, match="is there and public, and --private is for a new one")
+    with refused, nothing_changes(hub, "ada/open"):
         push(files, "ada/open", private=True)
 
 
@@ -191,13 +173,14 @@ def test_a_token_that_may_not_write_there(hub, files):
 
 
 def test_a_token_that_may_only_read_or_is_none(hub, files, monkeypatch):
-    with pytest.raises(PushError, match="The token 't' of ada may only read"):
-        Hub("hf_reader")
-    with pytest.raises(PushError, match="does not take this token"):
-        Hub("hf_gone")
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(PushError, match=r"no token for the Hub\. .* `hf auth login`"):
-        Hub()
+    for token, message in (
+        ("hf_reader", "The token 't' of ada may only read"),
+        ("hf_gone", "does not take this token"),
+        (None, r"no token for the Hub\. .* `hf auth login`"),
+    ):
+        with pytest.raises(PushError, match=message):
+            Hub(token)
 
 
 def test_no_network(hub, monkeypatch):
@@ -223,9 +206,8 @@ def test_a_connection_cut_for_good_leaves_nothing_and_the_next_push_goes_on(hub,
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     first = sum(files[f"model-0000{number}-of-00003.safetensors"].stat().st_size for number in (1, 2))
     third = hashlib.sha256(files["model-00003-of-00003.safetensors"].read_bytes()).hexdigest()
-    hub.faults.append(
-        Fault("POST /v1/xorbs/", "cut", times=99, after=2) if xet else Fault(f"PUT /lfs/{third}", "cut", times=99)
-    )
+    line, after = ("POST /v1/xorbs/", 2) if xet else (f"PUT /lfs/{third}", 0)
+    hub.faults.append(Fault(line, "cut", times=99, after=after))
     with pytest.raises(PushError, match=r"Nothing was committed\. Run the same command again"), nothing_changes(hub):
         push(files)
     sent = "POST /v1/xorbs/" if xet else "PUT /lfs/"
@@ -238,21 +220,20 @@ def test_a_connection_cut_for_good_leaves_nothing_and_the_next_push_goes_on(hub,
     assert {name: hub.repo("ada/model").files()[name] for name in contents(files)} == contents(files)
 
 
-def test_the_answer_to_the_commit_is_lost(hub, files):
-    """The commit may have been made: the message says so, and the next push sees that all is there."""
-    hub.faults.append(Fault("POST .*/commit/main", "mute"))
-    with pytest.raises(PushError, match="Whether the commit was made is not known"):
+@pytest.mark.parametrize(
+    ("fault", "made", "message"),
+    [
+        ("mute", True, "Whether the commit was made is not known"),  # the next push sees that all is there
+        ("cut", False, "Committing to the model ada/model failed"),
+    ],
+)
+def test_a_commit_that_is_cut_or_whose_answer_is_lost(hub, files, fault, made, message):
+    hub.faults.append(Fault("POST .*/commit/main", fault))
+    with pytest.raises(PushError, match=message):
         push(files)
-    pushed, _ = push(files)
-    assert not pushed.committed
+    assert len(hub.repo("ada/model").titles) == 1 + made
+    assert push(files)[0].committed is not made
     assert len(hub.repo("ada/model").titles) == 2
-
-
-def test_a_commit_that_is_cut_is_not_made(hub, files):
-    hub.faults.append(Fault("POST .*/commit/main", "cut"))
-    with pytest.raises(PushError, match="Committing to the model ada/model failed"), nothing_changes(hub):
-        push(files)
-    assert push(files)[0].committed
 
 
 def test_someone_else_commits_meanwhile(hub, files):

@@ -5,9 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import lmms_eval
@@ -22,8 +19,12 @@ from depthvlm.benchmark.report.inputs import read_inputs
 from depthvlm.benchmark.synthetic.samples import draw_scene, held_out_questions
 from depthvlm.processing import DEPTH_SYSTEM_PROMPT
 from lmms_eval.models import get_model, get_model_manifest
+from lmms_process import run_lmms
 from PIL import Image as Pictures
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+from typer.testing import CliRunner
+
+from depthvlm.cli.app import app
 
 PLUGIN = "depthvlm.benchmark.lmms"
 POPE = Path(lmms_eval.__file__).parent / "tasks" / "pope" / "pope.yaml"
@@ -91,33 +92,14 @@ def replies(rows, model) -> list[str]:
     return found
 
 
-def _run(tasks: Path, out: Path, *arguments: str, plugin: bool = False) -> tuple[Path, str]:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(out / "hub"), "TOKENIZERS_PARALLELISM": "false"}
-    environment.pop("LMMS_EVAL_PLUGINS", None)
-    if plugin:
-        environment["LMMS_EVAL_PLUGINS"] = PLUGIN
-    command = [sys.executable, "-m", "lmms_eval", "--model", "depthvlm", "--model_args", "pretrained=depthvlm-nano"]
-    command += ["--tasks", TASK, "--include_path", str(tasks), "--device", "cpu", "--batch_size", "4"]
-    command += ["--output_path", str(out), "--log_samples", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    [result] = out.rglob("*_results.json")
-    return result, done.stdout + done.stderr
-
-
-def _logged(result: Path) -> dict[str, str]:
-    [samples] = result.parent.glob(f"*_samples_{TASK}.jsonl")
-    lines = [json.loads(line) for line in samples.read_text().splitlines()]
-    return {line["pope_accuracy"]["question_id"]: line["pope_accuracy"]["prediction"] for line in lines}
-
-
-@pytest.mark.parametrize(("arguments", "plugin"), [((), False), (("--force_simple",), True)])
+@pytest.mark.parametrize(("arguments", "plugin"), [((), ""), (("--force_simple",), PLUGIN)])
 def test_a_task_from_the_command_line_to_table_3(tasks, rows, replies, tmp_path, arguments, plugin):
     """Chat interface by entry point, and simple one by LMMS_EVAL_PLUGINS."""
-    result, printed = _run(tasks, tmp_path, *arguments, plugin=plugin)
+    result, samples, printed = run_lmms(TASK, tasks, tmp_path, "--batch_size", "4", *arguments, plugin=plugin)
     assert "focal length" not in printed  # a camera is named, none is assumed
     expected = {row["question_id"]: reply.lower().strip() for row, reply in zip(rows, replies, strict=True)}
-    assert _logged(result) == expected
+    answers = [json.loads(line)["pope_accuracy"] for line in samples.read_text().splitlines()]
+    assert {answer["question_id"]: answer["prediction"] for answer in answers} == expected
     right = np.mean([reply == row["answer"] for row, reply in zip(rows, replies, strict=True)])
 
     [measured] = read_inputs([result]).lmms
@@ -127,18 +109,14 @@ def test_a_task_from_the_command_line_to_table_3(tasks, rows, replies, tmp_path,
     assert (score.effective, score.original, score.partial) == (ROWS, ROWS, "")
     table_3 = tmp_path / "as_pope_results.json"
     table_3.write_text(result.read_text().replace(TASK, "pope"))
-    report = subprocess.run(
-        [sys.executable, "-m", "depthvlm", "bench", "report", str(table_3), "--table", "3", "--format", "csv"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    [line] = [line for line in csv.reader(io.StringIO(report)) if "depthvlm-nano" in line and "pope" in line]
+    report = CliRunner().invoke(app, ["bench", "report", str(table_3), "--table", "3", "--format", "csv"])
+    lines = csv.reader(io.StringIO(report.stdout))
+    [line] = [line for line in lines if "depthvlm-nano" in line and "pope" in line]
     assert float(line[line.index("pope") + 1]) == pytest.approx(100 * right, abs=0.05)
 
 
 def test_a_part_of_a_task_says_so(tasks, tmp_path):
-    result, _ = _run(tasks, tmp_path, "--limit", "8")
+    result, *_ = run_lmms(TASK, tasks, tmp_path, "--batch_size", "4", "--limit", "8")
     [measured] = read_inputs([result]).lmms
     assert measured.tasks[TASK]["pope_accuracy"].partial == f"8 of {ROWS} samples"
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from datasets import Dataset
 from depthvlm.benchmark.lmms.models.depthvlm import DepthVLMChat
 from depthvlm.benchmark.synthetic.samples import draw_scene
 from depthvlm.processing import DEPTH_SYSTEM_PROMPT
+from lmms_process import run_lmms
 from PIL import Image
 from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
 
@@ -95,7 +93,7 @@ def replies(films: list[Path], model: DepthVLMChat) -> list[str]:
 
 
 @pytest.mark.parametrize("arguments", [(), ("--force_simple",)], ids=["chat", "simple"])
-def test_a_task_of_films(films: list[Path], replies: list[str], tmp_path: Path, arguments: tuple[str, ...]) -> None:
+def test_a_task_of_films(films, replies, tmp_path, arguments):
     rows = [
         {"film": str(path), "question": QUESTION, "answer": reply if index else "something else"}
         for index, (path, reply) in enumerate(zip(films, replies, strict=True))
@@ -103,21 +101,15 @@ def test_a_task_of_films(films: list[Path], replies: list[str], tmp_path: Path, 
     Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
     (tmp_path / "film_local.yaml").write_text(TASK.format(rows=tmp_path / "rows.parquet"))
     (tmp_path / "utils.py").write_text('def film(doc):\n    return [doc["film"]]\n')
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
-    command = [sys.executable, "-m", "lmms_eval", "--model", "depthvlm", "--tasks", "film_local", "--device", "cpu"]
-    command += ["--model_args", "pretrained=depthvlm-nano,num_frames=4", "--include_path", str(tmp_path)]
-    command += ["--batch_size", "2", "--output_path", str(tmp_path / "out"), "--log_samples", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    [samples] = (tmp_path / "out").rglob("*_samples_film_local.jsonl")
+    options = ("--batch_size", "2", *arguments)
+    result, samples, _ = run_lmms("film_local", tmp_path, tmp_path / "out", *options, model_args=",num_frames=4")
     lines = sorted((json.loads(line) for line in samples.read_text().splitlines()), key=lambda line: line["doc_id"])
     assert [line["filtered_resps"] for line in lines] == replies
-    [result] = (tmp_path / "out").rglob("*_results.json")
     score = json.loads(result.read_text())["results"]["film_local"]["exact_match,none"]
     assert score == pytest.approx(2 / 3)
 
 
-def test_a_film_and_a_picture_in_one_batch(films: list[Path], model: DepthVLMChat) -> None:
+def test_a_film_and_a_picture_in_one_batch(films, model):
     picture = {"type": "image", "image": Image.new("RGB", (96, 64))}
     ask = {"type": "text", "text": "Is there a door?"}
     contents = [[{"type": "video", "video": str(films[0])}, ask], [picture, ask], [ask]]

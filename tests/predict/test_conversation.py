@@ -4,20 +4,19 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from depthvlm.hub_cards.space.demo import deadline
 from depthvlm.processing import DEPTH_PROMPT, DEPTH_REPLY
-from PIL import Image
+from fresh_reply import fresh_reply
+from toy_images import picture, save_picture
 
 import depthvlm
 from depthvlm import DepthPredictor
 from depthvlm.conversation import Conversation, _stripped
 
-SYSTEM = "You are a helpful assistant."
 QUESTIONS = [DEPTH_PROMPT, "How far is the wall?", "Wie weit? 多远?", "How far is the wall?"]
 
 
@@ -29,28 +28,6 @@ def toy(checkpoint: str) -> DepthPredictor:
 @pytest.fixture(params=["toy", "nano"])
 def model(request: pytest.FixtureRequest) -> DepthPredictor:
     return request.getfixturevalue(request.param)
-
-
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def fresh_reply(model: DepthPredictor, image: Image.Image, focal_length: float, turns: list[dict], tokens: int) -> str:
-    """The reply to the last turn from the pixels and one prefill of the whole conversation."""
-    messages = [{"role": "system", "content": [{"type": "text", "text": SYSTEM}]}]
-    for index, turn in enumerate(turns):
-        pixels = [{"type": "image", "image": image}] if index == 0 else []
-        messages.append({"role": turn["role"], "content": [*pixels, {"type": "text", "text": turn["content"]}]})
-    inputs = model.processor.apply_chat_template(
-        messages,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        add_generation_prompt=True,
-        processor_kwargs={"focal_length": focal_length},
-    )
-    ids = model.model.generate(**inputs, do_sample=False, max_new_tokens=tokens)
-    return model.processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
 @contextmanager
@@ -76,12 +53,7 @@ def test_every_reply_is_that_of_a_fresh_prefill_of_the_whole_conversation(model)
         reply = conversation.ask(question, max_new_tokens=24)
         assert [turn["content"] for turn in conversation.messages[::2]] == QUESTIONS[: number + 1]
         assert reply == conversation.messages[-1]["content"]
-        assert reply == fresh_reply(model, image, 90.0, conversation.messages[:-1], 24)
-
-
-def test_nano_says_its_sentence(nano):
-    conversation = Conversation(picture(160, 120), nano, focal_length=150.0)
-    assert conversation.ask(DEPTH_PROMPT) == DEPTH_REPLY
+        assert reply == fresh_reply(model, image, conversation.messages[:-1], 24, focal_length=90)
 
 
 def test_the_depth_is_that_of_predict(model):
@@ -97,11 +69,8 @@ def test_the_depth_is_that_of_predict(model):
 
 def test_one_image_pass_serves_depth_and_all_questions(model):
     network = model.model
-    with (
-        runs_of(network.model.visual) as tower,
-        runs_of(network.depth_head) as head,
-        runs_of(network.model.language_model) as llm,
-    ):
+    vision, words = network.model.visual, network.model.language_model
+    with runs_of(vision) as tower, runs_of(network.depth_head) as head, runs_of(words) as llm:
         conversation = Conversation(picture(96, 64), model, focal_length=90.0)
         [prefill] = llm
         assert conversation.cached_tokens == prefill
@@ -114,8 +83,7 @@ def test_one_image_pass_serves_depth_and_all_questions(model):
             assert set(llm[1:]) <= {1}
             if number:
                 assert conversation.cached_tokens > before
-        assert len(tower) == 1
-        assert len(head) == 1
+        assert (len(tower), len(head)) == (1, 1)
 
 
 def test_the_earlier_turns_are_not_run_again(nano):
@@ -125,11 +93,10 @@ def test_the_earlier_turns_are_not_run_again(nano):
     cached = conversation.cached_tokens
     with runs_of(nano.model.model.language_model) as llm:
         conversation.ask("Why?", max_new_tokens=3)
-    turn = nano.processor.tokenizer("<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n")[
-        "input_ids"
-    ]
-    assert llm[0] == len(turn)
-    assert conversation.cached_tokens == cached + len(turn) + len(llm) - 1
+    words = "<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    turn = len(nano.processor.tokenizer(words)["input_ids"])
+    assert llm[0] == turn
+    assert conversation.cached_tokens == cached + turn + len(llm) - 1
 
 
 def test_conversations_that_take_turns_do_not_mix(model):
@@ -139,7 +106,7 @@ def test_conversations_that_take_turns_do_not_mix(model):
     for question in QUESTIONS[1:3]:
         for image, conversation in zip(images, conversations, strict=True):
             reply = conversation.ask(question, max_new_tokens=16)
-            assert reply == fresh_reply(model, image, 100.0, conversation.messages[:-1], 16)
+            assert reply == fresh_reply(model, image, conversation.messages[:-1], 16, focal_length=100)
         model.predict(picture(80, 80), fov=60.0, prompt="Something else", max_new_tokens=2)
 
 
@@ -182,7 +149,7 @@ def test_a_generation_that_is_broken_off_leaves_nothing_behind(model):
     handle.remove()
     assert len(conversation.messages) == 2
     reply = conversation.ask(QUESTIONS[2], max_new_tokens=8)
-    assert reply == fresh_reply(model, image, 90.0, conversation.messages[:-1], 8)
+    assert reply == fresh_reply(model, image, conversation.messages[:-1], 8, focal_length=90)
 
 
 def test_a_stream_is_the_reply_in_pieces_and_the_cache_the_same(model):
@@ -199,9 +166,13 @@ def test_a_stream_is_the_reply_in_pieces_and_the_cache_the_same(model):
     assert tower == []
 
 
-def test_nano_streams_its_sentence_word_by_word(nano):
-    pieces = Conversation(picture(160, 120), nano, focal_length=150.0).stream(DEPTH_PROMPT)
-    assert list(pieces) == [word if i == 0 else f" {word}" for i, word in enumerate(DEPTH_REPLY.split(" "))]
+def test_nano_says_and_streams_its_sentence_word_by_word(nano):
+    conversation = Conversation(picture(160, 120), nano, focal_length=150.0)
+    assert conversation.ask(DEPTH_PROMPT) == DEPTH_REPLY
+    conversation.clear()
+    assert list(conversation.stream(DEPTH_PROMPT)) == [
+        word if i == 0 else f" {word}" for i, word in enumerate(DEPTH_REPLY.split(" "))
+    ]
 
 
 def test_white_space_at_the_ends_is_left_out_and_within_is_kept():
@@ -222,7 +193,7 @@ def test_a_stream_that_is_left_stops_and_the_conversation_goes_on(nano):
     assert said["role"] == "assistant"
     assert said["content"].startswith(first)
     reply = conversation.ask(QUESTIONS[2], max_new_tokens=8)
-    assert reply == fresh_reply(nano, image, 90.0, conversation.messages[:-1], 8)
+    assert reply == fresh_reply(nano, image, conversation.messages[:-1], 8, focal_length=90)
 
 
 def test_a_stream_that_is_left_does_not_run_into_the_next_conversation(nano):
@@ -233,7 +204,7 @@ def test_a_stream_that_is_left_does_not_run_into_the_next_conversation(nano):
     with ThreadPoolExecutor(1) as pool:
         reply = pool.submit(second.ask, QUESTIONS[1], max_new_tokens=8)
         stream.close()
-    assert reply.result() == fresh_reply(nano, picture(64, 128), 100.0, second.messages[:-1], 8)
+    assert reply.result() == fresh_reply(nano, picture(64, 128), second.messages[:-1], 8, focal_length=100)
 
 
 def test_errors_come_out_of_a_stream(model):
@@ -246,25 +217,20 @@ def test_errors_come_out_of_a_stream(model):
     assert list(conversation.stream(QUESTIONS[1], max_new_tokens=4))
 
 
-def test_a_camera_and_a_file(toy, tmp_path: Path):
-    picture(80, 60).save(tmp_path / "view.png")
+def test_a_camera_and_a_file(toy, tmp_path):
+    save_picture(tmp_path / "view.png")
     conversation = Conversation(tmp_path / "view.png", toy, fov=90.0)
     assert conversation.prediction.camera.fx == pytest.approx(40)
     with pytest.warns(UserWarning, match="focal length"):
         assert Conversation(tmp_path / "view.png", toy).prediction.camera.source == "assumed"
 
 
-def test_bad_questions(toy):
-    conversation = Conversation(picture(80, 60), toy, fov=60.0)
-    with pytest.raises(ValueError, match=r"holds <\|image_pad\|>, a control token"):
-        conversation.ask("What is <|image_pad|>?")
-    with pytest.raises(ValueError, match="is empty"):
-        conversation.ask("  \n")
+def test_bad_questions_and_a_template_that_changes_what_is_before_the_image(toy):
+    conversation = Conversation(picture(), toy, fov=60.0)
+    for question, message in (("What is <|image_pad|>?", r"holds <\|image_pad\|>, a control"), ("  \n", "is empty")):
+        with pytest.raises(ValueError, match=message):
+            conversation.ask(question)
     assert conversation.messages == []
-
-
-def test_a_template_that_changes_what_is_before_the_image(toy):
-    conversation = Conversation(picture(80, 60), toy, fov=60.0)
     conversation._system = "Written otherwise."
     with pytest.raises(RuntimeError, match="before the image differently"):
         conversation.ask("Hi")

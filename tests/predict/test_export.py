@@ -66,7 +66,7 @@ class TestPointCloud:
         np.testing.assert_allclose(cloud.bounds, [[-0.05, -0.03, 2], [0.05, 0.03, 2]], atol=1e-6)
         assert len(cloud.vertices) == 24
 
-    def test_one_pixel(self):
+    def test_one_pixel_and_a_camera_of_unequal_focal_lengths(self):
         depth = np.zeros((4, 6))
         depth[3, 1] = 5.0
         cloud = prediction(depth).to_point_cloud()
@@ -74,9 +74,7 @@ class TestPointCloud:
         np.testing.assert_allclose(cloud.vertices, [[-0.075, 0.075, 5]], atol=1e-6)
         np.testing.assert_array_equal(cloud.colors, [[3, 1, 7, 255]])
 
-    def test_principal_point_and_unequal_focal_lengths(self):
-        depth = np.full((2, 2), 1.0)
-        made = prediction(depth)
+        made = prediction(np.full((2, 2), 1.0))
         made.camera = Camera(100.0, 50.0, 0.5, 1.5, 2, 2, "intrinsics")
         np.testing.assert_allclose(made.to_point_cloud().vertices[1], [0.01, -0.02, 1], atol=1e-7)
 
@@ -122,14 +120,11 @@ class TestMesh:
         np.testing.assert_array_equal(mesh.visual.vertex_colors[7], [1, 1, 7, 255])
         assert mesh.area == pytest.approx(0.10 * 0.06)
 
-    def test_no_triangle_spans_a_depth_step(self):
+    def test_no_triangle_spans_a_relative_depth_step_beyond_the_threshold(self):
         mesh = prediction(STEP).to_mesh()
-        assert len(mesh.faces) == 2 * (2 * 5 * 3)
         z = mesh.vertices[:, 2][mesh.faces]
         assert set(np.unique(z)) == {1.0, 3.0}
         np.testing.assert_array_equal(z.min(axis=1), z.max(axis=1))
-
-    def test_the_threshold_is_a_relative_step(self):
         assert len(prediction(STEP).to_mesh(max_jump=1.99).faces) == 2 * (2 * 5 * 3)
         assert len(prediction(STEP).to_mesh(max_jump=2.01).faces) == 2 * 5 * 7
 
@@ -137,10 +132,8 @@ class TestMesh:
         depth = np.full((3, 3), 2.0)
         depth[1, 1] = np.nan
         mesh = prediction(depth).to_mesh()
-        assert (len(mesh.vertices), len(mesh.faces)) == (
-            6,
-            2,
-        )  # of eight triangles six touch the centre; two corners go
+        # Of eight triangles six touch the centre; two corners go.
+        assert (len(mesh.vertices), len(mesh.faces)) == (6, 2)
 
 
 class TestPng16:
@@ -174,25 +167,19 @@ class TestFiles:
     def test_every_format(self, tmp_path):
         made = prediction(STEP, text="Three metres.", prompt="How far?", source=Path("a/view.jpg"), model="toy")
         paths = made.save(tmp_path / "new")
-        assert {name: path.name for name, path in paths.items()} == {
-            "npy": "view_depth.npy",
-            "png16": "view_depth.png",
-            "color": "view_color.png",
-            "ply": "view.ply",
-            "glb": "view.glb",
-            "json": "view.json",
-        }
+        suffixes = {"npy": "_depth.npy", "png16": "_depth.png", "color": "_color.png"}
+        suffixes |= {"ply": ".ply", "glb": ".glb", "json": ".json"}
+        assert {name: path.name for name, path in paths.items()} == {k: f"view{v}" for k, v in suffixes.items()}
         assert sorted(paths.values()) == sorted((tmp_path / "new").iterdir())
 
-        stored = np.load(paths["npy"])
-        assert stored.dtype == np.float32
-        np.testing.assert_array_equal(stored, made.depth)
+        np.testing.assert_array_equal(np.load(paths["npy"]), made.depth, strict=True)
+        expected = {
+            "camera": {"fx": 100.0, "fy": 100.0, "cx": 4.0, "cy": 3.0, "width": 8, "height": 6},
+            **{"min": 1.0, "median": 2.0, "max": 3.0, "focal_source": "focal_length", "unit": "metres"},
+            **{"text": "Three metres.", "prompt": "How far?", "model": "toy", "depth_scale": 1000, "clipped_pixels": 0},
+        }
         record = json.loads(paths["json"].read_text())
-        assert record["camera"] == {"fx": 100.0, "fy": 100.0, "cx": 4.0, "cy": 3.0, "width": 8, "height": 6}
-        assert (record["min"], record["median"], record["max"]) == (1.0, 2.0, 3.0)
-        assert (record["focal_source"], record["unit"]) == ("focal_length", "metres")
-        assert (record["text"], record["prompt"], record["model"]) == ("Three metres.", "How far?", "toy")
-        assert (record["depth_scale"], record["clipped_pixels"]) == (1000, 0)
+        assert {name: record[name] for name in expected} == expected
         assert record["files"]["glb"] == "view.glb"
 
     def test_the_point_cloud_is_binary_ply_in_the_cameras_frame(self, tmp_path):
@@ -248,12 +235,10 @@ class TestAtomicWrites:
             file.write(b"half")
             raise error
 
-    def test_a_failure_leaves_nothing_behind(self, tmp_path):
+    def test_a_failure_leaves_nothing_behind_or_the_older_file(self, tmp_path):
         with pytest.raises(RuntimeError):
             self.write_half(tmp_path / "x.bin", RuntimeError)
         assert not list(tmp_path.iterdir())
-
-    def test_a_failure_leaves_the_older_file(self, tmp_path):
         (tmp_path / "x.bin").write_bytes(b"whole")
         with pytest.raises(KeyboardInterrupt):
             self.write_half(tmp_path / "x.bin", KeyboardInterrupt)

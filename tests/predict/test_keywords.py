@@ -18,44 +18,36 @@ PIXELS = np.full((64, 64, 3), 99, np.uint8)
 MESSAGES = [{"role": "user", "content": [{"type": "image", "image": PIXELS}, {"type": "text", "text": "a"}]}]
 
 
-@pytest.fixture(scope="module")
-def nano():
-    return load(PATH)
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return DepthVLMProcessor.from_pretrained(PATH)
-
-
 def test_predict(nano):
     with pytest.raises(TypeError, match=r"`focal_lenght`.*Did you mean `focal_length`"):
         predict(PIXELS, model="there/is-none", focal_lenght=100.0)  # before a model is looked for
-    with pytest.raises(TypeError, match=r"`refine`"):
-        nano.predict(PIXELS, fov=60.0, refine=4)
-    with pytest.raises(TypeError, match=r"`max_new_token`.*Did you mean `max_new_tokens`"):
-        nano.predict(PIXELS, fov=60.0, prompt="a", max_new_token=4)
-    with pytest.raises(TypeError, match=r"`do_sample` is for the reply to a `prompt`"):
-        nano.predict(PIXELS, fov=60.0, do_sample=True)
+    for given, message in (
+        ({"refine": 4}, "`refine`"),
+        ({"prompt": "a", "max_new_token": 4}, r"`max_new_token`.*Did you mean `max_new_tokens`"),
+        ({"do_sample": True}, "`do_sample` is for the reply to a `prompt`"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            nano.predict(PIXELS, fov=60.0, **given)
     [prediction] = nano.predict(PIXELS, fov=60.0, prompt="a", max_new_tokens=2, do_sample=True, top_k=3)
     assert prediction.text is not None
 
 
-def test_conversation(nano):
-    talk = Conversation(PIXELS, nano, fov=60.0)
-    with pytest.raises(TypeError, match=r"`do_samples`.*Did you mean `do_sample`"):
-        talk.ask("a", do_samples=True)
-    with pytest.raises(TypeError, match="Did you mean `do_sample`"):
-        list(talk.stream("a", do_samples=True))
-
-
-def test_functions_without_keywords_of_others(nano):
-    with pytest.raises(TypeError, match=r"Conversation got .*`focal_lenght`.*Did you mean `focal_length`"):
-        Conversation(PIXELS, nano, focal_lenght=100.0)
-    with pytest.raises(TypeError, match=r"predict_video got .*`max_frame`.*Did you mean `max_frames`"):
-        predict_video("clip.mp4", "out", max_frame=3)
-    with pytest.raises(TypeError, match=r"`target_size`.*Did you mean `target_sizes`"):
-        nano.processor.post_process_depth_estimation(None, target_size=[(3, 4)])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda nano: Conversation(PIXELS, nano, fov=60.0).ask("a", do_samples=1), "`do_samples`.*mean `do_sample`"),
+        (lambda nano: list(Conversation(PIXELS, nano, fov=60.0).stream("a", do_samples=1)), "mean `do_sample`"),
+        (
+            lambda nano: Conversation(PIXELS, nano, focal_lenght=1.0),
+            "Conversation got .*`focal_lenght`.*focal_length",
+        ),
+        (lambda _: predict_video("clip.mp4", "out", max_frame=3), "predict_video got .*`max_frame`.*`max_frames`"),
+        (lambda nano: nano.processor.post_process_depth_estimation(None, target_size=[]), "size`.*mean `target_sizes`"),
+    ],
+)
+def test_other_functions(nano, call, message):
+    with pytest.raises(TypeError, match=message):
+        call(nano)
 
 
 def test_a_pipe_in_the_place_of_a_config(tmp_path):
@@ -78,7 +70,8 @@ def test_from_pretrained(kind):
     kind.from_pretrained(PATH, assumed_fov=50.0, trust_remote_code=False, revision="main", **known)
 
 
-def test_constructor_and_calls(processor):
+def test_constructor_and_calls(nano):
+    processor = nano.processor
     with pytest.raises(TypeError, match="Did you mean `canonical_focal_length`"):
         DepthVLMImageProcessor(canonical_focal_lenght=500.0)
     text = "<|image_pad|>"
@@ -91,9 +84,8 @@ def test_constructor_and_calls(processor):
         with pytest.raises(TypeError, match=r"`focal_lenght`.*Did you mean `focal_length`"):
             call(focal_lenght=100.0)
     processor(PIXELS, text, fov=60.0, padding=True, return_tensors="pt", max_length=9999, do_normalize=False)
-    processor.apply_chat_template(
-        MESSAGES, tokenize=True, return_dict=True, return_tensors="pt", processor_kwargs={"focal_length": 100.0}
-    )
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    processor.apply_chat_template(MESSAGES, **options, processor_kwargs={"focal_length": 100.0})
     assert processor.apply_chat_template(MESSAGES, chat_template="{{ mood }}", mood="glad") == "glad"
 
 
@@ -104,10 +96,9 @@ def test_a_prompt_beyond_the_context(nano, monkeypatch):
     words = "word " * 100_000
     talk = Conversation(PIXELS, nano, fov=60.0)
     monkeypatch.setattr(type(nano.model), "generate", never)
-    with pytest.raises(ValueError, match=r"has \d\d\d,\d\d\d tokens with its image.* holds 4,096"):
-        nano.predict(PIXELS, fov=60.0, prompt=words)
-    with pytest.raises(ValueError, match=r"has \d\d\d,\d\d\d tokens with its image.* holds 4,096"):
-        talk.ask(words)
+    for ask in (lambda: nano.predict(PIXELS, fov=60.0, prompt=words), lambda: talk.ask(words)):
+        with pytest.raises(ValueError, match=r"has \d\d\d,\d\d\d tokens with its image.* holds 4,096"):
+            ask()
 
 
 def test_model_and_processor_of_different_canonical_focal_lengths(tmp_path):

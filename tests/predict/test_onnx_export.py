@@ -1,6 +1,8 @@
 """The exported depth head in onnxruntime against PyTorch: every head, grids it was not traced with, real features."""
 
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import torch
 from depthvlm.benchmark.synthetic.scenes import render_scene
 from forward import plain_dpt
 from safetensors.torch import load_file, save_file
+from toy_checkpoint import change_config, leave_out
 from toy_models import last_layer, toy_inputs, toy_model
 from typer.testing import CliRunner
 
@@ -122,15 +125,12 @@ class TestFile:
         metadata = {entry.key: entry.value for entry in proto.metadata_props}
         assert metadata == nano.metadata
         config = json.loads((Path(depthvlm.__file__).parent / "nano/config.json").read_text())
-        assert metadata["head_type"] == "dpt_light"
-        assert metadata["feature_source"] == "vit+llm"
-        assert metadata["hidden_size"] == str(config["text_config"]["hidden_size"])
+        expected = {"head_type": "dpt_light", "feature_source": "vit+llm", "license": "apache-2.0"}
+        expected |= {"hidden_size": str(config["text_config"]["hidden_size"]), "source": "depthvlm-nano", "backbone": "qwen3_vl"}
+        expected |= {"patch_size": "16", "spatial_merge_size": "2", "stride": "32"}
+        assert {name: metadata[name] for name in expected} == expected
         assert float(metadata["canonical_focal_length"]) == config["canonical_focal_length"]
-        assert (metadata["patch_size"], metadata["spatial_merge_size"], metadata["stride"]) == ("16", "2", "32")
         assert json.loads(metadata["vision_layers"]) == config["vision_config"]["deepstack_visual_indexes"]
-        assert metadata["backbone"] == "qwen3_vl"
-        assert metadata["license"] == "apache-2.0"
-        assert metadata["source"] == "depthvlm-nano"
         assert nano.size == nano.path.stat().st_size
 
     def test_its_axes_are_free(self, nano):
@@ -160,36 +160,24 @@ class TestBadInput:
         result = CliRunner().invoke(app, ["export", "onnx", *map(str, arguments)])
         return result.exit_code, result.output
 
-    def test_no_head(self, tmp_path):
+    @pytest.mark.parametrize(
+        ("damage", "message"),
+        [
+            (lambda toy: leave_out(toy, "depth_head."), "has no depth head"),
+            (lambda toy: change_config(toy, depth_config={"features": 18}), "do not fit its config"),
+            (lambda toy: os.truncate(toy / "model.safetensors", 5000), "model.safetensors is incomplete or damaged"),
+            (shutil.rmtree, "There is no model folder"),
+        ],
+    )
+    def test_a_checkpoint_whose_head_cannot_be_read(self, tmp_path, damage, message):
         toy_model().save_pretrained(tmp_path / "toy")
-        file = tmp_path / "toy/model.safetensors"
-        save_file({n: w for n, w in load_file(file).items() if not n.startswith("depth_head.")}, file)
+        damage(tmp_path / "toy")
         code, output = self.export(tmp_path / "toy", "--out", tmp_path / "head.onnx")
         assert code == 1
-        assert "has no depth head" in output
+        assert message in output
         assert not (tmp_path / "head.onnx").exists()
 
-    def test_a_head_that_does_not_fit_its_config(self, tmp_path):
-        toy_model().save_pretrained(tmp_path / "toy")
-        config = json.loads((tmp_path / "toy/config.json").read_text())
-        config["depth_config"]["features"] = 18
-        (tmp_path / "toy/config.json").write_text(json.dumps(config))
-        code, output = self.export(tmp_path / "toy", "--out", tmp_path / "head.onnx")
-        assert code == 1
-        assert "do not fit its config" in output
-
-    def test_weights_that_are_cut_off(self, tmp_path):
-        toy_model().save_pretrained(tmp_path / "toy")
-        file = tmp_path / "toy/model.safetensors"
-        file.write_bytes(file.read_bytes()[:-100])
-        code, output = self.export(tmp_path / "toy", "--out", tmp_path / "head.onnx")
-        assert code == 1
-        assert "model.safetensors is incomplete or damaged" in output
-
-    def test_no_checkpoint_and_a_file_that_is_there(self, tmp_path):
-        code, output = self.export(tmp_path / "none", "--out", tmp_path / "head.onnx")
-        assert code == 1
-        assert "There is no model folder" in output
+    def test_a_file_that_is_there(self, tmp_path):
         (tmp_path / "head.onnx").write_bytes(b"mine")
         code, output = self.export("depthvlm-nano", "--out", tmp_path / "head.onnx")
         assert code == 2

@@ -8,24 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from toy_images import save_picture
 from typer.testing import CliRunner, Result
 
 from depthvlm.cli.app import app
 from depthvlm.inputs import look_for_images, read_cameras, result_stems
 
 
-def picture(name: str, size: tuple[int, int] = (80, 60)) -> Path:
-    path = Path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((*size[::-1], 3), 99, np.uint8)).save(path)
-    return path
-
-
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    picture("photos/a.jpg")
-    picture("photos/b.png")
+    save_picture("photos/a.jpg")
+    save_picture("photos/b.png")
     return tmp_path
 
 
@@ -66,7 +60,7 @@ class TestFolders:
 
     def test_without_images_the_folders_that_have_some_are_named(self):
         Path("empty/none").mkdir(parents=True)
-        picture("empty/day/one/x.jpg")
+        save_picture("empty/day/one/x.jpg")
         with pytest.raises(ValueError, match=r"empty: no images there, but in empty/day/one \(1\)"):
             look_for_images(["empty"])
         with pytest.raises(ValueError, match=r"empty/none: no images there\. Give"):
@@ -100,12 +94,13 @@ class TestCameras:
                 assert (record["camera"]["fx"], record["focal_source"]) == (fx, "intrinsics")
 
     def test_an_image_without_one_is_named(self):
-        Path("cameras.json").write_text('{"a.jpg": [70, 71, 40, 30], "other.png": [1, 1, 1, 1]}')
-        with pytest.raises(ValueError, match=r"cameras\.json has no camera for photos/b\.png: each image needs one"):
-            read_cameras(Path("cameras.json"), [Path("photos/a.jpg"), Path("photos/b.png")])
-        Path("cameras.json").write_text('{"a.jpg": [70, 71, 40, 30], "b.png": [70]}')
-        with pytest.raises(ValueError, match=r"cameras\.json, b\.png: holds an array of shape"):
-            read_cameras(Path("cameras.json"), [Path("photos/a.jpg"), Path("photos/b.png")])
+        for other, message in {
+            '"other.png": [1, 1, 1, 1]': r"cameras\.json has no camera for photos/b\.png: each image needs one",
+            '"b.png": [70]': r"cameras\.json, b\.png: holds an array of shape",
+        }.items():
+            Path("cameras.json").write_text(f'{{"a.jpg": [70, 71, 40, 30], {other}}}')
+            with pytest.raises(ValueError, match=message):
+                read_cameras(Path("cameras.json"), [Path("photos/a.jpg"), Path("photos/b.png")])
 
 
 @pytest.mark.parametrize(
@@ -121,7 +116,7 @@ class TestCameras:
         (["photos/a.jpg", "--prompt", " "], "--prompt is empty"),
         (
             ["photos/a.jpg", "--prompt", "<|image_pad|>?"],
-            "--prompt holds <|image_pad|>, a mark that is the model's own",
+            "--prompt holds <|image_pad|>, a mark that is the model's",
         ),
         (["photos/a.jpg", "--prompt", os.fsdecode(b"\xff?")], "--prompt holds bytes that are no text"),
         (["nothere.mp4"], "There is no image file 'nothere.mp4'."),

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from toy_checkpoint import save_toy_checkpoint
 from toy_clips import FOCAL, write_clip
+from toy_images import save_picture
 from typer.testing import CliRunner, Result
 
 from depthvlm.cli.app import app
@@ -22,7 +22,7 @@ from depthvlm.files import atomic_write, remove_partial_files
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    picture("a/photo.jpg")
+    save_picture("a/photo.jpg")
     return tmp_path
 
 
@@ -35,28 +35,18 @@ def predict(checkpoint):
     return run
 
 
-def picture(name: str, seed: int = 0) -> Path:
-    path = Path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(path)
-    return path
-
-
 class TestComplete:
     OPTIONS = ("--fov", 60, "--formats", "npy,png16,color", "--out", "out")
 
-    def test_the_same_run_again_is_skipped(self, predict, here):
-        assert "1 done" in predict("a/photo.jpg", *self.OPTIONS).output
-        assert "Skipped 1 complete" in predict("a/photo.jpg", *self.OPTIONS).output
-
     @pytest.mark.parametrize("change", ["picture", "camera", "model", "dtype", "empty", "cut", "gone"])
     def test_whatever_makes_it_another_result_is_done_again(self, predict, here, checkpoint, change):
-        predict("a/photo.jpg", *self.OPTIONS)
+        assert "1 done" in predict("a/photo.jpg", *self.OPTIONS).output
+        assert "Skipped 1 complete" in predict("a/photo.jpg", *self.OPTIONS).output
         file = here / "out/photo_depth.npy"
         before = file.read_bytes()
         options, model = list(self.OPTIONS), checkpoint
         if change == "picture":
-            picture("a/photo.jpg", seed=1)
+            save_picture("a/photo.jpg", seed=1)
         elif change == "camera":
             options[1] = 70
         elif change == "model":
@@ -68,27 +58,26 @@ class TestComplete:
         else:
             file.write_bytes(b"" if change == "empty" else before[:1000])
         result = predict("a/photo.jpg", *options, model=model)
-        assert result.exit_code == 0, result.output
-        assert "1 done" in result.output
-        assert "Skipped" not in result.output
+        assert (result.exit_code, "1 done" in result.output, "Skipped" in result.output) == (0, True, False)
         assert np.load(file).shape == (60, 80)
         assert (file.read_bytes() == before) == (change in ("model", "empty", "cut", "gone"))
 
     def test_another_picture_of_the_same_name_is_refused_before_anything_is_predicted(self, predict, here, monkeypatch):
         predict("a/photo.jpg", *self.OPTIONS)
-        picture("b/photo.jpg", seed=1)
+        save_picture("b/photo.jpg", seed=1)
         monkeypatch.setattr("depthvlm.inference.load", lambda *_: pytest.fail("loaded"))
         result = predict("b/photo.jpg", *self.OPTIONS)
         assert result.exit_code == 1
         assert f"holds the results of {here}/a/photo.jpg, not of {here}/b/photo.jpg" in result.stderr
+        monkeypatch.undo()
+        monkeypatch.chdir(here)
+        assert predict("b/photo.jpg", *self.OPTIONS, "--overwrite").exit_code == 0
 
     def test_other_formats_are_added(self, predict, here):
-        predict("a/photo.jpg", "--fov", 60, "--formats", "npy,json", "--out", "out")
-        assert "1 done" in predict("a/photo.jpg", "--fov", 60, "--formats", "glb,json", "--out", "out").output
+        for formats, said in (("npy,json", "1 done"), ("glb,json", "1 done"), ("npy,glb,json", "Skipped 1 complete")):
+            assert said in predict("a/photo.jpg", "--fov", 60, "--formats", formats, "--out", "out").output
         record = json.loads((here / "out/photo.json").read_text())
         assert record["files"] == {"glb": "photo.glb", "npy": "photo_depth.npy"}
-        everything = predict("a/photo.jpg", "--fov", 60, "--formats", "npy,glb,json", "--out", "out")
-        assert "Skipped 1 complete" in everything.output
 
     def test_another_prompt_adds_its_reply(self, predict, here):
         options = ("--fov", 60, "--formats", "npy,json", "--out", "out", "--max-new-tokens", 4)
@@ -117,11 +106,6 @@ class TestFilesOfTheUser:
         assert sorted(path.name for path in (here / "a").iterdir()) == sorted(["photo.jpg", name])
         assert (here / "a" / name).read_text() == "mine"
 
-    def test_overwrite_replaces_them(self, predict, here):
-        (here / "a/photo.json").write_text("mine")
-        assert predict("a/photo.jpg", "--fov", 60, "--out", "a", "--overwrite").exit_code == 0
-        assert json.loads((here / "a/photo.json").read_text())["width"] == 80
-
     def test_a_result_that_the_user_changed_is_the_users(self, predict, here):
         predict("a/photo.jpg", "--fov", 60, "--formats", "npy,json", "--out", "out")
         for text in ('{"notes": "a long text, ' + "x" * 2000 + '"}', '{"notes": 1}'):
@@ -131,14 +115,16 @@ class TestFilesOfTheUser:
             assert "out/photo.json was not written by depthvlm, or was changed since" in result.stderr
             assert (here / "out/photo.json").read_text() == text
 
-    def test_a_link_to_the_users_file_is_not_replaced(self, predict, here):
+    def test_a_link_to_the_users_file_is_replaced_by_overwrite_alone(self, predict, here):
         (here / "a/photo_color.png").symlink_to("measured.png")
         assert predict("a/photo.jpg", "--fov", 60, "--out", "a").exit_code == 1
         assert (here / "a/photo_color.png").is_symlink()
+        assert predict("a/photo.jpg", "--fov", 60, "--out", "a", "--overwrite").exit_code == 0
+        assert json.loads((here / "a/photo.json").read_text())["width"] == 80
 
     def test_an_image_to_predict_is_never_a_result(self, predict, here):
         """Measured depth beside the photo, under the name that the photo's result would have."""
-        picture("a/photo_depth.png", seed=3)
+        save_picture("a/photo_depth.png", seed=3)
         before = (here / "a/photo_depth.png").read_bytes()
         result = predict("a", "--fov", 60, "--out", "a", "--overwrite")
         assert result.exit_code == 1
@@ -166,20 +152,9 @@ class TestInterrupted:
     @pytest.mark.slow
     def test_killed_at_any_moment_it_goes_on_and_leaves_nothing(self, here):
         for seed in range(12):
-            picture(f"many/{seed}.png", seed)
-        command = [
-            sys.executable,
-            "-m",
-            "depthvlm",
-            "predict",
-            "many",
-            "--fov",
-            "60",
-            "--out",
-            "out",
-            "--batch-size",
-            "1",
-        ]
+            save_picture(f"many/{seed}.png", seed=seed)
+        options = ["--fov", "60", "--out", "out", "--batch-size", "1"]
+        command = [sys.executable, "-m", "depthvlm", "predict", "many", *options]
         for moment in range(4):
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             while process.poll() is None and len(list((here / "out").glob("*.json"))) < 2 * moment + 1:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from toy_clips import FOCAL, SEEDS, decode, lines_of, pngs, scene, values_of, write_clip
+from toy_images import exif_of
 from toy_models import last_layer
 
 import depthvlm
@@ -17,11 +18,6 @@ from depthvlm.video import range_of
 from depthvlm.video_frames import natural_sorted, open_clip
 from depthvlm.video_writer import SideBySide, write_video
 from depthvlm.visualize import DepthRange, colorize, scale_bar
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_clip(tmp_path_factory.mktemp("clip") / "walk.mp4", SEEDS)
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +69,8 @@ class TestDepth:
         with pytest.warns(UserWarning, match="pixels of the clip are beyond 256.0 m") as caught:
             result = depthvlm.predict_video(clip, tmp_path, far, focal_length=FOCAL, batch_size=1)
         assert len(caught) == 1
-        expected = sum(
-            int((prediction.depth >= 65534.5 / 256).sum())
-            for picture in decode(clip)[0]
-            for prediction in far.predict(picture, focal_length=FOCAL)
-        )
+        predictions = [far.predict(picture, focal_length=FOCAL)[0] for picture in decode(clip)[0]]
+        expected = sum(int((prediction.depth >= 65534.5 / 256).sum()) for prediction in predictions)
         assert result.record["clipped_pixels"] == expected > 0
 
     def test_the_assumed_camera_is_one_and_said_once(self, clip, nano, tmp_path):
@@ -87,20 +80,18 @@ class TestDepth:
         assert result.camera.source == "assumed"
         assert result.camera.fx == pytest.approx(48 / np.tan(np.pi / 6))
         [expected] = nano.predict(decode(clip)[0][1], focal_length=result.camera.fx)
-        np.testing.assert_array_equal(
-            values_of(result.files.depth / "000001.png"), np.round(expected.depth.astype(np.float64) * 1000)
-        )
+        millimetres = np.round(expected.depth.astype(np.float64) * 1000)
+        np.testing.assert_array_equal(values_of(result.files.depth / "000001.png"), millimetres)
 
 
 class TestRecord:
     def test_it_holds_camera_unit_and_range(self, done, clip):
         record = json.loads(done.files.record.read_text())
         assert record == done.record
-        assert record["source"] == str(clip)
-        assert record["camera"] == {"fx": FOCAL, "fy": FOCAL, "cx": 48.0, "cy": 36.0, "width": 96, "height": 72}
-        assert (record["frames"], record["frame_rate"], record["duration"]) == (5, 25.0, 0.16)
-        assert record["depth_scale"] == 1000
-        assert record["problem"] is None
+        camera = {"fx": FOCAL, "fy": FOCAL, "cx": 48.0, "cy": 36.0, "width": 96, "height": 72}
+        expected = {"source": str(clip), "camera": camera, "frames": 5, "frame_rate": 25.0, "duration": 0.16}
+        expected |= {"depth_scale": 1000, "problem": None}
+        assert {name: record[name] for name in expected} == expected
         assert "independently" in record["note"]
 
     def test_every_frame_has_its_time_and_depths(self, done):
@@ -171,14 +162,9 @@ class TestSideBySide:
         assert np.abs(np.asarray(pictures[3]).astype(int) - scene(2, 64, 48)).mean() < 8
 
     def test_an_error_leaves_no_video(self, tmp_path):
-        def fail():
+        video = write_video(tmp_path / "a.mp4", (64, 48), Fraction(1, 25), Fraction(25))
+        with pytest.raises(RuntimeError, match="stop"), video:
             raise RuntimeError("stop")
-
-        with (
-            pytest.raises(RuntimeError, match="stop"),
-            write_video(tmp_path / "a.mp4", (64, 48), Fraction(1, 25), Fraction(25)),
-        ):
-            fail()
         assert list(tmp_path.iterdir()) == []
 
 
@@ -205,10 +191,9 @@ class TestSources:
         assert clip.size == (144, 72)
 
     def test_odd_sizes(self, nano, tmp_path):
+        (tmp_path / "odd").mkdir()
         for index, seed in enumerate((1, 2)):
-            path = tmp_path / "odd" / f"{index}.png"
-            path.parent.mkdir(exist_ok=True)
-            Image.fromarray(scene(seed)[:71, :95]).save(path)
+            Image.fromarray(scene(seed)[:71, :95]).save(tmp_path / "odd" / f"{index}.png")
         result = depthvlm.predict_video(tmp_path / "odd", tmp_path / "out", nano, focal_length=FOCAL)
         assert values_of(result.files.depth / "1.png").shape == (71, 95)
         width, height = decode(result.files.video)[0][0].size
@@ -217,10 +202,9 @@ class TestSources:
     def test_a_folder_is_taken_in_natural_order_with_the_camera_of_its_first_image(self, nano, tmp_path):
         folder = tmp_path / "frames"
         folder.mkdir()
-        exif = Image.Exif()
-        exif[0x8769] = {0xA405: 50}  # FocalLengthIn35mmFilm
+        exif = exif_of(FocalLengthIn35mmFilm=50).tobytes()
         for number in (10, 2, 1):
-            Image.fromarray(scene(number % 4)).save(folder / f"f{number}.png", exif=exif if number == 1 else None)
+            Image.fromarray(scene(number % 4)).save(folder / f"f{number}.png", exif=exif if number == 1 else b"")
         result = depthvlm.predict_video(folder, tmp_path / "out", nano, fps=10)
         assert [line["frame"] for line in lines_of(result.files.frames)] == ["f1", "f2", "f10"]
         assert [line["time"] for line in lines_of(result.files.frames)] == [0.0, 0.1, 0.2]

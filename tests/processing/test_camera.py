@@ -11,18 +11,10 @@ import torch
 from depthvlm.processing import CAMERA_SOURCES, Camera, resolve_camera, resolve_cameras
 from depthvlm.processing.camera_depthvlm import ORIENTATIONS, focal_length_from_exif
 from depthvlm.processing.image_processing_depthvlm import canonical_size
-from PIL import ExifTags, Image
+from PIL import Image
+from toy_images import exif_of
 
-Tag = ExifTags.Base
 MATRIX = [[700.0, 0.0, 310.0], [0.0, 710.0, 250.0], [0.0, 0.0, 1.0]]
-
-
-def make_exif(orientation: int | None = None, **tags: object) -> Image.Exif:
-    exif = Image.Exif()
-    if orientation is not None:
-        exif[Tag.Orientation] = orientation
-    exif.get_ifd(ExifTags.IFD.Exif).update({Tag[name]: value for name, value in tags.items()})
-    return exif
 
 
 def camera(focal_length: float = 500.0, width: int = 640, height: int = 480) -> Camera:
@@ -34,22 +26,16 @@ def size(focal_length: float, width: int = 640, height: int = 480, least: int = 
 
 
 class TestCamera:
-    def test_intrinsics_are_a_float32_matrix(self):
+    def test_its_matrix_its_field_of_view_and_its_scaling(self):
         expected = torch.tensor([[500.0, 0.0, 320.0], [0.0, 500.0, 240.0], [0.0, 0.0, 1.0]])
         assert torch.equal(camera().intrinsics, expected)
-
-    def test_scaling_multiplies_each_axis_by_its_own_factor(self):
-        scaled = camera().scaled_to(320, 480)
-        assert (scaled.fx, scaled.fy, scaled.cx, scaled.cy) == (250.0, 500.0, 160.0, 240.0)
-        assert (scaled.width, scaled.height, scaled.source) == (320, 480, "focal_length")
+        assert camera(320.0).fov == pytest.approx(90.0)  # horizontal
+        assert camera().scaled_to(320, 480) == Camera(250.0, 500.0, 160.0, 240.0, 320, 480, "focal_length")
 
     def test_a_row_holds_all_of_it(self):
         for source in CAMERA_SOURCES:
             original = Camera(700.0, 710.0, 310.0, 250.0, 640, 480, source)
             assert Camera.from_row(torch.tensor(original.to_row())) == original
-
-    def test_fov_is_horizontal(self):
-        assert camera(320.0).fov == pytest.approx(90.0)
 
     @pytest.mark.parametrize(
         ("values", "message"),
@@ -66,29 +52,20 @@ class TestCamera:
 
 
 class TestPrecedence:
-    EXIF = make_exif(FocalLengthIn35mmFilm=28)
+    EXIF = exif_of(FocalLengthIn35mmFilm=28)
     ALL: ClassVar[dict] = {"intrinsics": MATRIX, "focal_length": 600.0, "fov": 90.0, "exif": EXIF}
 
-    def test_each_source_gives_way_to_the_one_before(self):
+    def test_each_source_gives_way_to_the_one_before_and_none_of_them_warns(self):
         known = dict(self.ALL)
-        expected = [
-            ("intrinsics", 700.0),
-            ("focal_length", 600.0),
-            ("fov", 320.0),
-            ("exif", 28 * 800 / math.hypot(36, 24)),
-        ]
-        for source, focal_length in expected:
-            found = resolve_camera((480, 640), **known)
+        expected = {"intrinsics": 700.0, "focal_length": 600.0, "fov": 320.0, "exif": 28 * 800 / math.hypot(36, 24)}
+        for source, focal_length in expected.items():
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                found = resolve_camera((480, 640), **known)
             assert (found.source, found.fx) == (source, pytest.approx(focal_length))
             known.pop(source)
         with pytest.warns(UserWarning, match="60 degrees"):
             assert resolve_camera((480, 640)).source == "assumed"
-
-    @pytest.mark.parametrize("source", ["intrinsics", "focal_length", "fov", "exif"])
-    def test_a_known_camera_warns_of_nothing(self, source):
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            resolve_camera((480, 640), **{source: self.ALL[source]})
 
     @pytest.mark.parametrize("given", [MATRIX, np.array(MATRIX), torch.tensor(MATRIX), [700.0, 710.0, 310.0, 250.0]])
     def test_intrinsics_may_be_a_matrix_or_four_numbers(self, given):
@@ -99,19 +76,15 @@ class TestPrecedence:
         sizes = [(480, 640)] * 3
         found = resolve_cameras(sizes, intrinsics=[None, MATRIX, None], focal_length=[500.0, 500.0, None], fov=90)
         assert [one.source for one in found] == ["focal_length", "intrinsics", "fov"]
-        assert [one.fx for one in resolve_cameras(sizes, focal_length=torch.tensor([1e2, 2e2, 3e2]))] == [
-            1e2,
-            2e2,
-            3e2,
-        ]
-        assert [one.fx for one in resolve_cameras(sizes, intrinsics=torch.tensor([MATRIX] * 3))] == [700.0] * 3
-        assert [one.fx for one in resolve_cameras(sizes, intrinsics=[[700, 710, 310, 250]] * 3)] == [700.0] * 3
-        # Nested as the images of two conversations are.
-        assert [one.fx for one in resolve_cameras(sizes, focal_length=[[500.0], [400.0, 300.0]])] == [5e2, 4e2, 3e2]
-
-    def test_one_value_holds_for_all_images(self):
-        assert [one.fx for one in resolve_cameras([(480, 640)] * 2, focal_length=500)] == [500.0, 500.0]
-        assert [one.fx for one in resolve_cameras([(480, 640)] * 2, intrinsics=MATRIX)] == [700.0, 700.0]
+        for given, expected in (
+            ({"focal_length": torch.tensor([1e2, 2e2, 3e2])}, [1e2, 2e2, 3e2]),
+            ({"focal_length": [[500.0], [400.0, 300.0]]}, [5e2, 4e2, 3e2]),  # nested as the images of two conversations
+            ({"focal_length": 500}, [500.0] * 3),  # one for all
+            ({"intrinsics": torch.tensor([MATRIX] * 3)}, [700.0] * 3),
+            ({"intrinsics": [[700, 710, 310, 250]] * 3}, [700.0] * 3),
+            ({"intrinsics": MATRIX}, [700.0] * 3),
+        ):
+            assert [one.fx for one in resolve_cameras(sizes, **given)] == expected
 
     def test_one_warning_for_all_unknown_images(self):
         with pytest.warns(UserWarning, match="is not known") as caught:
@@ -130,21 +103,20 @@ class TestBadCameras:
         with pytest.raises(ValueError, match=f"`{name}` must be a finite number above 0"):
             resolve_camera((480, 640), **{name: value})
 
-    @pytest.mark.parametrize("radians", [1.047, 0.5, 3.14])
-    def test_an_angle_in_radians_is_noticed(self, radians):
-        with pytest.raises(ValueError, match="degrees, and not be in radians"):
-            resolve_camera((480, 640), fov=radians)
-
-    def test_an_angle_is_below_180_degrees(self):
-        with pytest.raises(ValueError, match="between 0 and 180"):
-            resolve_camera((480, 640), fov=180)
-
     @pytest.mark.parametrize("name", ["focal_length", "fov", "intrinsics"])
     @pytest.mark.parametrize("count", [1, 3])
     def test_as_many_values_as_images(self, name, count):
         value = MATRIX if name == "intrinsics" else 90.0
         with pytest.raises(ValueError, match=rf"`{name}` has {count} entries for 2 image\(s\)"):
             resolve_cameras([(480, 640)] * 2, **{name: [value] * count})
+
+    @pytest.mark.parametrize(
+        ("fov", "message"),
+        [*((radians, "degrees, and not be in radians") for radians in (1.047, 0.5, 3.14)), (180, "between 0 and 180")],
+    )
+    def test_an_angle_is_in_degrees(self, fov, message):
+        with pytest.raises(ValueError, match=message):
+            resolve_camera((480, 640), fov=fov)
 
     @pytest.mark.parametrize(
         ("value", "message"),
@@ -169,13 +141,20 @@ class TestBadCameras:
         with pytest.raises(ValueError, match=message):
             resolve_camera((480, 640), intrinsics=value)
 
-    def test_millimetres_are_noticed(self):
-        with pytest.warns(UserWarning, match="not in millimetres"):
-            resolve_camera((3000, 4000), focal_length=35)
-
-    def test_intrinsics_of_another_size_are_noticed(self):
-        with pytest.warns(UserWarning, match="Scale `intrinsics` if they belong to another size"):
-            resolve_camera((480, 640), intrinsics=[1400.0, 1400.0, 960.0, 720.0])
+    @pytest.mark.parametrize(
+        ("size", "given", "message"),
+        [
+            ((3000, 4000), {"focal_length": 35}, "not in millimetres"),
+            (
+                (480, 640),
+                {"intrinsics": [1400.0, 1400.0, 960.0, 720.0]},
+                "Scale `intrinsics` if they belong to another",
+            ),
+        ],
+    )
+    def test_another_unit_or_size_is_noticed(self, size, given, message):
+        with pytest.warns(UserWarning, match=message):
+            resolve_camera(size, **given)
 
 
 class TestCameraOfAnotherSize:
@@ -206,7 +185,7 @@ class TestCameraOfAnotherSize:
         ("orientation", "principal"), [(5, (110, 170)), (6, (130, 170)), (7, (130, 150)), (8, (110, 150))]
     )
     def test_a_calibration_of_the_stored_picture_is_turned_with_it(self, orientation, principal):
-        found = resolve_camera((320, 240), make_exif(orientation), intrinsics=self.SIZED)
+        found = resolve_camera((320, 240), exif_of(Orientation=orientation), intrinsics=self.SIZED)
         assert (found.fx, found.fy, found.cx, found.cy) == (310.0, 300.0, *principal)
         # As Pillow turns a pixel: the one whose centre is at (170.5, 110.5).
         stored = np.zeros((240, 320), np.uint8)
@@ -217,7 +196,7 @@ class TestCameraOfAnotherSize:
         assert (pixel.cx, pixel.cy) == (column + 0.5, row + 0.5)
 
     def test_intrinsics_of_the_upright_picture_stay_and_those_of_the_stored_are_refused(self):
-        exif = make_exif(6)
+        exif = exif_of(Orientation=6)
         upright = [310.0, 300.0, 130.0, 170.0]
         assert resolve_camera((320, 240), exif, intrinsics=upright).cy == 170.0
         with pytest.raises(ValueError, match=r"here \[310, 300, 130, 170\], or add the size .* 320, 240\]"):
@@ -229,7 +208,7 @@ class TestExif:
 
     def test_35_mm_equivalent_by_the_diagonal_rule(self):
         # 26 mm on a 4032x3024 picture, whose diagonal is 5040: 26 * 5040 / 43.27 = 3028.7 pixels.
-        found = resolve_camera((3024, 4032), make_exif(FocalLengthIn35mmFilm=26))
+        found = resolve_camera((3024, 4032), exif_of(FocalLengthIn35mmFilm=26))
         assert found.fx == found.fy == pytest.approx(3028.66, abs=0.01)
         assert (found.source, found.cx, found.cy) == ("exif", 2016.0, 1512.0)
 
@@ -239,35 +218,29 @@ class TestExif:
         tags = {"FocalLength": 18.0, "FocalPlaneXResolution": resolution, "FocalPlaneYResolution": resolution / 2}
         if unit is not None:
             tags["FocalPlaneResolutionUnit"] = unit
-        found = resolve_camera((3000, 4000), make_exif(**tags))
+        found = resolve_camera((3000, 4000), exif_of(**tags))
         assert (found.fx, found.fy) == (pytest.approx(3600), pytest.approx(1800))
 
     @pytest.mark.parametrize("orientation", range(1, 9))
-    def test_resolution_turns_with_the_picture(self, orientation):
+    def test_it_turns_with_the_picture(self, orientation):
         tags = {"FocalLength": 18.0, "FocalPlaneXResolution": 200.0, "FocalPlaneYResolution": 100.0}
-        exif = make_exif(orientation, FocalPlaneResolutionUnit=4, **tags)
+        resolution = exif_of(Orientation=orientation, FocalPlaneResolutionUnit=4, **tags)
         turned = orientation >= 5
-        found = resolve_camera((4000, 3000) if turned else (3000, 4000), exif)
+        found = resolve_camera((4000, 3000) if turned else (3000, 4000), resolution)
         assert (found.fx, found.fy) == ((1800, 3600) if turned else (3600, 1800))
-
-    @pytest.mark.parametrize("orientation", range(1, 9))
-    def test_the_diagonal_rule_holds_either_way(self, orientation):
-        size = (4032, 3024) if orientation >= 5 else (3024, 4032)
-        found = resolve_camera(size, make_exif(orientation, FocalLengthIn35mmFilm=26))
+        equivalent = exif_of(Orientation=orientation, FocalLengthIn35mmFilm=26)
+        found = resolve_camera((4032, 3024) if turned else (3024, 4032), equivalent)
         assert found.fx == pytest.approx(3028.66, abs=0.01)
 
     def test_a_resolution_belongs_to_the_size_at_which_the_picture_was_taken(self):
         tags = {"FocalLength": 18.0, "FocalPlaneXResolution": 200.0, "FocalPlaneResolutionUnit": 4}
-        exif = make_exif(ExifImageWidth=4000, ExifImageHeight=3000, **tags)
+        exif = exif_of(ExifImageWidth=4000, ExifImageHeight=3000, **tags)
         assert resolve_camera((300, 400), exif).fx == pytest.approx(360)
 
-    def test_a_cropped_picture_is_not_trusted(self):
-        exif = make_exif(ExifImageWidth=4000, ExifImageHeight=3000, FocalLengthIn35mmFilm=26)
+    def test_a_cropped_picture_is_not_trusted_and_a_turned_one_is(self):
+        exif = exif_of(ExifImageWidth=4000, ExifImageHeight=3000, FocalLengthIn35mmFilm=26)
         with pytest.warns(UserWarning, match="the picture was cropped"):
             assert resolve_camera((1000, 1000), exif).source == "assumed"
-
-    def test_turned_pixels_are_not_cropped_ones(self):
-        exif = make_exif(ExifImageWidth=4000, ExifImageHeight=3000, FocalLengthIn35mmFilm=26)
         assert resolve_camera((4000, 3000), exif).source == "exif"
 
     @pytest.mark.parametrize(
@@ -285,20 +258,20 @@ class TestExif:
     )
     def test_garbage_is_ignored_with_its_reason(self, tags, reason):
         with pytest.warns(UserWarning, match=reason) as caught:
-            assert resolve_camera((480, 640), make_exif(**tags)).source == "assumed"
+            assert resolve_camera((480, 640), exif_of(**tags)).source == "assumed"
         assert len(caught) == 1
 
     def test_garbage_beside_a_good_value_is_named(self):
         tags = {"FocalLength": 18.0, "FocalPlaneXResolution": 200.0, "FocalPlaneResolutionUnit": 4}
         with pytest.warns(UserWarning, match="do not tell the focal length for sure: EXIF FocalLengthIn35mm"):
-            assert resolve_camera((3000, 4000), make_exif(FocalLengthIn35mmFilm=1, **tags)).source == "exif"
+            assert resolve_camera((3000, 4000), exif_of(FocalLengthIn35mmFilm=1, **tags)).source == "exif"
 
     def test_zero_means_unknown(self):
-        assert focal_length_from_exif(make_exif(FocalLengthIn35mmFilm=0, FocalLength=0.0), 640, 480) == (None, None)
+        assert focal_length_from_exif(exif_of(FocalLengthIn35mmFilm=0, FocalLength=0.0), 640, 480) == (None, None)
 
     def test_rationals_as_files_hold_them(self, tmp_path):
         path = tmp_path / "photo.jpg"
-        exif = make_exif(FocalLength=6.25, FocalPlaneXResolution=3000.5, FocalPlaneResolutionUnit=3)
+        exif = exif_of(FocalLength=6.25, FocalPlaneXResolution=3000.5, FocalPlaneResolutionUnit=3)
         Image.new("RGB", (1600, 1200)).save(path, exif=exif)
         with Image.open(path) as image, pytest.warns(UserWarning, match="which nothing else in them confirms"):
             found = resolve_camera((1200, 1600), image.getexif())
@@ -306,25 +279,26 @@ class TestExif:
 
 
 class TestCanonicalSize:
-    def test_equation_6_rounded_once(self):
-        # s = 2: 1280x960 are whole cells of 32; s = 1.25: 800x600 -> 600 / 32 = 18.75 -> 19 cells.
-        assert size(500.0) == (960, 1280, 1.0)
-        assert size(800.0) == (608, 800, 1.0)
-
-    def test_the_budget_caps_the_size_and_focal_scale_tells_by_how_much(self):
-        # s = 2 would be 1.2 million pixels; 307,200 allow s = 1, so f_eff = 500 and metres are halved.
-        assert size(500.0, most=640 * 480) == (480, 640, 0.5)
-        assert size(1000.0, most=640 * 480) == (480, 640, 1.0)
-        # 200,000 allow s = 0.8069; with a whole number of cells on one side 0.8, 384x512.
-        assert size(500.0, most=200_000) == (384, 512, pytest.approx(0.4))
-
-    def test_a_small_image_is_enlarged_to_the_least_size(self):
-        # s = 1/4 would be 160x120; 65,536 need s = 0.4619, and 0.5 cuts the width into 10 cells.
-        assert size(4000.0, least=65536) == (256, 320, 2.0)
-
-    def test_an_image_keeps_at_least_one_cell(self):
-        assert size(10.0**9) == (32, 32 * round(640 / 480), pytest.approx(10.0**6 * 32 / 480))
-        assert size(1000.0, width=8, height=8) == (32, 32, 4.0)
+    @pytest.mark.parametrize(
+        ("expected", "focal_length", "options"),
+        [
+            # Equation 6, rounded once. s = 2: whole cells; s = 1.25: 800x600 -> 600 / 32 = 18.75 -> 19 cells.
+            ((960, 1280, 1.0), 500.0, {}),
+            ((608, 800, 1.0), 800.0, {}),
+            # The budget: s = 2 would be 1.2 million pixels; 307,200 allow s = 1, so f_eff = 500 and metres are halved.
+            ((480, 640, 0.5), 500.0, {"most": 640 * 480}),
+            ((480, 640, 1.0), 1000.0, {"most": 640 * 480}),
+            # 200,000 allow s = 0.8069; with a whole number of cells on one side 0.8, 384x512.
+            ((384, 512, pytest.approx(0.4)), 500.0, {"most": 200_000}),
+            # The least size: s = 1/4 would be 160x120; 65,536 need s = 0.4619, and 0.5 cuts the width into 10 cells.
+            ((256, 320, 2.0), 4000.0, {"least": 65536}),
+            # At least one cell.
+            ((32, 32 * round(640 / 480), pytest.approx(10.0**6 * 32 / 480)), 10.0**9, {}),
+            ((32, 32, 4.0), 1000.0, {"width": 8, "height": 8}),
+        ],
+    )
+    def test_the_size_and_by_how_much_focal_scale_differs(self, expected, focal_length, options):
+        assert size(focal_length, **options) == expected
 
     @pytest.mark.parametrize("most", [65536, 200_000, 3 * 1024 * 1024])
     def test_doubling_the_focal_length_doubles_metres_exactly(self, most):
@@ -342,13 +316,16 @@ class TestCanonicalSize:
                 assert twice[2] == 2 * once[2]
         assert equal > 300
 
-    def test_extreme_shapes_are_refused(self):
-        with pytest.raises(ValueError, match="more than 200 times"):
-            size(1000.0, width=4020, height=20)
-
-    def test_a_budget_that_cannot_hold_one_row_is_refused(self):
-        with pytest.raises(ValueError, match="Raise `max_pixels`"):
-            size(1000.0, width=2000, height=20, most=65536)
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"width": 4020, "height": 20}, "more than 200 times"),
+            ({"width": 2000, "height": 20, "most": 65536}, "Raise `max_pixels`"),
+        ],
+    )
+    def test_shapes_for_which_there_is_no_size(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            size(1000.0, **options)
 
 
 @pytest.mark.real_data
@@ -367,32 +344,19 @@ class TestRealCameras:
             assert focal_scale == 1.0
 
     def test_every_benchmark_camera_fits_the_default_budget(self):
-        # Width, height and focal length of the widest cameras: nuScenes CAM_BACK, DDAD, Argoverse 2, ETH3D.
-        for width, height, focal_length in [
-            (1600, 900, 809.2),
-            (1936, 1216, 1054.9),
-            (1550, 2048, 1776),
-            (6048, 4032, 3400),
-        ]:
+        # Width, height and focal length: nuScenes CAM_BACK, DDAD, Argoverse 2, ETH3D.
+        widest = [(1600, 900, 809.2), (1936, 1216, 1054.9), (1550, 2048, 1776), (6048, 4032, 3400)]
+        for width, height, focal_length in widest:
             assert canonical_size(camera(focal_length, width, height), 1000.0, 32, 65536, 3 * 1024 * 1024)[2] == 1.0
 
 
 # Width and height in pixels, focal length in pixels, and the published grid by hand: s = 1000 / f, whole pixels, the
 # nearest multiple of 28, then of 32 (a half goes to the even count), for example
 # 1440 x 1000 / 1434.29 = 1004 -> 36 x 28 = 1008 = 31.5 x 32 -> 1024, where 1004 itself would be 31 x 32 = 992.
+# The twelve examples of the published data.
+SCANNETPP = (1434.29, 1432.49, 1425.24, 1429.7, 1429.61, 1426.68, 1428.65, 1428.51, 1423.36, 1427.9, 1429.35, 1431.33)
 PUBLISHED_GRIDS = [
-    (1920, 1440, 1434.29, 1344, 1024),  # ScanNet++: the twelve examples of the published data
-    (1920, 1440, 1432.49, 1344, 1024),
-    (1920, 1440, 1425.24, 1344, 1024),
-    (1920, 1440, 1429.7, 1344, 1024),
-    (1920, 1440, 1429.61, 1344, 1024),
-    (1920, 1440, 1426.68, 1344, 1024),
-    (1920, 1440, 1428.65, 1344, 1024),
-    (1920, 1440, 1428.51, 1344, 1024),
-    (1920, 1440, 1423.36, 1344, 1024),
-    (1920, 1440, 1427.9, 1344, 1024),
-    (1920, 1440, 1429.35, 1344, 1024),
-    (1920, 1440, 1431.33, 1344, 1024),
+    *((1920, 1440, focal_length, 1344, 1024) for focal_length in SCANNETPP),
     (640, 480, 518.8579, 1216, 928),  # NYUv2: 1233 -> 1232 = 38.5 x 32 -> 38; 925 -> 924 = 28.875 x 32 -> 29
     (1920, 1280, 2059.0, 928, 608),  # Waymo: 932 -> 924 -> 29; 622 -> 616 = 19.25 x 32 -> 19
     (1600, 900, 1266.4, 1248, 704),  # nuScenes: 1263 -> 1260 = 39.375 -> 39; 711 -> 700 = 21.875 -> 22

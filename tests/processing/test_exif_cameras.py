@@ -9,6 +9,7 @@ from conftest import REPOSITORY
 from depthvlm.processing import resolve_camera
 from depthvlm.processing.camera_depthvlm import panorama_reason, read_exif
 from PIL import ExifTags, Image, PngImagePlugin
+from toy_images import exif_of
 
 Tag = ExifTags.Base
 GPANO = (
@@ -16,17 +17,6 @@ GPANO = (
     b'<rdf:Description xmlns:GPano="http://ns.google.com/photos/1.0/panorama/" GPano:ProjectionType="equirectangular"/>'
     b"</rdf:RDF></x:xmpmeta>"
 )
-
-
-def exif_of(related: tuple[int, int] | None = None, **tags: object) -> Image.Exif:
-    exif = Image.Exif()
-    for name in ("Make", "Model", "Orientation"):
-        if name in tags:
-            exif[Tag[name]] = tags.pop(name)
-    exif.get_ifd(ExifTags.IFD.Exif).update({Tag[name]: value for name, value in tags.items()})
-    if related is not None:
-        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.IFD.Interop] = {1: "R98", 0x1001: related[0], 0x1002: related[1]}
-    return exif
 
 
 def camera_of(width: int, height: int, exif: Image.Exif):
@@ -81,14 +71,13 @@ def test_millimetres_and_a_known_sensor(make, model, width, height, tags, expect
     assert (camera.source, said) == ("exif", "")
     assert camera.fx == camera.fy == pytest.approx(expected, rel=0.015)
     # The same on its side, reduced, and cut to 16:9 and 1:1 in the camera, which keep a whole side of the sensor.
-    turned, _ = camera_of(height, width, exif_of(Make=make, Model=model, Orientation=6, **tags))
-    assert turned.fx == pytest.approx(expected, rel=0.015)
-    small, _ = camera_of(width // 4, height // 4, exif_of(Make=make, Model=model, **tags))
-    assert small.fx == pytest.approx(expected / 4, rel=0.02)
-    wide, _ = camera_of(width, round(width * 9 / 16), exif_of(Make=make, Model=model, **tags))
-    assert wide.fx == pytest.approx(expected, rel=0.015)
-    square, _ = camera_of(height, height, exif_of(Make=make, Model=model, **tags))
-    assert square.fx == pytest.approx(expected, rel=0.03)
+    for size, orientation, focal_length in (
+        ((height, width), 6, pytest.approx(expected, rel=0.015)),
+        ((width // 4, height // 4), 1, pytest.approx(expected / 4, rel=0.02)),
+        ((width, round(width * 9 / 16)), 1, pytest.approx(expected, rel=0.015)),
+        ((height, height), 1, pytest.approx(expected, rel=0.03)),
+    ):
+        assert camera_of(*size, exif_of(Make=make, Model=model, Orientation=orientation, **tags))[0].fx == focal_length
 
 
 CANON_6D2 = {
@@ -99,6 +88,7 @@ CANON_6D2 = {
     "ExifImageHeight": 4160,
 }
 CANON_7D = {"FocalLength": 57.0, "FocalPlaneXResolution": 5184000 / 907, "FocalPlaneYResolution": 3456000 / 595}
+NEW_SIZE = {"ExifImageWidth": 900, "ExifImageHeight": 600}
 FUJI = {"FocalLength": 25.6, "FocalPlaneXResolution": 820, "FocalPlaneResolutionUnit": 3}  # of the raw file's preview
 IPHONE = {"Make": "Apple", "Model": "iPhone XS", "FocalLength": 4.25}
 DIAGONAL = math.hypot(36, 24)
@@ -113,11 +103,7 @@ CONTRADICTIONS = {
         (57 / 22.3 * 900, ["12826", "2300"]),
     ),
     "reduced, and its new size entered": (
-        (
-            900,
-            600,
-            {"Make": "Canon", "Model": "Canon EOS 7D", "ExifImageWidth": 900, "ExifImageHeight": 600, **CANON_7D},
-        ),
+        (900, 600, {"Make": "Canon", "Model": "Canon EOS 7D", **CANON_7D, **NEW_SIZE}),
         (57 / 22.3 * 900, ["12826", "2300"]),
     ),
     "a resolution of the raw file's preview": (
@@ -158,13 +144,15 @@ def test_contradictions_are_said_with_both_numbers(name):
 
 
 def test_what_nothing_confirms_is_assumed_or_said():
-    # Pixels of 4.4 micrometres on a sensor 4 mm wide: the file of a larger camera, reduced.
-    camera, said = camera_of(900, 600, exif_of(**CANON_7D))
-    assert (camera.source, "12826" in said, "779" in said) == ("assumed", True, True)
-    camera, said = camera_of(6240, 4160, exif_of(**CANON_6D2))
-    assert (camera.source, round(camera.fx), "nothing else in them confirms" in said) == ("exif", 13137, True)
-    camera, said = camera_of(640, 480, exif_of(FocalLength=3.99, FocalLengthIn35mmFilm=177))
-    assert (camera.source, "177" in said, "554" in said) == ("assumed", True, True)
+    for size, tags, found, words in (
+        # Pixels of 4.4 micrometres on a sensor 4 mm wide: the file of a larger camera, reduced.
+        ((900, 600), CANON_7D, ("assumed", 779), ("12826", "779")),
+        ((6240, 4160), CANON_6D2, ("exif", 13137), ("nothing else in them confirms",)),
+        ((640, 480), {"FocalLength": 3.99, "FocalLengthIn35mmFilm": 177}, ("assumed", 554), ("177", "554")),
+    ):
+        camera, said = camera_of(*size, exif_of(**tags))
+        assert (camera.source, round(camera.fx)) == found
+        assert not [word for word in words if word not in said]
 
 
 def test_small_picture_mode(tmp_path):
@@ -253,10 +241,7 @@ class TestPanorama:
 
 
 def test_the_whole_number_of_the_35_mm_equivalent_gives_way_to_what_it_was_rounded_from():
-    for name, focal_length in (
-        ("room", 571.7657),
-        ("street", 454.7818),
-    ):  # scripts/docs/make_pictures.py
+    for name, focal_length in {"room": 571.7657, "street": 454.7818}.items():  # scripts/docs/make_pictures.py
         with Image.open(REPOSITORY / "depthvlm" / "assets" / f"{name}.jpg") as image, warnings.catch_warnings():
             warnings.simplefilter("error")
             camera = resolve_camera((480, 640), read_exif(image))

@@ -37,12 +37,11 @@ class TestResampling:
 
     def test_images_of_one_size_but_different_cameras(self, processor):
         images = [Image.fromarray(noise(seed=seed)) for seed in range(3)]
-        together = processor(images, focal_length=[1000.0, 500.0, 1000.0], return_tensors="pt")
+        cameras = [1000.0, 500.0, 1000.0]
+        together = processor(images, focal_length=cameras, return_tensors="pt")
         assert together["image_grid_thw"].tolist() == [[1, 6, 8], [1, 12, 16], [1, 6, 8]]
-        one_by_one = [
-            processor(image, focal_length=focal_length, return_tensors="pt")["pixel_values"]
-            for image, focal_length in zip(images, [1000.0, 500.0, 1000.0], strict=True)
-        ]
+        alone = zip(images, cameras, strict=True)
+        one_by_one = [processor(one, focal_length=f, return_tensors="pt")["pixel_values"] for one, f in alone]
         torch.testing.assert_close(together["pixel_values"], torch.cat(one_by_one), atol=1e-6, rtol=0)
 
     @pytest.mark.skipif(not is_torchvision_available(), reason="torchvision is not installed")
@@ -80,19 +79,16 @@ class TestOutputs:
         features = processor([noise(), noise(64, 64)], focal_length=1000.0, return_tensors="pt", **maps)
         assert torch.equal(features["depth_labels"][0], torch.full((96, 128), 2.0))
         assert features["depth_labels"][1] is None
-
-    def test_a_dense_map_is_reduced_to_what_the_model_sees(self, processor):
-        depth = np.full((480, 640), 3.0, np.float32)
-        features = processor(noise(480, 640), focal_length=2000.0, depth_maps=depth, return_tensors="pt")
+        dense = np.full((480, 640), 3.0, np.float32)  # reduced to what the model sees
+        features = processor(noise(480, 640), focal_length=2000.0, depth_maps=dense, return_tensors="pt")
         assert features["image_grid_thw"].tolist() == [[1, 16, 20]]
         assert torch.equal(features["depth_labels"][0], torch.full((256, 320), 3.0))
 
     def test_the_number_of_patches_is_known_beforehand(self, processor):
         for size in [(96, 128), (480, 640), (1000, 333)]:
             features = processor(noise(*size), focal_length=700.0, return_tensors="pt")
-            assert processor.get_number_of_image_patches(*size, {"focal_length": 700.0}) == len(
-                features["pixel_values"]
-            )
+            known = processor.get_number_of_image_patches(*size, {"focal_length": 700.0})
+            assert known == len(features["pixel_values"])
 
 
 class TestBudget:
@@ -109,11 +105,10 @@ class TestBudget:
         assert inside["image_grid_thw"].tolist() == called["image_grid_thw"].tolist() == [[1, 14, 18]]
         assert inside["focal_scale"].tolist() == called["focal_scale"].tolist()
 
-    def test_what_is_not_given_stays(self):
-        built = DepthVLMImageProcessorPil(max_pixels=10**6)
+    @pytest.mark.parametrize("given", [{"max_pixels": 10**6}, {"size": {"longest_edge": 10**6}}])
+    def test_what_is_not_given_stays(self, given):
+        built = DepthVLMImageProcessorPil(**given)
         assert dict(built.size) == {"shortest_edge": 65536, "longest_edge": 10**6}
-        built = DepthVLMImageProcessorPil(size={"longest_edge": 10**5})
-        assert dict(built.size) == {"shortest_edge": 65536, "longest_edge": 10**5}
 
     @pytest.mark.parametrize(
         ("given", "message"),
@@ -149,9 +144,8 @@ class TestSettings:
         with pytest.warns(UserWarning, match="90 degrees"):
             features = processor(noise(), return_tensors="pt")
         assert features["cameras"][0, 0] == 64
-        assert features["image_grid_thw"].tolist() == [
-            [1, 2 * round(96 * 200 / 64 / 32), 2 * round(128 * 200 / 64 / 32)]
-        ]
+        cells = [round(side * 200 / 64 / 32) for side in (96, 128)]
+        assert features["image_grid_thw"].tolist() == [[1, 2 * cells[0], 2 * cells[1]]]
 
     @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
     def test_a_canonical_camera_is_a_camera(self, value):

@@ -3,12 +3,13 @@
 import copy
 import json
 import pickle
+import re
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY
 from depthvlm.benchmark.synthetic.scenes import render_scene
 from depthvlm.processing import (
     DEPTH_PROMPT,
@@ -21,18 +22,18 @@ from depthvlm.processing import (
     DepthVLMProcessor,
     register_auto_classes,
 )
-from PIL import ExifTags, Image
-from toy_checkpoint import save_foreign_checkpoint, save_toy_checkpoint
+from PIL import Image
+from toy_checkpoint import save_foreign_checkpoint
+from toy_images import exif_of
 from toy_tokenizer import build_toy_tokenizer
 from transformers import AutoImageProcessor, AutoProcessor, Qwen3VLConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils import is_torchvision_available
 
-from depthvlm import load
 from depthvlm.convert import convert_checkpoint
 
 MATRIX = [[200.0, 0.0, 60.0], [0.0, 200.0, 50.0], [0.0, 0.0, 1.0]]
-REMOTE_FILES = sorted(path.name for path in Path(__file__).parents[2].glob("processing/*_depthvlm.py"))
+REMOTE_FILES = sorted(path.name for path in (REPOSITORY / "processing").glob("*_depthvlm.py"))
 
 
 @pytest.fixture(scope="module")
@@ -49,18 +50,11 @@ def conversation(*images, text: str = DEPTH_PROMPT) -> list[dict]:
     return [{"role": "system", "content": DEPTH_SYSTEM_PROMPT}, {"role": "user", "content": content}]
 
 
+OPTIONS = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
+
+
 def apply(processor, messages, **kwargs):
-    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
-    return processor.apply_chat_template(messages, **options, processor_kwargs=kwargs)
-
-
-class TestToyTokenizer:
-    def test_any_text_comes_back(self):
-        tokenizer = build_toy_tokenizer()
-        text = "depth 1.25 m: äöü 深度\n"
-        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-        assert tokenizer.decode(tokenizer("<|im_start|>a<|im_end|>")["input_ids"], skip_special_tokens=True) == "a"
-        assert len(tokenizer("<|vision_start|><|image_pad|><|vision_end|>")["input_ids"]) == 3
+    return processor.apply_chat_template(messages, **OPTIONS, processor_kwargs=kwargs)
 
 
 class TestTextAndImages:
@@ -77,15 +71,8 @@ class TestTextAndImages:
         image_token = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
         assert (inputs["input_ids"] == image_token).sum() == 3 * 4
         assert torch.equal(inputs["mm_token_type_ids"] == 1, inputs["input_ids"] == image_token)
-        assert set(inputs) == {
-            "input_ids",
-            "attention_mask",
-            "mm_token_type_ids",
-            "pixel_values",
-            "image_grid_thw",
-            "focal_scale",
-            "cameras",
-        }
+        of_text, of_images = {"input_ids", "attention_mask", "mm_token_type_ids"}, {"pixel_values", "image_grid_thw"}
+        assert set(inputs) == of_text | of_images | {"focal_scale", "cameras"}
         assert set(inputs) <= set(processor.model_input_names)
 
     def test_the_keywords_reach_the_image_processor_either_way(self, processor):
@@ -126,23 +113,15 @@ class TestTextAndImages:
         assert "pixel_values" not in processor(text=text, depth_maps=[], return_tensors="pt")
 
     def test_exif_of_files_in_a_conversation(self, processor, tmp_path):
-        exif = Image.Exif()
-        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.FocalLengthIn35mmFilm] = 28
-        picture().save(tmp_path / "photo.jpg", exif=exif)
+        picture().save(tmp_path / "photo.jpg", exif=exif_of(FocalLengthIn35mmFilm=28))
         for key in ("path", "url", "image"):
             message = [{"role": "user", "content": [{"type": "image", key: str(tmp_path / "photo.jpg")}]}]
             assert Camera.from_row(apply(processor, message)["cameras"][0]).source == "exif"
 
     def test_replies_can_be_masked(self, processor):
         messages = [*conversation(picture()), {"role": "assistant", "content": [{"type": "text", "text": "OK."}]}]
-        inputs = processor.apply_chat_template(
-            messages,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            return_assistant_tokens_mask=True,
-            processor_kwargs={"focal_length": 500.0},
-        )
+        options = OPTIONS | {"add_generation_prompt": False, "return_assistant_tokens_mask": True}
+        inputs = processor.apply_chat_template(messages, **options, processor_kwargs={"focal_length": 500.0})
         mask = torch.as_tensor(inputs["assistant_masks"]).bool()
         assert processor.decode(inputs["input_ids"][mask]) == "OK.<|im_end|>\n"
 
@@ -153,40 +132,24 @@ class TestTextAndImages:
 
 
 class TestBadInput:
-    @pytest.mark.parametrize("name", ["focal_length", "fov", "intrinsics"])
-    def test_as_many_cameras_as_images(self, processor, name):
-        value = MATRIX if name == "intrinsics" else 90.0
-        with pytest.raises(ValueError, match=rf"`{name}` has 3 entries for 2 image\(s\)"):
-            apply(processor, conversation(picture(), picture()), **{name: [value] * 3})
-
-    def test_as_many_depth_maps_as_images(self, processor):
-        with pytest.raises(ValueError, match=r"`depth_maps` has 1 entries for 2 image\(s\)"):
-            apply(processor, conversation(picture(), picture()), fov=60.0, depth_maps=[np.ones((96, 128))])
-
-    def test_cameras_and_depth_without_an_image(self, processor):
+    def test_cameras_and_depth_without_an_image_and_a_processor_for_other_models(self, processor):
         with pytest.raises(ValueError, match="`focal_length`, `depth_maps` was passed, but no image"):
             processor(text="a", focal_length=500.0, depth_maps=[np.ones((96, 128))])
-
-    def test_a_processor_for_other_models(self):
         with pytest.raises(TypeError, match="needs a DepthVLMImageProcessor, got Qwen2VLImageProcessorPil"):
             DepthVLMProcessor(Qwen2VLImageProcessorPil(), build_toy_tokenizer())
 
-    @pytest.mark.skipif(is_torchvision_available(), reason="torchvision is installed")
-    def test_videos_without_torchvision(self, processor):
-        message = [{"role": "user", "content": [{"type": "video", "video": np.zeros((4, 64, 64, 3), np.uint8)}]}]
-        for call in (
-            lambda: processor(text="<|video_pad|>", videos=[np.zeros((4, 64, 64, 3), np.uint8)]),
-            lambda: apply(processor, message),
-        ):
-            with pytest.raises(ImportError, match=r"depthvlm\[video\]"):
-                call()
-
-    @pytest.mark.skipif(not is_torchvision_available(), reason="torchvision is not installed")
-    def test_videos_with_torchvision(self, processor):
-        message = [{"role": "user", "content": [{"type": "video", "video": np.zeros((4, 64, 64, 3), np.uint8)}]}]
-        inputs = apply(processor, message, do_sample_frames=False)
-        assert inputs["video_grid_thw"][0, 0] == 2
-        assert set(inputs) <= set(processor.model_input_names)
+    def test_videos_need_torchvision(self, processor):
+        video = np.zeros((4, 64, 64, 3), np.uint8)
+        message = [{"role": "user", "content": [{"type": "video", "video": video}]}]
+        if is_torchvision_available():
+            inputs = apply(processor, message, do_sample_frames=False)
+            assert inputs["video_grid_thw"][0, 0] == 2
+            assert set(inputs) <= set(processor.model_input_names)
+            return
+        with pytest.raises(ImportError, match=r"depthvlm\[video\]"):
+            apply(processor, message)
+        with pytest.raises(ImportError, match=r"depthvlm\[video\]"):
+            processor(text="<|video_pad|>", videos=[video])
 
 
 class TestBatch:
@@ -214,10 +177,7 @@ class TestBatch:
         assert {tensor.device.type for tensor in tensors} == {"meta"}
 
     def test_it_is_a_mapping_that_can_be_pickled(self, inputs):
-        def take(**kwargs):
-            return kwargs
-
-        assert take(**inputs).keys() == inputs.keys()
+        assert dict(**inputs).keys() == inputs.keys()
         again = pickle.loads(pickle.dumps(inputs))
         assert isinstance(again, DepthVLMBatchFeature)
         torch.testing.assert_close(dict(again), dict(inputs))
@@ -227,22 +187,21 @@ class TestBatch:
         assert type(inputs)({name: inputs[name] for name in inputs}).to(torch.float16)["cameras"].dtype == torch.float32
 
 
-class TestImageNames:
-    def test_messages_call_the_images_by_their_names(self, processor):
-        options = {"return_tensors": "pt", "image_names": ["left.jpg", "right.jpg"]}
-        text = ["<|image_pad|>"] * 2
-        with pytest.warns(AssumedCameraWarning, match=r"1 of 2 image\(s\) is not known: right.jpg\."):
-            processor(images=[picture()] * 2, text=text, focal_length=[99.0, None], **options)
-        with pytest.warns(UserWarning, match="^left.jpg: a focal length of 4 pixels"):
-            processor(images=[picture()] * 2, text=text, focal_length=[4.0, 99.0], **options)
-        with pytest.raises(ValueError, match=r"The depth map of right.jpg has 10x5 pixels"):
-            processor(images=[picture()] * 2, text=text, fov=60.0, depth_maps=[None, np.ones((5, 10))], **options)
-        with pytest.raises(ValueError, match="`image_names` has 2 entries for 1 image"):
-            processor(images=picture(), text=text[:1], fov=60.0, **options)
+def test_messages_call_the_images_by_their_names(processor):
+    options = {"return_tensors": "pt", "image_names": ["left.jpg", "right.jpg"]}
+    two = {"images": [picture()] * 2, "text": ["<|image_pad|>"] * 2, **options}
+    with pytest.warns(AssumedCameraWarning, match=r"1 of 2 image\(s\) is not known: right.jpg\."):
+        processor(**two, focal_length=[99.0, None])
+    with pytest.warns(UserWarning, match="^left.jpg: a focal length of 4 pixels"):
+        processor(**two, focal_length=[4.0, 99.0])
+    with pytest.raises(ValueError, match=r"The depth map of right.jpg has 10x5 pixels"):
+        processor(**two, fov=60.0, depth_maps=[None, np.ones((5, 10))])
+    with pytest.raises(ValueError, match="`image_names` has 2 entries for 1 image"):
+        processor(images=picture(), text="<|image_pad|>", fov=60.0, **options)
 
 
 class TestSaving:
-    def test_round_trip(self, processor, tmp_path):
+    def test_round_trip_with_the_same_settings_or_others(self, processor, tmp_path):
         processor.save_pretrained(tmp_path)
         loaded = DepthVLMProcessor.from_pretrained(tmp_path)
         loaded.save_pretrained(tmp_path / "again")
@@ -251,9 +210,6 @@ class TestSaving:
         assert dict(loaded.image_processor.size) == {"shortest_edge": 1024, "longest_edge": 65536}
         expected = apply(processor, conversation(picture()), focal_length=500.0)
         torch.testing.assert_close(dict(apply(loaded, conversation(picture()), focal_length=500.0)), dict(expected))
-
-    def test_settings_may_be_changed_on_loading(self, processor, tmp_path):
-        processor.save_pretrained(tmp_path)
         loaded = DepthVLMProcessor.from_pretrained(tmp_path, max_pixels=9999, canonical_focal_length=500.0)
         assert loaded.image_processor.size["longest_edge"] == 9999
         assert loaded.image_processor.canonical_focal_length == 500
@@ -265,15 +221,12 @@ class TestSaving:
         assert sorted(path.name for path in tmp_path.glob("*.py")) == REMOTE_FILES
         settings = json.loads((tmp_path / "processor_config.json").read_text())
         assert settings["auto_map"]["AutoProcessor"] == "processing_depthvlm.DepthVLMProcessor"
-        assert settings["image_processor"]["auto_map"]["AutoImageProcessor"] == [
-            "image_processing_depthvlm.DepthVLMImageProcessorPil",
-            "image_processing_depthvlm.DepthVLMImageProcessor",
-        ]
+        both = [f"image_processing_depthvlm.DepthVLMImageProcessor{suffix}" for suffix in ("Pil", "")]
+        assert settings["image_processor"]["auto_map"]["AutoImageProcessor"] == both
         for name in REMOTE_FILES:
             text = (tmp_path / name).read_text()
             assert text.startswith("# Copyright"), name
-            assert "import depthvlm" not in text, name
-            assert "from depthvlm" not in text, name
+            assert not re.search("(import|from) depthvlm", text), name
 
     def test_video_settings_survive_a_machine_without_torchvision(self, processor, tmp_path):
         processor.save_pretrained(tmp_path)
@@ -281,42 +234,26 @@ class TestSaving:
         settings = json.loads(path.read_text())
         settings["video_processor"] = {"video_processor_type": "Qwen3VLVideoProcessor", "fps": 7}
         path.write_text(json.dumps(settings))
-        again = tmp_path / "again"
-        DepthVLMProcessor.from_pretrained(tmp_path).save_pretrained(again)
-        saved = json.loads((again / "processor_config.json").read_text())["video_processor"]
+        DepthVLMProcessor.from_pretrained(tmp_path).save_pretrained(tmp_path)
+        saved = json.loads(path.read_text())["video_processor"]
         assert (saved["video_processor_type"], saved["fps"]) == ("Qwen3VLVideoProcessor", 7)
 
-    @pytest.fixture
-    def qwen_folder(self, tmp_path) -> Path:
-        """The processor files of a plain Qwen3-VL checkpoint."""
+    def test_a_plain_qwen3_vl_checkpoint(self, tmp_path):
         build_toy_tokenizer().save_pretrained(tmp_path)
-        settings = {
-            "size": {"longest_edge": 16777216, "shortest_edge": 65536},
-            "patch_size": 8,
-            "temporal_patch_size": 2,
-            "merge_size": 2,
-            "image_mean": [0.4, 0.5, 0.6],
-            "image_std": [0.2, 0.3, 0.4],
-            "processor_class": "Qwen3VLProcessor",
-            "image_processor_type": "Qwen2VLImageProcessorFast",
-        }
+        settings = {"size": {"longest_edge": 16777216, "shortest_edge": 65536}, "processor_class": "Qwen3VLProcessor"}
+        settings |= {"patch_size": 8, "temporal_patch_size": 2, "merge_size": 2}
+        settings |= {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
         video = {**settings, "video_processor_type": "Qwen3VLVideoProcessor", "fps": 3, "max_frames": 99}
-        video.pop("image_processor_type")
+        settings["image_processor_type"] = "Qwen2VLImageProcessorFast"
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
         (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(video))
-        return tmp_path
-
-    def test_a_plain_qwen3_vl_checkpoint(self, qwen_folder, tmp_path):
-        loaded = DepthVLMProcessor.from_pretrained(qwen_folder, max_pixels=99999)
+        loaded = DepthVLMProcessor.from_pretrained(tmp_path, max_pixels=99999)
         image_processor = loaded.image_processor
         assert isinstance(image_processor, DepthVLMImageProcessor)
-        assert (list(image_processor.image_mean), list(image_processor.image_std)) == (
-            [0.4, 0.5, 0.6],
-            [0.2, 0.3, 0.4],
-        )
+        assert [*image_processor.image_mean, *image_processor.image_std] == [0.4, 0.5, 0.6, 0.2, 0.3, 0.4]
         assert (image_processor.patch_size, image_processor.merge_size, image_processor.resample) == (8, 2, 2)
         assert dict(image_processor.size) == {"shortest_edge": 65536, "longest_edge": 99999}
-        alone = DepthVLMImageProcessor.from_pretrained(qwen_folder, max_pixels=99999)
+        alone = DepthVLMImageProcessor.from_pretrained(tmp_path, max_pixels=99999)
         assert alone.to_dict() == image_processor.to_dict()
         assert loaded.chat_template == build_toy_tokenizer().chat_template
         loaded.save_pretrained(tmp_path / "converted")
@@ -325,42 +262,34 @@ class TestSaving:
         assert again.image_processor.to_dict() == image_processor.to_dict()
 
 
-class TestAutoClasses:
-    def test_registered_for_a_configuration(self, processor, tmp_path):
-        class ToyConfig(Qwen3VLConfig):
-            model_type = "toy_depthvlm"
+def test_auto_classes_registered_for_a_configuration(processor, tmp_path):
+    class ToyConfig(Qwen3VLConfig):
+        model_type = "toy_depthvlm"
 
-        register_auto_classes(ToyConfig)
-        register_auto_classes(ToyConfig)  # importing twice is no error
-        processor.save_pretrained(tmp_path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            assert isinstance(AutoProcessor.from_pretrained(tmp_path), DepthVLMProcessor)
-            assert isinstance(AutoImageProcessor.from_pretrained(tmp_path), DepthVLMImageProcessor)
-            assert isinstance(AutoImageProcessor.from_pretrained(tmp_path, backend="pil"), DepthVLMImageProcessorPil)
+    register_auto_classes(ToyConfig)
+    register_auto_classes(ToyConfig)  # importing twice is no error
+    processor.save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert isinstance(AutoProcessor.from_pretrained(tmp_path), DepthVLMProcessor)
+        assert isinstance(AutoImageProcessor.from_pretrained(tmp_path), DepthVLMImageProcessor)
+        assert isinstance(AutoImageProcessor.from_pretrained(tmp_path, backend="pil"), DepthVLMImageProcessorPil)
 
 
-class TestPublishedGrid:
-    """The published implementation's rounding, for its checkpoints and what is made of them alone."""
-
-    def test_on_for_published_checkpoints(self, tmp_path):
-        nyu = torch.zeros(3, 480, 640)
-        kinds = {"own": False, "plain": False, "published": True}
-        save_toy_checkpoint(tmp_path / "own")
-        save_foreign_checkpoint(tmp_path / "plain", published=False)
-        save_foreign_checkpoint(tmp_path / "published", published=True)
-        for kind, expected in kinds.items():
-            processor = DepthVLMProcessor.from_pretrained(tmp_path / kind)
-            assert processor.image_processor.qwen_vl_utils_rounding is expected, kind
-            alone = DepthVLMImageProcessor.from_pretrained(tmp_path / kind)
-            assert alone.qwen_vl_utils_rounding is expected, kind
-            features = alone(nyu, focal_length=518.8579, max_pixels=4_000_000)
-            assert features["image_grid_thw"][0].tolist() == [1, 58, 76 if expected else 78], kind
-            assert features["focal_scale"].tolist() == [1.0]
-        off = DepthVLMProcessor.from_pretrained(tmp_path / "published", qwen_vl_utils_rounding=False)
-        assert off.image_processor.qwen_vl_utils_rounding is False
-        converted = convert_checkpoint(str(tmp_path / "published"), tmp_path / "converted")
-        assert DepthVLMProcessor.from_pretrained(converted).image_processor.qwen_vl_utils_rounding is True
+def test_the_published_rounding_is_for_published_checkpoints_and_what_is_made_of_them_alone(toy_folder, tmp_path):
+    nyu, published = torch.zeros(3, 480, 640), save_foreign_checkpoint(tmp_path / "published", published=True)
+    plain = save_foreign_checkpoint(tmp_path / "plain", published=False)
+    for folder, expected in ((toy_folder, False), (plain, False), (published, True)):
+        assert DepthVLMProcessor.from_pretrained(folder).image_processor.qwen_vl_utils_rounding is expected
+        alone = DepthVLMImageProcessor.from_pretrained(folder)
+        assert alone.qwen_vl_utils_rounding is expected
+        features = alone(nyu, focal_length=518.8579, max_pixels=4_000_000)
+        assert features["image_grid_thw"][0].tolist() == [1, 58, 76 if expected else 78]
+        assert features["focal_scale"].tolist() == [1.0]
+    off = DepthVLMProcessor.from_pretrained(published, qwen_vl_utils_rounding=False)
+    assert off.image_processor.qwen_vl_utils_rounding is False
+    converted = convert_checkpoint(str(published), tmp_path / "converted")
+    assert DepthVLMProcessor.from_pretrained(converted).image_processor.qwen_vl_utils_rounding is True
 
 
 class TestPaddingSide:
@@ -383,15 +312,14 @@ class TestPaddingSide:
         loaded.save_pretrained(tmp_path / "second")
         assert json.loads((tmp_path / "second" / "tokenizer_config.json").read_text())["padding_side"] == "left"
 
-    def test_a_batch_of_nano_says_what_it_says_one_by_one(self):
-        model = load("depthvlm-nano")
+    def test_a_batch_of_nano_says_what_it_says_one_by_one(self, nano):
         rooms = [render_scene(1, width=160, height=128).image, render_scene(2, width=224, height=160).image]
         messages = [conversation(Image.fromarray(room), text="What color is the crate?") for room in rooms]
 
         def ask(batch):
-            inputs = apply(model.processor, batch, focal_length=160.0, padding=True)
+            inputs = apply(nano.processor, batch, focal_length=160.0, padding=True)
             assert bool(inputs["attention_mask"][:, -1].all())
-            ids = model.model.generate(**inputs, max_new_tokens=8, do_sample=False)
-            return model.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            ids = nano.model.generate(**inputs, max_new_tokens=8, do_sample=False)
+            return nano.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
         assert ask(messages) == [ask([one])[0] for one in messages]

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import typer
 import yaml
 from conftest import REPOSITORY
@@ -52,11 +53,7 @@ MODELS = {
     r"\bQwen/Qwen3(-VL-[48]B-Instruct|\.5-4B)\b": "qwen",
 }
 # A reader's own data, and the tiny data that the workspace holds.
-DATA = {
-    r"/data/bench/\w+": "bench",
-    r"/data/scannetpp\b": ".",
-    r"\bFOLDER\b": "rooms",
-}
+DATA = {r"/data/bench/\w+": "bench", r"/data/scannetpp\b": ".", r"\bFOLDER\b": "rooms"}
 # Sizes that only cost time.
 SIZES = {
     "--num-images": "4",
@@ -160,10 +157,10 @@ class Workspace:
     def _python(self, block: Block) -> None:
         with _blaming(block, "compile"):
             tree = ast.parse(block.code)
+        if block.mark == "not run":
+            with _blaming(block, "imports"):
+                look_up_imports(tree)
         if block.mark:
-            if block.mark == "not run":
-                with _blaming(block, "imports"):
-                    look_up_imports(tree)
             return
         code = block.code
         for long, short in SIZES.items():
@@ -177,12 +174,9 @@ class Workspace:
             path = self.folder / file[2]
             path.write_text(code, encoding="utf-8")
             if file[1]:
-                arguments = sys.argv
-                sys.argv = [file[2], *self.fill_in(file[3]).split()]
-                try:
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(sys, "argv", [file[2], *self.fill_in(file[3]).split()])
                     runpy.run_path(str(path), run_name="__main__")
-                finally:
-                    sys.argv = arguments
 
 
 @contextmanager

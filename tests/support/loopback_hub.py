@@ -12,11 +12,15 @@ import re
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
 import yaml
+from huggingface_hub import constants
 from loopback_repos import Blob, Fault, Refusal, Repo, Token, strikes, tree_entry
 from loopback_xet import XetStore
 
@@ -64,9 +68,8 @@ class LoopbackHub:
         """Commit a folder's files, in a new repository or as what it now holds; the commit."""
         repo = self.repos.get((kind, name)) or self.add_repo(name, kind, private)
         paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-        files = {
-            path.relative_to(folder).as_posix(): Blob(path.read_bytes(), path.suffix in LFS_SUFFIXES) for path in paths
-        }
+        blobs = [Blob(path.read_bytes(), path.suffix in LFS_SUFFIXES) for path in paths]
+        files = {path.relative_to(folder).as_posix(): blob for path, blob in zip(paths, blobs, strict=True)}
         self.objects |= {blob.sha256: blob.content for blob in files.values()}
         return repo.commit("refs/heads/main", files, "put")
 
@@ -76,6 +79,20 @@ class LoopbackHub:
 
     def count(self, pattern: str) -> int:
         return sum(bool(re.search(pattern, line)) for line, _, _ in self.requests)
+
+
+@contextmanager
+def connected_hub(tokens: dict[str, Token], scratch: Path) -> Iterator[LoopbackHub]:
+    """A Hub to which this process's client speaks, as "hf_ada" and without Xet."""
+    with LoopbackHub(tokens) as hub, pytest.MonkeyPatch.context() as patch:
+        pages = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        patch.setattr(constants, "ENDPOINT", hub.url)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", pages)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(constants, "HF_TOKEN_PATH", str(scratch / "no-token"))
+        patch.setattr("transformers.utils.hub._hf_api", None, raising=False)  # it remembers an earlier Hub
+        patch.setenv("HF_TOKEN", "hf_ada")
+        yield hub
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -214,12 +231,8 @@ class _Handler(BaseHTTPRequestHandler):
         refs = self.find(kind, name).refs
         rows = [{"name": ref.removeprefix("refs/heads/"), "ref": ref, "targetCommit": oid} for ref, oid in refs.items()]
         pulls = [row for row in rows if row["ref"].startswith("refs/pr/")]
-        return {
-            "branches": [row for row in rows if row not in pulls],
-            "tags": [],
-            "converts": [],
-            "pullRequests": pulls,
-        }
+        branches = [row for row in rows if row not in pulls]
+        return {"branches": branches, "tags": [], "converts": [], "pullRequests": pulls}
 
     def branch(self, query, body, kind, name, branch):
         repo = self.find(kind, name)
