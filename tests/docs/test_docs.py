@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from command_line import run
 from conftest import REPOSITORY
 from datasets import Dataset
 from depthvlm.benchmark.systems import SYSTEMS
@@ -14,10 +15,8 @@ from PIL import Image
 from toy_checkpoint import make_foreign
 from toy_clips import write_clip
 from toy_training import save_toy_lines, toy_dataset, toy_rows
-from typer.testing import CliRunner
 
 from depthvlm.checkpoint import bundled_model_path
-from depthvlm.cli.app import app
 
 NANO = bundled_model_path()
 LONG = ("finetune", "onnx", "paper", "training")  # pages whose blocks train several models or export them
@@ -46,9 +45,8 @@ def template(tmp_path_factory) -> Path:
     write_rgbd(folder)
     write_clip(folder / "clip.mp4", [1, 2, 3, 4])
     for split in ("test", "train"):
-        options = ["--root", str(folder), "--out", str(folder / "bench"), "--split", split, "--num-images", "4"]
-        result = CliRunner().invoke(app, ["bench", "build", "synthetic", *options, "--workers", "1"])
-        assert result.exit_code == 0, result.output
+        options = ("--root", folder, "--out", folder / "bench", "--split", split, "--num-images", 4, "--workers", 1)
+        run("bench", "build", "synthetic", *options)
     return folder
 
 

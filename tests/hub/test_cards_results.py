@@ -182,7 +182,6 @@ def test_the_hash_is_of_what_decides_about_answers(toy_folder, tmp_path):
 
 
 def test_an_evaluation_of_nano_goes_on_the_card_of_nano_alone(toy_folder, tmp_path):
-    """From the command to the card: nothing made up."""
     run_build(plan_build(open_source("synthetic", "."), "test", 2), open_source, ".", tmp_path / "build", workers=1)
     scenes = EvalSet(tmp_path / "build", "synthetic")
     system = LoadedSystem("nano", "nano", make_predictor("nano", device="cpu"), {"device": "cpu"})

@@ -8,6 +8,7 @@ import pytest
 import torch
 from bench_builds import build_toy
 from bench_source import make_toy
+from command_line import run
 from depthvlm.hub_cards.push import prove
 from depthvlm.hub_cards.push.package import PushError, pack_build, select_checkpoint_files
 from loopback_hub import connected_hub
@@ -17,11 +18,9 @@ from safetensors.torch import load, load_file
 from toy_checkpoint import leave_out, save_toy_checkpoint
 from toy_results import make
 from toy_training import settings, toy_dataset, toy_row
-from typer.testing import CliRunner
 
 from depthvlm import DepthSFTTrainer, __version__
 from depthvlm.checkpoint import checkpoint_hash
-from depthvlm.cli.app import app
 
 
 @pytest.fixture
@@ -41,16 +40,14 @@ def no_proof(monkeypatch):
     monkeypatch.setattr(prove, "_run", lambda how, arguments, scratch: np.savez(arguments[2], depth=np.ones((2, 2))))
 
 
-def run(*arguments: object, code: int = 0) -> str:
-    result = CliRunner().invoke(app, ["push", *map(str, arguments)])
-    assert result.exit_code == code, result.output
-    return result.output
+def push(*arguments: object, code: int = 0) -> str:
+    return run("push", *arguments, code=code).output
 
 
 def test_a_dry_run_shows_files_sizes_and_card_and_contacts_nobody(hub, checkpoint, no_proof, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     (checkpoint / "optimizer.pt").write_text("x")
-    told = run(checkpoint, "--repo", "ada/toy", "--license", "apache-2.0", "--dry-run")
+    told = push(checkpoint, "--repo", "ada/toy", "--license", "apache-2.0", "--dry-run")
     lines = [" ".join(line.split()) for line in told.splitlines()]
     size = (checkpoint / "config.json").stat().st_size
     assert f"config.json {size / 1000:.1f} kB" in lines
@@ -68,9 +65,9 @@ def test_results_by_a_shells_pattern(hub, checkpoint, no_proof, tmp_path, first)
     mine = {"checkpoint": checkpoint_hash(checkpoint)}
     files = [make(tmp_path / "r", each, score, **mine) for each, score in scores.items()]
     parts = [[checkpoint, "--repo", "ada/toy"], ["--results", *files]]
-    told = run(*parts[not first], *parts[first], "--dry-run")
+    told = push(*parts[not first], *parts[first], "--dry-run")
     assert all(f"{score:.3f}" in told for score in scores.values())
-    assert "is no checkpoint. Results for its card follow --results" in run(*files, "--repo", "ada/toy", code=2)
+    assert "is no checkpoint. Results for its card follow --results" in push(*files, "--repo", "ada/toy", code=2)
 
 
 @pytest.mark.slow
@@ -90,14 +87,14 @@ def test_depths_that_differ_are_told(checkpoint, monkeypatch):
 
 
 def test_again_and_again(hub, checkpoint, no_proof):
-    told = run(checkpoint, "--repo", "ada/toy")
+    told = push(checkpoint, "--repo", "ada/toy")
     assert f"Writing to {hub.url} as ada." in told
     assert "Commit: " in told
-    assert "All is there already" in run(checkpoint, "--repo", "ada/toy")
+    assert "All is there already" in push(checkpoint, "--repo", "ada/toy")
     (checkpoint / "generation_config.json").write_text("{}")
     there = hub.repo("ada/toy").commits[hub.repo("ada/toy").resolve("main")]
     there["mine.txt"] = there[".gitattributes"]
-    told = run(checkpoint, "--repo", "ada/toy", "--create-pr")
+    told = push(checkpoint, "--repo", "ada/toy", "--create-pr")
     assert "Replaced: generation_config.json" in told
     assert "Kept: .gitattributes, mine.txt" in told
     assert f"Pull request: {hub.url}/ada/toy/discussions/1" in told
@@ -121,12 +118,12 @@ def test_again_and_again(hub, checkpoint, no_proof):
     ],
 )
 def test_what_cannot_be_pushed(hub, arguments, code, said):
-    assert said in run(*arguments, code=code)
+    assert said in push(*arguments, code=code)
     assert hub.requests == []
 
 
 def test_a_space(hub):
-    told = run("ada/depthvlm-8b", "--space", "--repo", "ada/demo")
+    told = push("ada/depthvlm-8b", "--space", "--repo", "ada/demo")
     assert "3 files are on the Hub" in told
     space = hub.repo("ada/demo", "space")
     files = space.files()
@@ -135,13 +132,13 @@ def test_a_space(hub):
     assert b"    launch_space()" in files["app.py"]
     assert space.variables["DEPTHVLM_MODEL"]["value"] == "ada/depthvlm-8b"
     before = hub.count("POST /api/spaces/ada/demo/variables")
-    run("ada/depthvlm-8b", "--space", "--repo", "ada/demo")
+    push("ada/depthvlm-8b", "--space", "--repo", "ada/demo")
     assert hub.count("POST /api/spaces/ada/demo/variables") == before
 
 
 def test_a_metric_that_scores_otherwise_is_not_pushed(hub, monkeypatch):
     monkeypatch.setattr(prove, "_run", lambda how, arguments, scratch: arguments[2].write_text('{"delta1": 1.0}'))
-    told = run("--metric", "--repo", "ada/depth_metrics", code=1)
+    told = push("--metric", "--repo", "ada/depth_metrics", code=1)
     assert "says {'delta1': 1.0} where delta1 is 0.5 and abs_rel 0.25 by hand" in told
     assert hub.repos == {}
 
@@ -156,15 +153,14 @@ def test_a_build_that_is_damaged_or_must_stay_private(hub, tmp_path, monkeypatch
     assert package.left_out == {".state/": "not of the shards", "toy-train.jsonl": "not of the shards"}
     monkeypatch.setattr("depthvlm.hub_cards.cards.dataset_card.restricted_sources", lambda build: ("Waymo",))
     monkeypatch.setattr(prove, "prove_dataset", lambda files: "was not read")
-    assert "Waymo leave no room for a public copy" in run(tmp_path / "out", "--dataset", "--repo", "ada/bench", code=1)
+    assert "Waymo leave no room for a public copy" in push(tmp_path / "out", "--dataset", "--repo", "ada/bench", code=1)
     assert hub.repos == {}
     shard = tmp_path / "out" / next(iter(shards))
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
-    assert "not those of the manifest" in run(tmp_path / "out", "--dataset", "--repo", "ada/bench", code=1)
+    assert "not those of the manifest" in push(tmp_path / "out", "--dataset", "--repo", "ada/bench", code=1)
 
 
 def test_the_trainer_pushes_the_same_files_and_its_card(hub, checkpoint, tmp_path):
-    """At every save, and at the end; what the run keeps for itself stays here."""
     pushed = {"push_to_hub": True, "hub_model_id": "ada/trained"}
     args = settings(tmp_path / "run", **pushed, save_strategy="steps", save_steps=1, max_steps=2)
     trainer = DepthSFTTrainer(str(checkpoint), args, train_dataset=toy_dataset([toy_row(i) for i in range(8)]))

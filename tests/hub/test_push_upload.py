@@ -200,7 +200,6 @@ def test_a_connection_cut_once_is_taken_up_by_the_client(hub, files, monkeypatch
 
 @pytest.mark.parametrize("xet", [False, True])
 def test_a_connection_cut_for_good_leaves_nothing_and_the_next_push_goes_on(hub, files, monkeypatch, xet):
-    """Of a shard in its own group: those before it were received, and are not sent again."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", not xet)
     monkeypatch.setattr("depthvlm.hub_cards.push.upload._GROUP_FILES", 1)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
@@ -248,7 +247,6 @@ def test_someone_else_commits_meanwhile(hub, files):
 
 
 def test_what_the_hub_has_is_compared(hub, files):
-    """A file that reached it with another byte, and one that its .gitignore kept out."""
     (files["config.json"]).write_text('{"a": "' + "x" * 3000 + '"}')
     hub.add_repo("ada/model").commit("refs/heads/main", {}, "empty")
     hub.spoiled.add("config.json")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from command_line import run
 from datasets import Dataset, Features, Image, Value
 from depthvlm.benchmark.lmms import manifest
 from depthvlm.benchmark.lmms.models.depthvlm import DepthVLMChat
@@ -22,9 +23,6 @@ from lmms_eval.models import get_model, get_model_manifest
 from lmms_process import run_lmms
 from PIL import Image as Pictures
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
-from typer.testing import CliRunner
-
-from depthvlm.cli.app import app
 
 PLUGIN = "depthvlm.benchmark.lmms"
 POPE = Path(lmms_eval.__file__).parent / "tasks" / "pope" / "pope.yaml"
@@ -109,7 +107,7 @@ def test_a_task_from_the_command_line_to_table_3(tasks, rows, replies, tmp_path,
     assert (score.effective, score.original, score.partial) == (ROWS, ROWS, "")
     table_3 = tmp_path / "as_pope_results.json"
     table_3.write_text(result.read_text().replace(TASK, "pope"))
-    report = CliRunner().invoke(app, ["bench", "report", str(table_3), "--table", "3", "--format", "csv"])
+    report = run("bench", "report", table_3, "--table", 3, "--format", "csv")
     lines = csv.reader(io.StringIO(report.stdout))
     [line] = [line for line in lines if "depthvlm-nano" in line and "pope" in line]
     assert float(line[line.index("pope") + 1]) == pytest.approx(100 * right, abs=0.05)
@@ -122,7 +120,6 @@ def test_a_part_of_a_task_says_so(tasks, tmp_path):
 
 
 def test_registration():
-    """The entry point of the installed package, and the classes that it names."""
     assert get_model_manifest("depthvlm") == manifest()
     assert get_model("depthvlm") is DepthVLMChat
     assert get_model("depthvlm", force_simple=True).is_simple

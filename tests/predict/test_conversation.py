@@ -153,7 +153,6 @@ def test_a_generation_that_is_broken_off_leaves_nothing_behind(model):
 
 
 def test_a_stream_is_the_reply_in_pieces_and_the_cache_the_same(model):
-    """Word by word, from one image pass, turn after turn; beside it the same conversation without a stream."""
     image = picture(96, 64)
     streamed, whole = (Conversation(image, model, focal_length=90.0) for _ in range(2))
     with runs_of(model.model.model.visual) as tower:
@@ -197,7 +196,6 @@ def test_a_stream_that_is_left_stops_and_the_conversation_goes_on(nano):
 
 
 def test_a_stream_that_is_left_does_not_run_into_the_next_conversation(nano):
-    """The second waits until the first has stopped, and says what it says alone."""
     first, second = (Conversation(picture(*size), nano, focal_length=100.0) for size in ((128, 64), (64, 128)))
     stream = first.stream(DEPTH_PROMPT, max_new_tokens=4000, min_new_tokens=4000)
     next(stream)

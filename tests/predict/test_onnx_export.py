@@ -11,15 +11,14 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from command_line import run
 from depthvlm.benchmark.synthetic.scenes import render_scene
 from forward import plain_dpt
 from safetensors.torch import load_file, save_file
 from toy_checkpoint import change_config, leave_out
 from toy_models import last_layer, toy_inputs, toy_model
-from typer.testing import CliRunner
 
 import depthvlm
-from depthvlm.cli.app import app
 from depthvlm.onnx_export import OPSET, HeadExport, export_depth_head, load_depth_head
 
 GRIDS = [(1, 1, 1), (2, 1, 5), (1, 4, 1), (3, 7, 5), (1, 15, 20)]
@@ -31,7 +30,7 @@ HEADS = [
 ]
 
 
-def run(path: Path, features: list[torch.Tensor], focal_scale: torch.Tensor) -> torch.Tensor:
+def run_head(path: Path, features: list[torch.Tensor], focal_scale: torch.Tensor) -> torch.Tensor:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [argument.name for argument in session.get_inputs()]
     assert names == [*(["F4"] if len(features) == 1 else ["F1", "F2", "F3", "F4"]), "focal_scale"]
@@ -76,7 +75,7 @@ class TestDepth:
             maps = 1 if head["feature_source"] == "llm_final" else 4
             features = [torch.randn(images, height, width, 32) for _ in range(maps)]
             focal_scale = 0.5 + torch.rand(images)
-            found = run(export.path, features, focal_scale)
+            found = run_head(export.path, features, focal_scale)
             assert found.shape == (images, 32 * height, 32 * width)
             tokens = [feature.flatten(1, 2) for feature in features]
             with torch.no_grad():
@@ -99,7 +98,7 @@ class TestDepth:
         assert [grid for _, grid in taken] == [(2, 3), (4, 1)]
         for index, (features, grid) in enumerate(taken):
             maps = [feature.unflatten(1, grid) for feature in features]
-            found = run(export.path, maps, focal_scale[index : index + 1])
+            found = run_head(export.path, maps, focal_scale[index : index + 1])
             torch.testing.assert_close(found[0], expected[index], rtol=1e-4, atol=0)
 
     def test_nano_on_a_scene(self, nano):
@@ -112,7 +111,7 @@ class TestDepth:
         hook.remove()
         [(features, grid)] = taken
         assert grid == (4, 5)
-        found = run(nano.path, [feature.clone().unflatten(1, grid) for feature in features], torch.ones(1))
+        found = run_head(nano.path, [feature.clone().unflatten(1, grid) for feature in features], torch.ones(1))
         np.testing.assert_allclose(found[0].numpy(), prediction.depth, rtol=1e-4)
         assert prediction.depth.std() > 0.1
 
@@ -156,10 +155,6 @@ class TestFile:
 
 
 class TestBadInput:
-    def export(self, *arguments: object) -> tuple[int, str]:
-        result = CliRunner().invoke(app, ["export", "onnx", *map(str, arguments)])
-        return result.exit_code, result.output
-
     @pytest.mark.parametrize(
         ("damage", "message"),
         [
@@ -172,22 +167,17 @@ class TestBadInput:
     def test_a_checkpoint_whose_head_cannot_be_read(self, tmp_path, damage, message):
         toy_model().save_pretrained(tmp_path / "toy")
         damage(tmp_path / "toy")
-        code, output = self.export(tmp_path / "toy", "--out", tmp_path / "head.onnx")
-        assert code == 1
-        assert message in output
+        assert message in run("export", "onnx", tmp_path / "toy", "--out", tmp_path / "head.onnx", code=1).output
         assert not (tmp_path / "head.onnx").exists()
 
     def test_a_file_that_is_there(self, tmp_path):
         (tmp_path / "head.onnx").write_bytes(b"mine")
-        code, output = self.export("depthvlm-nano", "--out", tmp_path / "head.onnx")
-        assert code == 2
-        assert "--overwrite" in output
+        assert "--overwrite" in run("export", "onnx", "depthvlm-nano", "--out", tmp_path / "head.onnx", code=2).output
         assert (tmp_path / "head.onnx").read_bytes() == b"mine"
 
     @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
     def test_without_the_extra(self, package, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, package, None)
-        code, output = self.export("depthvlm-nano", "--out", tmp_path / "head.onnx")
-        assert code == 1
+        output = run("export", "onnx", "depthvlm-nano", "--out", tmp_path / "head.onnx", code=1).output
         assert f"needs the package {package}" in output
         assert 'pip install "depthvlm[onnx]"' in output

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import run
 from toy_checkpoint import save_toy_checkpoint
 from toy_clips import FOCAL, write_clip
 from toy_images import save_picture
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from depthvlm.cli.app import app
 from depthvlm.files import atomic_write, remove_partial_files
 
 
@@ -28,11 +28,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def predict(checkpoint):
-    def run(*arguments: object, model: object = checkpoint) -> Result:
-        options = ("--model", model, "--device", "cpu")
-        return CliRunner().invoke(app, ["predict", *map(str, (*arguments, *options))])
+    def predict(*arguments: object, model: object = checkpoint, code: int = 0) -> Result:
+        return run("predict", *arguments, "--model", model, "--device", "cpu", code=code)
 
-    return run
+    return predict
 
 
 class TestComplete:
@@ -58,7 +57,7 @@ class TestComplete:
         else:
             file.write_bytes(b"" if change == "empty" else before[:1000])
         result = predict("a/photo.jpg", *options, model=model)
-        assert (result.exit_code, "1 done" in result.output, "Skipped" in result.output) == (0, True, False)
+        assert ("1 done" in result.output, "Skipped" in result.output) == (True, False)
         assert np.load(file).shape == (60, 80)
         assert (file.read_bytes() == before) == (change in ("model", "empty", "cut", "gone"))
 
@@ -66,12 +65,11 @@ class TestComplete:
         predict("a/photo.jpg", *self.OPTIONS)
         save_picture("b/photo.jpg", seed=1)
         monkeypatch.setattr("depthvlm.inference.load", lambda *_: pytest.fail("loaded"))
-        result = predict("b/photo.jpg", *self.OPTIONS)
-        assert result.exit_code == 1
+        result = predict("b/photo.jpg", *self.OPTIONS, code=1)
         assert f"holds the results of {here}/a/photo.jpg, not of {here}/b/photo.jpg" in result.stderr
         monkeypatch.undo()
         monkeypatch.chdir(here)
-        assert predict("b/photo.jpg", *self.OPTIONS, "--overwrite").exit_code == 0
+        predict("b/photo.jpg", *self.OPTIONS, "--overwrite")
 
     def test_other_formats_are_added(self, predict, here):
         for formats, said in (("npy,json", "1 done"), ("glb,json", "1 done"), ("npy,glb,json", "Skipped 1 complete")):
@@ -100,8 +98,7 @@ class TestFilesOfTheUser:
     def test_they_are_named_before_anything_is_predicted_and_stay(self, predict, here, monkeypatch, name):
         (here / "a" / name).write_text("mine")
         monkeypatch.setattr("depthvlm.inference.load", lambda *_: pytest.fail("loaded"))
-        result = predict("a/photo.jpg", "--fov", 60, "--formats", "npy,png16,ply,json", "--out", "a")
-        assert result.exit_code == 1
+        result = predict("a/photo.jpg", "--fov", 60, "--formats", "npy,png16,ply,json", "--out", "a", code=1)
         assert f"a/{name} was not written by depthvlm" in result.stderr
         assert sorted(path.name for path in (here / "a").iterdir()) == sorted(["photo.jpg", name])
         assert (here / "a" / name).read_text() == "mine"
@@ -110,24 +107,22 @@ class TestFilesOfTheUser:
         predict("a/photo.jpg", "--fov", 60, "--formats", "npy,json", "--out", "out")
         for text in ('{"notes": "a long text, ' + "x" * 2000 + '"}', '{"notes": 1}'):
             (here / "out/photo.json").write_text(text)
-            result = predict("a/photo.jpg", "--fov", 70, "--formats", "npy,json", "--out", "out")
-            assert result.exit_code == 1
+            result = predict("a/photo.jpg", "--fov", 70, "--formats", "npy,json", "--out", "out", code=1)
             assert "out/photo.json was not written by depthvlm, or was changed since" in result.stderr
             assert (here / "out/photo.json").read_text() == text
 
     def test_a_link_to_the_users_file_is_replaced_by_overwrite_alone(self, predict, here):
         (here / "a/photo_color.png").symlink_to("measured.png")
-        assert predict("a/photo.jpg", "--fov", 60, "--out", "a").exit_code == 1
+        predict("a/photo.jpg", "--fov", 60, "--out", "a", code=1)
         assert (here / "a/photo_color.png").is_symlink()
-        assert predict("a/photo.jpg", "--fov", 60, "--out", "a", "--overwrite").exit_code == 0
+        predict("a/photo.jpg", "--fov", 60, "--out", "a", "--overwrite")
         assert json.loads((here / "a/photo.json").read_text())["width"] == 80
 
     def test_an_image_to_predict_is_never_a_result(self, predict, here):
         """Measured depth beside the photo, under the name that the photo's result would have."""
         save_picture("a/photo_depth.png", seed=3)
         before = (here / "a/photo_depth.png").read_bytes()
-        result = predict("a", "--fov", 60, "--out", "a", "--overwrite")
-        assert result.exit_code == 1
+        result = predict("a", "--fov", 60, "--out", "a", "--overwrite", code=1)
         assert "a/photo_depth.png is one of the images to predict" in result.stderr
         assert (here / "a/photo_depth.png").read_bytes() == before
 
@@ -135,11 +130,9 @@ class TestFilesOfTheUser:
         clip = write_clip(here / "walk.mp4", (1, 2))
         (here / "walk_depth.mp4").write_text("mine")
         for model in ("depthvlm-nano", "./not-even-there"):
-            result = predict(clip, "--focal-length", FOCAL, "--out", ".", model=model)
-            assert result.exit_code == 1
+            predict(clip, "--focal-length", FOCAL, "--out", ".", model=model, code=1)
             assert (here / "walk_depth.mp4").read_text() == "mine"
-        result = predict(clip, "--focal-length", FOCAL, "--out", ".", "--overwrite", model="depthvlm-nano")
-        assert result.exit_code == 0, result.output
+        predict(clip, "--focal-length", FOCAL, "--out", ".", "--overwrite", model="depthvlm-nano")
         again = predict(clip, "--focal-length", FOCAL, "--out", ".", model="depthvlm-nano")
         assert "complete already" in again.output
         (here / "walk_depth/000001.png").write_bytes(b"")
@@ -186,6 +179,5 @@ class TestInterrupted:
         (here / "file").write_text("mine")
         monkeypatch.setattr("depthvlm.inference.load", lambda *_: pytest.fail("loaded"))
         for out in ("file", "file/below", "/proc/nowhere"):
-            result = predict("a/photo.jpg", "--fov", 60, "--out", out)
-            assert result.exit_code == 1
+            result = predict("a/photo.jpg", "--fov", 60, "--out", out, code=1)
             assert f"{out}: nothing can be written there" in result.stderr

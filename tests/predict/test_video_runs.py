@@ -10,12 +10,11 @@ import wave
 
 import pytest
 import torch
+from command_line import run
 from PIL import Image
 from toy_clips import FOCAL, SEEDS, contents, decode, pngs, scene, write_clip
-from typer.testing import CliRunner
 
 import depthvlm
-from depthvlm.cli.app import app
 from depthvlm.video_frames import open_clip
 
 
@@ -108,10 +107,8 @@ class TestBadInput:
         whole = write_clip(tmp_path / "whole.mkv", [1, 2, 3, 4] * 10).read_bytes()
         path = tmp_path / "cut.mkv"
         path.write_bytes(whole[: len(whole) * 6 // 10])
-        arguments = ["predict", str(path), "--focal-length", str(FOCAL), "--out", str(tmp_path / "out")]
         for expected in ("colours", "complete already"):
-            result = CliRunner().invoke(app, arguments)
-            assert result.exit_code == 1, result.output
+            result = run("predict", path, "--focal-length", FOCAL, "--out", tmp_path / "out", code=1)
             assert expected in result.output
             assert "Failed: " in result.stderr
             assert "may be truncated" in result.stderr
@@ -141,9 +138,7 @@ class TestBadInput:
 
     def test_without_pyav(self, clip, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "av", None)
-        result = CliRunner().invoke(app, ["predict", str(clip), "--out", str(tmp_path)])
-        assert result.exit_code == 1
-        assert 'pip install "depthvlm[video]"' in result.stderr
+        assert 'pip install "depthvlm[video]"' in run("predict", clip, "--out", tmp_path, code=1).stderr
 
     def test_options_out_of_range(self, clip, nano, tmp_path):
         for options, words in [
@@ -158,16 +153,11 @@ class TestBadInput:
 
 
 class TestCommand:
-    def run(self, *arguments: object) -> tuple[int, str]:
-        result = CliRunner().invoke(app, ["predict", *map(str, arguments)])
-        return result.exit_code, result.output
-
     def test_images_and_clips_in_one_call(self, clip, tmp_path):
         Image.fromarray(scene(2)).save(tmp_path / "walk.png")
         (tmp_path / "walk.mp4").write_bytes(clip.read_bytes())
         options = ("--fov", 60, "--depth-range", 1, 30, "--max-frames", 2, "--out", tmp_path / "out")
-        code, output = self.run(tmp_path / "walk.png", tmp_path / "walk.mp4", *options)
-        assert code == 0, output
+        output = run("predict", tmp_path / "walk.png", tmp_path / "walk.mp4", *options).output
         assert "2 frames  colours 1.00 to 30.00 m" in output
         assert "Frames are predicted independently" in output
         assert "2 done, 0 failed" in output
@@ -178,11 +168,10 @@ class TestCommand:
         (tmp_path / "frames").mkdir()
         for index in range(2):
             Image.fromarray(scene(index)).save(tmp_path / f"frames/{index}.png")
-        code, output = self.run(tmp_path / "frames", "--sequence", "--fov", 60, "--fps", 5, "--out", tmp_path / "out")
-        assert code == 0, output
+        out = ("--fov", 60, "--out", tmp_path / "out")
+        run("predict", tmp_path / "frames", "--sequence", "--fps", 5, *out)
         assert decode(tmp_path / "out/frames_depth.mp4")[1] == pytest.approx([0.0, 0.2])
-        code, output = self.run(clip.parent / "*.mp4", "--max-frames", 1, "--fov", 60, "--out", tmp_path / "out")
-        assert code == 0, output
+        run("predict", clip.parent / "*.mp4", "--max-frames", 1, *out)
         assert (tmp_path / "out/walk_depth.mp4").exists()
 
     def test_options_that_do_not_go_together(self, clip, tmp_path):
@@ -191,6 +180,4 @@ class TestCommand:
             (("--formats", "npy"), "--formats is for images"),
             (("--sequence",), "--sequence takes folders"),
         ]:
-            code, output = self.run(clip, *arguments, "--out", tmp_path)
-            assert code == 2
-            assert words in output
+            assert words in run("predict", clip, *arguments, "--out", tmp_path, code=2).output

@@ -129,10 +129,9 @@ class TestBadDepthMaps:
 
     @pytest.mark.parametrize("count", [1, 3])
     def test_as_many_as_images(self, count):
-        with pytest.raises(ValueError, match=rf"`depth_maps` has {count} entries for 2 image\(s\)"):
-            depth_labels([METRES] * count, None, [(2, 3)] * 2, [(32, 32)] * 2)
-        with pytest.raises(ValueError, match=rf"`depth_scale` has {count} entries for 2 image\(s\)"):
-            depth_labels([METRES] * 2, [1.0] * count, [(2, 3)] * 2, [(32, 32)] * 2)
+        for name, maps, scales in (("maps", [METRES] * count, None), ("scale", [METRES] * 2, [1.0] * count)):
+            with pytest.raises(ValueError, match=rf"`depth_{name}` has {count} entries for 2 image\(s\)"):
+                depth_labels(maps, scales, [(2, 3)] * 2, [(32, 32)] * 2)
 
     def test_another_aspect_ratio(self):
         with pytest.raises(ValueError, match=r"image 0 has 100x100 pixels .* the image 640x480: .* Crop or pad"):

@@ -8,6 +8,7 @@ import torch
 from depthvlm.processing import Camera
 from PIL import Image, ImageOps
 from toy_images import BACKENDS, exif_of, noise, picture_of, png_of, to_picture
+from transformers.image_utils import load_image
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda one: one.__name__)
@@ -40,7 +41,6 @@ class TestImagesAsPeopleHaveThem:
 
     @pytest.mark.parametrize("white", [1.0, 255.0, 255, 65535])
     def test_one_stray_value_does_not_decide_the_range(self, processor, white):
-        """Values beyond 0 to white are clipped, with a warning: everything else stays what it was."""
         values = self.RGB / 255 * white
         pixels = values.astype(np.float32) if isinstance(white, float) else np.rint(values).astype(np.int64)
         for stray in (1.01 * white, 1.5 * white, -0.02 * white):
@@ -52,12 +52,11 @@ class TestImagesAsPeopleHaveThem:
                 self.check(processor, changed, expected)
 
     def test_a_brightened_picture_is_clipped_at_white(self, processor):
-        unit = self.RGB.astype(np.float32) / 255
-        expected = np.rint(np.minimum(unit * 1.5, 1) * 255)
-        with pytest.warns(UserWarning, match="taken for a picture of 0 to 1"):
-            self.check(processor, unit * 1.5, expected)
-        with pytest.warns(UserWarning, match="taken for a picture of 0 to 1"):
-            self.check(processor, Image.fromarray(unit[..., 0] * 1.5), expected[..., 0])
+        bright = self.RGB.astype(np.float32) / 255 * 1.5
+        expected = np.rint(np.minimum(bright, 1) * 255)
+        for image, seen in ((bright, expected), (Image.fromarray(bright[..., 0]), expected[..., 0])):
+            with pytest.warns(UserWarning, match="taken for a picture of 0 to 1"):
+                self.check(processor, image, seen)
 
     def test_grey_black_and_white_palette_and_cmyk(self, processor):
         self.check(processor, Image.fromarray(self.GREY), self.GREY)
@@ -116,8 +115,6 @@ class TestImagesAsPeopleHaveThem:
             assert (camera.source, camera.fx) == ("exif", pytest.approx(focal_length))
 
     def test_exif_survives_what_pipelines_do_to_an_image(self, processor, tmp_path):
-        from transformers.image_utils import load_image
-
         exif = exif_of(Orientation=6, FocalLengthIn35mmFilm=28)
         Image.fromarray(noise(64, 96)).save(tmp_path / "photo.jpg", exif=exif)
         features = processor(load_image(str(tmp_path / "photo.jpg")), return_tensors="pt")
@@ -173,14 +170,12 @@ class TestBadImages:
         with pytest.raises(ValueError, match=message):
             processor([noise(), image], focal_length=1000.0)
 
-    def test_not_an_image(self, processor, tmp_path):
+    def test_not_an_image_and_a_truncated_file(self, processor, tmp_path):
         (tmp_path / "notes.txt").write_text("no image")
         with pytest.raises(ValueError, match=r"notes.txt is not an image that can be read"):
             processor(str(tmp_path / "notes.txt"))
         with pytest.raises(TypeError, match="only a single or a list"):
             processor(5)
-
-    def test_a_truncated_file(self, processor, tmp_path):
         path = tmp_path / "photo.jpg"
         Image.fromarray(noise()).save(path)
         path.write_bytes(path.read_bytes()[:2000])
@@ -197,9 +192,6 @@ class TestBadImages:
     @pytest.mark.parametrize("name", ["focal_length", "fov", "intrinsics", "depth_maps", "depth_scale"])
     def test_as_many_as_images(self, processor, name):
         values = {"intrinsics": [500.0, 500.0, 64.0, 48.0], "depth_maps": np.ones((96, 128)), "depth_scale": 1.0}
-        options = {"depth_maps": [np.ones((96, 128))] * 2} if name == "depth_scale" else {}
-        options[name] = [values.get(name, 90.0)] * 3
-        if name in ("depth_maps", "depth_scale"):
-            options["focal_length"] = 1000.0
+        options = {"depth_maps": [np.ones((96, 128))] * 2, "fov": 90.0, name: [values.get(name, 90.0)] * 3}
         with pytest.raises(ValueError, match=rf"`{name}` has 3 entries for 2 image\(s\)"):
             processor([noise(), noise()], **options)

@@ -154,7 +154,6 @@ def test_a_word_in_a_plain_prompt_is_refused(processor, files):
 
 @pytest.mark.parametrize("depth", [False, True])
 def test_json_lines_train_as_a_column_does(checkpoint, files, tmp_path, depth):
-    """The losses of both, without any option: with depth, and with words alone."""
     losses = []
     for name in ("messages", "column"):
         rows = []

@@ -175,13 +175,10 @@ class TestEveryForm:
     def test_many(self, nano):
         column = Dataset.from_dict({"image": [Image.fromarray(PICTURE)] * 2})["image"]
         batch = np.stack([PICTURE, PICTURE])
-        tensor = torch.from_numpy(batch).permute(0, 3, 1, 2)
-        generator = (one for one in batch)
+        tensor, generator = torch.from_numpy(batch).permute(0, 3, 1, 2), (one for one in batch)
         for many in (column, batch, tensor, batch / 255, generator):
-            predictions = nano.predict(many, fov=[60.0, 60.0])
-            assert len(predictions) == 2
-            for prediction in predictions:
-                np.testing.assert_array_equal(np.asarray(prediction.image), PICTURE)
+            pictures = [np.asarray(prediction.image) for prediction in nano.predict(many, fov=[60.0, 60.0])]
+            np.testing.assert_array_equal(pictures, batch)
         text = "<|image_pad|>" * 2
         features = nano.processor(images=(one for one in batch), text=text, fov=60.0)
         assert len(features["image_grid_thw"]) == 2
@@ -209,8 +206,7 @@ class TestBigPhotographs:
         width, height = (101, 151) if name == "turned.jpg" else (151, 101)
         with pytest.warns(UserWarning, match=rf"has 301x201 pixels .* is read at {151}x{101}"):
             [prediction] = nano.predict(tmp_path / name)
-        assert prediction.depth.shape == (height, width)
-        assert prediction.image.size == (width, height)
+        assert prediction.depth.shape == prediction.image.size[::-1] == (height, width)
         # 24 mm on film of 43.27 mm across the diagonal, in pixels of the photograph, then of the half of it.
         full = 24 * math.hypot(301, 201) / math.hypot(36, 24)
         assert prediction.camera.source == "exif"
