@@ -125,8 +125,8 @@ class TestFile:
         assert metadata == nano.metadata
         config = json.loads((Path(depthvlm.__file__).parent / "nano/config.json").read_text())
         expected = {"head_type": "dpt_light", "feature_source": "vit+llm", "license": "apache-2.0"}
-        expected |= {"hidden_size": str(config["text_config"]["hidden_size"]), "source": "depthvlm-nano", "backbone": "qwen3_vl"}
-        expected |= {"patch_size": "16", "spatial_merge_size": "2", "stride": "32"}
+        expected |= {"hidden_size": str(config["text_config"]["hidden_size"]), "source": "depthvlm-nano"}
+        expected |= {"patch_size": "16", "spatial_merge_size": "2", "stride": "32", "backbone": "qwen3_vl"}
         assert {name: metadata[name] for name in expected} == expected
         assert float(metadata["canonical_focal_length"]) == config["canonical_focal_length"]
         assert json.loads(metadata["vision_layers"]) == config["vision_config"]["deepstack_visual_indexes"]
