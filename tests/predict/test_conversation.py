@@ -1,16 +1,13 @@
 """A conversation goes on from the depth pass's cache, and says what a prefill of all of it would say."""
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
-import torch
 from depthvlm.hub_cards.space.demo import deadline
 from depthvlm.processing import DEPTH_PROMPT, DEPTH_REPLY
-from fresh_reply import fresh_reply
+from fresh_reply import fresh_reply, runs_of
 from toy_images import picture, save_picture
 
 import depthvlm
@@ -28,22 +25,6 @@ def toy(checkpoint: str) -> DepthPredictor:
 @pytest.fixture(params=["toy", "nano"])
 def model(request: pytest.FixtureRequest) -> DepthPredictor:
     return request.getfixturevalue(request.param)
-
-
-@contextmanager
-def runs_of(module: torch.nn.Module) -> Iterator[list[int]]:
-    """The number of positions of every run of a module."""
-    runs: list[int] = []
-
-    def note(_, args, kwargs) -> None:
-        states = args[0] if args else kwargs["inputs_embeds"]
-        runs.append((states[0] if isinstance(states, (list, tuple)) else states).shape[-2])
-
-    handle = module.register_forward_pre_hook(note, with_kwargs=True)
-    try:
-        yield runs
-    finally:
-        handle.remove()
 
 
 def test_every_reply_is_that_of_a_fresh_prefill_of_the_whole_conversation(model):

@@ -6,19 +6,15 @@ import numpy as np
 import pytest
 import torch
 from depthvlm.hub_cards.space.demo import deadline
-from PIL import Image
-from test_conversation import fresh_reply, runs_of
+from fresh_reply import fresh_reply, runs_of
 from toy_families import FAMILY_NAMES, HEAD, save_plain_checkpoint
+from toy_images import picture
 from toy_models import last_layer
 
 import depthvlm
 from depthvlm import Conversation, DepthPredictor, DepthVLMForConditionalGeneration, DepthVLMProcessor
 
 QUESTIONS = ["How far is the wall?", "And the door?", "Wie weit? 多远?"]
-
-
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 @pytest.fixture(scope="module", params=FAMILY_NAMES)
@@ -60,7 +56,7 @@ def test_words_and_metres_of_a_batch_are_those_of_each_alone(model):
         assert prediction.depth.std() > 0.05
         np.testing.assert_allclose(prediction.depth, alone.depth, rtol=1e-3, atol=1e-3)
         turns = [{"role": "user", "content": "How far?"}]
-        assert prediction.text == fresh_reply(model, image, prediction.camera.focal_length, turns, 6)
+        assert prediction.text == fresh_reply(model, image, turns, 6, focal_length=prediction.camera.focal_length)
 
 
 def test_every_reply_of_a_conversation_is_that_of_a_fresh_prefill(model, family):
@@ -72,16 +68,15 @@ def test_every_reply_of_a_conversation_is_that_of_a_fresh_prefill(model, family)
             reply = conversation.ask(question, max_new_tokens=12)
             turns = conversation.messages[:-1]
             seen, heads = len(tower), len(head)
-            assert reply == fresh_reply(model, image, 90.0, turns, 12)
+            assert reply == fresh_reply(model, image, turns, 12, focal_length=90.0)
             del tower[seen:], head[heads:]
         conversation.messages[1]["content"] = "Two metres."
         reply = conversation.ask("Sure?", max_new_tokens=12)
         assert len(tower) == len(head) == 1
-    assert reply == fresh_reply(model, image, 90.0, conversation.messages[:-1], 12)
+    assert reply == fresh_reply(model, image, conversation.messages[:-1], 12, focal_length=90.0)
     conversation.clear()
-    assert conversation.ask(QUESTIONS[1], max_new_tokens=12) == fresh_reply(
-        model, image, 90.0, [{"role": "user", "content": QUESTIONS[1]}], 12
-    )
+    reply = conversation.ask(QUESTIONS[1], max_new_tokens=12)
+    assert reply == fresh_reply(model, image, conversation.messages[:-1], 12, focal_length=90.0)
     [prediction] = model.predict(image, focal_length=90.0)
     np.testing.assert_allclose(conversation.depth, prediction.depth, rtol=1e-3, atol=1e-3)
 
@@ -97,9 +92,8 @@ def test_a_conversation_goes_on_after_its_memory_was_given_back(model):
     conversation.ask(QUESTIONS[0], max_new_tokens=4)
     conversation.release()
     assert conversation.cached_tokens == 0
-    assert "".join(conversation.stream(QUESTIONS[1], max_new_tokens=8)) == fresh_reply(
-        model, image, 90.0, conversation.messages[:-1], 8
-    )
+    reply = "".join(conversation.stream(QUESTIONS[1], max_new_tokens=8))
+    assert reply == fresh_reply(model, image, conversation.messages[:-1], 8, focal_length=90.0)
 
 
 def test_a_cache_that_cannot_be_cut_is_kept_where_the_conversation_only_grows(model, family):
