@@ -214,6 +214,14 @@ class DepthVLMMixin(CheckpointMixin):
             self.depth_head.projectors.extend(copies)
         self.post_init()
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Return False: missing weights are drawn as in transformers' own models, by functions that keep loaded ones.
+
+        In custom code transformers passes over modules that draw weights for others, as blocks do for their routers.
+        """
+        return False
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

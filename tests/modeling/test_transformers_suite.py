@@ -87,6 +87,23 @@ def test_router_logits_are_returned_as_asked_whatever_the_configuration_says(
     torch.testing.assert_close(told["ours"].aux_loss, getattr(told["plain"], "aux_loss", None))
 
 
+def test_missing_weights_are_drawn_as_by_the_plain_model(
+    models: tuple[Any, PreTrainedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = PreTrainedModel._initialize_weights
+
+    def draw_seeded(self: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
+        torch.manual_seed(0)
+        draw(self, *args, **kwargs)
+
+    monkeypatch.setattr(PreTrainedModel, "_initialize_weights", draw_seeded)
+    ours, plain = (
+        type(model).from_pretrained(None, config=model.config, state_dict={}).state_dict() for model in models
+    )
+    for name, weight in plain.items():
+        assert torch.equal(ours[name], weight), name
+
+
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_a_vision_tower_of_three_layers_is_read_as_it_is(family: str) -> None:
     vision = {"depth": 3, "deepstack_visual_indexes": [0, 1, 2]}
