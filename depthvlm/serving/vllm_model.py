@@ -1,0 +1,145 @@
+"""DepthVLM in vLLM: words as stock Qwen3-VL serves them, or the dense depth map of an image from the same prefill.
+
+Weights are those of the checkpoint. For depth the model's output per token is what the head reads of it: the final LLM
+state, the DeepStack levels of an image token, and its place, bit for bit, by which the pooler knows the image's grid.
+"""
+
+from collections.abc import Iterable, Set
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.config import VllmConfig
+from vllm.model_executor.layers.pooler import PoolingParamsUpdate
+from vllm.model_executor.layers.pooler.abstract import Pooler
+from vllm.model_executor.layers.pooler.special import DispatchPooler
+from vllm.model_executor.layers.pooler.tokwise.methods import AllPool
+from vllm.model_executor.models.interfaces_base import default_pooling_type
+from vllm.model_executor.models.qwen3_vl import (
+    Qwen3VLDummyInputsBuilder,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMultiModalProcessor,
+    Qwen3VLProcessingInfo,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.v1.pool.metadata import PoolingMetadata
+
+from ..modeling_depthvlm.depth_heads_depthvlm import DepthHead, build_depth_head
+from ..modeling_depthvlm.modeling_depthvlm import run_depth_head
+from ..processing import DepthVLMProcessor
+
+PLACE = 2  # numbers in which a token's place travels: its row and its column, int32
+
+
+class DepthVLMProcessingInfo(Qwen3VLProcessingInfo):
+    """Qwen3-VL's, with DepthVLM's processor: images are seen at the canonical focal length."""
+
+    def get_hf_processor(self, **kwargs: object) -> DepthVLMProcessor:
+        """Return the checkpoint's processor."""
+        return self.ctx.get_hf_processor(DepthVLMProcessor, **kwargs)
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    Qwen3VLMultiModalProcessor, info=DepthVLMProcessingInfo, dummy_inputs=Qwen3VLDummyInputsBuilder
+)
+class DepthVLMForConditionalGeneration(Qwen3VLForConditionalGeneration):
+    """Words: Qwen3-VL as vLLM has it, without the depth head's weights."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "model"):
+        config = vllm_config.model_config.hf_config
+        config.text_config.tie_word_embeddings = config.tie_word_embeddings  # where vLLM looks for it
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """Load the weights that this model has."""
+        own = hasattr(self, "depth_head")
+        return super().load_weights(one for one in weights if own or not one[0].startswith("depth_head."))
+
+
+@default_pooling_type(seq_pooling_type="CLS", tok_pooling_type="ALL")
+@MULTIMODAL_REGISTRY.register_processor(
+    Qwen3VLMultiModalProcessor, info=DepthVLMProcessingInfo, dummy_inputs=Qwen3VLDummyInputsBuilder
+)
+class DepthVLMForDepthEstimation(DepthVLMForConditionalGeneration):
+    """Depth, as a pooling model of the task `plugin`: a request's output is its image's depth, `(h * w,)`."""
+
+    is_pooling_model = True
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "model"):
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        config: Any = self.config
+        if config.head.feature_source not in ("vit+llm", "llm_final"):
+            raise ValueError(
+                f"feature_source={config.head.feature_source!r} is not served by vLLM: 'vit+llm' and 'llm_final' are."
+            )
+        if vllm_config.parallel_config.pipeline_parallel_size > 1:
+            raise ValueError("Depth needs the DeepStack levels and the final state in one process: no pipeline stages.")
+        self.depth_head = build_depth_head(config.head, config.text_config.hidden_size, config.input_stride)
+        levels = sorted(config.vision_config.deepstack_visual_indexes)
+        self.levels = [levels.index(layer) for layer in config.vision_layers] if config.reads_vision else []
+        self.pooler = DispatchPooler({"plugin": DepthPooler(self.depth_head, config.image_token_id)})
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        positions: Tensor,
+        intermediate_tensors: Any = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: object,
+    ) -> Tensor:
+        """Run ViT and LLM; return per token the final state, the DeepStack levels and the place, side by side."""
+        count = positions.shape[-1]
+        # Qwen3-VL clears its buffers after the forward.
+        levels = [self.deepstack_input_embeds[level][:count].clone() for level in self.levels]
+        states = super().forward(input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs)
+        assert isinstance(states, Tensor)
+        rows_and_columns = positions[-2:] if positions.ndim == 2 else positions.expand(2, -1)
+        place = rows_and_columns.T.to(torch.int32).contiguous().view(states.dtype)
+        return torch.cat([states, *(level.to(states.dtype) for level in levels), place], dim=-1)
+
+
+class DepthPooler(Pooler):
+    """The depth head on what [`DepthVLMForDepthEstimation.forward`] returns, once a request's prefill is complete.
+
+    Args:
+        head: The depth head.
+        image_token_id: The token of images.
+    """
+
+    def __init__(self, head: DepthHead, image_token_id: int):
+        super().__init__()
+        self.head = head
+        self.image_token_id = image_token_id
+        self.collect = AllPool()  # over the chunks of a prefill
+
+    def get_supported_tasks(self) -> Set[Any]:
+        """Return the one task."""
+        return {"plugin"}
+
+    def get_pooling_updates(self, task: Any) -> PoolingParamsUpdate:
+        """Ask for the prompt, in which the image's tokens are."""
+        return PoolingParamsUpdate(requires_token_ids=True)
+
+    def forward(self, hidden_states: Tensor, pooling_metadata: PoolingMetadata) -> list[Tensor | None]:
+        """Return per request its image's depth in metres of the canonical camera, `(h * w,)` float32."""
+        collected = self.collect(hidden_states, pooling_metadata)
+        prompts = pooling_metadata.get_prompt_token_ids_cpu()
+        return [
+            None if states is None else self._depth(states, torch.as_tensor(prompt)[: len(states)])
+            for states, prompt in zip(collected, prompts, strict=True)
+        ]
+
+    def _depth(self, states: Tensor, prompt: Tensor) -> Tensor:
+        tokens = states[(prompt == self.image_token_id).to(states.device)]
+        if not len(tokens):  # a request that vLLM makes up to measure memory
+            return states.new_zeros(1, dtype=torch.float32)
+        columns = PLACE * 4 // states.element_size()
+        place = tokens[:, -columns:].contiguous().view(torch.int32)
+        height, width = (int(place[:, axis].max() - place[:, axis].min()) + 1 for axis in (0, 1))
+        hidden_size = self.head.norm.normalized_shape[0] if self.head.config.feature_source != "vit+llm" else 0
+        final, *levels = tokens[:, :-columns].split(hidden_size or self._width(tokens, columns), dim=-1)
+        [depth] = run_depth_head(self.head, [[one] for one in (*levels, final)], [(height, width)], None)
+        return depth.flatten()
+
+    def _width(self, tokens: Tensor, columns: int) -> int:
+        return (tokens.shape[-1] - columns) // 4

@@ -1,0 +1,33 @@
+"""Entry points of the vLLM plugin, which vLLM calls in each of its processes."""
+
+import logging
+
+from .command import TESTED_VLLM
+
+logger = logging.getLogger(__name__)
+
+ARCHITECTURES = ("DepthVLMForConditionalGeneration", "DepthVLMForDepthEstimation")
+
+
+def register() -> None:
+    """Make transformers and vLLM know DepthVLM: one architecture for words, one for depth (`vllm.general_plugins`)."""
+    import vllm
+    from vllm import ModelRegistry
+
+    import depthvlm
+
+    if not vllm.__version__.startswith(f"{TESTED_VLLM}."):
+        logger.warning(
+            "DepthVLM's plugin was tested with vLLM %s, and %s is installed. If something fails, install that version.",
+            TESTED_VLLM,
+            vllm.__version__,
+        )
+    depthvlm.register()
+    for name in ARCHITECTURES:
+        if name not in ModelRegistry.get_supported_archs():
+            ModelRegistry.register_model(name, f"depthvlm.serving.vllm_model:{name}")
+
+
+def depth_requests() -> str:
+    """Name the class that reads and answers requests for depth (`vllm.io_processor_plugins`)."""
+    return "depthvlm.serving.vllm_requests.DepthRequests"
