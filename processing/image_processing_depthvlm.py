@@ -1,5 +1,5 @@
 # Copyright 2026 The DepthVLM authors. Licensed under the Apache License, Version 2.0.
-"""Image processors: the paper's focal-length normalisation (equation 6) before Qwen3-VL's patches, on two backends.
+"""Image processors: the paper's focal-length normalisation (equation 6) before the backbone's patches, on two backends.
 
 Also the way back, from predicted depth to metres at the size of each image.
 """
@@ -296,7 +296,8 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
 
         Returns:
             [`DepthVLMBatchFeature`] with
-            - `pixel_values` `(patches, 1536)` and `image_grid_thw` `(N, 3)`, as Qwen3-VL has them;
+            - `pixel_values` `(patches, 1536)`, 1176 with patches of 14 pixels, and `image_grid_thw` `(N, 3)`, as the
+              backbone has them;
             - `focal_scale` `(N,)`, float32: `depth = head output * focal_scale`;
             - `cameras` `(N, 7)`, float32: fx, fy, cx, cy, height, width in pixels of the upright image as given, and
               the index of its source in `CAMERA_SOURCES`;
@@ -358,7 +359,7 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Make a processor from its saved settings, or from those of a Qwen3-VL image processor.
+        """Make a processor from its saved settings, or from those of a backbone's image processor.
 
         Of the latter only what describes the vision tower is taken: their sizes and their filter are not DepthVLM's.
         """

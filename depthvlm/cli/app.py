@@ -73,7 +73,7 @@ def bench_list() -> None:
 def convert(
     source: Annotated[
         str,
-        typer.Argument(metavar="SRC", help="Folder or Hub name: published layout, plain Qwen3-VL, or an adapter."),
+        typer.Argument(metavar="SRC", help="Folder or Hub name: published layout, plain backbone, or an adapter."),
     ],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="A new or empty folder.")],
     revision: Revision = None,
