@@ -123,7 +123,7 @@ class LearningRates(TrainerCallback):
 
 
 def input_image(patches: Tensor, grid_thw: Sequence[int], image_processor: Any) -> np.ndarray:
-    """Return the picture that the model saw, made of Qwen3-VL's patches again.
+    """Return the picture that the model saw, made of its patches again.
 
     Args:
         patches (`(h * w, channels * temporal * patch * patch)`): Patches of one image, in the order of merged 2x2

@@ -50,8 +50,8 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
     reply's tokens, and SILog over the images with depth, each a mean over the whole accumulated, global batch, however
     it is cut into micro-batches and ranks. On data without one, or with `depth_loss_weight=0`, it is `SFTTrainer`.
 
-    The arguments are those of `SFTTrainer`. A model given by its name may also be a plain backbone, which gets a new
-    head, or a checkpoint of the published implementation.
+    The arguments are those of `SFTTrainer`. A model given by its name may also be a plain checkpoint of any supported
+    family (`Qwen/Qwen3.5-4B`), which gets a new head in that family's class, or one of the published implementation.
 
     Raises:
         ValueError: If depth is to be trained and there is none in the data, or the model has no depth head; if
@@ -175,7 +175,7 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         self.depth_loss_weight = config.depth_loss_weight
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         install_training_forward(self.depth_model, config.silog_lambda, text=not self.head_alone, sharded=sharded)
-        # Qwen3-VL says no, and would get a mean of means: `compute_loss` here does normalise by the step's tokens.
+        # The backbones say no, and would get a mean of means: `compute_loss` here does normalise by the step's tokens.
         self.model_accepts_loss_kwargs = True
         self._meters = {mode: DepthMeter(self.accelerator) for mode in ("train", "eval")}
         self._learning_rates = LearningRates()

@@ -36,6 +36,9 @@ def main(options: dict[str, Any]) -> None:
     if options.get("lone_depth"):
         # The second half, which is another rank's, has no depth at all.
         rows = [toy_row(i, depth=i < 2) for i in range(options.get("rows", 8))]
+    if options.get("lone_image"):
+        # The second half has no image either: its rank trains words alone.
+        rows = [toy_row(i, image=i < 2) for i in range(options.get("rows", 8))]
     data = toy_dataset(rows)
     held_out = data
     if "eval_rows" in options:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from toy_families import HEAD, save_plain_checkpoint
 from toy_training import settings, toy_dataset, toy_row, toy_rows
 
 from depthvlm import DepthSFTTrainer
@@ -86,6 +87,30 @@ def test_two_ranks_equal_one(checkpoint: str, tmp_path: Path, layout: dict[str, 
     numbers = one.evaluate()
     for name in ("eval_loss", "eval_delta1", "eval_depth_images"):
         assert two["eval"][name] == pytest.approx(numbers[name], abs=1e-5)
+
+
+@pytest.mark.parametrize("layout", [{}, FSDP2], ids=["ddp", "fsdp2"])
+@pytest.mark.parametrize("trainable", [["all"], ["head"]], ids=["all", "head"])
+def test_two_ranks_equal_one_with_projectors_of_the_heads_own(
+    tmp_path: Path, layout: dict[str, Any], trainable: list[str]
+) -> None:
+    plain = str(save_plain_checkpoint(tmp_path / "plain", "qwen3_5"))
+    rows = [toy_row(i, image=i < 2) for i in range(8)]
+    head = {"model_init_kwargs": {"depth_config": HEAD | {"projector": "own"}}}
+    changes = {"trainable": trainable, "max_steps": 2, "shuffle_dataset": False, **head}
+    options = {
+        "model": plain,
+        "out": str(tmp_path / "two"),
+        "lone_image": True,
+        "settings": {**changes, **layout, "per_device_train_batch_size": 4},
+    }
+    two = finish(options, processes=2)
+    one = one_process(plain, tmp_path / "one", rows, **changes, per_device_train_batch_size=8)
+    assert type(one.model).__name__ == "DepthVLMQwen3_5ForConditionalGeneration"
+    assert_same_weights(tmp_path / "two", one, 5e-6)  # its weights are larger than those above, and round more
+    for mine, theirs in zip(two["log"][:2], one.state.log_history[:2], strict=True):
+        for name in ("loss", "depth_loss", "depth_images"):
+            assert mine[name] == pytest.approx(theirs[name], abs=1e-5), name
 
 
 @pytest.mark.parametrize("layout", [{}, FSDP2], ids=["ddp", "fsdp2"])
