@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -286,3 +287,34 @@ def test_the_table_of_the_training_page(golden: Path, size: str) -> None:
         start = f"| {size.upper()} stage {stage} ({kind}) | {gpus} | {batch} |"
         [line] = [x for x in page.splitlines() if x.startswith(start)]
         assert f"**{estimate['total'] / 2**30:.1f} GiB**" in line
+
+
+@pytest.mark.parametrize("name", ["Qwen3-VL-2B", "Qwen3-VL-30B-A3B", "Qwen3.5-0.8B", "GLM-4.1V-9B, GLM-4.6V-Flash"])
+def test_the_table_of_every_backbone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What scripts/docs/training_memory.py writes into docs/training.md; weights, gradients and AdamW by hand."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts" / "docs"))
+    script = import_module("training_memory")
+    [(family, *sizes)] = [(one[0], *one[2:]) for one in script.SIZES if one[1] == name]
+    config = script.configuration(family, *sizes)
+    assert all(unmeasured_layers(config, True, half) == () for half in (False, True))
+    found = {run: script.memory(config, run) for run in script.RUNS}
+    line = f"| {name} | {' | '.join(script.cell(size) for size in found.values())} |"
+    assert line in Path(REPOSITORY, "docs", "training.md").read_text().splitlines()
+    counts = count_parameters(config)
+    every = sum(counts.values())
+    assert found["stage 1"] > 4 * every + 14 * counts["head"]  # a gradient, two moments, autocast's copy
+    assert found["stage 2"] > 4 * every + 14 * (counts["head"] + counts["llm"])
+    adapters = script.adapter_parameters(config)
+    assert found["LoRA"] > 2 * every + 14 * (counts["head"] + adapters)
+    for run, size in found.items():
+        fixed = {"stage 1": 4 * every, "stage 2": 18 * every, "LoRA": 2 * every}[run]
+        assert size < fixed + 14 * (counts["head"] + adapters) + 5e9, run
+
+
+def test_a_gpu_is_named_if_a_fifth_of_it_stays_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts" / "docs"))
+    script = import_module("training_memory")
+    assert script.cell(round(19.1e9)) == "17.8 GiB: **24 GB**"
+    assert script.cell(round(19.3e9)) == "18.0 GiB: **48 GB**"
+    assert script.cell(round(63.9e9)) == "59.5 GiB: **80 GB**"
+    assert script.cell(round(64.1e9)) == "59.7 GiB: more"
