@@ -610,7 +610,8 @@ class DepthVLMMixin(CheckpointMixin):
                     "`generate` got `inputs_embeds`: no depth is predicted. Pass `input_ids` to get it."
                 )
         if not output_depth:
-            return super().generate(inputs, generation_config, *args, **kwargs)
+            # Where pixels reach the prefill's `forward`, it shall not run the head for nothing.
+            return super().generate(inputs, generation_config, *args, output_depth=False, **kwargs)
 
         if has_embeds:
             raise ValueError(
