@@ -267,7 +267,8 @@ def train(
     head = backbones.new_head(choice, seed)
     optimizer = MuonFactory()(head, **MUON)
     schedule = get_cosine_schedule_with_warmup(optimizer, round(WARMUP * steps), steps)
-    rng, order, losses = np.random.default_rng(seed), [], []
+    rng, losses = np.random.default_rng(seed), []
+    order: list[int] = []
     for _ in range(steps):
         order = order or rng.permutation(len(files)).tolist()
         states = load_file(files[order.pop()])
@@ -322,14 +323,13 @@ def as_table(runs: dict[str, list[dict[str, Any]]], choices: dict[str, Choice]) 
         "| the head reads | ViT layers | seeds | delta1 | of each seed | AbsRel | SILog | delta1 less the default's |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    default = mean_over_seeds(runs[DEFAULT], "delta1")
     for name, some in runs.items():
         found = {metric: interval(mean_over_seeds(some, metric)) for metric in METRICS}
         cells = [f"{one.estimate:.3f} ({one.low:.3f} to {one.high:.3f})" for one in found.values()]
         seeds = ", ".join(f"{np.mean(list(run['scores']['delta1'].values())):.3f}" for run in some)
         less = "–"
         if name != DEFAULT:
-            # Seeds differ in the order of scenes and in the head's first weights: the same ones for both sides.
+            # A seed decides on the order of scenes and the head's first weights: the same seeds on both sides.
             own, other = some[: len(runs[DEFAULT])], runs[DEFAULT][: len(some)]
             default = mean_over_seeds(other, "delta1")
             one = paired_bootstrap(mean_over_seeds(own, "delta1"), default, strata=strata(default))
