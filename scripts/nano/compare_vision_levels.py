@@ -339,6 +339,23 @@ def as_table(runs: dict[str, list[dict[str, Any]]], choices: dict[str, Choice]) 
     return "\n".join(lines) + "\n"
 
 
+def own_less_shared(runs: dict[str, list[dict[str, Any]]]) -> str:
+    """Return what own projectors change, a set of layers a row, paired by image and seed."""
+    lines = ["| own less shared | delta1 | AbsRel | SILog |", "|---|---|---|---|"]
+    for name, own in runs.items():
+        layers, _, projector = name.rpartition(", ")
+        shared = runs.get(f"{layers}, shared", [])
+        if projector != "own" or not shared:
+            continue
+        cells, seeds = [], min(len(own), len(shared))
+        for metric in METRICS:
+            other = mean_over_seeds(shared[:seeds], metric)
+            one = paired_bootstrap(mean_over_seeds(own[:seeds], metric), other, strata=strata(other))
+            cells.append(f"{one.estimate:+.3f} ({one.low:+.3f} to {one.high:+.3f})")
+        lines.append(f"| {layers} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def draw(runs: dict[str, list[dict[str, Any]]], file: Path) -> None:
     """Draw delta1 of every choice with its interval, and that of each seed."""
     from matplotlib.figure import Figure
@@ -389,7 +406,7 @@ def main(
                 done.setdefault(name, []).append(read_json(file))
     ordered = {name: done[name] for name in choices if name in done}
     if DEFAULT in ordered:
-        write_text(out / "vision_levels.md", as_table(ordered, choices))
+        write_text(out / "vision_levels.md", as_table(ordered, choices) + "\n" + own_less_shared(ordered))
         draw(ordered, out / "vision_levels.png")
         print((out / "vision_levels.md").read_text())
     print(json.dumps({name: [round(run["s"]) for run in some] for name, some in ordered.items()}))

@@ -13,6 +13,7 @@ from compare_vision_levels import (
     as_table,
     head_widths,
     layer_choices,
+    own_less_shared,
     score,
     train,
     training_files,
@@ -121,3 +122,12 @@ def test_table_compares_equal_seeds():
     assert "| 0.600, 0.100 |" in default
     assert other.startswith("| other | 1, 2, 3 | 1 | 0.725 (")
     assert other.endswith("| +0.125 (+0.125 to +0.125) |")  # against the first seed alone
+
+
+def test_own_projectors_are_compared_with_the_shared_one_of_the_same_layers():
+    runs = {
+        "late, shared": [run(0.5, 0.7)],
+        "late, own": [run(0.625, 0.825), run(0.9, 0.9)],
+        "LLM alone": [run(0.1, 0.1)],
+    }
+    assert own_less_shared(runs).splitlines()[2:] == ["| late " + "| +0.125 (+0.125 to +0.125) " * 3 + "|"]
