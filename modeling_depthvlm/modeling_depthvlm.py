@@ -1,9 +1,9 @@
 # Copyright 2026 The DepthVLM authors. Licensed under the Apache License, Version 2.0.
-"""DepthVLM: Qwen3-VL with a depth head on its visual tokens (paper, section 3).
+"""DepthVLM: a vision-language model with a depth head on its visual tokens (paper, section 3).
 
-An image takes one path, [`DepthVLMForConditionalGeneration.run_backbone`]: vision tower and LLM (equation 1), the
-feature maps that the head reads of both (equation 2), the head (equation 3) and the scale to metres (equation 6).
-`forward` adds the losses (equations 4 and 5).
+An image takes one path, [`DepthVLMMixin.run_backbone`]: vision tower and LLM (equation 1), the feature maps that the
+head reads of both (equation 2), the head (equation 3) and the scale to metres (equation 6). `forward` adds the losses
+(equations 4 and 5). [`DepthVLMForConditionalGeneration`] is this on Qwen3-VL; other families have files of their own.
 """
 
 import copy
