@@ -49,7 +49,7 @@ def write_annotations(
 
 
 def check_replaceable(folder: str | Path, name: str) -> Path:
-    """Return the path of a build's JSON lines, and see that nothing is there, or what an earlier build wrote.
+    """Return the path of a build's JSON lines, and check that nothing is there but an earlier build's.
 
     Raises:
         BuildError: something else is there.

@@ -1,4 +1,4 @@
-"""From a dataset's download to shards: a plan executed, resumed where it was interrupted, and put on record."""
+"""From a dataset's download to shards: a plan executed, resumed where it was interrupted, and recorded."""
 
 from __future__ import annotations
 
@@ -70,19 +70,19 @@ def run_build(
     retry_bad: bool = False,
     events: BuildEvents | None = None,
 ) -> dict[str, Any]:
-    """Execute a plan, or what is left of it. The bytes depend on neither workers nor engine nor interruptions.
+    """Execute a plan, or the rest of it. The bytes depend on neither workers nor engine nor interruptions.
 
     Args:
         plan: from [`plan_build`].
         opener: makes the source of its name, `root` and the plan's options in each worker; a function of a module, so
             that it can travel.
         root: folder of the download.
-        out: folder of the build; builds of other sources and splits may lie there too.
+        out: folder of the build; builds of other sources and splits may be there too.
         workers: processes, or shards on Ray at a time; by default one for each processor.
         engine: "processes", or "ray" for several machines.
         address: address of a Ray cluster; by default one is started on this machine.
         max_bad: number of frames that may be unusable; by default 1 %, at least 10.
-        retry_bad: also makes finished shards again that lack a frame.
+        retry_bad: also rebuilds finished shards that lack a frame.
         events: callbacks.
 
     Returns:
@@ -90,7 +90,7 @@ def run_build(
 
     Raises:
         TooManyBadFramesError: more than `max_bad` frames cannot be used.
-        BuildError: the folder holds this build with other parameters, or another process is at it; a reader failed;
+        BuildError: the folder holds this build with other parameters, or another process builds it; a reader failed;
             a worker was killed; or no frame at all can be used.
     """
     events = events or BuildEvents()
@@ -265,12 +265,12 @@ def on_ray(
     """Write shards as tasks of a Ray cluster, or of a Ray started here and ended afterwards.
 
     Every node sees `job.root` and `job.out` under the same paths and has this package. A shard whose worker dies is
-    made again, up to three times.
+    retried, up to three times.
 
     Args:
         job: settings that all shards share.
         tasks: shards to write.
-        workers: shards in the making at a time; by default as many as the cluster has processors.
+        workers: shards in progress at a time; by default as many as the cluster has processors.
         address: address of the cluster; None: the one this process is connected to, or a new one on this machine.
         advance: called with the number of frames of each finished shard.
 

@@ -60,7 +60,7 @@ class BuildPlan:
 
     @property
     def hash(self) -> str:
-        """Hash of everything that decides about the bytes, save the files themselves."""
+        """Hash of everything that affects the bytes, except the files themselves."""
         return _hash([json.dumps(self.parameters, sort_keys=True)])
 
 
@@ -79,8 +79,8 @@ def plan_build(
         source: an opened source.
         split: one of its splits.
         num_images: number of images, all where there are fewer; by default that of the paper's tables 9 and 10, or all.
-        points: sampled pixels of an image; see [`points_per_image`] for small evaluation sets. Without a meaning, as
-            the seed is, where the source has points of its own.
+        points: sampled pixels of an image; see [`points_per_image`] for small evaluation sets. Unused, like
+            the seed, where the source has its own points.
         seed: seed of the points.
         rows_per_shard: rows of a shard; by default 50 to 1000, such that there are sixteen shards or more.
         options: arguments of the source besides its root, as JSON has them.

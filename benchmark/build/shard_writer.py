@@ -33,7 +33,7 @@ SourceOpener = Callable[..., Source]
 
 
 class BuildError(Exception):
-    """A build that cannot begin or go on; the message says why and what to do. What is finished stays."""
+    """A build that cannot begin or continue; the message says why and what to do. Finished shards stay."""
 
 
 class TooManyBadFramesError(BuildError):

@@ -1,4 +1,4 @@
-"""Folders of builds: their manifest, locks and parameters, and finished builds read as they are said to be."""
+"""Folders of builds: their manifest, locks and parameters, and the reading of finished builds."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _check_entry(entry: Any) -> None:
 
 
 def add_to_manifest(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
-    """Add a finished build, or put it in the place of its older self; builds of other names stay."""
+    """Add a finished build, or replace its older version; builds of other names stay."""
     with FileLock(folder / STATE_FOLDER / "manifest.lock"):
         builds = read_manifest(folder) | {name: dict(entry)}
         content = {"format": FORMAT, "builds": builds}
@@ -107,7 +107,7 @@ def build_lock(folder: Path, name: str) -> Iterator[None]:
 
 
 def check_parameters(folder: Path, name: str, parameters: Mapping[str, Any], files: Sequence[str] = ()) -> None:
-    """Check that a build goes on as it was begun, or begins without any of its `files`, with its parameters noted.
+    """Check that a build continues as it began, or begins without any of its `files`, with its parameters noted.
 
     Raises:
         BuildError: it was begun with others, or a file is there that no build wrote; the message says which.
@@ -126,7 +126,7 @@ def check_parameters(folder: Path, name: str, parameters: Mapping[str, Any], fil
 def goes_on(
     path: Path, asked: Mapping[str, Any], what: str, error: type[Exception], begun: dict[str, Any] | None = None
 ) -> bool:
-    """Tell whether a run was begun, by its settings in a file or as given, and raise `error` if they are others now."""
+    """Tell whether a run was begun, by its settings in a file or as given, and raise `error` if they differ now."""
     now: dict[str, Any] = json.loads(json.dumps(dict(asked), default=str))  # where a tuple is a list
     if path.is_file():
         try:
@@ -174,7 +174,7 @@ def finished_builds(
 
 
 def build_hash(entry: Mapping[str, Any]) -> str:
-    """Hash a build's shards; by it results know their data; `entry` is of the manifest."""
+    """Hash a build's shards, to identify the data of results; `entry` is from the manifest."""
     hashes = [shard["sha256"] for shard in entry["shards"]]
     return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 

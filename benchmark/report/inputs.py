@@ -29,7 +29,7 @@ class Measured:
     def set_name(self) -> str:
         """Name of the set in reports: "nyuv2", or "nyuv2 (train)" for another split than test.
 
-        NYUv2 has one name, whichever of its truths was scored; notes say which.
+        NYUv2 has one name for all its truths; notes say which was scored.
         """
         dataset = SAME_IMAGES.get(self.result.dataset, self.result.dataset)
         return dataset + ("" if self.result.split == "test" else f" ({self.result.split})")

@@ -104,7 +104,7 @@ def to_page(
 def compare_systems(
     group: SameImages, lines: Mapping[str, Sequence[ImageResult]], baseline: str | None, notes: list[str]
 ) -> list[PairRow]:
-    """Compare every system with `baseline` where that is there, else with the one with the best score.
+    """Compare every system with `baseline` where that exists, else with the one with the best score.
 
     Two systems are compared on the images that both scored; images are resampled together.
     """
@@ -156,7 +156,7 @@ def worst_points(image: ImageResult, count: int) -> list[PointRow]:
 def build_images(folders: Iterable[str | Path], wanted: Mapping[str, set[str]]) -> dict[tuple[str, str], bytes]:
     """Return the encoded images that are there by data hash and id; only row groups that hold one are read.
 
-    `wanted` has the ids of images by the data hash of a result. Builds of other data are passed over.
+    `wanted` has the ids of images by the data hash of a result. Builds of other data are skipped.
 
     Raises:
         FileNotFoundError: A folder does not exist.

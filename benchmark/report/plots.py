@@ -73,7 +73,7 @@ class SpeedPoint:
 
 
 def bars_of(report: Report) -> list[Bars]:
-    """Return one plot for each protocol of table 1 (or 2, where that alone is there) and of the sets outside."""
+    """Return one plot for each protocol of table 1 (or 2, if only that exists) and of the sets outside."""
     tables = {table.key: table for table in report.tables}
     keys = [*[str(number) for number in EVALUATION_TABLES if str(number) in tables][:1], OUTSIDE_KEY]
     return [

@@ -17,7 +17,7 @@ FORMAT = 1
 
 
 class EvaluationError(RuntimeError):
-    """An evaluation that cannot go on; what was scored so far is kept."""
+    """An evaluation that cannot continue; what was scored so far is kept."""
 
 
 @dataclass(frozen=True)

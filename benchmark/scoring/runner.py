@@ -74,7 +74,7 @@ def evaluate(
 
     Raises:
         EvaluationError: The files in `out` belong to another run, or a process's part cannot be seen.
-        PredictorError: The predictor answered with something else than one map, or one list of answers, per image.
+        PredictorError: The predictor answered with something other than one map, or one list of answers, per image.
         ValueError: The protocol does not fit the set, an extra metric is unknown, or a picture cannot be read.
     """
     from accelerate import PartialState

@@ -28,7 +28,7 @@ Depth Pro's paper, `boundary_f1_released` its program, see [`boundary_f1`]."""
 def make_example(item: EvalItem, eval_set: EvalSet, protocol: Protocol) -> Example:
     """Return what a predictor sees of an image; its points are empty where whole maps are scored.
 
-    The points are the builder's where the protocol has its seed; otherwise as many are drawn anew. Points that the
+    The points are the builder's where the protocol has its seed; otherwise as many are drawn again. Points that the
     source itself gave, such as released ones, are all scored, whatever the seed.
 
     Raises:
@@ -182,7 +182,7 @@ def published_truth(
         canonical_size: Width and height of the canonical size in pixels, by default the image's.
 
     Returns:
-        `(n,)` float64 in metres; 0 for a point that comes to lie outside, which that evaluation leaves out.
+        `(n,)` float64 in metres; 0 for a point that falls outside, which that evaluation leaves out.
     """
     metres, points = np.asarray(depth, dtype=np.float64), _points(pixel_coords)
     canonical = np.asarray(canonical_size or image_size)

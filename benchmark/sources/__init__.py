@@ -59,7 +59,7 @@ def open_source(name: str, root: str | Path, **options: Any) -> Source:
 
     Raises:
         ValueError: no reader has that name, or it does not take an option.
-        SourceError: the root has not the layout of that dataset.
+        SourceError: the root lacks the layout of that dataset.
     """
     reader = source_class(name)
     parameters = signature(reader).parameters

@@ -1,4 +1,4 @@
-"""A plain folder of images and their depth maps: anybody's own data, and which files in it form pairs."""
+"""A plain folder of images and their depth maps: your own data, and which files in it form pairs."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ class RGBDFolder(Source):
         depth.json                               {"depth_scale": 1000}, and "invalid": a raw value that means none
         splits/train.txt, splits/test.txt        stems, one a line
 
-    Names that are times in seconds (TUM) are paired as TUM's `associate.py` does it: the nearest within 0.02 s. Other
-    files, and hidden ones, are passed over; the build's notes count and name them.
+    Names that are times in seconds (TUM) are paired as by TUM's `associate.py`: the nearest within 0.02 s. Other
+    files, and hidden ones, are skipped; the build's notes count and name them.
 
     Depth is z-depth in a form that `depthvlm.processing.read_depth` reads: PNG, TIFF and PGM of 16 bits, float TIFF,
     PFM, `.npy` and `.npz`. Integers need the scale, from `depth.json`, the argument or the PNG's own text entry
@@ -283,7 +283,7 @@ def find_pairs(root: Path, images: str | None = None, depths: str | None = None)
 
 
 class Pairs:
-    """Files of images and depth maps by stem, relative to the root, with notes on what was passed over."""
+    """Files of images and depth maps by stem, relative to the root, with notes on what was skipped."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -296,7 +296,7 @@ class Pairs:
 
     @property
     def notes(self) -> list[str]:
-        """Files that were passed over, counted and named."""
+        """Files that were skipped, counted and named."""
         notes = []
         if self._passed:
             kinds = sorted(self._passed.items(), key=lambda item: -len(item[1]))

@@ -18,7 +18,7 @@ Intrinsics: TypeAlias = tuple[float, float, float, float]
 
 
 class FrameError(Exception):
-    """An unreadable frame, with its file and the reason. The builder lists it and goes on."""
+    """An unreadable frame, with its file and the reason. The builder lists it and continues."""
 
 
 class SourceError(Exception):

@@ -135,7 +135,7 @@ class KittiLidar(Source):
         <date>/<date>_drive_<nnnn>_sync/velodyne_points/data/<number>.bin
         <date>/calib_cam_to_cam.txt, calib_velo_to_cam.txt
 
-    This is another set than "kitti", whose improved ground truth accumulates 11 sweeps and leaves out what the stereo
+    This set differs from "kitti", whose improved ground truth accumulates 11 sweeps and leaves out what the stereo
     images contradict: a number on one is not comparable with a number on the other. Depth is made by the rule of the
     published evaluations (`generate_depth_map` of Godard et al. 2017, after KITTI's MATLAB code): points ahead of the
     sensor, z in the rectified camera, the pixel `round(u) - 1, round(v) - 1`, the nearest of several in one. It is

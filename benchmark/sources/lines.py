@@ -1,4 +1,4 @@
-"""Released DepthVLM-Bench annotation lines: images, depth maps and the very points that the authors scored."""
+"""Released DepthVLM-Bench annotation lines: images, depth maps and the exact points that the authors scored."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class AnnotationLines(Source):
     Depth is z-depth, encoded as the lines say: `depth_scale`, the bits of SUN RGB-D rotated (8000), a float32 raster
     (`depth_format: binary_float32`), `mask_valid_path` or `mask_invalid_path` and `mask_transp_path`; metres out of the
     range that is known for a source named in the path are 0. The listed `pixel_coords` with their `depth` are the
-    points of the build, all of them in their order, wherever the map has none too: nothing is sampled, so `--points`
+    points of the build, all of them in their order, even where the map has none: nothing is sampled, so `--points`
     and `--seed` change nothing. A line whose listed depth is not what its map says there cannot be used. Prompt and
     solution of the lines are not read: every row of a build has the paper's.
 
@@ -54,7 +54,7 @@ class AnnotationLines(Source):
     The released lines of Argoverse 2 and Waymo say `z_depth` and hold the distance along the ray. They are read as they
     are, with a warning, unless `ray_to_z` is true.
 
-    The file does not say of which split it is, so either name may be given to it.
+    The file does not say which split it is, so either name may be given to it.
 
     Args:
         root: folder that the others are relative to.

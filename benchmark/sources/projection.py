@@ -43,13 +43,13 @@ class RigidTransform:
 
     @classmethod
     def from_quaternion(cls, quaternion: ArrayLike, translation: ArrayLike) -> RigidTransform:
-        """Make it of a quaternion `w, x, y, z`, normalised here, and metres. Raises ValueError if it is 0."""
+        """Make it from a quaternion `w, x, y, z`, normalised here, and metres. Raises ValueError if it is 0."""
         rotation = rotation_class().from_quat(quaternion, scalar_first=True).as_matrix()
         return cls(rotation, np.asarray(translation, np.float64).reshape(3))
 
     @classmethod
     def from_matrix(cls, matrix: ArrayLike) -> RigidTransform:
-        """Make it of `(3, 4)`, `(4, 4)` or their 12 or 16 numbers. Raises ValueError if they are no rotation."""
+        """Make it from `(3, 4)`, `(4, 4)` or their 12 or 16 numbers. Raises ValueError if they are no rotation."""
         rows = np.asarray(matrix, np.float64).reshape(-1, 4)
         if rows.shape[0] not in (3, 4):
             raise ValueError(f"a rigid transform has 12 or 16 numbers, not {rows.size}")
@@ -67,7 +67,7 @@ class RigidTransform:
         return RigidTransform(self.rotation.T, -self.rotation.T @ self.translation)
 
     def apply(self, points: ArrayLike) -> Array:
-        """Points `(n, 3)` of any float type, in metres, in the other frame: `(n, 3)` float64."""
+        """Transform points `(n, 3)` of any float type, in metres: `(n, 3)` float64."""
         return np.asarray(points, np.float64) @ self.rotation.T + self.translation
 
 
@@ -193,7 +193,7 @@ def depth_map(
         scale: units in a metre.
 
     Returns:
-        `(height, width)` uint16, rounded, 0 where there is no point. What would round to 0 or above 65535 stays out.
+        `(height, width)` uint16, rounded, 0 where there is no point. What would round to 0 or above 65535 is dropped.
     """
     width, height = size
     inside = (columns >= -0.5) & (columns < width - 0.5) & (rows >= -0.5) & (rows < height - 0.5)

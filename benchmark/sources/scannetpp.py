@@ -26,8 +26,8 @@ class ScanNetPP(Source):
         data/<scene>/iphone/depth/frame_000000.png      256x192, uint16 millimetres, 0 where there is none
         data/<scene>/iphone/pose_intrinsic_imu.json     "frame_000000": {"intrinsic": 3x3 of the 1920x1440 image, ...}
 
-    `train` is nvs_sem_train, `test` is nvs_sem_val (the official test scenes keep their depth back). The frames are
-    those that were extracted to `rgb/`, however many a second.
+    `train` is nvs_sem_train, `test` is nvs_sem_val (the official test scenes withhold their depth). The frames are
+    those that were extracted to `rgb/`, at any frame rate.
     """
 
     name = "scannetpp"

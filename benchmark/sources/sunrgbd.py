@@ -78,7 +78,7 @@ class NYUv2OfSunRGBD(SunRGBD):
     `train` and `test` are theirs in `allsplit.mat`. Depth is `depth_bfx` / 8000, as published. Its holes are filled,
     and because the bits of the file are rotated, the division wraps beyond 8.191 m: 9.870 m comes out as 1.678 m. It is
     for comparisons with the paper's numbers alone; "nyuv2" has the sensor's own depth, and "sunrgbd" the same maps with
-    their bits put right.
+    corrected bits.
     """
 
     name = "nyuv2-sunrgbd"

@@ -1,6 +1,6 @@
 """Words about synthetic scenes: captions, and questions with one right answer, from what is known of each scene.
 
-Only what can be seen clearly is talked about, and nothing is asked whose answer something barely visible could change.
+Only clearly visible objects are mentioned, and no answer could be changed by something barely visible.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def positions(
     """Ask where things are, in at most `turns[0]` to `turns[1]` questions.
 
     First, which of two is left of the other, each two once; then, in which cell of `object_map` the middle of something
-    lies. The sides come first, for the cells would tell them.
+    lies. The sides come first, because the cells would tell them.
     """
     height, width = scene.depth.shape
     found, count = _referable(scene), int(rng.integers(turns[0], turns[1], endpoint=True))
@@ -127,7 +127,7 @@ def conversation(
 
 
 def is_right(question: Question, reply: str) -> bool:
-    """Tell if a reply has the answer's words, but for case and final period, or one number within 25 % of it."""
+    """Tell if a reply has the answer's words, except for case and final period, or one number within 25 % of it."""
     if question.closed:
         return _plain(reply) == _plain(question.answer)
     numbers = re.findall(r"\d+(?:\.\d+)?", reply)

@@ -95,7 +95,7 @@ def training_rows(
         system_share: share of conversations that begin with the method's system prompt.
         group: this many rows, from a multiple of it on, have images of one size as the model sees them; best a multiple
             of the batch size of all processes, so that no batch pads its images.
-        ranks: number of processes. Shards are so ordered that each of them, given its equal part of their list, draws
+        ranks: number of processes. Shards are ordered so that each of them, given its equal part of their list, draws
             from one group as the others do: their images have one size, and none waits for another.
 
     Raises:
@@ -137,8 +137,8 @@ def held_out_questions(scenes: int, start: int = 0, per_scene: int = 3) -> list[
     """Ask questions about held-out scenes, balanced over their kinds, with the seeds for [`draw_scene`].
 
     Args:
-        scenes: number of scenes. Those that allow nothing but kinds of questions
-            that were asked more often than the rarest kind, by `per_scene` or more, are passed over.
+        scenes: number of scenes. Those that allow only kinds of questions
+            that were asked more often than the rarest kind, by `per_scene` or more, are skipped.
         start: the first seed is `HELD_OUT + start`.
         per_scene: questions about each, at most, of different kinds.
     """

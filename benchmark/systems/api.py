@@ -34,7 +34,7 @@ class _Stopped(Exception):
 class ApiVLM(PointPredictor):
     """A VLM on a server, asked about one point at a time, several at once; every answer is kept on disk as it comes.
 
-    A run that is interrupted, also by an error, goes on from there when it is started again: answers in the cache cost
+    A run that is interrupted, also by an error, continues from there when started again: answers in the cache cost
     nothing. If the server still fails after all retries, the run stops with `ChatServerError`; an answer without a
     readable number is a wrong answer, not an error.
 

@@ -30,7 +30,7 @@ class DepthVLMSystem(DensePredictor):
         model: A folder, a name on the Hub, or `depthvlm-nano` for the bundled small model.
         device: `auto`, `cuda`, `cuda:1`, `mps` or `cpu`.
         dtype: Name of a dtype; `auto` for the checkpoint's own, but float32 for a small model on a CPU.
-        focal_length: Pixels, for all images in place of their own focal lengths. The canonical one (1000) leaves images
+        focal_length: Pixels, for all images instead of their own focal lengths. The canonical one (1000) leaves images
             at their own size, as in the row of the paper's table 7 that was trained without normalisation.
         **kwargs: See [`depthvlm.load`], such as `attn_implementation`, `revision` or `token`.
 

@@ -1,4 +1,4 @@
-"""Metric depth models that run through code of their own: Metric3D, UniDepth, Depth Anything 1 and 3."""
+"""Metric depth models that run through their own code: Metric3D, UniDepth, Depth Anything 1 and 3."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ class DepthAnything3(DensePredictor):
 
     Args:
         model: Hub name with "DA3METRIC" or "DA3NESTED" in it, or a folder together with `nested`.
-        nested: Whether it answers in metres; told from the name by default.
+        nested: Whether it answers in metres; inferred from the name by default.
         device: `auto`, `cuda`, `cuda:1` or `cpu`.
         process_res: Pixels of the longer side at which it works.
 

@@ -63,7 +63,7 @@ class TransformersDepth(DensePredictor):
 
     Depth Pro's network answers with inverse depth in an image of unit width; its metres need a focal length. The
     benchmark knows the camera and gives it: `1 / (answer * width / fx)`, like `infer(image, f_px=...)` of
-    apple/ml-depth-pro. With `focal_length="estimated"` the model's own field of view takes its place.
+    apple/ml-depth-pro. With `focal_length="estimated"` the model's own field of view replaces it.
 
     Args:
         model: A folder or a name on the Hub.

@@ -95,9 +95,9 @@ class Worker:
 
 
 class SpatialRGPT(PointPredictor):
-    """SpatialRGPT (arXiv 2406.01584), asked about a region of the image in place of an arrow.
+    """SpatialRGPT (arXiv 2406.01584), asked about a region of the image instead of an arrow.
 
-    The model was trained to speak of regions: `<mask> <depth>` in the question stand for the features of a region in
+    The model was trained to talk about regions: `<mask> <depth>` in the question stand for the features of a region in
     the image and in a relative depth map. The region is a square around the point. The depth map is Depth Anything's,
     scaled to 0 to 255 and repeated in three channels, as in the model's evaluation. The benchmark's paper does not say
     how it asked SpatialRGPT: this is its documented interface (`llava/eval/eval_spatial.py`), with a question in the

@@ -82,7 +82,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def check_repo_id(repo_id: str | None) -> None:
-    """Check that the Hub takes a name; None, of a name that is not known yet, passes.
+    """Check that the Hub accepts a name; None, for a name that is not known yet, passes.
 
     Raises:
         ValueError: the name is not "name" or "owner/name".
@@ -98,7 +98,7 @@ def terms_of(source: str) -> Terms:
 
 
 def closed_sources(sources: Iterable[str]) -> tuple[str, ...]:
-    """Return the sources of which no build may be open to everyone."""
+    """Return the sources whose builds must not be public."""
     return tuple(source for source in sources if terms_of(source).public_copy == "no")
 
 

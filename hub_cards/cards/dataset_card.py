@@ -138,7 +138,7 @@ def make_dataset_card(build: str | Path, repo_id: str | None) -> DatasetCard:
 
 
 def restricted_sources(build: str | Path) -> tuple[str, ...]:
-    """Return the titles of the sources in a build whose terms leave no room for a public copy.
+    """Return the titles of the sources in a build whose terms do not allow a public copy.
 
     Raises:
         FileNotFoundError, BuildError: see [`make_dataset_card`].

@@ -61,7 +61,7 @@ def make_model_card(
     Args:
         checkpoint: folder that `save_pretrained` or `depthvlm sft` wrote: whole weights, or a PEFT adapter.
         repo_id: owner/name on the Hub; None where it is not known yet.
-        results: files of `depthvlm bench eval`, all of this very checkpoint. Results on part of a set are marked and
+        results: files of `depthvlm bench eval`, all of this checkpoint. Results on part of a set are marked and
             stay out of the metadata.
         **given: keywords of [`render_model_card`], for what no file says.
 
@@ -89,13 +89,13 @@ def render_model_card(
     tags: Sequence[str] = (),
     note: str = "",
 ) -> ModelCard:
-    """Return the card of these facts and results, which were checked before.
+    """Return the card of facts and results that were checked before.
 
     Args:
         facts: facts of the checkpoint.
         repo_id: owner/name on the Hub; None where it is not known yet.
         title: title of the card.
-        results: results of this very checkpoint.
+        results: results of this checkpoint.
         language: codes of the languages.
         license: licence of the weights, a key of the Hub such as "apache-2.0"; by default stated only where it is
             known.

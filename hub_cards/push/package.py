@@ -85,7 +85,7 @@ def pack_checkpoint(
 
     Raises:
         FileNotFoundError: the checkpoint or a result is missing.
-        PushError: the name or the checkpoint cannot be used; the message says all that is wrong.
+        PushError: the name or the checkpoint cannot be used; the message lists every problem.
     """
     from ..cards.model_card import make_model_card
 
@@ -98,7 +98,7 @@ def pack_checkpoint(
 
 
 def model_upload(files: Mapping[str, Path], repo_id: str, card: str) -> Upload:
-    """Return the upload of a checkpoint: weights that it replaces go, a repository with an adapter is refused."""
+    """Return the upload of a checkpoint: replaced weights are removed, a repository with an adapter is refused."""
     return Upload(
         repo_id,
         "model",
@@ -229,7 +229,7 @@ def select_checkpoint_files(folder: Path) -> SelectedFiles:
     Raises:
         FileNotFoundError: there is no such folder, or no checkpoint in it.
         PushError: it is not a whole DepthVLM checkpoint in safetensors with its processor, its chat template and this
-            package's code; the message names all that is wrong.
+            package's code; the message lists every problem.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}: give the folder of a checkpoint.")

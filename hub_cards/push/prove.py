@@ -1,6 +1,6 @@
 """The proof that what is about to be pushed works on a machine that does not have this package.
 
-Fresh processes run this very file, which then imports nothing of the package unless it is told to:
+Fresh processes run this file, which then imports nothing of the package unless asked to:
 
     python -P prove.py model FOLDER RESULT.npz [--with-package]
     python -P prove.py dataset FOLDER RESULT.json
@@ -35,7 +35,7 @@ def prove_model(files: Mapping[str, Path | bytes]) -> str:
     same depth bit for bit. On the CPU; each takes the memory of the weights, one after the other.
 
     Args:
-        files: path on the Hub, and the file or the bytes that would lie there. The processes see nothing else.
+        files: path on the Hub, and the file or the bytes that would be there. The processes see nothing else.
 
     Returns:
         A line that says what was found.

@@ -69,7 +69,7 @@ class Hub:
     """A Hub, and the user whose token is used.
 
     Args:
-        token: a token that may write; by default the one that huggingface_hub finds.
+        token: a token that can write; by default the one that huggingface_hub finds.
 
     Raises:
         PushError: there is no token, the Hub does not take it, or it may only read.

@@ -1,4 +1,4 @@
-"""The demo: one page on which a picture is measured, turned in space, asked about and taken away as files."""
+"""The demo: one page on which a picture is measured, turned in space, asked about and downloaded as files."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ class Demo:
     """Steps of the page, each a function of what the visitor gives and of the visitor's own state.
 
     Args:
-        depthvlm: the model.
-        files: the uploads and results.
-        limits: what a visitor may ask for.
+        depthvlm: The model.
+        files: The uploads and results.
+        limits: Limits of a visitor's requests.
     """
 
     def __init__(self, depthvlm: DepthPredictor, files: Files, limits: Limits | None = None) -> None:
@@ -82,7 +82,7 @@ class Demo:
         return self.samples[number]
 
     def look(self, photo: str | None, visit: Visit | None) -> tuple[Any, ...]:
-        """Show a new picture's focal length and where that comes from; the results of the last one go."""
+        """Show a new picture's focal length and its source; clear the last results."""
         self.end(visit)
         no_camera = gr.Number(value=None, visible=False)
         cleared: tuple[Any, ...] = (None, None, None, [], _links({}))
@@ -199,7 +199,7 @@ class Demo:
             self.visits.end(visit)
 
     def sweep(self) -> None:
-        """Remove the visits and the files whose time is over."""
+        """Remove expired visits and files."""
         self.visits.sweep()
         self.files.sweep()
         if sys.platform == "linux":
@@ -297,10 +297,10 @@ class Demo:
 
 @contextmanager
 def deadline(model: DepthVLMForConditionalGeneration, seconds: float) -> Iterator[None]:
-    """Break off what the model does after so many seconds, between two of its layers.
+    """Stop the model after so many seconds, between two of its layers.
 
     Raises:
-        TimeoutError: the time is over.
+        TimeoutError: The time is over.
     """
     end = time.monotonic() + seconds
 
@@ -316,7 +316,7 @@ def deadline(model: DepthVLMForConditionalGeneration, seconds: float) -> Iterato
 
 
 def photo_input(**kwargs: Any) -> gr.Image:
-    """Return Gradio's image component, but one that hands over the file as uploaded, EXIF data and all, unopened."""
+    """Return Gradio's image component, but one that passes on the uploaded file unopened, with its EXIF data."""
     component = gr.Image(type="filepath", image_mode=None, **kwargs)
 
     def path_of(payload: ImageData | None) -> str | None:

@@ -91,7 +91,7 @@ class Hosts:
         """Refuse a request for another host (DNS rebinding), or from a page of another site.
 
         Raises:
-            Refusal: with what was asked for.
+            Refusal: The host or the origin is wrong.
         """
         if not self._known(_hostname(host)):
             raise Refusal(421, f"This server does not answer to the name {host[:100]!r}. See --allowed-host.")
@@ -117,12 +117,12 @@ class Guard:
     """ASGI middleware around Gradio's application: hosts, routes, sizes, payloads, uploads and strict headers.
 
     Args:
-        app: the application.
-        files: the uploads, with the limits; this object receives them in the application's place.
-        make: makes a result's file that has not been asked for before; returns whether it is there.
-        hosts: the names that the server answers to.
-        steps: the steps of the page by their number.
-        waiting: the number of requests that wait for the model.
+        app: The application.
+        files: The uploads, with the limits; this object receives them, not the application.
+        make: Makes a result's file at the first request; returns whether it is there.
+        hosts: The names that the server answers to.
+        steps: The steps of the page by their number.
+        waiting: The number of requests that wait for the model.
     """
 
     def __init__(

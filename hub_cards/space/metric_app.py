@@ -1,4 +1,4 @@
-"""The page of the metric's Space: two lists of metres, a protocol, and what the metric says."""
+"""The page of the metric's Space: two lists of metres, a protocol, and the metric's answer."""
 
 import json
 from pathlib import Path
@@ -16,11 +16,11 @@ def score(predictions: str, references: str, protocol: str) -> dict[str, Any]:
 
     Args:
         predictions: JSON with a list of metres for each image: `[[1.0, 2.0], [3.0]]`.
-        references: the same of the truth.
-        protocol: one of `POINT_PROTOCOLS`.
+        references: The same of the truth.
+        protocol: One of `POINT_PROTOCOLS`.
 
     Raises:
-        ValueError: a field is not such JSON, the two do not fit, or there is no valid truth.
+        ValueError: A field is not such JSON, the two do not fit, or there is no valid truth.
     """
     metric = evaluate.load(str(Path(__file__).with_name("depth_metrics.py")))
     return metric.compute(predictions=json.loads(predictions), references=json.loads(references), protocol=protocol)

@@ -44,7 +44,7 @@ CSS = """
 
 @contextmanager
 def temporary_folder() -> Iterator[str]:
-    """Make a private folder for Gradio's uploads and results; at the end it goes with everything in it."""
+    """Make a private folder for Gradio's uploads and results; it is removed at the end with its contents."""
     before = os.environ.get("GRADIO_TEMP_DIR")
     with tempfile.TemporaryDirectory(prefix="depthvlm-demo-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
@@ -70,20 +70,20 @@ def launch(
     """Load a model and serve the demo until it is interrupted.
 
     Args:
-        model: a checkpoint's folder or Hub name. None: the bundled `depthvlm-nano`.
-        device: see `depthvlm.load`.
-        dtype: see `depthvlm.load`.
-        allow_untrained_head: see `depthvlm.load`.
-        host: the address to listen on. None: Gradio's own choice, 127.0.0.1, or all addresses on a Space.
-        port: the port to listen on. None: the first free one from 7860 on.
-        share: also open a public link through Gradio's servers.
-        allowed_hosts: names by which browsers may call the server, such as that of a proxy before it, besides the
+        model: A checkpoint's folder or Hub name. None: the bundled `depthvlm-nano`.
+        device: See `depthvlm.load`.
+        dtype: See `depthvlm.load`.
+        allow_untrained_head: See `depthvlm.load`.
+        host: The address to listen on. None: Gradio's own choice, 127.0.0.1, or all addresses on a Space.
+        port: The port to listen on. None: the first free one from 7860 on.
+        share: Also open a public link through Gradio's servers.
+        allowed_hosts: Names by which browsers may call the server, such as that of a proxy before it, besides the
             machine's own name and addresses. ".example.org": every name under it. "*": any.
-        limits: what a visitor may ask for.
+        limits: Limits of a visitor's requests.
 
     Raises:
-        OSError: there is no such model, or the port is taken.
-        ValueError: the device or the dtype is not there; see `depthvlm.load` for others.
+        OSError: There is no such model, or the port is taken.
+        ValueError: The device or the dtype is not there; see `depthvlm.load` for others.
     """
     os.environ.update(_NO_STATISTICS)
     if sys.platform == "linux":

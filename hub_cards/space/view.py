@@ -1,4 +1,4 @@
-"""The picture of a depth map that tells the distance under the pointer and between two points.
+"""The picture of a depth map that shows the distance under the pointer and between two points.
 
 Everything is computed in the visitor's browser from the depth map itself (float32), not from its colours.
 """
@@ -70,7 +70,7 @@ def view_of(prediction: Prediction, folder: Path) -> dict[str, Any]:
 
 
 def sampled(height: int, width: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return the rows and the columns that are shown of a map of this size: all, or evenly spaced ones."""
+    """Return the displayed rows and columns of a map of this size: all, or evenly spaced ones."""
     shrink = max(1.0, max(height, width) / MAX_SIDE)
     count = max(1, round(height / shrink)), max(1, round(width / shrink))
     rows, columns = ((np.arange(n) + 0.5) * (size / n) for n, size in zip(count, (height, width), strict=True))

@@ -1,6 +1,6 @@
 """Data of the demo's visitors, within limits: uploads, files of results, conversations.
 
-An upload may be anything: it becomes a picture with its camera, or words that say what is wrong.
+An upload may be anything: it becomes a picture with its camera, or an error message.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def open_upload(path: str, limits: Limits) -> Image.Image:
     """Return the picture of an upload. Its size is checked before its pixels are decoded.
 
     Raises:
-        ValueError: it is not a picture of one of `FORMATS`, is too large, or cannot be decoded.
+        ValueError: It is not a picture of one of `FORMATS`, is too large, or cannot be decoded.
     """
     image = _open_header(path, limits)
     try:
@@ -69,13 +69,13 @@ def camera_of(path: str, focal_length: float | None, limits: Limits) -> Camera:
     """Return the camera of an upload, read from its header alone.
 
     Args:
-        path: the upload.
-        focal_length: in pixels. One that equals that of the EXIF data, or the assumed one, to a tenth of a pixel was
+        path: The upload.
+        focal_length: Pixels. One that equals that of the EXIF data, or the assumed one, to a tenth of a pixel was
             not typed by the visitor. None: from EXIF data, or else assumed.
-        limits: limits of the upload.
+        limits: Limits of the upload.
 
     Raises:
-        ValueError: see `open_upload`; or the focal length is not a positive number.
+        ValueError: See `open_upload`; or the focal length is not a positive number.
     """
     image = _open_header(path, limits)
     try:
@@ -93,7 +93,7 @@ def camera_of(path: str, focal_length: float | None, limits: Limits) -> Camera:
 
 
 def result_stem(path: str) -> str:
-    """Return what the downloads are called: the upload's own name in plain letters."""
+    """Return the stem of the downloads: the upload's name in plain letters."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", Path(path).stem).strip("_")[:60] or "picture"
 
 
@@ -134,7 +134,7 @@ class Files:
 
     Args:
         folder: Gradio's temporary folder, which this object fills and sweeps.
-        limits: how much is kept, and for how long.
+        limits: How much is kept, and for how long.
     """
 
     def __init__(self, folder: str | Path, limits: Limits) -> None:
@@ -161,9 +161,9 @@ class Files:
         """Write an upload under a name of the server's own choice, and return its path.
 
         Args:
-            content: a binary file.
-            name: the file's name at the visitor's. Its letters and a picture's suffix are kept for the results' names.
-            visitor: the visitor's cookie.
+            content: A binary file.
+            name: The visitor's name for it. Its letters and a picture's suffix are kept for the results' names.
+            visitor: The visitor's cookie.
         """
         suffix = Path(name).suffix.lower()
         folder = self._new(self._uploads)
@@ -181,9 +181,9 @@ class Files:
         """Say whether a visitor may measure this file: a sample, or what the same browser and tab uploaded.
 
         Args:
-            path: what the visitor named.
-            visitor: the visitor's cookie. Without cookies, the first tab that names an upload owns it.
-            session: the number of the visitor's tab.
+            path: The path that the visitor named.
+            visitor: The visitor's cookie. Without cookies, the first tab that names an upload owns it.
+            session: The number of the visitor's tab.
         """
         place = Path(path)
         if place.parent == self._samples:
@@ -269,7 +269,7 @@ class Visits:
     """All visits, the last used one last: a few with their picture in memory, the oldest ended when there are too many.
 
     Args:
-        limits: how many are remembered, how many of them in memory, and for how long.
+        limits: How many are remembered, how many of them in memory, and for how long.
     """
 
     def __init__(self, limits: Limits) -> None:

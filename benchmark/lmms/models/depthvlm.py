@@ -123,7 +123,7 @@ class DepthVLM(lmms):
     def _with_frames(
         self, conversations: list[list[dict[str, Any]]]
     ) -> tuple[list[list[dict[str, Any]]], list[dict[str, Any]]]:
-        """Return the conversations with frames in place of paths, and the metadata of all videos in their order."""
+        """Return the conversations with frames instead of paths, and the metadata of all videos in their order."""
         found: list[dict[str, Any]] = []
 
         def decoded(part: dict[str, Any]) -> dict[str, Any]:
