@@ -75,7 +75,7 @@ __all__ = [
 
 
 def register_auto_classes() -> None:
-    """Make transformers' Auto classes know DepthVLM, so that no `trust_remote_code` is needed."""
+    """Register DepthVLM with transformers' Auto classes, so that `trust_remote_code` is not needed."""
     from transformers import AutoConfig, AutoModel, AutoModelForDepthEstimation, AutoModelForImageTextToText
 
     for config, model, depth_estimation in FAMILIES.values():

@@ -33,7 +33,7 @@ class Backbone:
     - Pixels: the patches of Qwen2-VL's image processor, `(patches, channels * temporal_patch_size * patch_size ** 2)`,
       cell by cell.
 
-    The fields and methods below are where they differ.
+    The fields and methods below describe how they differ.
 
     Args:
         model_type: `model_type` of the family's own checkpoints.
@@ -64,11 +64,11 @@ class Backbone:
         return projector.merger(states)
 
     def image_mask(self, is_image_token: Tensor, mm_token_type_ids: Tensor | None) -> Tensor:
-        """Return where the tokens of images are, `(batch, positions)`.
+        """Return the mask of the image tokens, `(batch, positions)`.
 
         Args:
-            is_image_token: Where `config.image_token_id` is.
-            mm_token_type_ids: `(batch, positions)`, 1 for images and 2 for videos, if the caller gave them.
+            is_image_token: `(batch, positions)`, true at `config.image_token_id`.
+            mm_token_type_ids: `(batch, positions)`, 1 for images and 2 for videos, or None.
         """
         return is_image_token
 
@@ -100,7 +100,7 @@ class Backbone:
             )
 
     def vision_options(self, layers: Sequence[int]) -> dict[str, Any]:
-        """Return the keywords with which `get_image_features` gives what [`Backbone.vision_levels`] takes."""
+        """Return the keywords for `get_image_features` whose output [`Backbone.vision_levels`] can read."""
         return {} if self.has_deepstack else {"output_hidden_states": [layer + 1 for layer in layers]}
 
     def vision_levels(self, vision: Any, layers: Sequence[int], vision_config: Any) -> list[Any]:
@@ -124,7 +124,7 @@ class Family(NamedTuple):
 
     @property
     def auto_map(self) -> dict[str, str]:
-        """References to the classes, as a checkpoint's `config.json` gives them to the Auto classes."""
+        """Return the references to the classes for the `auto_map` of a checkpoint's `config.json`."""
         classes = {
             "Config": self.config,
             "Model": self.model,
@@ -138,12 +138,12 @@ FAMILIES: dict[str, Family] = {}  # by `model_type` of the plain checkpoints
 
 
 def register_family(config: Any, model: Any, depth_estimation: Any) -> None:
-    """Make the classes of a family known to `from_pretrained`, and the renamings of its old weights to transformers.
+    """Register a family's classes for `from_pretrained`, and the renamings of its old weights with transformers.
 
     Args:
         config: Configuration class; its `backbone` names the family.
         model: Class that generates text and predicts depth.
-        depth_estimation: Its variant that takes pixels alone.
+        depth_estimation: Its variant that takes only pixels.
     """
     plain = config.backbone.model_type
     FAMILIES[plain] = Family(config, model, depth_estimation)
@@ -163,7 +163,7 @@ def family_of(config_dict: dict[str, Any], path: str) -> Family:
     """Return the classes for a checkpoint's configuration.
 
     Raises:
-        ValueError: Its family is not supported, or its configuration is of a kind that the method does not fit.
+        ValueError: Its family or its kind of configuration is not supported.
     """
     model_type = config_dict.get("model_type")
     family = FAMILIES.get(str(model_type)) or own_family(model_type)
@@ -179,7 +179,7 @@ def family_of(config_dict: dict[str, Any], path: str) -> Family:
 
 
 def reason_against(config_dict: dict[str, Any]) -> str:
-    """Return why the method does not fit a backbone's configuration, or an empty string."""
+    """Return why the method does not support a backbone's configuration, or an empty string."""
     parts = [config_dict, *(config_dict.get(name) for name in ("text_config", "vision_config"))]
     settings = [part if isinstance(part, dict) else vars(part) for part in parts if part is not None]
     found = {name for part in settings for name, value in part.items() if value}

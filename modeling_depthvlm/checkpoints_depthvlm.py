@@ -1,5 +1,5 @@
 # Copyright 2026 The DepthVLM authors. Licensed under the Apache License, Version 2.0.
-"""Checkpoints: foreign configurations read, the weights' headers checked against them, and loading."""
+"""Checkpoints: read other layouts' configurations, check the weights' headers against them, and load."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from .backbones_depthvlm import family_of, own_family
 
 HUB_KWARGS = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
 
-# The published checkpoints name their heads so; ours say what they are (paper, table 4).
+# Names of the heads in published checkpoints, and the names used here (paper, table 4).
 PUBLISHED_HEADS: dict[str, dict[str, Any]] = {
     "dpt": {"head_type": "dpt_light", "feature_source": "vit+llm"},
     "mlp": {"head_type": "mlp", "feature_source": "llm_final"},
@@ -35,11 +35,11 @@ LAYERS = {
 def adopt_config_dict(config_dict: dict[str, Any], path: str, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
     """Turn the configuration of a plain checkpoint, or of one in the published layout, into one of DepthVLM.
 
-    A published DepthVLM checkpoint says `depth_head_type` and keeps the head's widths in its weights alone, which are
-    read from the safetensors header. A plain checkpoint says neither, and gets a new head.
+    A published DepthVLM checkpoint has `depth_head_type`; the widths of its head are read from the safetensors header
+    of its weights. A plain checkpoint has neither and gets a new head.
 
     Raises:
-        ValueError: `depth_head_type` is unknown, or the weights of the head it promises are not there.
+        ValueError: `depth_head_type` is unknown, or the weights of that head are missing.
     """
     adopted = {key: value for key, value in config_dict.items() if not key.startswith("depth_head_")}
     family = family_of(config_dict, path)
@@ -54,9 +54,9 @@ def published_head(config_dict: dict[str, Any], header: dict[str, list[int] | No
     """Return the `depth_config` of a checkpoint in the published layout.
 
     Args:
-        config_dict: Its configuration, as it is in the file.
-        header: The shapes of its weights by name; those of the head are enough.
-        path: What messages call it.
+        config_dict: Its configuration, as stored.
+        header: Shapes of its weights by name; only those of the head are needed.
+        path: Its name in messages.
     """
     published = config_dict["depth_head_type"]
     if published not in PUBLISHED_HEADS:
@@ -88,12 +88,12 @@ def published_head(config_dict: dict[str, Any], header: dict[str, list[int] | No
 def _mlp(shapes: dict[str, list[int]], config_dict: dict[str, Any]) -> dict[str, Any]:
     """Return the widths and the mode of a published MLP head.
 
-    Its modes are the final LLM state; four maps side by side under one LayerNorm as wide as all of them; and their sum,
-    which has the shapes of the first and is told by the config's `depth_head_feature_mode` alone.
+    The modes are the final LLM state; four concatenated maps under one LayerNorm over all of them; and their sum, which
+    has the shapes of the first and is recognised only by the config's `depth_head_feature_mode`.
     """
     width, (hidden, inputs) = shapes["norm.weight"][0], shapes["mlp.0.weight"]
     found: dict[str, Any] = {"hidden_size": hidden}
-    if width != inputs:  # our own kind, in the published layout: one LayerNorm, shared by the four maps
+    if width != inputs:  # DepthVLM's own kind in the published layout: one LayerNorm for all four maps
         return found | {"feature_source": "vit+llm"}
     if width != (config_dict.get("text_config") or {}).get("hidden_size"):
         return found | {"feature_source": "vit+llm", "mlp_fusion": "concat_norm"}
@@ -107,10 +107,10 @@ def weights_header(
     """Return the names of a checkpoint's weights, with their shapes where these come from a file that holds the head.
 
     Returns:
-        None where there are no safetensors weights (an adapter's folder, say).
+        None where there are no safetensors weights (in an adapter's folder, for example).
 
     Raises:
-        ValueError: Its index names files that are no safetensors: pickled weights are never read.
+        ValueError: Its index names files that are not safetensors: pickled weights are never read.
         OSError: A file is incomplete.
     """
     optional: dict[str, Any] = {
@@ -143,10 +143,10 @@ def weights_header(
 
 
 def read_weight_map(index: Path) -> dict[str, str]:
-    """Return which file holds which weight, from an index of safetensors files.
+    """Return the file of each weight, from an index of safetensors files.
 
     Raises:
-        ValueError: It is no index, or it names files that are no safetensors.
+        ValueError: It is not an index, or it names files that are not safetensors.
     """
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
@@ -162,10 +162,10 @@ def read_weight_map(index: Path) -> dict[str, str]:
 
 
 def adapter_folder(path: str, hub_kwargs: dict[str, Any]) -> Path | None:
-    """Return the folder of the PEFT adapter that `path` holds, downloaded if need be; None where it holds none.
+    """Return the folder of the PEFT adapter in `path`, downloaded if necessary, or None if there is none.
 
     Raises:
-        FileNotFoundError: Its weights are no safetensors.
+        FileNotFoundError: Its weights are not safetensors.
     """
     optional: Any = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     config = cached_file(path, ADAPTER_CONFIG, **hub_kwargs, **optional)
@@ -177,12 +177,12 @@ def adapter_folder(path: str, hub_kwargs: dict[str, Any]) -> Path | None:
 
 
 def check_weights(config_dict: dict[str, Any], header: dict[str, list[int] | None], path: str) -> None:
-    """Raise ValueError if the configuration promises more layers than the weights hold, or a head that they have not.
+    """Raise ValueError if the configuration has more layers than the weights, or a head that the weights lack.
 
-    This comes before anything of it is built.
+    This runs before any part of the model is built.
     """
     for part, (key, pattern) in LAYERS.items():
-        # Older files have the text's settings beside the rest.
+        # Older files keep the text settings at the top level.
         promised = (config_dict.get(part) or config_dict).get(key)
         held = len({found[1] for name in header if (found := re.search(pattern, name))})
         if isinstance(promised, int) and promised > held:
@@ -198,12 +198,12 @@ def check_weights(config_dict: dict[str, Any], header: dict[str, list[int] | Non
 
 
 def has_head(config_dict: dict[str, Any]) -> bool:
-    """Return whether a configuration, as it is in the file, is of a model with a depth head."""
+    """Return whether a stored configuration belongs to a model with a depth head."""
     return own_family(config_dict.get("model_type")) is not None or config_dict.get("depth_head_type") is not None
 
 
 def check_missing(missing: Iterable[str], config_dict: dict[str, Any], path: str) -> None:
-    """Raise ValueError if weights had to be drawn at random, but for a new head on a plain backbone."""
+    """Raise ValueError if weights had to be drawn at random, except for a new head on a plain backbone."""
     lost = sorted(name for name in missing if has_head(config_dict) or not name.startswith(HEAD))
     if lost:
         raise ValueError(
@@ -213,13 +213,13 @@ def check_missing(missing: Iterable[str], config_dict: dict[str, Any], path: str
 
 
 def tied_together(device_map: dict[str, Any]) -> dict[str, Any]:
-    """Return a `device_map` with the output layer where the embedding is: with tied weights the two are one."""
+    """Return a `device_map` with the output layer on the embedding's device, since they share tied weights."""
     embedding = "model.language_model.embed_tokens"
     named = [name for name in device_map if not name or f"{embedding}.".startswith(f"{name}.")]
     return device_map | {"lm_head": device_map[max(named, key=len)]} if named else device_map
 
 
-AnyModel: Any = object  # the class that a mixin goes before, for type checkers
+AnyModel: Any = object  # stands for the class after a mixin, for type checkers
 
 
 class CheckpointMixin(AnyModel):
@@ -231,8 +231,8 @@ class CheckpointMixin(AnyModel):
     ) -> Any:
         """Load a DepthVLM checkpoint, one of the published implementation, or a plain backbone.
 
-        The last gets a new head: `depth_config=` chooses which. A checkpoint of another family than this class's is
-        loaded as that family's class. An adapter is put on the model that it is for, which is held to the same.
+        A plain backbone gets a new head, chosen by `depth_config=`. A checkpoint of another family is loaded as that
+        family's class. An adapter is applied to its base model, which must pass the same checks.
 
         Args:
             pretrained_model_name_or_path: As in transformers, like the rest.
@@ -247,7 +247,7 @@ class CheckpointMixin(AnyModel):
         """
         if kwargs.setdefault("use_safetensors", True) is not True:
             raise ValueError("DepthVLM reads safetensors alone, never pickle: leave `use_safetensors` out.")
-        # Once for all files, as transformers does; kept, so that a training can record which commit it began with.
+        # Resolved once for all files, as in transformers, and kept so that a training run can record its commit.
         names = ("revision", "token", "local_files_only", "cache_dir")
         origin = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
         revision = resolve_revision(pretrained_model_name_or_path, **origin)
@@ -289,7 +289,7 @@ class CheckpointMixin(AnyModel):
                 f"A safetensors file of {pretrained_model_name_or_path} is incomplete or damaged ({error})"
                 f"{_damaged_files(pretrained_model_name_or_path)}. Copy or download it again."
             ) from error
-        if model.config._name_or_path == path:  # it is another with an adapter's name
+        if model.config._name_or_path == path:  # it differs with an adapter's name
             model.config._commit_hash = getattr(revision, "resolved", None)
         if header is not None and not wants_info:
             check_missing(info["missing_keys"], stored, path)
@@ -302,9 +302,9 @@ class CheckpointMixin(AnyModel):
         """Return the class for a checkpoint: this one, or its counterpart for another family.
 
         Args:
-            config: A configuration object that the caller gave, or anything else.
-            stored: The checkpoint's configuration, as it is in the file; empty if there is none.
-            path: What messages call the checkpoint.
+            config: The configuration object given by the caller, or anything else.
+            stored: The checkpoint's stored configuration; empty if there is none.
+            path: Name of the checkpoint in messages.
 
         Raises:
             ValueError: Its family is not supported.
@@ -318,12 +318,12 @@ class CheckpointMixin(AnyModel):
 
     @classmethod
     def _with_adapter(cls, adapter: Path, model: str, is_adapter: bool, *args: Any, **kwargs: Any) -> Any:
-        """Load a model alone, of whose weights transformers would not say what is missing, then its adapter.
+        """Load a model on its own, so that missing weights are reported, then its adapter.
 
         Args:
             adapter: The adapter's folder.
             model: Folder or name of the model.
-            is_adapter: True if `model` is the adapter's own, which names another where no model lies beside it.
+            is_adapter: True if `model` is the adapter's path, which refers to another model unless one lies beside it.
             *args: Those of `from_pretrained`.
             **kwargs: Those of `from_pretrained`.
         """
@@ -340,7 +340,7 @@ class CheckpointMixin(AnyModel):
 
     @property
     def device(self: Any) -> torch.device:
-        """Device for inputs. Weights that `device_map` moved out are nowhere (meta): their hooks say where they run."""
+        """Device for inputs. Weights offloaded by `device_map` are on `meta`; their hooks tell where they run."""
         device = super().device
         if device.type != "meta":
             return device

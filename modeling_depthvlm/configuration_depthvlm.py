@@ -1,6 +1,6 @@
 # Copyright 2026 The DepthVLM authors. Licensed under the Apache License, Version 2.0.
 # ruff: noqa: E402
-"""Configuration of DepthVLM: that of a vision-language model, and that of the depth head."""
+"""Configurations of DepthVLM: the vision-language model and the depth head."""
 
 import os
 from typing import Any, ClassVar, cast
@@ -8,12 +8,12 @@ from typing import Any, ClassVar, cast
 import transformers
 from transformers.utils import logging
 
-# First and last minor version that the tests ran with. Patch releases of the last count as tested.
+# First and last minor version tested. Patch releases of the last one count as tested.
 TESTED_TRANSFORMERS = ((5, 18), (5, 23))
 
 
 def version_note(installed: str) -> str | None:
-    """Return what to tell the user of this version of transformers ("5.23.0"), None for a tested one."""
+    """Return a note about this version of transformers ("5.23.0"), or None for a tested one."""
     first, last = TESTED_TRANSFORMERS
     major, minor = installed.split(".")[:2]
     if first <= (int(major), int(minor)) <= last:
@@ -30,7 +30,7 @@ def version_note(installed: str) -> str | None:
 if note := version_note(transformers.__version__):
     logging.get_logger(__name__).warning_once(note)
 
-# Below the warning: other versions may lack what is imported here.
+# After the warning: other versions may lack these names.
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLConfig
@@ -44,7 +44,7 @@ FEATURE_SOURCES = ("vit+llm", "vit", "llm", "llm_final")
 PROJECTORS = ("shared", "own")
 
 # "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>" in Qwen3-VL's
-# vocabulary: what stands before the image in the prompt that the published checkpoints were trained with.
+# vocabulary: the text before the image in the prompt that the published checkpoints were trained with.
 QWEN3_VL_VISION_START_ID = 151652
 QWEN3_VL_DEPTH_PROMPT_IDS = (
     *(151644, 8948, 198, 2610, 525, 264, 10950, 17847, 13, 151645, 198),
@@ -65,7 +65,7 @@ class DepthHeadConfig(PreTrainedConfig):
         feature_source (`str`, *optional*, defaults to `"vit+llm"`):
             Equation 2: `"vit+llm"`, three levels of the ViT and the final LLM state; `"vit"`, these levels and the
             final ViT output; `"llm"`, three LLM layers at a quarter, a half and three quarters of the depth and the
-            final state; `"llm_final"`, the final state alone (MLP head only).
+            final state; `"llm_final"`, only the final state (MLP head only).
         features (`int`, *optional*, defaults to 256):
             Channels of the fusion blocks (DPT heads).
         out_channels (`list[int]`, *optional*, defaults to `[256, 512, 1024, 1024]`):
@@ -77,12 +77,12 @@ class DepthHeadConfig(PreTrainedConfig):
             `"concat_norm"`, side by side under one LayerNorm over all; `"sum"`, their sum under a LayerNorm. The last
             two are modes of the published implementation.
         vision_layers (`list[int]`, *optional*):
-            Three ViT layers, counted from 0, whose outputs are maps 1 to 3. With DeepStack they must be of its levels,
-            and are by default the first, the middle and the last of them; without, the layers at a quarter, a half and
-            three quarters of the ViT.
+            Three ViT layers, counted from 0, whose outputs are maps 1 to 3. With DeepStack they must be among its
+            levels and default to the first, the middle and the last; without it, they default to the layers at a
+            quarter, a half and three quarters of the ViT.
         projector (`str`, *optional*, defaults to `"shared"`):
             Without DeepStack: `"shared"`, the backbone's own projector brings the three levels to the width of the
-            LLM; `"own"`, each level has a projector in the depth head, which begins as a copy of the backbone's.
+            LLM; `"own"`, each level has its own projector in the depth head, initialised as a copy of the backbone's.
     """
 
     model_type = "depthvlm_head"
@@ -125,7 +125,7 @@ class DepthHeadConfig(PreTrainedConfig):
 
 @strict
 class DepthVLMConfigMixin(PreTrainedConfig):
-    r"""Configuration of a vision-language model with a depth head: the head's and the loss's, to any backbone's.
+    r"""Settings of the depth head and the loss, added to the configuration of any backbone.
 
     Args:
         depth_config (`DepthHeadConfig` or `dict`, *optional*):
@@ -151,7 +151,7 @@ class DepthVLMConfigMixin(PreTrainedConfig):
     depth_prompt_ids: list[int] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        # transformers renamed `sub_configs` to `sub_configs_defaults` after 5.18: both are read, by one version each.
+        # transformers renamed `sub_configs` to `sub_configs_defaults` after 5.18: set both names.
         parents: Any = super()
         cls.sub_configs = {**parents.sub_configs, "depth_config": DepthHeadConfig}  # type: ignore[assignment]
         cls.sub_configs_defaults = {  # type: ignore[assignment]
@@ -185,14 +185,14 @@ class DepthVLMConfigMixin(PreTrainedConfig):
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
     ) -> Any:
-        """Read the configuration of a checkpoint; of another family than this class's, as that family's class.
+        """Read the configuration of a checkpoint, in the class of its family.
 
         Raises:
             ValueError: The checkpoint's family is not supported.
         """
         where = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
         stored, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **where)
-        if not stored or stored.get("model_type") == cls.model_type:  # code from the Hub may know no family
+        if not stored or stored.get("model_type") == cls.model_type:  # code from the Hub may know no families
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         family = family_of(stored, str(pretrained_model_name_or_path))
         if issubclass(cls, family.config):
@@ -203,7 +203,7 @@ class DepthVLMConfigMixin(PreTrainedConfig):
     def get_config_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Read a configuration, also of published DepthVLM checkpoints and of plain ones of the backbone's family.
+        """Read a configuration, including those of published DepthVLM checkpoints and plain backbones.
 
         Raises:
             ValueError: The checkpoint's family is not supported.
@@ -218,7 +218,7 @@ class DepthVLMConfigMixin(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Make a configuration; `depth_config=` is taken together with the checkpoint's before either is checked."""
+        """Build a configuration, merging `depth_config=` with the checkpoint's before validation."""
         given = kwargs.pop("depth_config", None)
         if isinstance(given, dict):
             stored = config_dict.get("depth_config") or {}
@@ -229,17 +229,17 @@ class DepthVLMConfigMixin(PreTrainedConfig):
 
     @property
     def vision(self) -> Any:
-        """`vision_config` as it is once the configuration is built."""
+        """The built `vision_config`."""
         return self.vision_config  # type: ignore[attr-defined]
 
     @property
     def text(self) -> Any:
-        """`text_config`, likewise."""
+        """The built `text_config`."""
         return self.text_config  # type: ignore[attr-defined]
 
     @property
     def head(self) -> DepthHeadConfig:
-        """`depth_config`, likewise."""
+        """The built `depth_config`."""
         return cast(DepthHeadConfig, self.depth_config)
 
     @property
@@ -260,9 +260,9 @@ class DepthVLMConfigMixin(PreTrainedConfig):
 
 @strict
 class DepthVLMConfig(DepthVLMConfigMixin, Qwen3VLConfig):
-    r"""Configuration of [`DepthVLMForConditionalGeneration`]: everything of Qwen3-VL, and the depth head's.
+    r"""Configuration of [`DepthVLMForConditionalGeneration`]: the settings of Qwen3-VL and of the depth head.
 
-    `from_pretrained` also reads configurations of the other families, and returns their own class.
+    `from_pretrained` also reads configurations of the other families, and returns their classes.
 
     Args:
         depth_config (`DepthHeadConfig` or `dict`, *optional*):

@@ -1,7 +1,8 @@
 # Copyright 2026 The DepthVLM authors. Licensed under the Apache License, Version 2.0.
-"""Linear layers taken together for inference on a CPU: the same functions at a fraction of the cost.
+"""Composed linear layers for inference on a CPU: the same functions at a fraction of the cost.
 
-Without this file, `UpsampledConv2d` is `F.interpolate` and a convolution, and `DPTDepthHead` runs two layers in turn.
+Without this file, `UpsampledConv2d` is `F.interpolate` and a convolution, and `DPTDepthHead` runs the two layers one
+after the other.
 """
 
 from collections.abc import Callable
@@ -13,15 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-ENABLED = True  # the switch: False lets every layer run as it stands
+ENABLED = True  # the switch: False runs every layer unchanged
 
-_STRIP = 64  # pixels a side of what is made at once: little is computed twice at its seams, and it stays in the cache
-# Numbers of an upsampled map that are made at once. CUDA's kernel takes fewer than 2^31: 21 images of 1024x768.
+_STRIP = 64  # side in pixels of a tile: few pixels are computed twice at the seams, and it fits in the cache
+# Elements of an upsampled map computed at once. CUDA's kernel takes fewer than 2^31: 21 images of 1024x768.
 _AT_ONCE = 2**27
 
 
 class UpsampledConv2d(nn.Conv2d):
-    """3x3 convolution of its input, upsampled bilinearly with corners aligned."""
+    """3x3 convolution of its bilinearly upsampled input (corners aligned)."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, 3, padding=1)
@@ -34,11 +35,11 @@ class UpsampledConv2d(nn.Conv2d):
 def convolve_upsampled(x: Tensor, conv: nn.Conv2d, size: tuple[int, int]) -> Tensor:
     """Return `conv(F.interpolate(x, size, mode="bilinear", align_corners=True))`.
 
-    Both are linear, so each of the nine taps of `conv` can mix the channels before the upsampling, where there is a
-    quarter of the pixels (or fewer); what is left is to interpolate and add up the nine maps, along rows and then along
-    columns, as products with narrow bands. In float32 on a CPU that takes a third of the time and memory. Elsewhere
-    the two run as they stand, a few images at a time: in half precision the partial sums would be rounded. Of the
-    upsampled map, the largest of a depth head, nothing is kept for the backward pass: it is made again there.
+    Both are linear, so each of the nine taps of `conv` can mix the channels before the upsampling, where there are a
+    quarter of the pixels or fewer; then the nine maps are interpolated and summed, along rows and then along columns,
+    as products with narrow band matrices. In float32 on a CPU that takes a third of the time and memory. Elsewhere the
+    two layers run unchanged, a few images at a time: in half precision the partial sums would be rounded. The upsampled
+    map, the largest of a depth head, is not kept for the backward pass but recomputed there.
 
     Args:
         x: `(N, C, h, w)`.
@@ -70,7 +71,7 @@ def convolve_upsampled(x: Tensor, conv: nn.Conv2d, size: tuple[int, int]) -> Ten
     strips = [(top, min(top + _STRIP, height)) for top in range(0, height, _STRIP)]
     reaches = [_reach(top, bottom, h, height) for top, bottom in strips]
     deepest = max(last - first for first, last in reaches)
-    buffer = x.new_empty(3 * deepest * w, 3 * channels)  # one for all strips: fresh memory costs as much as the sums
+    buffer = x.new_empty(3 * deepest * w, 3 * channels)  # shared by all strips: allocation costs as much as the sums
     for image, pixels in zip(x.permute(0, 2, 3, 1), out, strict=True):
         for (top, bottom), (first, last) in zip(strips, reaches, strict=True):
             depth = last - first
@@ -90,15 +91,15 @@ def convolve_upsampled(x: Tensor, conv: nn.Conv2d, size: tuple[int, int]) -> Ten
 
 
 def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Return `function(x)`; what its last layer needs for the backward pass is not kept but made again from `x`."""
-    if not torch.is_grad_enabled() or is_traced():  # a compiler sees for itself what is worth keeping
+    """Return `function(x)`; activations that its last layer needs for the backward pass are recomputed from `x`."""
+    if not torch.is_grad_enabled() or is_traced():  # a compiler decides itself what to keep
         return function(x)
     return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
 
 
-@lru_cache(maxsize=8)  # two sizes of image; those of a large one take 20 MB
+@lru_cache(maxsize=8)  # enough for two image sizes; a large one takes 20 MB
 def _bands(length: int, upsampled: int) -> Tensor:
-    """Return `(3, upsampled, length)`: what each pixel takes from the map for each tap; beyond the edge, zeros."""
+    """Return `(3, upsampled, length)`: the weights of each pixel on the map for each tap; beyond the edge, zeros."""
     identity = torch.eye(length, dtype=torch.float32, device="cpu")
     weights = F.interpolate(identity[None], size=upsampled, mode="linear", align_corners=True)[0].T
     padded = F.pad(weights, (0, 0, 1, 1))
@@ -106,13 +107,13 @@ def _bands(length: int, upsampled: int) -> Tensor:
 
 
 def _reach(start: int, end: int, length: int, upsampled: int) -> tuple[int, int]:
-    """Return the pixels of the map that the upsampled ones from `start` to `end` take from, with one to spare."""
+    """Return the range of map pixels that the upsampled pixels `start` to `end` read, with a margin of one."""
     scale = (length - 1) / max(upsampled - 1, 1)
     return max(int((start - 1) * scale) - 1, 0), min(int(end * scale) + 3, length)
 
 
 def is_traced() -> bool:
-    """Return whether a compiler or an exporter reads along."""
+    """Return whether a compiler or an exporter is tracing."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
@@ -120,9 +121,9 @@ class ComposedConvolution:
     """`conv(up(x))` for a transposed convolution whose stride is its kernel size k, and a 3x3 convolution without bias.
 
     Both are linear, so together they are one transposed convolution with a kernel of k + 2. On a token grid it needs
-    (k + 2)^2 products a token and channel pair, where the 3x3 convolution on the upsampled map needs 9 k^2. Making that
-    kernel costs about as much as it saves on two images of 15x20 tokens, so it is kept for as long as the two weights
-    stay as they are. For inference alone: gradients go through the two layers as they stand.
+    (k + 2)^2 products a token and channel pair, where the 3x3 convolution on the upsampled map needs 9 k^2. Composing
+    the kernel costs about as much as it saves on two images of 15x20 tokens, so it is cached until one of the two
+    weights changes. For inference only: gradients pass through the two original layers.
 
     Args:
         up: `nn.ConvTranspose2d(c, c, k, stride=k)`.
@@ -144,7 +145,8 @@ class ComposedConvolution:
         kernel, bias = self.kernel.to(x.dtype), self.bias.to(x.dtype)
         inner = bias[:, 1, 1]
         y = F.conv_transpose2d(x, kernel, inner.contiguous(), stride=self.up.stride, padding=1)
-        # Beyond the map `conv` sees zeros and not the bias of `up`: its share is another at edges and corners.
+        # Beyond the map `conv` sees zeros, not the bias of `up`, so the bias contributes differently at edges and
+        # corners.
         edge = bias - inner[:, None, None]
         for row, tap in ((0, 0), (-1, 2)):
             y[:, :, row] += edge[:, tap, 1, None]
@@ -165,19 +167,19 @@ class ComposedConvolution:
 
 
 def _same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
-    """Return whether these are the very same weights, never written to since."""
+    """Return whether these are the same tensors, unmodified since."""
     return len(one) == len(other) and all(a[0] is b[0] and a[1:] == b[1:] for a, b in zip(one, other, strict=True))
 
 
 def may_compose(*weights: Tensor) -> bool:
-    """Return whether layers can be taken together now: no gradients, no tracing, and plain weights that stay in place.
+    """Return whether layers can be composed now: no gradients, no tracing, and plain weights that stay in place.
 
-    On a CPU alone: on a GPU the edges' many small kernels cost what the products save.
+    Only on a CPU: on a GPU the many small kernels for the edges cost as much as the products save.
     """
     return (
         ENABLED
         and all(w.device.type == "cpu" and type(w.data) is Tensor and not w.is_inference() for w in weights)
         and not (torch.is_grad_enabled() or is_traced())
-        # Sharded weights come and go.
+        # Sharded weights exist only during a layer's call.
         and not (torch.distributed.is_available() and torch.distributed.is_initialized())
     )

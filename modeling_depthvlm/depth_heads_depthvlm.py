@@ -13,9 +13,9 @@ from transformers import initialization as init
 from .configuration_depthvlm import DepthHeadConfig
 from .cpu_kernels_depthvlm import ComposedConvolution, UpsampledConv2d, is_traced, may_compose, recomputed
 
-# softplus(x) = 1: a head that has learnt nothing yet says one metre.
+# softplus(x) = 1: an untrained head predicts one metre.
 ONE_METRE = math.log(math.e - 1)
-DRAWN_SPREAD = 0.01  # of what its last layer adds to that
+DRAWN_SPREAD = 0.01  # spread of the last layer's output around that value
 
 
 class TokenProjection(nn.Conv2d):
@@ -37,7 +37,7 @@ class Float32Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(N, in, H, W)` to `(N, out, H, W)` in float32."""
-        # The float32 copy of the input is twice its size: made again on the way back.
+        # The float32 copy of the input is twice its size: recomputed in the backward pass.
         return self._product(x) if x.dtype == torch.float32 else recomputed(self._product, x)
 
     def _product(self, x: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class Float32Conv2d(nn.Conv2d):
 
 
 class HeadLinear(nn.Module):
-    """Linear layer that is no `nn.Linear`, so that quantisation and "all linear layers" adapters leave it alone."""
+    """Linear layer that is not an `nn.Linear`, so that quantisation and "all linear layers" adapters skip it."""
 
     def __init__(self, in_features: int, out_features: int):
         super().__init__()
@@ -74,7 +74,7 @@ class Float32Linear(HeadLinear):
 
 
 def init_head_layer(layer: nn.Module) -> None:
-    """Draw a layer of a head so that an untrained head predicts depth near one metre; other layers are left alone."""
+    """Initialise a layer of a head so that an untrained head predicts about one metre; skip other layers."""
     if isinstance(layer, Float32Conv2d | Float32Linear):
         init.normal_(layer.weight, std=DRAWN_SPREAD / math.sqrt(layer.weight[0].numel()))
         init.constant_(cast(Tensor, layer.bias), ONE_METRE)
@@ -98,10 +98,10 @@ class DepthHead(nn.Module):
         self.config = config
         self.stride = stride
         self.norm = nn.LayerNorm(hidden_size)
-        self.projectors = nn.ModuleList()  # of its own, one per vision level, with `projector="own"`
+        self.projectors = nn.ModuleList()  # one per vision level with `projector="own"`
 
     def forward(self, features: list[Tensor], grid: tuple[int, int]) -> Tensor:
-        """Return `(N, h * stride, w * stride)`, float32, above zero: metres as seen by the canonical camera.
+        """Return `(N, h * stride, w * stride)`, float32, above zero: metres for the canonical camera.
 
         Args:
             features: Four maps (one for a single-scale MLP) `(N, h * w, hidden_size)` of N images of equal size.
@@ -111,7 +111,7 @@ class DepthHead(nn.Module):
 
     @torch.no_grad()
     def is_untrained(self) -> bool:
-        """Return whether the last layer is as [`init_head_layer`] draws it: such a head says one metre everywhere."""
+        """Return whether the last layer is as [`init_head_layer`] left it, so that depth is one metre everywhere."""
         last: Any = [layer for layer in self.modules() if isinstance(layer, Float32Conv2d | Float32Linear)][-1]
         if last.weight.is_meta:
             return False
@@ -121,7 +121,7 @@ class DepthHead(nn.Module):
 
 
 class ResidualConvUnit(nn.Module):
-    """Two 3x3 convolutions around a skip.
+    """Two 3x3 convolutions with a skip connection.
 
     The published weights were trained with in-place ReLUs, so the skip adds `relu(x)`, not `x`.
     """
@@ -138,7 +138,7 @@ class ResidualConvUnit(nn.Module):
 
 
 class FeatureFusionBlock(nn.Module):
-    """RefineNet block, which adds a finer map to a coarser one and refines. Its output is still to be upsampled."""
+    """RefineNet block, which adds a finer map to a coarser one and refines it. The caller upsamples its output."""
 
     def __init__(self, features: int, has_skip: bool):
         super().__init__()
@@ -184,7 +184,7 @@ class DPTScratch(nn.Module):
 class DPTDepthHead(DepthHead):
     """DPT-style head.
 
-    `dpt_light` (the paper's) builds its pyramid by upsampling alone, since the VLM's merger has already downsampled:
+    `dpt_light` (the paper's) builds its pyramid only by upsampling, since the VLM's merger has already downsampled:
     x8, x4, x2, x1 of the token grid. `dpt` is the original: x4, x2, x1, x1/2.
     """
 

@@ -27,21 +27,21 @@ class GlmBackbone(Backbone):
         return projector.merger(projector.downsample(cells).flatten(1))
 
     def image_mask(self, is_image_token: Tensor, mm_token_type_ids: Tensor | None) -> Tensor:
-        """Return where the tokens of images are, without those of videos: see [`Backbone.image_mask`]."""
+        """Return the mask of image tokens, without those of videos: see [`Backbone.image_mask`]."""
         return is_image_token if mm_token_type_ids is None else is_image_token & (mm_token_type_ids == 1)
 
 
 class GlmConfigMixin(AnyModel):
-    """Configuration whose vision tower returns the output of its last layer too, where the head reads that."""
+    """Configuration whose vision tower also returns the output of its last layer, if the head reads it."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         if self.reads_vision and self.vision.depth - 1 in self.vision_layers:
-            self.vision.tie_last_hidden_states = False  # else transformers puts the convolved cells in its place
+            self.vision.tie_last_hidden_states = False  # else transformers replaces it by the convolved cells
 
 
 class GlmExpansion(AnyModel):
-    """Beams that keep the images of a row in order: GLM-4V's own code repeats each image by itself."""
+    """Expansion for beams that keeps the images of a row in order; GLM-4V's own code repeats each image separately."""
 
     def _expand_multimodal_outputs(
         self: Any, input_ids: Any, mm_encoder_output: dict[str, Any], *args: Any, **kwargs: Any

@@ -10,15 +10,15 @@ from torch import Tensor
 
 
 def valid_depth(depth: Tensor) -> Tensor:
-    """Return the mask of the pixels that hold a depth: finite and above zero."""
+    """Return the mask of pixels with a valid depth: finite and above zero."""
     return torch.isfinite(depth) & (depth > 0)
 
 
 def resize_depth(depth: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
     """Resize dense predicted depth maps `(N, h, w)` to `(N, *size)`, bilinearly.
 
-    Pixel centres lie at 0.5, as in post-processing, Pillow and OpenCV; the loss alone aligns corners, as the published
-    one does.
+    Pixel centres lie at 0.5, as in post-processing, Pillow and OpenCV; only the loss aligns corners, as in the
+    published code.
     """
     if tuple(depth.shape[-2:]) == tuple(size):
         return depth
@@ -31,8 +31,8 @@ def silog_per_image(
     """Return the SILog of every image of a stack, in float32: see [`silog_loss`].
 
     Args:
-        prediction: `(N, h, w)`, depth in metres, above zero; resized to the target's resolution, corners on corners as
-            in the published training.
+        prediction: `(N, h, w)`, depth in metres, above zero; resized to the target's resolution with corners aligned,
+            as in the published training.
         target: `(N, H, W)`, true depth in metres; zero, negative, NaN and infinite pixels are left out.
         silog_lambda: lambda of equation 4.
         eps: Added under the root.
@@ -66,14 +66,13 @@ def silog_loss(
 
     Per image it is `sqrt(mean(d^2) - lambda * mean(d)^2 + eps)` with `d = log(prediction) - log(target)` over its valid
     pixels. The paper's equation 4 prints the root over the first term alone. That form is unbounded below (a constant
-    offset c gives `|c| - lambda c^2`); this one is what was trained.
+    offset c gives `|c| - lambda c^2`); this form was used in training.
 
     Args:
         prediction: `(H, W)`, `(N, H, W)` or a list of `(H, W)`: predicted depth in metres, above zero.
-        target: The same: true depth in metres. Zero, negative, NaN and infinite pixels do not count. The resolution
-            may be another than the prediction's, which is then resized to it. In a list, None is an image without
-            depth.
-        silog_lambda: 0 keeps the absolute scale error whole, 1 is blind to it.
+        target: The same: true depth in metres. Zero, negative, NaN and infinite pixels do not count. The resolution may
+            differ from the prediction's, which is then resized to it. In a list, None is an image without depth.
+        silog_lambda: 0 keeps the whole absolute scale error, 1 ignores it.
         eps: Added under the root.
 
     Returns:

@@ -1,9 +1,9 @@
 # Copyright 2026 The DepthVLM authors. Licensed under the Apache License, Version 2.0.
 """DepthVLM: a vision-language model with a depth head on its visual tokens (paper, section 3).
 
-An image takes one path, [`DepthVLMMixin.run_backbone`]: vision tower and LLM (equation 1), the feature maps that the
-head reads of both (equation 2), the head (equation 3) and the scale to metres (equation 6). `forward` adds the losses
-(equations 4 and 5). [`DepthVLMForConditionalGeneration`] is this on Qwen3-VL; other families have files of their own.
+An image takes one path, [`DepthVLMMixin.run_backbone`]: vision tower and LLM (equation 1), their feature maps for the
+head (equation 2), the head (equation 3) and the scale to metres (equation 6). `forward` adds the losses (equations 4
+and 5). [`DepthVLMForConditionalGeneration`] applies this to Qwen3-VL; each other family has its own file.
 """
 
 import copy
@@ -33,17 +33,17 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class DepthVLMCausalLMOutputWithPast(CausalLMOutputWithPast):
-    """Text and depth; the fields that are not listed are those of the backbone.
+    """Text and depth; fields not listed are those of the backbone.
 
     Args:
-        loss: Scalar, equation 5: `text_loss + depth_loss_weight * depth_loss`, of those that labels were given for.
+        loss: Scalar, equation 5: `text_loss + depth_loss_weight * depth_loss`, of the terms that have labels.
         text_loss: Scalar, cross-entropy of the labelled tokens.
         depth_loss: Scalar, SILog (equation 4), the mean over the images with depth.
         predicted_depth: One float32 `(H_i, W_i)` per image of the batch, in the order of `image_grid_thw`: z-depth in
             metres at the resolution of the model's input.
-        cameras: `(images, 7)`, the processor's camera records, handed through for post-processing.
-        aux_loss: Scalar, load balancing of a mixture of experts, with `output_router_logits`.
-        router_logits: Its routers' logits, likewise.
+        cameras: `(images, 7)`, the processor's camera records, passed through for post-processing.
+        aux_loss: Scalar, load-balancing loss of a mixture of experts, with `output_router_logits`.
+        router_logits: Logits of its routers, with `output_router_logits`.
     """
 
     text_loss: Tensor | None = None
@@ -58,7 +58,7 @@ class DepthFeatures(NamedTuple):
     """Feature maps that the depth head reads of one image (equation 2).
 
     Args:
-        maps: `(maps, h, w, hidden_size)`: F_1 to F_4, or the final LLM state alone with `feature_source="llm_final"`.
+        maps: `(maps, h, w, hidden_size)`: F_1 to F_4, or only the final LLM state with `feature_source="llm_final"`.
         grid: `(h, w)`, in visual tokens.
     """
 
@@ -109,7 +109,7 @@ class PromptStates:
         return sum(chunk[-1].shape[1] for chunk in self.chunks) >= self.length
 
     def of_rows(self, rows: int) -> list[Tensor]:
-        """Return one `(rows, length, hidden_size)` per state; of beams and returned sequences the first alone."""
+        """Return one `(rows, length, hidden_size)` per state; only the first of beams and returned sequences."""
         joined = [torch.cat(parts, dim=1)[:, : self.length] for parts in zip(*self.chunks, strict=True)]
         return [state[:: state.shape[0] // rows] for state in joined]
 
@@ -133,7 +133,7 @@ def check_images(pixel_values: Tensor | None, grid_thw: Tensor | None, focal_sca
 
 
 def recorded_states(config: DepthVLMConfigMixin) -> list[int]:
-    """Return the indices into `hidden_states` of the LLM states that the head reads beside the final one.
+    """Return the indices into `hidden_states` of the LLM states that the head reads besides the final one.
 
     With `feature_source="llm"` these are the states after a quarter, a half and three quarters of the layers.
     """
@@ -178,14 +178,14 @@ def run_depth_head(
         focal_scale: `(images,)`, effective over canonical focal length (equation 6).
     """
     weight = head.norm.weight
-    # Weights that `device_map` moved out are nowhere now (meta): its hooks bring the features to where the head runs.
+    # Weights offloaded by `device_map` are on `meta` here: its hooks move the features to the head's device.
     device = maps[0][0].device if weight.is_meta else weight.device
     depth: dict[int, Tensor] = {}
     for grid in dict.fromkeys(grids):
         indices = [index for index, other in enumerate(grids) if other == grid]
         metres = head([torch.stack([images[i] for i in indices]).to(device, weight.dtype) for images in maps], grid)
         if focal_scale is not None:
-            # By views: a list as an index would be copied to the GPU, and waited for.
+            # Views, because indexing by a list copies it to the GPU and synchronises.
             scale = torch.stack([focal_scale[i] for i in indices])
             metres = metres * scale.to(metres.device, torch.float32)[:, None, None]
         depth |= zip(indices, metres, strict=True)
@@ -193,9 +193,9 @@ def run_depth_head(
 
 
 class DepthVLMMixin(CheckpointMixin):
-    """Depth for a vision-language model: goes before a family's own class for generation, and `GenerationMixin` after.
+    """Depth for a vision-language model: a mixin before a family's own class, with `GenerationMixin` after it.
 
-    A depth head reads the visual tokens of the one vision pass and the one prefill that the text needs anyway.
+    A depth head reads the visual tokens of the same vision pass and prefill that the text needs.
     """
 
     config: Any
@@ -216,9 +216,9 @@ class DepthVLMMixin(CheckpointMixin):
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """Return False: missing weights are drawn as in transformers' own models, by functions that keep loaded ones.
+        """Return False: missing weights are initialised as in transformers' own models, which keeps loaded ones.
 
-        In custom code transformers passes over modules that draw weights for others, as blocks do for their routers.
+        In custom code transformers skips modules that initialise weights of others, as blocks do for their routers.
         """
         return False
 
@@ -256,17 +256,17 @@ class DepthVLMMixin(CheckpointMixin):
         Args:
             depth_labels: For every image of the batch one `(H, W)` map of z-depth in metres, or None. Zero, negative,
                 NaN and infinite pixels do not count. Any resolution: the prediction is resized to it.
-            focal_scale: `(images,)`, effective over canonical focal length, by which the head's output is multiplied
-                to give metres (equation 6). 1 by default.
+            focal_scale: `(images,)`, effective over canonical focal length: the head's output times it is metres
+                (equation 6). 1 by default.
             cameras: `(images, 7)`, handed through to the output.
-            output_depth: Run the depth head on the batch's images, if it has any. By default in eval mode; always with
-                `depth_labels`.
+            output_depth: Run the depth head on the batch's images, if any. Defaults to True in eval mode; always on
+                with `depth_labels`.
             output_router_logits: For a mixture of experts: return its routers' logits, and add the load-balancing loss.
-                By default as `text_config` says.
+                Defaults to the value in `text_config`.
             second_per_grid_ts: `(videos,)`, seconds between the frames of every video, for Qwen2.5-VL.
 
         Raises:
-            ValueError: `depth_labels` are given and no image is, or the number of images differs from that of
+            ValueError: `depth_labels` are given without an image, or the number of images differs from that of
                 `depth_labels` or `focal_scale`.
         """
         output_depth = not self.training if output_depth is None else output_depth
@@ -319,7 +319,7 @@ class DepthVLMMixin(CheckpointMixin):
             weighted = self.config.depth_loss_weight * depth_loss  # equation 5
             loss = weighted if loss is None else loss + weighted.to(loss.device)
         elif loss is not None and self.training:
-            # Distributed training waits for every parameter's gradient: a batch without depth gives zeros.
+            # Distributed training needs a gradient for every parameter: a batch without depth gives zeros.
             loss = loss + self.zero_from_head().to(loss.device)
 
         return DepthVLMCausalLMOutputWithPast(
@@ -350,19 +350,19 @@ class DepthVLMMixin(CheckpointMixin):
         prompt_states: PromptStates | None = None,
         **inputs: Any,
     ) -> tuple[Any, list[Tensor] | None]:
-        """Run ViT, LLM and the depth head on their maps, once each, without the LM head: the one way through the model.
+        """Run ViT, LLM and depth head once each, without the LM head: the single path through the model.
 
         Args:
-            output_depth: Run the depth head on the batch's images, which `pixel_values` must then hold.
+            output_depth: Run the depth head on the batch's images; `pixel_values` is then required.
             focal_scale: As in `forward`.
             text: False for depth alone: the backbone runs without a graph (stage 1 of the training, section 3.2) or a
                 cache and, attention being causal, up to the last image token; with `feature_source="vit"` the LLM does
                 not run at all.
-            prompt_states: Keeps what the head reads of the LLM, for depth after the last call of a prefill.
-            **inputs: Those of `forward`, all but labels.
+            prompt_states: Collects the LLM states that the head reads, for depth after the last call of a prefill.
+            **inputs: Arguments of `forward`, except labels.
 
         Returns:
-            The backbone's output, and the depth as in `forward`'s output; None for what did not run.
+            The backbone's output, and the depth as in `forward`'s output; None for a part that did not run.
 
         Raises:
             ValueError: There is no image, or the numbers of images and focal scales differ.
@@ -377,7 +377,7 @@ class DepthVLMMixin(CheckpointMixin):
     def _run(
         self, wants_features: bool, text: bool, prompt_states: PromptStates | None, inputs: dict[str, Any]
     ) -> tuple[Any, tuple[list[Sequence[Tensor]], list[tuple[int, int]]] | None]:
-        """Run the backbone; return its output, and the head's feature maps with their grids, as [`run_backbone`]."""
+        """Run the backbone; return its output, and the head's feature maps with their grids: see [`run_backbone`]."""
         vision = outputs = None
         states: list[Tensor] = []
         if wants_features:
@@ -422,10 +422,10 @@ class DepthVLMMixin(CheckpointMixin):
                     levels = self._project(levels, [self.model.visual] * LEVELS, image_grid_thw)
         if options:
             vision.hidden_states = None  # the LLM does not need them
-        return vision, VisionMaps(levels, vision.pooler_output)  # generation repeats those of `vision` for beams
+        return vision, VisionMaps(levels, vision.pooler_output)  # generation repeats the ones in `vision` for beams
 
     def _project(self, levels: Sequence[Tensor], projectors: Iterable[Any], grid_thw: Tensor) -> list[Any]:
-        """Return levels of a tower without DeepStack at the width of the LLM, per level one tensor per image."""
+        """Return the levels of a tower without DeepStack at the LLM's width: per level one tensor per image."""
         tokens = (grid_thw.prod(-1) // self.config.vision.spatial_merge_size**2).tolist()
         phi = self.config.backbone.project
         return [
@@ -434,25 +434,25 @@ class DepthVLMMixin(CheckpointMixin):
         ]
 
     def _replace_pixels(self, inputs: dict[str, Any], text: bool) -> VisionMaps:
-        """Encode the images; in `inputs` the result takes the place of all pixels. Returns that for the head."""
+        """Encode the images and replace all pixels in `inputs` by the result; return the maps for the head."""
         pixel_values = inputs.pop("pixel_values")
-        # Checkpointing with adapters asks for gradients at every input: a frozen ViT would go backward for nothing.
+        # Checkpointing with adapters requires gradients of every input: a frozen ViT would run a useless backward pass.
         trained = pixel_values.requires_grad or any(p.requires_grad for p in self.model.visual.parameters())
         vision, kept = self.encode_images(pixel_values, inputs["image_grid_thw"], text and trained)
         encoded = {**(inputs.pop("mm_encoder_outputs", None) or {}), "image": vision}
         videos = inputs.pop("pixel_values_videos", None)
-        if videos is not None:  # the backbone refuses pixels beside encoded images
+        if videos is not None:  # the backbone rejects pixels alongside encoded images
             encoded["video"] = self.get_video_features(videos, inputs["video_grid_thw"], return_dict=True)
         inputs["mm_encoder_outputs"] = encoded
         return kept
 
     def _run_llm(self, inputs: dict[str, Any], record: bool) -> tuple[Any, list[Tensor]]:
-        """Return the backbone's output, H of equation 1, and if asked the states that [`feature_maps`] takes."""
+        """Return the backbone's output, H of equation 1, and with `record` the states that [`feature_maps`] takes."""
         placed = inputs.get("position_ids") is not None
         if not placed:
             try:
                 inputs["position_ids"], rope_deltas = positions_of_call(self.model, **inputs)
-            except (StopIteration, RuntimeError):  # images and their tokens do not match: the backbone says so itself
+            except (StopIteration, RuntimeError):  # images and tokens do not match: the backbone reports it
                 placed = True
         recorded = recorded_states(self.config) if record else []
         asked = inputs.get("output_hidden_states")
@@ -478,12 +478,12 @@ class DepthVLMMixin(CheckpointMixin):
         """Return a zero that depends on every head parameter, so that ranks without depth stay in step.
 
         Args:
-            vit: Ask for gradients at the maps of the ViT, as a trained ViT's do.
-            llm: Likewise at the maps of the LLM.
+            vit: Require gradients of the ViT's maps, as with a trained ViT.
+            llm: Require gradients of the LLM's maps, likewise.
         """
         weight = self.depth_head.norm.weight
         asked = {"vit+llm": [vit] * 3 + [llm], "vit": [vit] * 4, "llm": [llm] * 4, "llm_final": [llm]}
-        width = self.config.text.hidden_size  # a sharded weight has no width of its own
+        width = self.config.text.hidden_size  # a sharded weight does not show its width
         maps = [weight.new_zeros(1, 1, width, requires_grad=one) for one in asked[self.config.head.feature_source]]
         if len(self.depth_head.projectors):
             vision = self.config.vision
@@ -495,13 +495,13 @@ class DepthVLMMixin(CheckpointMixin):
         return self.depth_head(maps, (1, 1)).sum() * 0
 
     def start_projectors(self) -> None:
-        """Let every level's own projector begin as a copy of the backbone's, if the head has such projectors."""
+        """Initialise every level's own projector as a copy of the backbone's, if the head has such projectors."""
         for projector in self.depth_head.projectors:
             projector.load_state_dict(self.config.backbone.copy_projector(self.model.visual).state_dict())
 
     @torch.no_grad()
     def depth_features(self, **inputs: Any) -> list[DepthFeatures]:
-        """Return what the depth head reads of every image, for a head or a policy of your own (equation 2).
+        """Return the depth head's input features of every image, for a custom head or policy (equation 2).
 
         The backbone runs once, up to the last image token, without a graph; the head does not run.
 
@@ -537,13 +537,13 @@ class DepthVLMMixin(CheckpointMixin):
         output_size: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
         **inputs: Any,
     ) -> PredictedDepth:
-        """Predict depth alone, equal to `forward`'s, without what text alone needs: see `run_backbone`.
+        """Predict only depth, equal to `forward`'s, skipping all work for text: see `run_backbone`.
 
         Args:
-            input_ids: Prompts, as the processor makes them.
+            input_ids: Prompts, from the processor.
             pixel_values: Patches of all images, likewise.
             image_grid_thw: `(images, 3)`, patches of every image, likewise.
-            cameras: `(images, 7)`, handed through to the output.
+            cameras: `(images, 7)`, passed through to the output.
             output_size: `(height, width)` to resize the depth to as post-processing does, one for all images or one
                 each; by default the resolution of the model's input.
             **inputs: The rest of the processor's output.
@@ -552,7 +552,7 @@ class DepthVLMMixin(CheckpointMixin):
             One float32 `(H_i, W_i)` per image: z-depth in metres.
 
         Raises:
-            ValueError: As in `forward`, and when `output_size` has another length than there are images.
+            ValueError: As in `forward`, or the number of `output_size` differs from the number of images.
         """
         inputs.pop("depth_labels", None)
         inputs |= {"input_ids": input_ids, "pixel_values": pixel_values, "image_grid_thw": image_grid_thw}
@@ -580,7 +580,7 @@ class DepthVLMMixin(CheckpointMixin):
 
         Depth is predicted once an image, whatever the number of beams or returned sequences; decoding steps never
         touch the depth head. Rows that are padded on the right are padded on the left instead, in the returned
-        sequences too: a reply goes on where its prompt ends.
+        sequences too: a reply continues where its prompt ends.
 
         Args:
             inputs: Prompts, as in transformers.
@@ -588,13 +588,14 @@ class DepthVLMMixin(CheckpointMixin):
             *args: As in transformers.
             output_depth: Add `predicted_depth` (and the processor's `cameras`) to the output. By default where images
                 and `return_dict_in_generate` are given.
-            **kwargs: The processor's output, and what transformers takes.
+            **kwargs: The processor's output, and the keywords of transformers.
 
         Raises:
             ValueError: Depth is asked for without images, without `return_dict_in_generate`, or with `inputs_embeds`,
-                in which image tokens cannot be told; or rows are padded on the right and cannot be padded on the left.
+                in which image tokens cannot be identified; or rows are padded on the right and cannot be padded on the
+                left.
         """
-        # A call's state is in its arguments or on its cache, so that one model serves many threads.
+        # State lives in the call's arguments or on its cache, so that one model can serve many threads.
         focal_scale, cameras = kwargs.pop("focal_scale", None), kwargs.pop("cameras", None)
         kwargs.pop("depth_labels", None)
         pixel_values: Any = kwargs.get("pixel_values")
@@ -610,7 +611,7 @@ class DepthVLMMixin(CheckpointMixin):
                     "`generate` got `inputs_embeds`: no depth is predicted. Pass `input_ids` to get it."
                 )
         if not output_depth:
-            # Where pixels reach the prefill's `forward`, it shall not run the head for nothing.
+            # If pixels reach the prefill's `forward`, it must not run the head needlessly.
             return super().generate(inputs, generation_config, *args, output_depth=False, **kwargs)
 
         if has_embeds:
@@ -641,18 +642,18 @@ class DepthVLMMixin(CheckpointMixin):
     def prepare_inputs_for_generation(
         self,
         *args: Any,
-        inputs_embeds: Tensor | None = None,  # `generate` takes embeddings of a class that names them here
+        inputs_embeds: Tensor | None = None,  # `generate` accepts embeddings only if they are named here
         prompt_states: PromptStates | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Prepare inputs as in transformers; the prompt's states are collected in the calls of the prefill alone."""
+        """Prepare inputs as in transformers; collect the prompt's states only in the calls of the prefill."""
         model_inputs = super().prepare_inputs_for_generation(*args, inputs_embeds=inputs_embeds, **kwargs)
         if prompt_states is not None and not prompt_states.complete:
             model_inputs["prompt_states"] = prompt_states
         return model_inputs
 
     def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
-        """Place tokens as the backbone does; a cache continues from its own offsets, not those of the last call."""
+        """Assign positions as the backbone does; a cache continues from its own offsets, not those of the last call."""
         cache, types = model_kwargs.get("past_key_values"), model_kwargs.get("mm_token_type_ids")
         past = 0 if cache is None else int(cache.get_seq_length())
         if (
@@ -669,7 +670,7 @@ class DepthVLMMixin(CheckpointMixin):
     def _update_model_kwargs_for_generation(
         self, outputs: ModelOutput, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
-        """Update as in transformers; a cache that may be given to `generate` again also learns its offsets."""
+        """Update as in transformers; store the offsets on a cache that may be passed to `generate` again."""
         model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
         cache, positions = model_kwargs.get("past_key_values"), model_kwargs.get("position_ids")
         if cache is not None and positions is not None and positions.ndim == 3 and len(positions) == 4:
@@ -688,8 +689,8 @@ class DepthVLMForConditionalGeneration(DepthVLMMixin, Qwen3VLForConditionalGener
     """Qwen3-VL that answers in text and in metres.
 
     `from_pretrained` takes DepthVLM checkpoints, checkpoints of the published implementation, and plain Qwen3-VL
-    checkpoints, to which it adds a head that is yet to be trained. For a checkpoint of another family that is
-    supported it returns a model of that family's own class.
+    checkpoints, to which it adds an untrained head. For a checkpoint of another supported family it returns a model of
+    that family's class.
     """
 
     config: DepthVLMConfig
@@ -703,14 +704,14 @@ def positions_of_call(
     past_key_values: Cache | None = None,
     **inputs: Any,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return the positions of a call's tokens, and the offsets from which the next call on its cache goes on.
+    """Return the positions of a call's tokens, and the offsets from which the next call on its cache continues.
 
-    The backbone keeps these offsets of its last call on the module, where another thread's call would find them; here
-    they lie on the cache.
+    The backbone stores the offsets of its last call on the module, where another thread's call would read them; here
+    they are stored on the cache.
     """
     tokens: Any = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
     past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
-    own = copy.copy(backbone)  # shallow: the very same weights, its own offsets
+    own = copy.copy(backbone)  # shallow: the same weights, separate offsets
     own.rope_deltas = getattr(past_key_values, "rope_deltas", backbone.rope_deltas) if past else None
     names = ["image_grid_thw", "video_grid_thw", "attention_mask", "mm_token_type_ids"]
     names += ["second_per_grid_ts"] if inputs.get("second_per_grid_ts") is not None else []
@@ -720,15 +721,15 @@ def positions_of_call(
         past_key_values=past_key_values,
         **{name: inputs.get(name) for name in names},
     )
-    if positions is None:  # as the LLM counts by itself
+    if positions is None:  # the LLM's own default
         positions = torch.arange(past, past + tokens.shape[1], device=tokens.device).expand(4, len(tokens), -1)
     return positions[..., -tokens.shape[1] :], own.rope_deltas
 
 
 def _cut_after_images(inputs: dict[str, Any], image_token_id: int) -> None:
-    """Leave out what comes after the last image token, which depth does not need, and the cache."""
+    """Remove the tokens after the last image token, which depth does not need, and the cache."""
     inputs["use_cache"] = False
-    if inputs.get("video_grid_thw") is not None:  # a video may go on after the last image
+    if inputs.get("video_grid_thw") is not None:  # a video may continue after the last image
         return
     end = int((inputs["input_ids"] == image_token_id).any(0).nonzero()[-1]) + 1
     for name in ("input_ids", "attention_mask", "position_ids", "mm_token_type_ids"):
@@ -748,7 +749,7 @@ def _pad_left(inputs: Tensor | None, kwargs: dict[str, Any]) -> Tensor | None:
             f"`generate` got rows that are padded on the right, and {', '.join(given)}: a reply goes on where its "
             "prompt ends. Pad on the left (`padding_side='left'`)."
         )
-    order = mask.argsort(dim=1, stable=True)  # padding first, and what counts in its order
+    order = mask.argsort(dim=1, stable=True)  # padding first, then the tokens in order
     for name in ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"):
         if kwargs.get(name) is not None:
             kwargs[name] = kwargs[name].gather(1, order)
@@ -756,7 +757,7 @@ def _pad_left(inputs: Tensor | None, kwargs: dict[str, Any]) -> Tensor | None:
 
 
 def _prefill_length(input_ids: Tensor, attention_mask: Tensor | None, cache: Cache | None) -> int:
-    """Return how many positions the prefill runs: `input_ids` may hold the cached part as well, or only what is new."""
+    """Return the number of positions in the prefill: `input_ids` may include the cached part or only the new tokens."""
     length = input_ids.shape[1]
     if cache is None or (attention_mask is not None and attention_mask.shape[-1] != length):
         return length
@@ -764,7 +765,7 @@ def _prefill_length(input_ids: Tensor, attention_mask: Tensor | None, cache: Cac
 
 
 class DepthEstimationMixin(AnyModel):
-    """Depth from pixels alone, for `AutoModelForDepthEstimation` and pipelines: goes before a class with a depth head.
+    """Depth from pixels alone, for `AutoModelForDepthEstimation` and pipelines: mixin of a class with a depth head.
 
     The same weights; the prompt before the image is `config.depth_prompt_ids`.
     """
@@ -784,7 +785,7 @@ class DepthEstimationMixin(AnyModel):
         """Predict depth.
 
         Args:
-            pixel_values: The image processor's, as are the next three.
+            pixel_values: From the image processor, like the next three.
             image_grid_thw: Patches of every image.
             focal_scale: See [`DepthVLMForConditionalGeneration.forward`].
             cameras: See there.

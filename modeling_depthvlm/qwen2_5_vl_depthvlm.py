@@ -1,5 +1,5 @@
 # Copyright 2026 The DepthVLM authors. Licensed under the Apache License, Version 2.0.
-"""DepthVLM on Qwen2.5-VL: patches of 14 pixels, and a ViT with windowed attention, whose layers see cells by window."""
+"""DepthVLM on Qwen2.5-VL: patches of 14 pixels, and a ViT whose windowed attention orders cells by window."""
 
 from typing import Any, ClassVar
 
