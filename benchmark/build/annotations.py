@@ -24,7 +24,7 @@ def write_annotations(
 ) -> Path:
     """Write `SOURCE-SPLIT.jsonl` of a finished build, whose `image` and `depth_path` are relative to the folder.
 
-    The lines have the released keys, and `id`, `original_fy`, `original_cx` and `original_cy` besides. `advance` is
+    The lines have the released keys, and also `id`, `original_fy`, `original_cx` and `original_cy`. `advance` is
     called with 1 for each image.
 
     Returns:

@@ -207,7 +207,7 @@ def read_parts(summary: Path) -> dict[str, ImageResult]:
 
 
 def read_lines(path: str | Path) -> Iterator[ImageResult]:
-    """Yield the images of a file. A last line that a kill cut off is passed over: its image is scored again.
+    """Yield the images of a file. A last line that a kill cut off is skipped: its image is scored again.
 
     Raises:
         ValueError: A line is no result of an image.

@@ -94,7 +94,7 @@ class Argoverse2(Source):
 def read_sweep(file: Path) -> NDArray[np.float64]:
     """Return the points `(n, 3)` of a sweep in metres, in the egovehicle frame at the time in its name.
 
-    They are float16 in the file and float64 here: float16 arithmetic would add errors of its own steps, 6 cm at 64 m.
+    They are float16 in the file and float64 here: float16 arithmetic would add rounding errors, 6 cm at 64 m.
 
     Raises:
         FrameError: the file is missing, truncated or has no such columns.

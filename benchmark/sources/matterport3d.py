@@ -23,7 +23,7 @@ _PARAMETERS = "undistorted_camera_parameters"
 class Matterport3D(Source):
     """Matterport3D as downloaded, its archives unpacked into one folder per house.
 
-    The houses (github.com/niessner/Matterport, `data_organization.md`) lie in the root, its `scans/` or `v1/scans/`:
+    The houses (github.com/niessner/Matterport, `data_organization.md`) are in the root, its `scans/` or `v1/scans/`:
 
         <house>/undistorted_color_images/<panorama>_i<camera>_<yaw>.jpg     1280x1024
         <house>/undistorted_depth_images/<panorama>_d<camera>_<yaw>.png     uint16, / 4000 metres, 0: none

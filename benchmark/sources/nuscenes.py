@@ -39,7 +39,7 @@ class NuScenes(Source):
     undistorted and rectified (nuscenes-devkit, docs/schema_nuscenes.md), so the cameras are pinholes.
 
     The official train has 28,130 key frames, 168,780 images; the paper's table 9 says 206 k of "the training splits"
-    and not how they were chosen. No split of key frames gives that number (train and val have 204,894 images, which
+    but not how they were chosen. No split of key frames gives that number (train and val have 204,894 images, which
     would train on what is tested), so a build takes all there are, and its manifest says so.
 
     Of the large version, `sample_data.json` and `ego_pose.json` have 2.6 million rows each: the index takes a minute

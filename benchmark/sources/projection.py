@@ -225,7 +225,7 @@ def sweep_points(
     world_from_vehicle: RigidTransform,
     poses: NDArray[np.float32] | None = None,
 ) -> Array:
-    """Return the returns `(n, 3)` of a range image in metres in the world, each from the pose of its own time if given.
+    """Return the points `(n, 3)` of a range image in metres in the world, each from the pose of its own time if given.
 
     Args:
         ranges: `(h, w)` metres; not above 0 where there is no return.

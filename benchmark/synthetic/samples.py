@@ -154,7 +154,7 @@ def held_out_questions(scenes: int, start: int = 0, per_scene: int = 3) -> list[
 
 
 def draw_scene(seed: int, focal_length: float = 160.0, group: int = 16) -> SyntheticScene:
-    """Draw the scene of a seed as training sees it: with a camera and light of its own, up to 1.9 times oversampled.
+    """Draw the scene of a seed as training sees it: with its own camera and light, up to 1.9 times oversampled.
 
     `group` scenes, from a multiple of it on, have images of one size at the canonical `focal_length`.
     """

@@ -214,7 +214,7 @@ class DepthAnything3(DensePredictor):
     answers at that size. The metric model answers for a focal length of 300 pixels: metres are `answer * f / 300`, with
     f the mean of fx and fy in pixels of that size, not of the image. The nested model (`DA3NESTED-...`) answers in
     metres and estimates the focal length, because the package takes a known one only together with poses. Images of
-    one call are views of one scene, so each image gets a call of its own.
+    one call are views of one scene, so each image gets its own call.
 
     Args:
         model: Hub name with "DA3METRIC" or "DA3NESTED" in it, or a folder together with `nested`.

@@ -1,4 +1,4 @@
-"""Run a VLM in an environment of its own: image files in, replies out, one JSON object a line.
+"""Run a VLM in a separate environment: image files in, replies out, one JSON object a line.
 
     python worker_script.py spatial_rgpt MODEL CONVERSATION DEVICE MAX_NEW_TOKENS
     python worker_script.py youtu_vl MODEL DEVICE DTYPE ATTENTION

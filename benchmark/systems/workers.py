@@ -1,4 +1,4 @@
-"""VLMs that pin an old transformers: each runs in another process, with the Python of an environment of its own."""
+"""VLMs that pin an old transformers: each runs in another process, with the Python of a separate environment."""
 
 from __future__ import annotations
 

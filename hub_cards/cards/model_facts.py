@@ -60,7 +60,7 @@ class ModelFacts:
 
     @property
     def base_model(self) -> str | None:
-        """The Hub name of the model that the first run began with, or, for an adapter, that it must be put on.
+        """The Hub name of the model that the first run began with, or, for an adapter, that it applies to.
 
         None where it is not known; a folder is not such a name.
         """
@@ -313,7 +313,7 @@ def protocols_of(results: Sequence[Result]) -> list[str]:
 
 
 def conditions_of(results: Sequence[Result]) -> list[str]:
-    """Return on what and with what the results were measured, each once."""
+    """Return the conditions of the measurements, each once."""
     lines = []
     for result in results:
         versions = ", ".join(f"{name} {number}" for name, number in sorted(result.environment.items()))

@@ -72,7 +72,7 @@ class Hub:
         token: a token that can write; by default the one that huggingface_hub finds.
 
     Raises:
-        PushError: there is no token, the Hub does not take it, or it may only read.
+        PushError: there is no token, the Hub rejects it, or it can only read.
     """
 
     def __init__(self, token: str | None = None):

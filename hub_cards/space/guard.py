@@ -242,7 +242,7 @@ class Guard:
         return JSONResponse([path])
 
     async def _post(self, scope: dict[str, Any], receive: Any, send: Any, visitor: str | None) -> None:
-        """Pass on a request with a body, which is read before; a step's body is written anew from what was checked."""
+        """Pass on a request with a body, which is read before; a step's body is rewritten from what was checked."""
         body = await Request(scope, self._counted(receive, self.limits.request_bytes)).body()
         waits = False
         if _STEPS.fullmatch(scope["path"]):

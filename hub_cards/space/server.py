@@ -105,7 +105,7 @@ def launch_space() -> None:
     """Serve the demo on a Space, which the Space's variables describe.
 
     DEPTHVLM_MODEL names the model; without it the bundled nano is shown. DEPTHVLM_HOSTS names the hosts that the server
-    also answers to, such as a domain of its own, with commas between them.
+    also answers to, such as a custom domain, with commas between them.
     """
     launch(os.environ.get("DEPTHVLM_MODEL") or None, allowed_hosts=os.environ.get("DEPTHVLM_HOSTS", "").split(","))
 
