@@ -31,7 +31,7 @@ def write_annotations(
         The path of the JSON lines.
 
     Raises:
-        BuildError: the build is not finished, or a shard is not what the manifest says; a file is there that no build
+        BuildError: The build is not finished, or a shard is not what the manifest says; a file is there that no build
             wrote.
     """
     folder = Path(folder)
@@ -52,7 +52,7 @@ def check_replaceable(folder: str | Path, name: str) -> Path:
     """Return the path of a build's JSON lines, and check that nothing is there but an earlier build's.
 
     Raises:
-        BuildError: something else is there.
+        BuildError: Something else is there.
     """
     path = Path(folder) / f"{name}.jsonl"
     if ResultRecord(path.parent, path.name).in_the_way([path]):

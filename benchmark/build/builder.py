@@ -73,24 +73,24 @@ def run_build(
     """Execute a plan, or the rest of it. The bytes depend on neither workers nor engine nor interruptions.
 
     Args:
-        plan: from [`plan_build`].
-        opener: makes the source of its name, `root` and the plan's options in each worker; a function of a module, so
+        plan: From [`plan_build`].
+        opener: Makes the source of its name, `root` and the plan's options in each worker; a function of a module, so
             that it can travel.
-        root: folder of the download.
-        out: folder of the build; builds of other sources and splits may be there too.
-        workers: processes, or shards on Ray at a time; by default one for each processor.
+        root: Folder of the download.
+        out: Folder of the build; builds of other sources and splits may be there too.
+        workers: Processes, or shards on Ray at a time; by default one for each processor.
         engine: "processes", or "ray" for several machines.
-        address: address of a Ray cluster; by default one is started on this machine.
-        max_bad: number of frames that may be unusable; by default 1 %, at least 10.
-        retry_bad: also rebuilds finished shards that lack a frame.
-        events: callbacks.
+        address: Address of a Ray cluster; by default one is started on this machine.
+        max_bad: Number of frames that may be unusable; by default 1 %, at least 10.
+        retry_bad: Also rebuilds finished shards that lack a frame.
+        events: Callbacks.
 
     Returns:
         The entry of the build in `manifest.json`.
 
     Raises:
-        TooManyBadFramesError: more than `max_bad` frames cannot be used.
-        BuildError: the folder holds this build with other parameters, or another process builds it; a reader failed;
+        TooManyBadFramesError: More than `max_bad` frames cannot be used.
+        BuildError: The folder holds this build with other parameters, or another process builds it; a reader failed;
             a worker was killed; or no frame at all can be used.
     """
     events = events or BuildEvents()
@@ -227,7 +227,7 @@ def in_processes(job: ShardJob, tasks: Sequence[ShardTask], workers: int, advanc
         The record of each shard as it is finished.
 
     Raises:
-        BuildError: see [`write_shard`]; or a worker was killed.
+        BuildError: See [`write_shard`]; or a worker was killed.
     """
     if workers == 1:
         for task in tasks:
@@ -268,18 +268,18 @@ def on_ray(
     retried, up to three times.
 
     Args:
-        job: settings that all shards share.
-        tasks: shards to write.
-        workers: shards in progress at a time; by default as many as the cluster has processors.
-        address: address of the cluster; None: the one this process is connected to, or a new one on this machine.
-        advance: called with the number of frames of each finished shard.
+        job: Settings that all shards share.
+        tasks: Shards to write.
+        workers: Shards in progress at a time; by default as many as the cluster has processors.
+        address: Address of the cluster; None: the one this process is connected to, or a new one on this machine.
+        advance: Called with the number of frames of each finished shard.
 
     Yields:
         The record of each shard as it is finished.
 
     Raises:
         ImportError: Ray is not installed.
-        BuildError: see [`write_shard`]; the cluster cannot be reached; or workers died too often.
+        BuildError: See [`write_shard`]; the cluster cannot be reached; or workers died too often.
     """
     try:
         import ray

@@ -65,8 +65,8 @@ def write_inspection(
         The statistics of each build, by its name.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        BuildError: no build is finished there, or a shard is not what the manifest says.
+        FileNotFoundError: There is no such folder.
+        BuildError: No build is finished there, or a shard is not what the manifest says.
     """
     statistics, builds = {}, []
     for name, entry in finished_builds(folder).items():
@@ -241,9 +241,9 @@ def label_corners(
     """Place labels to the right of their points, and where that is outside or taken to the left, below or above.
 
     Args:
-        points: column and row of each point.
-        sizes: width and height of each label.
-        picture: width and height.
+        points: Column and row of each point.
+        sizes: Width and height of each label.
+        picture: Width and height.
 
     Returns:
         Left and top of each label, inside the picture where it fits at all. Where no side is free, labels overlap.

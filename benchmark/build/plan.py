@@ -76,18 +76,18 @@ def plan_build(
     """Choose frames and assign them to shards, by scene and then by time, so that neighbours are near. Decodes nothing.
 
     Args:
-        source: an opened source.
-        split: one of its splits.
-        num_images: number of images, all where there are fewer; by default that of the paper's tables 9 and 10, or all.
-        points: sampled pixels of an image; see [`points_per_image`] for small evaluation sets. Unused, like
+        source: An opened source.
+        split: One of its splits.
+        num_images: Number of images, all where there are fewer; by default that of the paper's tables 9 and 10, or all.
+        points: Sampled pixels of an image; see [`points_per_image`] for small evaluation sets. Unused, like
             the seed, where the source has its own points.
-        seed: seed of the points.
-        rows_per_shard: rows of a shard; by default 50 to 1000, such that there are sixteen shards or more.
-        options: arguments of the source besides its root, as JSON has them.
+        seed: Seed of the points.
+        rows_per_shard: Rows of a shard; by default 50 to 1000, such that there are sixteen shards or more.
+        options: Arguments of the source besides its root, as JSON has them.
 
     Raises:
-        SourceError: no such split, or it is empty.
-        BuildError: an argument is out of its range, or two frames have one id.
+        SourceError: No such split, or it is empty.
+        BuildError: An argument is out of its range, or two frames have one id.
     """
     for name, value in (("num_images", num_images), ("points", points), ("rows_per_shard", rows_per_shard)):
         if value is not None and value < 1:

@@ -126,9 +126,9 @@ class RowMaker:
         """Make the record of a frame, as Arrow takes it, with so many sampled points, or those that the frame brings.
 
         Raises:
-            FrameError: its image is not what the reader says, its camera is invalid, no pixel has depth, or it has no
+            FrameError: Its image is not what the reader says, its camera is invalid, no pixel has depth, or it has no
                 point.
-            ValueError: the depth, its scale or mask are not as [`Frame`] says, a fault of the reader.
+            ValueError: The depth, its scale or mask are not as [`Frame`] says, a fault of the reader.
         """
         suffix = _check_image(frame)
         fx, fy, *_ = frame.intrinsics

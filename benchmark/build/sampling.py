@@ -57,10 +57,10 @@ def points_per_image(source: str, split: str, images: int, points: int, oversamp
     (454) 22 or 23, iBims-1 (100) 100.
 
     Args:
-        source: name on the command line.
+        source: Name on the command line.
         split: "train" or "test".
-        images: number of images in the set.
-        points: number of points of an image.
+        images: Number of images in the set.
+        points: Number of points of an image.
         oversample: False where a user chose the number of images: then each has `points`.
     """
     source, total = SAME_IMAGES.get(source, source), points * EVALUATION_SET_IMAGES
@@ -77,8 +77,8 @@ def sample_frames(refs: Sequence[FrameRef], count: int | None) -> list[FrameRef]
     (scene, camera) the frames are the midpoints of equal stretches of its frames in `order`.
 
     Args:
-        refs: all frames.
-        count: number of frames; None, or more than there are, for all.
+        refs: All frames.
+        count: Number of frames; None, or more than there are, for all.
 
     Returns:
         The chosen frames, in the order of `refs`.
@@ -139,8 +139,8 @@ def sample_points(valid: NDArray[np.bool_], count: int, *key: object) -> NDArray
 
     Args:
         valid: `(h, w)`, where the depth map may be sampled.
-        count: number of pixels; all valid ones where there are fewer.
-        key: seed of the draw; the same key gives the same pixels on every machine and numpy version.
+        count: Number of pixels; all valid ones where there are fewer.
+        key: Seed of the draw; the same key gives the same pixels on every machine and numpy version.
 
     Returns:
         `(n, 2)` int64: column and row.

@@ -82,8 +82,8 @@ def write_shard(job: ShardJob, task: ShardTask, advance: Callable[[int], None]) 
     """Write one shard and then its record; `advance` is called with 1 for each frame that was read.
 
     Raises:
-        TooManyBadFramesError: more than `job.max_bad` frames of this shard cannot be used.
-        BuildError: a reader failed in a way that no bad file explains; the message names the frame.
+        TooManyBadFramesError: More than `job.max_bad` frames of this shard cannot be used.
+        BuildError: A reader failed in a way that no bad file explains; the message names the frame.
     """
     folder, bad = Path(job.out), list[tuple[str, str]]()
     temporary = folder / STATE_FOLDER / f"{task.file}.{uuid.uuid4().hex}.tmp"

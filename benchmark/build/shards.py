@@ -45,7 +45,7 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     """Read the finished builds of a folder by their names, empty if there is none.
 
     Raises:
-        BuildError: the manifest is damaged, or of a format that this version does not know.
+        BuildError: The manifest is damaged, or of a format that this version does not know.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -91,7 +91,7 @@ def build_lock(folder: Path, name: str) -> Iterator[None]:
     """Hold the lock that keeps a second process from the same build. A killed process loses it.
 
     Raises:
-        BuildError: another process has it.
+        BuildError: Another process has it.
     """
     lock = FileLock(folder / STATE_FOLDER / f"{name}.lock", timeout=0)
     try:
@@ -110,7 +110,7 @@ def check_parameters(folder: Path, name: str, parameters: Mapping[str, Any], fil
     """Check that a build continues as it began, or begins without any of its `files`, with its parameters noted.
 
     Raises:
-        BuildError: it was begun with others, or a file is there that no build wrote; the message says which.
+        BuildError: It was begun with others, or a file is there that no build wrote; the message says which.
     """
     path = folder / STATE_FOLDER / f"{name}.json"
     finished = None if path.is_file() else read_manifest(folder).get(name)
@@ -150,8 +150,8 @@ def finished_builds(
     """Return the entries of a folder's manifest by name, those of one split or source where it is given.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        BuildError: no such build is finished there; the message says what there is.
+        FileNotFoundError: There is no such folder.
+        BuildError: No such build is finished there; the message says what there is.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -183,13 +183,13 @@ def shard_paths(folder: str | Path, entry: dict[str, Any], verify: bool = False)
     """Return the Parquet files of a build, in their order.
 
     Args:
-        folder: folder of the build.
-        entry: entry of the manifest.
-        verify: compare the hashes of all bytes too, not the sizes alone. A file whose size and times are
+        folder: Folder of the build.
+        entry: Entry of the manifest.
+        verify: Compare the hashes of all bytes too, not the sizes alone. A file whose size and times are
             those at its last check is not read again.
 
     Raises:
-        BuildError: a file is missing or is not what the manifest says; the message names it.
+        BuildError: A file is missing or is not what the manifest says; the message names it.
     """
     paths = [Path(folder) / shard["file"] for shard in entry["shards"]]
     for path, shard in zip(paths, entry["shards"], strict=True):
@@ -230,15 +230,15 @@ def load_build(
     Intrinsics of builds that put the centre of the first pixel at (0, 0) are brought to (0.5, 0.5).
 
     Args:
-        folder: folder of `depthvlm bench build`.
+        folder: Folder of `depthvlm bench build`.
         split: "train" or "test".
-        source: one source; by default all of that split, one after the other.
-        verify: compare the hashes of all files first, see [`shard_paths`].
-        options: arguments of `datasets.Dataset.from_parquet` (`cache_dir`, `keep_in_memory`, `columns`).
+        source: One source; by default all of that split, one after the other.
+        verify: Compare the hashes of all files first, see [`shard_paths`].
+        options: Arguments of `datasets.Dataset.from_parquet` (`cache_dir`, `keep_in_memory`, `columns`).
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        BuildError: no such build is finished there, or a file is not what the manifest says.
+        FileNotFoundError: There is no such folder.
+        BuildError: No such build is finished there, or a file is not what the manifest says.
     """
     from datasets import Dataset, concatenate_datasets
 
@@ -258,7 +258,7 @@ def raw_images(split: str, folder: str) -> Dataset:
     This is table 7's "raw mixed-source": images are trained on at their own size.
 
     Raises:
-        FileNotFoundError, BuildError: see [`load_build`].
+        FileNotFoundError, BuildError: See [`load_build`].
     """
     data = load_build(folder, split).remove_columns(["intrinsics", "focal_length"])
     return data.add_column("focal_length", [CANONICAL_FOCAL_LENGTH] * len(data))

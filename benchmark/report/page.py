@@ -161,7 +161,7 @@ def build_images(folders: Iterable[str | Path], wanted: Mapping[str, set[str]]) 
     Raises:
         FileNotFoundError: A folder does not exist.
         ValueError: A folder has no finished build, or a shard differs from the manifest.
-        ImportError: pyarrow is missing.
+        ImportError: Pyarrow is missing.
     """
     try:
         import pyarrow.parquet as pq

@@ -25,9 +25,9 @@ def point_cloud_f_score(
     failed prediction counts as a point far from everything, so it lowers the precision too.
 
     Args:
-        prediction: z-depth `(H, W)` in metres.
-        truth: z-depth `(H, W)` in metres.
-        intrinsics: fx, fy, cx, cy in pixels of the maps, the centre of the first pixel at (0.5, 0.5).
+        prediction: Z-depth `(H, W)` in metres.
+        truth: Z-depth `(H, W)` in metres.
+        intrinsics: Fx, fy, cx, cy in pixels of the maps, the centre of the first pixel at (0.5, 0.5).
         valid: Boolean mask `(H, W)`.
         threshold: Distance in metres.
 

@@ -164,7 +164,7 @@ class Protocol:
         """Return the pixels that are scored: measured, in the valid range and in the crop.
 
         Args:
-            truth: z-depth in metres, `(H, W)` or, for sampled points, `(n,)`.
+            truth: Z-depth in metres, `(H, W)` or, for sampled points, `(n,)`.
             source_range: Range in metres that the source counts as measured, bounds included.
             name: Name of the image for error messages.
 
@@ -194,8 +194,8 @@ class Protocol:
         """Return prediction, truth and mask under this protocol, ready for `MetricAccumulator.add`.
 
         Args:
-            prediction: z-depth in metres, `(H, W)` or `(n,)`.
-            truth: z-depth in metres, of the same shape.
+            prediction: Z-depth in metres, `(H, W)` or `(n,)`.
+            truth: Z-depth in metres, of the same shape.
             source_range: As in [`valid_mask`].
             ray_factors: Distance / z-depth of each pixel (`depthvlm.geometry.ray_factors`); not needed for "z".
             name: Name of the image for error messages.

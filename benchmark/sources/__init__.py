@@ -41,7 +41,7 @@ def source_class(name: str) -> type[Source]:
     """Return the class of a reader.
 
     Raises:
-        ValueError: no reader has that name; the message lists those there are.
+        ValueError: No reader has that name; the message lists those there are.
     """
     if name not in SOURCES:
         raise ValueError(f"There is no source {name!r}. There are: {', '.join(SOURCES)}.")
@@ -53,13 +53,13 @@ def open_source(name: str, root: str | Path, **options: Any) -> Source:
     """Open a dataset by the name of its reader and the folder of its download.
 
     Args:
-        name: one of `source_names()`.
-        root: folder of the download.
-        options: other arguments of the reader, such as `depth_scale` of "folder".
+        name: One of `source_names()`.
+        root: Folder of the download.
+        options: Other arguments of the reader, such as `depth_scale` of "folder".
 
     Raises:
-        ValueError: no reader has that name, or it does not take an option.
-        SourceError: the root lacks the layout of that dataset.
+        ValueError: No reader has that name, or it does not take an option.
+        SourceError: The root lacks the layout of that dataset.
     """
     reader = source_class(name)
     parameters = signature(reader).parameters

@@ -97,7 +97,7 @@ def read_sweep(file: Path) -> NDArray[np.float64]:
     They are float16 in the file and float64 here: float16 arithmetic would add rounding errors, 6 cm at 64 m.
 
     Raises:
-        FrameError: the file is missing, truncated or has no such columns.
+        FrameError: The file is missing, truncated or has no such columns.
     """
     return _stack(_read_columns(file, ("x", "y", "z")), ("x", "y", "z"))
 
@@ -113,7 +113,7 @@ def read_calibration(folder: Path) -> dict[str, tuple[PinholeCamera, RigidTransf
     """Return each camera in a log's folder `calibration`, with its frame in the egovehicle's.
 
     Raises:
-        FrameError: a file is missing, truncated or has no such columns.
+        FrameError: A file is missing, truncated or has no such columns.
     """
     poses_file, cameras_file = folder / "egovehicle_SE3_sensor.feather", folder / "intrinsics.feather"
     mounts = _read_columns(poses_file, ("sensor_name", *_QUATERNION, *_TRANSLATION))

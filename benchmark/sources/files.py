@@ -103,13 +103,13 @@ def check_image(
     A PNG is checked by its checksums and a JPEG by its end marker, so neither is decoded here; other formats are.
 
     Args:
-        data: the encoded image.
-        path: its file, or words, for the error message.
-        size: width and height that the image must have; None for any.
-        calibration: name of the file that states that size, for the error message.
+        data: The encoded image.
+        path: Its file, or words, for the error message.
+        size: Width and height that the image must have; None for any.
+        calibration: Name of the file that states that size, for the error message.
 
     Raises:
-        FrameError: the image is truncated, none, not of `size`, or one that viewers turn by its EXIF orientation, which
+        FrameError: The image is truncated, none, not of `size`, or one that viewers turn by its EXIF orientation, which
             would no longer lie over its depth map.
     """
     with open_picture(data, path) as image:
@@ -195,8 +195,8 @@ def same_shape(depth: Sequence[int], image: tuple[int, int]) -> bool:
     """Compare the aspect ratios of a map and its image, as far as rounding a resized side allows.
 
     Args:
-        depth: height and width of the map.
-        image: width and height of the image.
+        depth: Height and width of the map.
+        image: Width and height of the image.
     """
     tolerance = max(ASPECT_TOLERANCE, 1 / min(depth))
     return abs(math.log(depth[1] / depth[0]) - math.log(image[0] / image[1])) <= tolerance
@@ -206,7 +206,7 @@ def pinhole(values: Sequence[Any], path: Path) -> Intrinsics:
     """Return fx, fy, cx, cy of four numbers, or of a 3x3 or 4x4 matrix, flat or nested, that a file holds.
 
     Raises:
-        FrameError: it is neither, the focal lengths are not positive, a number is not finite, or the matrix is skewed.
+        FrameError: It is neither, the focal lengths are not positive, a number is not finite, or the matrix is skewed.
     """
     try:
         numbers = np.asarray(values, dtype=np.float64)

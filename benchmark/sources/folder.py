@@ -79,9 +79,9 @@ class RGBDFolder(Source):
     keep training and test data in different folders or list them.
 
     Args:
-        root: the folder.
-        depth_scale: raw value / scale = metres, where `depth.json` does not say it: 1000 for millimetres.
-        images, depths: two folders in the root that have other names than these.
+        root: The folder.
+        depth_scale: Raw value / scale = metres, where `depth.json` does not say it: 1000 for millimetres.
+        images, depths: Two folders in the root that have other names than these.
     """
 
     name = "folder"
@@ -262,7 +262,7 @@ def find_pairs(root: Path, images: str | None = None, depths: str | None = None)
     """Find the pairs of a folder in one of the layouts that `LAYOUTS` names, or in two folders of it.
 
     Raises:
-        SourceError: it has none of the layouts, or two that differ, or two files of one stem.
+        SourceError: It has none of the layouts, or two that differ, or two files of one stem.
     """
     if (images is None) != (depths is None):
         raise SourceError("RGB-D folder: images and depths are two folders: give both options, or none.")

@@ -74,10 +74,10 @@ class Source(ABC):
     """A dataset in its official download layout. Subclasses write `_frames` and `read`.
 
     Args:
-        root: folder of the download.
+        root: Folder of the download.
 
     Raises:
-        SourceError: the root does not have the layout; the message names the folder or file that was expected.
+        SourceError: The root does not have the layout; the message names the folder or file that was expected.
     """
 
     name: ClassVar[str]
@@ -107,7 +107,7 @@ class Source(ABC):
         """List all frames of a split, sorted by id, without decoding any.
 
         Raises:
-            SourceError: no such split, a split file is missing, or the split is empty.
+            SourceError: No such split, a split file is missing, or the split is empty.
         """
         self.check_split(split)
         refs = sorted(self._frames(split), key=attrgetter("id"))
@@ -129,5 +129,5 @@ class Source(ABC):
         """Read one frame. Several processes may call it at once.
 
         Raises:
-            FrameError: a file is missing, truncated or not what the layout says.
+            FrameError: A file is missing, truncated or not what the layout says.
         """

@@ -50,8 +50,8 @@ class Kitti(Source):
     is `train`.
 
     Args:
-        root: folder of the download.
-        split_files: for other splits, such as Eigen's, a text file for "train", "test" or both; a split without a file
+        root: Folder of the download.
+        split_files: For other splits, such as Eigen's, a text file for "train", "test" or both; a split without a file
             is then refused. A line names one image, as in the lists of Eigen's split in use: by its paths, or
             `<date>/<drive> <number> l`; in the object layout, by its number. Frames of the list that the benchmark has
             not annotated are left out, with a warning that counts them (45 of Eigen's 697).
@@ -144,8 +144,8 @@ class KittiLidar(Source):
     The raw data has no official split.
 
     Args:
-        root: folder of the download.
-        split_files: a text file for "train", "test" or both, such as Eigen's; lines as "kitti" reads them. Frames
+        root: Folder of the download.
+        split_files: A text file for "train", "test" or both, such as Eigen's; lines as "kitti" reads them. Frames
             without a sweep are left out, with a warning that counts them.
     """
 
@@ -223,14 +223,14 @@ def listed_frames(
     """Find the frames that the lines of a split file name.
 
     Args:
-        source: reader, for its messages.
-        file: split file.
-        lines: its lines.
-        find: returns the frame of a drive, number and camera folder, or None; those are counted in a warning.
-        missing: the file that a missing frame lacks in the root, for that warning.
+        source: Reader, for its messages.
+        file: Split file.
+        lines: Its lines.
+        find: Returns the frame of a drive, number and camera folder, or None; those are counted in a warning.
+        missing: The file that a missing frame lacks in the root, for that warning.
 
     Raises:
-        SourceError: a line names no drive, frame and camera.
+        SourceError: A line names no drive, frame and camera.
     """
     absent = 0
     for line in lines:
@@ -260,7 +260,7 @@ def split_projection(
     """Split a rectified projection matrix `K [I | t]` into fx, fy, cx, cy in pixels and the shift from camera 0.
 
     Raises:
-        FrameError: no such matrix, or not of that form.
+        FrameError: No such matrix, or not of that form.
     """
     with frame_errors(file):
         matrix = calibration[key].reshape(3, 4)

@@ -57,9 +57,9 @@ class AnnotationLines(Source):
     The file does not say which split it is, so either name may be given to it.
 
     Args:
-        root: folder that the others are relative to.
-        file: file of the lines; by default the one `.jsonl` file of the root.
-        image_root, depth_root: folders that the paths of the lines are relative to.
+        root: Folder that the others are relative to.
+        file: File of the lines; by default the one `.jsonl` file of the root.
+        image_root, depth_root: Folders that the paths of the lines are relative to.
         ray_to_z: True if all depth of the file is distance along the ray, to be turned into z-depth by its camera.
     """
 

@@ -46,8 +46,8 @@ class NuScenes(Source):
     and several GB of memory once, and reading frames needs none of it.
 
     Args:
-        root: folder of the download.
-        version: folder of the tables; by default the one that is there, the large one if both are.
+        root: Folder of the download.
+        version: Folder of the tables; by default the one that is there, the large one if both are.
         pixels: "nearest", the pixel that a point lies in, the centre of the first at (0, 0); or "floor", the rounding
             down of the paper's published extraction, half a pixel from it.
     """

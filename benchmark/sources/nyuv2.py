@@ -33,7 +33,7 @@ class NYUv2(Source):
     paper took these frames from SUN RGB-D: "nyuv2-sunrgbd" reads them there.
 
     Args:
-        root: folder of the download.
+        root: Folder of the download.
         depth: "raw", `rawDepths`: what the sensor measured, as BTS (Lee et al. 2019) and its successors score it; only
             metres above 0.001 and below 10 count, as the sensor's values end at 10. "filled", `depths`: the authors'
             inpainted maps, which are guesses in holes and far away.

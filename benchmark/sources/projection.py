@@ -80,7 +80,7 @@ class EgoPoses:
         translations: `(n, 3)` metres.
 
     Raises:
-        ValueError: no pose at all, or arrays of unequal lengths.
+        ValueError: No pose at all, or arrays of unequal lengths.
     """
 
     def __init__(self, times: ArrayLike, quaternions: ArrayLike, translations: ArrayLike):
@@ -95,7 +95,7 @@ class EgoPoses:
         """Return the pose at `time`: a measured one, or between two of them slerp of the rotation and a straight line.
 
         Raises:
-            ValueError: before the first pose or after the last.
+            ValueError: Before the first pose or after the last.
         """
         after = int(np.searchsorted(self.times, time))
         if after < self.times.size and self.times[after] == time:
@@ -189,8 +189,8 @@ def depth_map(
         columns: `(n,)` pixels, the centre of the top left pixel at (0, 0); NaN is no point.
         rows: `(n,)` likewise.
         depth: `(n,)` metres.
-        size: width and height of the map in pixels.
-        scale: units in a metre.
+        size: Width and height of the map in pixels.
+        scale: Units in a metre.
 
     Returns:
         `(height, width)` uint16, rounded, 0 where there is no point. What would round to 0 or above 65535 is dropped.
@@ -230,12 +230,12 @@ def sweep_points(
     Args:
         ranges: `(h, w)` metres; not above 0 where there is no return.
         inclinations: `(h,)` radians from the lowest beam to the highest.
-        vehicle_from_lidar: mount of the lidar.
-        world_from_vehicle: pose of the vehicle, for a lidar without `poses`.
+        vehicle_from_lidar: Mount of the lidar.
+        world_from_vehicle: Pose of the vehicle, for a lidar without `poses`.
         poses: `(h, w, 6)` roll, pitch, yaw, x, y, z of the vehicle in the world when the pixel was measured.
 
     Raises:
-        ValueError: arrays of sizes that do not fit together.
+        ValueError: Arrays of sizes that do not fit together.
     """
     height, width = ranges.shape
     if inclinations.shape != (height,):

@@ -91,8 +91,8 @@ def record_places(file: Path) -> list[tuple[int, int]]:
     """List offset and length of the data of a TFRecord file's records, also of a last one that is cut off.
 
     Raises:
-        ValueError: a length that no record has: the file is damaged or not a TFRecord file.
-        OSError: the file cannot be read.
+        ValueError: A length that no record has: the file is damaged or not a TFRecord file.
+        OSError: The file cannot be read.
     """
     end, places, position = file.stat().st_size, [], 0
     # Between two headers lie megabytes that nobody needs here.
@@ -124,7 +124,7 @@ def record_moment(frame: Any) -> Moment:
     """Return the moment of a `Frame`.
 
     Raises:
-        ValueError, zlib.error: a part of it is not what it should be.
+        ValueError, zlib.error: A part of it is not what it should be.
     """
     cameras, shots = {}, {}
     for one in frame.context.camera_calibrations:
@@ -207,7 +207,7 @@ def parquet_moment(folder: Path, segment: str, time: int) -> Moment:
     """Return one moment of a segment in the components of `folder`.
 
     Raises:
-        ValueError, OSError: a component is not what it should be.
+        ValueError, OSError: A component is not what it should be.
     """
     file = f"{segment}.parquet"
     component = "[CameraCalibrationComponent]"

@@ -81,25 +81,25 @@ def training_rows(
 
     Args:
         split: "test" has seeds from `HELD_OUT` on, "train" those below.
-        scenes: number of rows.
-        seed: seed of the first row; the following ones count up.
-        focal_length: canonical focal length in pixels of the model that will be trained.
-        mix: shares of the kinds of rows: "caption" and "question" hold conversations of `turns` questions, with and
+        scenes: Number of rows.
+        seed: Seed of the first row; the following ones count up.
+        focal_length: Canonical focal length in pixels of the model that will be trained.
+        mix: Shares of the kinds of rows: "caption" and "question" hold conversations of `turns` questions, with and
             without a caption among them; "depth" the method's prompt; "map" a map of the objects; "position"
             up to `turns` questions about where they are (where nothing can be named, the caption). By default
             1 : 4 : 5 : 0 : 0.
-        depth: give depth maps at all.
-        depth_share: share of the other kinds of rows that have one; rows of kind "depth" always do.
-        reply: rows of kind "depth" have the method's constant reply, or else end with the prompt.
-        turns: least and most questions in a conversation.
-        system_share: share of conversations that begin with the method's system prompt.
-        group: this many rows, from a multiple of it on, have images of one size as the model sees them; best a multiple
+        depth: Give depth maps at all.
+        depth_share: Share of the other kinds of rows that have one; rows of kind "depth" always do.
+        reply: Rows of kind "depth" have the method's constant reply, or else end with the prompt.
+        turns: Least and most questions in a conversation.
+        system_share: Share of conversations that begin with the method's system prompt.
+        group: This many rows, from a multiple of it on, have images of one size as the model sees them; best a multiple
             of the batch size of all processes, so that no batch pads its images.
-        ranks: number of processes. Shards are ordered so that each of them, given its equal part of their list, draws
+        ranks: Number of processes. Shards are ordered so that each of them, given its equal part of their list, draws
             from one group as the others do: their images have one size, and none waits for another.
 
     Raises:
-        ValueError: an argument is out of its range, with the range.
+        ValueError: An argument is out of its range, with the range.
         ImportError: `datasets` is missing (`pip install depthvlm[train]`).
     """
     from datasets import IterableDataset
@@ -137,10 +137,10 @@ def held_out_questions(scenes: int, start: int = 0, per_scene: int = 3) -> list[
     """Ask questions about held-out scenes, balanced over their kinds, with the seeds for [`draw_scene`].
 
     Args:
-        scenes: number of scenes. Those that allow only kinds of questions
+        scenes: Number of scenes. Those that allow only kinds of questions
             that were asked more often than the rarest kind, by `per_scene` or more, are skipped.
-        start: the first seed is `HELD_OUT + start`.
-        per_scene: questions about each, at most, of different kinds.
+        start: The first seed is `HELD_OUT + start`.
+        per_scene: Questions about each, at most, of different kinds.
     """
     asked: Counter[str] = Counter(dict.fromkeys(KINDS, 0))
     found = []

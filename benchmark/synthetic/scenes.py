@@ -66,14 +66,14 @@ def render_scene(
     """Render the scene of a seed; the same arguments give the same bytes.
 
     Args:
-        seed: any integer >= 0. The scene does not depend on the resolution; its objects are placed in view.
+        seed: Any integer >= 0. The scene does not depend on the resolution; its objects are placed in view.
         kind: "room" or "street"; by default the seed chooses.
-        width: width of the image in pixels, at least 16.
-        height: height of the image in pixels, at least 16.
-        fov: horizontal field of view in degrees, in [20, 120]; by default the seed chooses in [45, 80].
+        width: Width of the image in pixels, at least 16.
+        height: Height of the image in pixels, at least 16.
+        fov: Horizontal field of view in degrees, in [20, 120]; by default the seed chooses in [45, 80].
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: An argument is out of its range.
     """
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise ValueError(f"seed must be an integer >= 0, got {seed!r}")

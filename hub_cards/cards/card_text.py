@@ -85,7 +85,7 @@ def check_repo_id(repo_id: str | None) -> None:
     """Check that the Hub accepts a name; None, for a name that is not known yet, passes.
 
     Raises:
-        ValueError: the name is not "name" or "owner/name".
+        ValueError: The name is not "name" or "owner/name".
     """
     problem = None if repo_id is None else hub_name_problem(repo_id)
     if problem:

@@ -68,12 +68,12 @@ def make_dataset_card(build: str | Path, repo_id: str | None) -> DatasetCard:
     default, and each alone by its name where there are several.
 
     Args:
-        build: the folder, with one finished build or more.
-        repo_id: owner/name on the Hub; None where it is not known yet.
+        build: The folder, with one finished build or more.
+        repo_id: Owner/name on the Hub; None where it is not known yet.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        BuildError: no build is finished there, its manifest is damaged, or a shard is missing.
+        FileNotFoundError: There is no such folder.
+        BuildError: No build is finished there, its manifest is damaged, or a shard is missing.
         ValueError: `repo_id` is not a name on the Hub.
     """
     from datasets.info import DatasetInfosDict
@@ -141,7 +141,7 @@ def restricted_sources(build: str | Path) -> tuple[str, ...]:
     """Return the titles of the sources in a build whose terms do not allow a public copy.
 
     Raises:
-        FileNotFoundError, BuildError: see [`make_dataset_card`].
+        FileNotFoundError, BuildError: See [`make_dataset_card`].
     """
     from ...benchmark.build.shards import finished_builds
 

@@ -59,15 +59,15 @@ def make_model_card(
     """Return the card of a checkpoint. It shows no scores but those in `results`.
 
     Args:
-        checkpoint: folder that `save_pretrained` or `depthvlm sft` wrote: whole weights, or a PEFT adapter.
-        repo_id: owner/name on the Hub; None where it is not known yet.
-        results: files of `depthvlm bench eval`, all of this checkpoint. Results on part of a set are marked and
+        checkpoint: Folder that `save_pretrained` or `depthvlm sft` wrote: whole weights, or a PEFT adapter.
+        repo_id: Owner/name on the Hub; None where it is not known yet.
+        results: Files of `depthvlm bench eval`, all of this checkpoint. Results on part of a set are marked and
             stay out of the metadata.
-        **given: keywords of [`render_model_card`], for what no file says.
+        **given: Keywords of [`render_model_card`], for what no file says.
 
     Raises:
-        FileNotFoundError: the folder, its configuration, its weights or a result file is missing.
-        ValueError: a file is damaged, the checkpoint is not a DepthVLM, a result belongs to another model or is given
+        FileNotFoundError: The folder, its configuration, its weights or a result file is missing.
+        ValueError: A file is damaged, the checkpoint is not a DepthVLM, a result belongs to another model or is given
             twice, or `repo_id` is not a name on the Hub.
     """
     checkpoint = Path(checkpoint)
@@ -92,16 +92,16 @@ def render_model_card(
     """Return the card of facts and results that were checked before.
 
     Args:
-        facts: facts of the checkpoint.
-        repo_id: owner/name on the Hub; None where it is not known yet.
-        title: title of the card.
-        results: results of this checkpoint.
-        language: codes of the languages.
-        license: licence of the weights, a key of the Hub such as "apache-2.0"; by default stated only where it is
+        facts: Facts of the checkpoint.
+        repo_id: Owner/name on the Hub; None where it is not known yet.
+        title: Title of the card.
+        results: Results of this checkpoint.
+        language: Codes of the languages.
+        license: Licence of the weights, a key of the Hub such as "apache-2.0"; by default stated only where it is
             known.
-        datasets: names on the Hub, besides those in the recipe.
-        tags: tags besides the usual ones.
-        note: a paragraph in Markdown that goes under the title.
+        datasets: Names on the Hub, besides those in the recipe.
+        tags: Tags besides the usual ones.
+        note: A paragraph in Markdown that goes under the title.
 
     Raises:
         ValueError: `repo_id` is not a name on the Hub.

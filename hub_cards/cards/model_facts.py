@@ -97,8 +97,8 @@ def read_facts(checkpoint: Path) -> ModelFacts:
     """Return the facts of a folder that `save_pretrained` wrote: whole weights, or a PEFT adapter.
 
     Raises:
-        FileNotFoundError: the folder, its configuration or its safetensors weights are missing.
-        ValueError: a file is damaged, or the checkpoint is not a DepthVLM; the message says what to do.
+        FileNotFoundError: The folder, its configuration or its safetensors weights are missing.
+        ValueError: A file is damaged, or the checkpoint is not a DepthVLM; the message says what to do.
     """
     if not checkpoint.is_dir():
         raise FileNotFoundError(f"There is no checkpoint folder {checkpoint}.")
@@ -185,8 +185,8 @@ def read_results(files: Sequence[Path], checkpoint: Path) -> list[Result]:
     """Return the results of `depthvlm bench eval` in these files, all of one checkpoint, sorted by set and protocol.
 
     Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a file is not such a summary, belongs to another model or does not name its model, or two are of
+        FileNotFoundError: A file is missing.
+        ValueError: A file is not such a summary, belongs to another model or does not name its model, or two are of
             the same set under the same protocol.
     """
     if not files:

@@ -43,11 +43,11 @@ def make_space_card(model_id: str, repo_id: str | None) -> SpaceCard:
     """Return the card of a Space that shows a model.
 
     Args:
-        model_id: owner/name on the Hub, or "depthvlm-nano", the bundled one.
-        repo_id: owner/name of the Space; None where it is not known yet.
+        model_id: Owner/name on the Hub, or "depthvlm-nano", the bundled one.
+        repo_id: Owner/name of the Space; None where it is not known yet.
 
     Raises:
-        ValueError: one of the names is not a name on the Hub.
+        ValueError: One of the names is not a name on the Hub.
         ImportError: Gradio, whose version the card names, is not installed.
     """
     from huggingface_hub import SpaceCard
@@ -80,7 +80,7 @@ def space_files(model_id: str, repo_id: str | None) -> dict[str, bytes]:
     """Return all files of the demo's Space by name: its app, its requirements and its card.
 
     Raises:
-        ValueError, ImportError: see [`make_space_card`].
+        ValueError, ImportError: See [`make_space_card`].
     """
     return _files(make_space_card(model_id, repo_id), _APP.encode(), "demo")
 
@@ -89,11 +89,11 @@ def make_metric_card(repo_id: str | None) -> SpaceCard:
     """Return the card of the Space from which `evaluate.load("owner/depth_metrics")` takes `depth_metrics.py`.
 
     Args:
-        repo_id: owner/depth_metrics; None where the owner is not known yet. `evaluate` looks for the file with the
+        repo_id: Owner/depth_metrics; None where the owner is not known yet. `evaluate` looks for the file with the
             Space's own name, so the Space must be called depth_metrics.
 
     Raises:
-        ValueError: the Space has another name, or the name is not a name on the Hub.
+        ValueError: The Space has another name, or the name is not a name on the Hub.
         ImportError: Gradio, whose version the card names, is not installed.
     """
     from huggingface_hub import SpaceCard
@@ -124,7 +124,7 @@ def metric_files(repo_id: str | None) -> dict[str, bytes]:
     """Return all files of the metric's Space by name: the module, a page to try it, its requirements and its card.
 
     Raises:
-        ValueError, ImportError: see [`make_metric_card`].
+        ValueError, ImportError: See [`make_metric_card`].
     """
     page = resources.files("depthvlm.hub_cards.space") / "metric_app.py"
     module = resources.files("depthvlm.benchmark") / METRIC / f"{METRIC}.py"

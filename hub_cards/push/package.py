@@ -78,14 +78,14 @@ def pack_checkpoint(
     """Return a checkpoint with its model card.
 
     Args:
-        checkpoint: its folder.
+        checkpoint: Its folder.
         repo_id: "user/name".
-        results: files of `depthvlm bench eval` for the card.
-        license: licence of the weights, a key of the Hub; by default what is known of them.
+        results: Files of `depthvlm bench eval` for the card.
+        license: Licence of the weights, a key of the Hub; by default what is known of them.
 
     Raises:
-        FileNotFoundError: the checkpoint or a result is missing.
-        PushError: the name or the checkpoint cannot be used; the message lists every problem.
+        FileNotFoundError: The checkpoint or a result is missing.
+        PushError: The name or the checkpoint cannot be used; the message lists every problem.
     """
     from ..cards.model_card import make_model_card
 
@@ -118,8 +118,8 @@ def pack_build(build: Path, repo_id: str) -> Package:
     """Return a folder of `depthvlm bench build` with its data set card, every shard compared with the manifest.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        PushError: the name cannot be used, no build is finished there, or a shard is not what the manifest says.
+        FileNotFoundError: There is no such folder.
+        PushError: The name cannot be used, no build is finished there, or a shard is not what the manifest says.
     """
     from ...benchmark.build.shard_writer import BuildError
     from ...benchmark.build.shards import MANIFEST, finished_builds, shard_paths
@@ -154,7 +154,7 @@ def pack_space(model_id: str, repo_id: str) -> Package:
     """Return the demo's Space for a model on the Hub.
 
     Raises:
-        PushError: a name is not one of the Hub's (the bundled model's may do without an owner).
+        PushError: A name is not one of the Hub's (the bundled model's may do without an owner).
         ImportError: Gradio, whose version the card names, is not installed.
     """
     from ..cards.space_card import space_files
@@ -176,7 +176,7 @@ def pack_metric(repo_id: str) -> Package:
     """Return the metric's Space, from which `evaluate.load("user/depth_metrics")` takes the module.
 
     Raises:
-        PushError: the name is not one of the Hub's, or differs from the module's.
+        PushError: The name is not one of the Hub's, or differs from the module's.
         ImportError: Gradio, whose version the card names, is not installed.
     """
     from ..cards.space_card import METRIC, metric_files
@@ -194,7 +194,7 @@ def check_repo_id(repo_id: str, what: str = "--repo") -> None:
     """Check a name for a repository; `what` names it in the message.
 
     Raises:
-        PushError: it is not "user/name", or the Hub takes no such name.
+        PushError: It is not "user/name", or the Hub takes no such name.
     """
     if problem := hub_name_problem(repo_id):
         raise PushError(f"{what} is {repo_id!r}, which is no name on the Hub: {problem}")
@@ -227,8 +227,8 @@ def select_checkpoint_files(folder: Path) -> SelectedFiles:
     """Return the files of a checkpoint that go to the Hub, by an allow-list.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no checkpoint in it.
-        PushError: it is not a whole DepthVLM checkpoint in safetensors with its processor, its chat template and this
+        FileNotFoundError: There is no such folder, or no checkpoint in it.
+        PushError: It is not a whole DepthVLM checkpoint in safetensors with its processor, its chat template and this
             package's code; the message lists every problem.
     """
     if not folder.is_dir():
@@ -262,7 +262,7 @@ def select_adapter_files(folder: Path) -> SelectedFiles:
     """Return the files of a PEFT adapter that go to the Hub, with the processor of the model that it is for.
 
     Raises:
-        PushError: it is not a whole adapter in safetensors.
+        PushError: It is not a whole adapter in safetensors.
     """
     problems = [f"{name} is missing" for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if not (folder / name).is_file()]
     if not problems and (damage := _damage(folder / ADAPTER_WEIGHTS)):
@@ -295,7 +295,7 @@ def refuse_links_out(folder: Path, files: Mapping[str, Path]) -> None:
     A snapshot in the Hub's cache may link to the cache's own blobs.
 
     Raises:
-        PushError: some lie elsewhere; the message names them.
+        PushError: Some lie elsewhere; the message names them.
     """
     roots = [folder.resolve()]
     if folder.resolve().parent.name == "snapshots":
@@ -313,7 +313,7 @@ def package_code(model_type: str | None = None) -> dict[str, Path]:
     """Return the package's modules that travel with a checkpoint, by file name: its `auto_map`s' and their imports.
 
     Args:
-        model_type: that of the checkpoint; by default DepthVLM on Qwen3-VL.
+        model_type: That of the checkpoint; by default DepthVLM on Qwen3-VL.
     """
     from ... import modeling_depthvlm, processing
 

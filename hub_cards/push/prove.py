@@ -35,13 +35,13 @@ def prove_model(files: Mapping[str, Path | bytes]) -> str:
     same depth bit for bit. On the CPU; each takes the memory of the weights, one after the other.
 
     Args:
-        files: path on the Hub, and the file or the bytes that would be there. The processes see nothing else.
+        files: Path on the Hub, and the file or the bytes that would be there. The processes see nothing else.
 
     Returns:
         A line that says what was found.
 
     Raises:
-        PushError: the checkpoint does not load, its weights do not fit its configuration, or the depths differ.
+        PushError: The checkpoint does not load, its weights do not fit its configuration, or the depths differ.
     """
     with _staged(files) as (folder, scratch):
         _run("without the package", ["model", folder, scratch / "alone.npz"], scratch)
@@ -65,7 +65,7 @@ def prove_dataset(files: Mapping[str, Path | bytes]) -> str:
     Args, Returns: see [`prove_model`].
 
     Raises:
-        PushError: the data set does not load, or lacks columns of a build.
+        PushError: The data set does not load, or lacks columns of a build.
     """
     with _staged(files) as (folder, scratch):
         _run("without the package", ["dataset", folder, scratch / "rows.json"], scratch)
@@ -87,7 +87,7 @@ def prove_metric(files: Mapping[str, Path | bytes], module: str) -> str:
         A line that says what was found.
 
     Raises:
-        PushError: the metric does not load, or gives other numbers.
+        PushError: The metric does not load, or gives other numbers.
     """
     with _staged(files) as (folder, scratch):
         _run("with the package", ["metric", folder / module, scratch / "scores.json", "--with-package"], scratch)

@@ -69,10 +69,10 @@ class Hub:
     """A Hub, and the user whose token is used.
 
     Args:
-        token: a token that can write; by default the one that huggingface_hub finds.
+        token: A token that can write; by default the one that huggingface_hub finds.
 
     Raises:
-        PushError: there is no token, the Hub rejects it, or it can only read.
+        PushError: There is no token, the Hub rejects it, or it can only read.
     """
 
     def __init__(self, token: str | None = None):
@@ -113,15 +113,15 @@ class Hub:
         """Upload files, commit once, and compare what the Hub has with what was meant.
 
         Args:
-            upload: the files and where they go.
-            private: make a new repository private; an existing one must then be private.
-            revision: the branch to commit to; made from the main branch where it does not exist.
-            create_pr: open a pull request instead of committing.
-            message: message of the commit.
-            on_changes: called with what will change, before anything is sent.
+            upload: The files and where they go.
+            private: Make a new repository private; an existing one must then be private.
+            revision: The branch to commit to; made from the main branch where it does not exist.
+            create_pr: Open a pull request instead of committing.
+            message: Message of the commit.
+            on_changes: Called with what will change, before anything is sent.
 
         Raises:
-            PushError: says what failed and why. Unless the message says otherwise, nothing was committed.
+            PushError: Says what failed and why. Unless the message says otherwise, nothing was committed.
         """
         if revision and _COMMIT_HASH.fullmatch(revision):
             raise PushError(f"--revision {revision} is a commit, and nothing can be added to a commit: name a branch.")
