@@ -1,4 +1,4 @@
-"""Images, cameras and depth maps in, metres out: what travels to the Hub next to the weights."""
+"""Images, cameras and depth maps in, metres out: the code that is saved to the Hub with the weights."""
 
 from transformers import AutoImageProcessor, AutoProcessor
 from transformers.utils import is_torchvision_available
@@ -23,7 +23,7 @@ from .processing_depthvlm import (
 
 
 def register_auto_classes(config_class: type, processor_class: str = "DepthVLMProcessor") -> None:
-    """Make the Auto classes find these processors for checkpoints of `config_class`, without remote code."""
+    """Register these processors with the Auto classes for checkpoints of `config_class`, without remote code."""
     image_processors: dict[str, type] = {"pil": DepthVLMImageProcessorPil}
     if is_torchvision_available():
         image_processors["torchvision"] = DepthVLMImageProcessor

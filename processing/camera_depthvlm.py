@@ -16,12 +16,12 @@ from PIL import ExifTags, Image
 
 CAMERA_SOURCES = ("intrinsics", "focal_length", "fov", "exif", "assumed")
 
-# A 30 mm lens on 35 mm film, what most phones and compact cameras are near to, sees 60 degrees across a 4:3 picture.
+# A 30 mm lens on 35 mm film, close to most phones and compact cameras, sees 60 degrees across a 4:3 picture.
 DEFAULT_ASSUMED_FOV = 60.0
 
-# An angle up to pi is one in radians: in degrees, only a telescope has it.
+# An angle of at most pi is taken for radians: in degrees, only a telescope has it.
 LARGEST_RADIANS = 3.15
-# No pinhole picture is wider than this: a focal length that says so is in another unit or of another image.
+# No pinhole picture is wider than this: such a focal length is in another unit or belongs to another image.
 WIDEST_PLAUSIBLE_FOV = 150.0
 
 Base = ExifTags.Base
@@ -37,7 +37,7 @@ ORIENTATIONS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# EXIF 2.32, tag 0xA210: inch (also if it is missing), centimetre; millimetre and micrometre are in wide use.
+# EXIF 2.32, tag 0xA210: inch (also the default), centimetre; millimetre and micrometre are widely used.
 MILLIMETRES_PER_UNIT = {1: 25.4, 2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}
 
 FILM_DIAGONAL = math.hypot(36.0, 24.0)
@@ -45,14 +45,14 @@ FILM_DIAGONAL = math.hypot(36.0, 24.0)
 # Outside of these fields of view, in degrees, a focal length in EXIF data is a mistake of the software.
 PLAUSIBLE_FOV = (0.5, 150.0)
 
-# Two ways to the focal length that differ by more than this do not describe the same picture.
+# Two estimates of the focal length that differ by more than this do not describe the same picture.
 AGREEMENT = 1.1
 # No image sensor in use has a diagonal outside of these, in millimetres.
 SENSOR_DIAGONALS = (3.0, 70.0)
 
 # Width and height of sensors in millimetres, as the makers' specifications print them (of phones: pixel pitch times
 # number of pixels); focal lengths in millimetres of a phone's lens, which tells which of its cameras it was; a pattern
-# that is searched in "make model". The first that fits counts.
+# searched in "make model". The first match counts.
 SENSORS: tuple[tuple[float, float, tuple[float, ...], str], ...] = (
     (36.0, 24.0, (), r"canon eos-1ds|canon eos-1d [xc]|canon eos (5d|6d|r[13568](m\d)?\b|ra?\b|rp\b)"),
     (27.9, 18.6, (), "canon eos-1d"),
@@ -99,7 +99,7 @@ SENSORS: tuple[tuple[float, float, tuple[float, ...], str], ...] = (
     (7.26, 5.44, (5.4,), "samsung sm-g9[89]"),
 )
 
-# Cameras whose pictures of 2:1 are whole spheres.
+# Cameras whose 2:1 pictures are full spheres.
 SPHERE_CAMERAS = (
     "theta|insta ?360|arashi vision|gopro (fusion|max)|gear ?360|sm-(c200|r210)|keymission 360|virb 360|qoocam|kandao|"
     "pixpro (sp360|4kvr360|orbit360)|lg-r105|madv|yi (360|vr)|vuze|pilot (era|one)|labpano|trisio|osmo 360"
@@ -115,7 +115,7 @@ _unsaid: ContextVar[type[Warning] | None] = ContextVar("unsaid", default=None)
 
 @contextmanager
 def unsaid(category: type[Warning]) -> Iterator[None]:
-    """Leave out this package's warnings of a category, in this thread: `warnings.catch_warnings` acts on all."""
+    """Suppress this package's warnings of a category in this thread; `warnings.catch_warnings` affects all threads."""
     token = _unsaid.set(category)
     try:
         yield
@@ -124,7 +124,7 @@ def unsaid(category: type[Warning]) -> Iterator[None]:
 
 
 def warn(message: str, category: type[Warning] = UserWarning, stacklevel: int = 1) -> None:
-    """Warn as `warnings.warn` does, unless [`unsaid`] leaves the category out."""
+    """Warn as `warnings.warn` does, unless [`unsaid`] suppresses the category."""
     left_out = _unsaid.get()
     if left_out is None or not issubclass(category, left_out):
         warnings.warn(message, category, stacklevel=stacklevel + 1)
@@ -144,7 +144,7 @@ class Camera:
         cy: Principal point from the top border, in pixels.
         width: Width of the image that the numbers belong to, in pixels, after its EXIF orientation.
         height: Height of that image, in pixels.
-        source: One of `CAMERA_SOURCES`: where the camera came from.
+        source: Origin of the camera, one of `CAMERA_SOURCES`.
 
     Raises:
         ValueError: A size is below one pixel, a focal length is not positive, or the source is unknown.
@@ -172,7 +172,7 @@ class Camera:
 
     @property
     def focal_length(self) -> float:
-        """Focal length that the method means, along the width, in pixels."""
+        """Focal length used by the method, along the width, in pixels."""
         return self.fx
 
     @property
@@ -198,13 +198,13 @@ class Camera:
         )
 
     def turned(self, orientation: int) -> "Camera":
-        """Return the camera of the upright picture, from that of the stored one with an EXIF orientation of 5 to 8."""
+        """Return the camera of the upright picture, given that of the stored one with an EXIF orientation of 5 to 8."""
         across = self.cy if orientation in (5, 8) else self.height - self.cy
         down = self.cx if orientation in (5, 6) else self.width - self.cx
         return replace(self, fx=self.fy, fy=self.fx, cx=across, cy=down, width=self.height, height=self.width)
 
     def to_row(self) -> list[float]:
-        """Return the seven numbers in which a camera travels through the model, see [`Camera.from_row`]."""
+        """Return the camera as the seven numbers that pass through the model, see [`Camera.from_row`]."""
         source = CAMERA_SOURCES.index(self.source)
         return [self.fx, self.fy, self.cx, self.cy, float(self.height), float(self.width), float(source)]
 
@@ -224,29 +224,29 @@ def resolve_cameras(
     assumed_fov: float = DEFAULT_ASSUMED_FOV,
     image_names: Sequence[str] | None = None,
 ) -> list[Camera]:
-    """Return the camera of every image, from the first that knows it.
+    """Return the camera of every image, from the first source that has it.
 
     These are `intrinsics`, `focal_length`, `fov`, the image's EXIF data, and an assumed field of view. Each of the
-    first three is one value for all images or a list with one, or None, for each. Warns of EXIF data that contradict
-    themselves or the image, of values that no pinhole camera has, and, once for all images, of unknown focal lengths
-    (`AssumedCameraWarning`).
+    first three is one value for all images or a list with one, or None, for each. Warns about EXIF data that contradict
+    themselves or the image, about values that no pinhole camera has, and, once for all images, about unknown focal
+    lengths (`AssumedCameraWarning`).
 
     Args:
         sizes: `(height, width)` of every image in pixels, after its EXIF orientation.
         exifs: The EXIF data of every image, orientation tag included.
-        intrinsics: A 3x3 matrix or `[fx, fy, cx, cy]` (tensor, array or list), in pixels of the upright image. Or with
-            the size of the picture that they belong to, `[fx, fy, cx, cy, width, height]`, a dictionary of these six
-            or a [`Camera`]: they are scaled to the image if that has the same shape. Where EXIF data turn the image by
-            a quarter, the size may be that of the stored one, and the camera is turned with it.
+        intrinsics: A 3x3 matrix or `[fx, fy, cx, cy]` (tensor, array or list), in pixels of the upright image. With the
+            size of the picture that they belong to, `[fx, fy, cx, cy, width, height]`, a dictionary of these six or a
+            [`Camera`], they are scaled to the image if it has the same shape. If EXIF data rotate the image by a
+            quarter turn, the size may be that of the stored one; the camera is then rotated too.
         focal_length: In pixels of the image as given, not in millimetres.
         fov: Horizontal field of view in degrees.
-        assumed_fov: Field of view in degrees across the longer side where nothing is known.
-        image_names: What messages call the images; their numbers by default.
+        assumed_fov: Field of view in degrees across the longer side if nothing is known.
+        image_names: Names of the images in messages; their numbers by default.
 
     Raises:
-        ValueError: A value is not a finite positive number, not a pinhole matrix, of a picture of another shape, or an
-            angle outside 0 to 180 degrees or in radians; the number of values differs from that of images; or an
-            image is a panorama without a camera.
+        ValueError: A value is not a finite positive number, not a pinhole matrix, belongs to a picture of another
+            shape, or is an angle outside 0 to 180 degrees or in radians; the number of values differs from that of
+            images; or an image is a panorama without a camera.
     """
     count = len(sizes)
     given = cameras_per_image(count, intrinsics, focal_length, fov)
@@ -301,7 +301,7 @@ def per_image(value: Any, count: int, name: str) -> list[Any]:
         value = value.tolist()
     if not isinstance(value, (list, tuple)):
         return [value] * count
-    # Images may come nested, a list for every conversation, and so may what belongs to them.
+    # Images and their values may be nested, a list for every conversation.
     flat = [entry for item in value for entry in (item if isinstance(item, (list, tuple)) else [item])]
     if len(flat) != count:
         raise ValueError(
@@ -330,7 +330,7 @@ def cameras_per_image(
 def _camera_from_exif(
     exif: Image.Exif | None, width: int, height: int, assumed: float, name: str
 ) -> tuple[Camera, bool]:
-    """Return the camera that EXIF data tell, or an assumed one, and whether the user has been told about it."""
+    """Return the camera from EXIF data, or an assumed one, and whether the user has been warned about it."""
     reason = panorama_reason(exif, width, height)
     if reason is not None:
         raise ValueError(
@@ -384,7 +384,7 @@ def _same_shape(width: int, height: int, other_width: int, other_height: int) ->
 
 
 def _intrinsics_per_image(value: Any, count: int) -> list[Any]:
-    """Split `intrinsics`, where one image's value is itself a list, an array or a tensor."""
+    """Split `intrinsics` per image, as one image's value is itself a list, an array or a tensor."""
     if value is None or isinstance(value, (Mapping, Camera)):
         return [value] * count
     entries = list(value) if isinstance(value, (list, tuple, np.ndarray, torch.Tensor)) else [value]
@@ -425,7 +425,7 @@ def _to_array(value: Any) -> np.ndarray:
 
 
 def camera_numbers(value: Any) -> list[float]:
-    """Return fx, fy, cx, cy and, where they are given, width and height of one image's `intrinsics`."""
+    """Return fx, fy, cx, cy and, if given, width and height from one image's `intrinsics`."""
     matrix = _to_array(value)
     given = f"got {matrix.tolist()}"
     if not np.isfinite(matrix).all():
@@ -488,7 +488,7 @@ def _warn_if_implausible(camera: Camera, name: str) -> None:
 
 
 def read_exif(image: Image.Image) -> Image.Exif | None:
-    """Return the EXIF data of an image, its XMP data among them as `XMLPacket`; None where it has none.
+    """Return the EXIF data of an image, including its XMP data as `XMLPacket`; None if it has none.
 
     Raises:
         ValueError: They are corrupt; the message says how.
@@ -499,19 +499,19 @@ def read_exif(image: Image.Image) -> Image.Exif | None:
         xmp = image.info.get("xmp")
         if xmp and Base.XMLPacket not in exif:
             exif[Base.XMLPacket] = xmp
-    except Exception as error:  # Pillow's parser raises whatever the corrupt bytes lead to
+    except Exception as error:  # Pillow's parser may raise anything on corrupt bytes
         raise ValueError(f"{type(error).__name__}: {error}") from error
     return exif if len(exif) > 0 else None
 
 
 def exif_orientation(exif: Image.Exif | None) -> int:
-    """Return the orientation tag, 1 (upright) to 8; 1 where it is missing or not one of these."""
+    """Return the orientation tag, 1 (upright) to 8; 1 if it is missing or invalid."""
     value = 1 if exif is None else exif.get(Base.Orientation, 1)
     return value if isinstance(value, int) and value in ORIENTATIONS else 1
 
 
 def panorama_reason(exif: Image.Exif | None, width: int, height: int) -> str | None:
-    """Return why its data say that a picture is a panorama, which no pinhole camera takes; None where they do not."""
+    """Return why a picture is a panorama, which no pinhole camera takes, according to its data; else None."""
     if exif is None:
         return None
     xmp = exif.get(Base.XMLPacket, b"")
@@ -532,18 +532,17 @@ def focal_length_from_exif(
 ) -> tuple[tuple[float, float] | None, str | None]:
     """Return the focal lengths along the width and the height of an upright picture, in pixels.
 
-    There are three ways to it: the 35 mm equivalent, by the diagonal rule `f = f35 * sqrt(W^2 + H^2) / 43.27` of
+    There are three estimates: the 35 mm equivalent, by the diagonal rule `f = f35 * sqrt(W^2 + H^2) / 43.27` of
     CIPA; the focal length in millimetres with the focal-plane resolution; and the same with the sensor of a known
-    camera. They are held against one another, and against what a sensor and a lens can be.
+    camera. They are compared with one another, and with what is possible for a sensor and a lens.
 
     Args:
-        exif: The EXIF data, with the orientation tag as the file has it.
+        exif: The EXIF data, with the file's orientation tag.
         width: Width of the upright picture, in pixels.
         height: Its height, in pixels.
 
     Returns:
-        The focal lengths, None where the EXIF data do not tell them; and what was wrong with the data, None if nothing
-        was.
+        The focal lengths, or None if the EXIF data do not give them; and the problem with the data, or None.
     """
     if exif is None:
         return None, None
@@ -552,11 +551,11 @@ def focal_length_from_exif(
 
 
 class _Reader:
-    """Tags of one picture, and what is wrong with them. Focal lengths are pairs along the upright width, height."""
+    """Tags of one picture, and their problems. Focal lengths are pairs along the upright width and height."""
 
     def __init__(self, exif: Image.Exif, width: int, height: int) -> None:
         self.tags = {**exif, **exif.get_ifd(ExifTags.IFD.Exif)}
-        with suppress(Exception):  # missing or corrupt, Pillow raises whatever that leads to
+        with suppress(Exception):  # missing or corrupt: Pillow may raise anything
             self.tags |= exif.get_ifd(ExifTags.IFD.Interop)
         self.camera = _camera_name(exif)
         self.width, self.height = width, height
@@ -566,7 +565,7 @@ class _Reader:
         self.side = math.nan  # millimetres
 
     def focal_lengths(self) -> Pair | None:
-        """Return the pair that is best supported, None where there is none to rely on."""
+        """Return the best supported pair, or None if there is no reliable one."""
         zoom = max(1.0, self.number(Base.DigitalZoomRatio, 0.01, 1000) or 1.0)
         frame = self.frame()
         if frame is None:
@@ -591,7 +590,7 @@ class _Reader:
                     f"and the sensor of {self.camera or 'the camera'} is not known"
                 )
             return None
-        # A camera that crops to 16:9 or 1:1 mostly keeps the 35 mm equivalent of its whole sensor.
+        # A camera that crops to 16:9 or 1:1 usually keeps the 35 mm equivalent of its whole sensor.
         whole_shapes = (4 / 3, 3 / 2) if sensor is None else (sensor[0] / sensor[1],)
         whole = any(abs(self.long / self.short / shape - 1) < 0.03 for shape in whole_shapes)
         order = [pair for pair in (by_film if whole else None, by_sensor, by_plane, by_film) if pair is not None]
@@ -602,7 +601,7 @@ class _Reader:
             chosen = by_film if by_film[0] > by_sensor[0] else by_sensor
         else:
             chosen = by_film or by_sensor or order[0]
-        if chosen is by_film and by_plane:  # the equivalent is rounded to millimetres, the other is not
+        if chosen is by_film and by_plane:  # only the equivalent is rounded to millimetres
             rounding = 0.5 / _to_float(self.tags[Base.FocalLengthIn35mmFilm])
             chosen = by_plane if abs(by_plane[0] / by_film[0] - 1) <= rounding else by_film
         if not all(_agree(chosen, pair) for pair in known.values()):
@@ -613,7 +612,7 @@ class _Reader:
         return chosen
 
     def number(self, tag: ExifTags.Base, low: float, high: float) -> float | None:
-        """Return a tag's value; None where it is missing, 0 or x/0 (unknown), or not within `low` and `high`."""
+        """Return a tag's value; None if it is missing, 0 or x/0 (unknown), or not within `low` and `high`."""
         value = self.tags.get(tag)
         if value is None or value == 0 or getattr(value, "denominator", 1) == 0:
             return None
@@ -624,9 +623,10 @@ class _Reader:
         return number
 
     def frame(self) -> tuple[float, float, bool] | None:
-        """Return the size that the focal-plane resolution counts, along the upright width and height.
+        """Return the size that the focal-plane resolution refers to, along the upright width and height.
 
-        Third is whether the file's x axis is the upright y axis. None for a picture of another shape: it was cropped.
+        The third entry is whether the file's x axis is the upright y axis. None for a picture of another shape, as it
+        was cropped.
         """
         taken = self.number(Base.ExifImageWidth, 1, 1e6), self.number(Base.ExifImageHeight, 1, 1e6)
         if None in taken:
@@ -636,10 +636,10 @@ class _Reader:
         for width, height in (taken, original):
             if width is None or height is None:
                 continue
-            # Software that turned the pixels may have left the two dimensions as they were.
+            # Software that rotated the pixels may not have swapped the two dimensions.
             upright, turned = (width, height, False), (height, width, True)
             best = min((turned, upright) if self.turned else (upright, turned), key=self.stretch)
-            if self.stretch(best) <= max(0.02, 1 / self.short):  # the rounding of a side
+            if self.stretch(best) <= max(0.02, 1 / self.short):  # rounding of a side
                 found = best
             elif (width, height) == taken:
                 self.problems.append(f"EXIF says {width:g}x{height:g} pixels, so the picture was cropped")
@@ -651,13 +651,13 @@ class _Reader:
         return abs(math.log(self.width / size[0] * size[1] / self.height))
 
     def millimetres(self) -> float | None:
-        """Return FocalLength, None where the lens cannot have it."""
+        """Return FocalLength, or None if no lens has such a value."""
         millimetres = self.number(Base.FocalLength, 0.1, 10000)
         limits = self.tags.get(Base.LensSpecification)
         if millimetres is None or not isinstance(limits, tuple) or len(limits) < 2:
             return millimetres
         shortest, longest = _to_float(limits[0]), _to_float(limits[1])
-        # Converters between lens and camera reach from 0.64 to 2.
+        # Converters between lens and camera range from 0.64 to 2.
         if shortest <= longest and not 0.6 * shortest <= millimetres <= 2.1 * longest:
             self.problems.append(
                 f"EXIF FocalLength is {millimetres:g} mm, LensSpecification {shortest:g} to {longest:g} mm"
@@ -674,14 +674,14 @@ class _Reader:
         return None
 
     def by_sensor(self, millimetres: float | None, sensor: Pair | None, zoom: float) -> Pair | None:
-        """Return the pair by a known sensor, of which a picture of another shape has one whole side."""
+        """Return the pair from a known sensor; a picture of another shape covers one whole side of it."""
         if millimetres is None or sensor is None:
             return None
         length = millimetres * zoom * max(self.long / sensor[0], self.short / sensor[1])
         return (length, length) if self.is_plausible(length) else None
 
     def by_plane(self, millimetres: float | None, frame: tuple[float, float, bool], zoom: float) -> Pair | None:
-        """Return the pair by the focal-plane resolution."""
+        """Return the pair from the focal-plane resolution."""
         across = self.number(Base.FocalPlaneXResolution, 1e-9, 1e9)
         down = self.number(Base.FocalPlaneYResolution, 1e-9, 1e9)
         across, down = across or down, down or across
@@ -704,9 +704,9 @@ class _Reader:
         return lengths
 
     def trusts_plane_alone(self, length: float, side: float, pixels: float) -> bool:
-        """Return whether an unconfirmed focal-plane resolution can be that of the whole picture, and note it."""
+        """Return whether an unconfirmed focal-plane resolution can apply to the whole picture, and note it."""
         given = f"EXIF FocalLength and its resolution give {length:.0f} pixels and a sensor {side:.3g} mm wide"
-        # Sensors under 13 mm have smaller pixels: with these, the resolution is that of a picture before its reduction.
+        # Sensors under 13 mm have smaller pixels: such a resolution refers to the picture before it was reduced.
         if side * self.long / self.width < 13 and side / pixels > 0.0036:
             self.problems.append(f"{given}, with pixels of {side / pixels * 1000:.1f} µm, as only larger ones have")
             return False
@@ -714,7 +714,7 @@ class _Reader:
         return True
 
     def by_film(self, millimetres: float | None, zoom: float, other: Pair | None) -> Pair | None:
-        """Return the pair by the 35 mm equivalent, which some cameras write with the digital zoom and some without."""
+        """Return the pair from the 35 mm equivalent, which only some cameras write with the digital zoom."""
         equivalent = self.number(Base.FocalLengthIn35mmFilm, 0.1, 65535)
         if equivalent is None:
             return None
@@ -742,7 +742,7 @@ class _Reader:
         return length * factors[0], length * factors[0]
 
     def check_crop(self, lengths: Pair) -> None:
-        """Note by how much the focal length differs if it is that of the whole 4:3 sensor, where that is much."""
+        """Note by how much the focal length differs if it is that of the whole 4:3 sensor, where that matters."""
         factor = max(self.long, self.short * 4 / 3) * 1.25 / math.hypot(self.long, self.short)
         if factor > AGREEMENT:
             self.problems.append(
@@ -771,7 +771,7 @@ def _is_sensor(diagonal: float) -> bool:
 
 
 def _to_float(value: Any) -> float:
-    """Return a finite number; NaN where `value` is none."""
+    """Return a finite number, or NaN if `value` is not one."""
     try:
         number = math.nan if isinstance(value, (str, bytes)) else float(value)
     except (TypeError, ValueError, ZeroDivisionError, OverflowError):

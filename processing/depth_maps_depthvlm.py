@@ -1,5 +1,5 @@
 # Copyright 2026 The DepthVLM authors. Licensed under the Apache License, Version 2.0.
-"""Depth maps in the forms that people store them in, read into metres, and the labels made of them."""
+"""Depth maps in common storage formats, read into metres, and the labels made from them."""
 
 import io
 import math
@@ -20,13 +20,13 @@ from .images_depthvlm import MAX_IMAGE_PIXELS, local_path, open_raster, require_
 
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".pgm", ".pfm")
 
-# A map and its image may differ this much in aspect ratio, for the rounding of a resized side.
+# A map and its image may differ this much in aspect ratio, because resized sides are rounded.
 ASPECT_TOLERANCE = 0.02
 
-# No map of a scene has half of its pixels nearer than this, in metres.
+# In no map of a scene is half of the pixels nearer than this, in metres.
 NEAREST_MEDIAN = 0.05
 
-# The tEXt key under which a 16-bit PNG of this package says how many of its units are a metre.
+# The tEXt key for the number of units per metre in a 16-bit PNG of this package.
 PNG_SCALE_KEY = "depth_scale"
 
 
@@ -34,12 +34,12 @@ def read_depth(depth: Any, scale: float | None = None) -> np.ndarray:
     """Read a depth map into metres.
 
     Args:
-        depth: The path of a PNG, TIFF, PGM, PFM, `.npy` or `.npz` file, its bytes, `{"bytes", "path"}` as `datasets`
-            has it, a PIL image of one channel, or an array (masked or not) or a tensor of shape `(H, W)`, `(1, H, W)`
-            or `(H, W, 1)`.
+        depth: The path of a PNG, TIFF, PGM, PFM, `.npy` or `.npz` file, its bytes, `{"bytes", "path"}` as in
+            `datasets`, a PIL image of one channel, or an array (masked or not) or a tensor of shape `(H, W)`, `(1, H,
+            W)` or `(H, W, 1)`.
         scale: Raw value divided by metres, 1000 for millimetres. Integer maps need it, unless a PNG has it in its
-            metadata under `depth_scale`; floating-point maps are in metres without it. A scale that would bring the
-            median of a floating-point map below 5 cm is not of that map: it is in metres, with a warning.
+            metadata under `depth_scale`; floating-point maps are in metres without it. If a scale would bring the
+            median of a floating-point map below 5 cm, it is ignored with a warning: the map is in metres.
 
     Returns:
         `(H, W)` float32: z-depth in metres, 0 where not valid (0, negative, NaN, infinite, masked).
@@ -96,24 +96,24 @@ def depth_labels(
     input_sizes: Sequence[tuple[int, int]],
     image_names: Sequence[str] | None = None,
 ) -> list[torch.Tensor | None]:
-    """Return the `depth_labels` of a batch of images. Metres stay metres: `focal_scale` brings the prediction to them.
+    """Return the `depth_labels` of a batch of images, in metres; `focal_scale` converts predictions to metres too.
 
-    A map keeps its own resolution, to which the loss resizes the prediction, so no lidar point is lost. Only a map
-    with more valid pixels than the model's input has pixels is reduced to that size, see [`reduce_depth`]. A map
-    without a valid pixel gives a warning.
+    A map keeps its own resolution, to which the loss resizes the prediction, so no lidar point is lost. Only a map with
+    more valid pixels than the model's input has pixels is reduced to the input's size, see [`reduce_depth`]. A map
+    without valid pixels causes a warning.
 
     Args:
         depth_maps: One map, or a list with one, or None, for every image: see [`read_depth`].
         depth_scale: One scale, or a list with one, or None, for every image.
         image_sizes: `(height, width)` of the images as given, upright, in pixels.
-        input_sizes: `(height, width)` at which the model sees them, in pixels.
-        image_names: What messages call the images; their numbers by default.
+        input_sizes: `(height, width)` of the model's inputs, in pixels.
+        image_names: Names of the images in messages; their numbers by default.
 
     Returns:
         `(H, W)` float32 in metres, 0 where not valid, or None, for every image.
 
     Raises:
-        ValueError: The numbers of maps and images differ, or a map is not of its image's shape.
+        ValueError: The numbers of maps and images differ, or a map does not have its image's shape.
     """
     count = len(image_sizes)
     labels: list[torch.Tensor | None] = [None] * count
@@ -145,9 +145,9 @@ def depth_labels(
 def reduce_depth(depth: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Reduce a map to fewer pixels: each takes the valid measurement nearest to its centre within its own area.
 
-    An average would mix the depths on both sides of an edge into one that is nowhere in the scene, and the smallest
-    depth of an area would draw slanted surfaces towards the camera. Here every value was measured, and every area with
-    a valid pixel in it has one.
+    An average would mix the depths on both sides of an edge into one that does not occur in the scene, and the smallest
+    depth of an area would draw slanted surfaces towards the camera. Here every value is a measured one, and every area
+    with a valid pixel gets one.
 
     Args:
         depth: `(H, W)`, 0 where not valid.
@@ -162,7 +162,7 @@ def reduce_depth(depth: torch.Tensor, height: int, width: int) -> torch.Tensor:
     centre_columns = ((torch.arange(width) + 0.5) * columns / width).long()
     reduced = depth[centre_rows[:, None], centre_columns[None, :]].clone()
 
-    # Where the pixel at the centre is not valid, look at the others of its area.
+    # If the pixel at the centre is not valid, look at the others in its area.
     row_cells, column_cells = down.long(), across.long()
     wanted = (reduced == 0)[row_cells[:, None], column_cells[None, :]] & (depth != 0)
     y, x = torch.nonzero(wanted, as_tuple=True)
@@ -179,7 +179,7 @@ def reduce_depth(depth: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def load_array(source: str | os.PathLike | bytes, key: str | None = None) -> np.ndarray:
-    """Read an `.npy` file, or one array of an `.npz`, after comparing what its header claims with what is there.
+    """Read an `.npy` file, or one array of an `.npz`, after checking the header against the actual size.
 
     Args:
         source: A path or the file's bytes.
@@ -187,7 +187,7 @@ def load_array(source: str | os.PathLike | bytes, key: str | None = None) -> np.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is truncated, too large, of Python objects, or the array is not in it.
+        ValueError: It is truncated, too large or of Python objects, or the array is missing.
     """
     if not isinstance(source, bytes):
         require_file(source)
@@ -279,7 +279,7 @@ def _scale(scale: Any, stored: Any, name: str) -> float | None:
 
 
 def _scale_of_floats(depth: np.ndarray, scale: float, name: str) -> float:
-    """Return the scale, or 1 where it is plainly not of this map: metres that were given the scale of millimetres."""
+    """Return the scale, or 1 if it plainly does not fit: a map in metres with the scale of millimetres."""
     valid = depth[np.isfinite(depth) & (depth > 0)]
     median = float(np.median(valid)) if valid.size else 0.0
     if not median / scale < NEAREST_MEDIAN <= median:
@@ -294,7 +294,7 @@ def _scale_of_floats(depth: np.ndarray, scale: float, name: str) -> float:
 
 def _check_aspect(depth_size: tuple[int, ...], image_size: tuple[int, int], name: str) -> None:
     (rows, columns), (height, width) = depth_size, image_size
-    # One pixel of the smaller side is rounding too.
+    # One pixel of the smaller side counts as rounding too.
     tolerance = max(ASPECT_TOLERANCE, 1 / min(rows, columns))
     if abs(np.log(columns / rows) - np.log(width / height)) <= tolerance:
         return

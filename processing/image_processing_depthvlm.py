@@ -1,7 +1,7 @@
 # Copyright 2026 The DepthVLM authors. Licensed under the Apache License, Version 2.0.
 """Image processors: the paper's focal-length normalisation (equation 6) before the backbone's patches, on two backends.
 
-Also the way back, from predicted depth to metres at the size of each image.
+Also the inverse: predicted depth to metres at the size of each image.
 """
 
 import difflib
@@ -37,7 +37,7 @@ from .images_depthvlm import FULL_SIZE_KEY, image_list, open_image, upright_imag
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Keywords of `from_pretrained` for the Hub and for a model, which pipelines hand to every part, and for a tokenizer.
+# Keywords of `from_pretrained` for the Hub and for a model, which pipelines pass to every part, and for a tokenizer.
 _LOADING = """
 cache_dir force_download local_files_only token revision subfolder proxies trust_remote_code code_revision use_fast
 backend user_agent return_unused_kwargs resume_download image_processor_filename dtype torch_dtype device_map max_memory
@@ -60,12 +60,12 @@ HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token", "rev
 
 
 def hub_keywords(given: dict[str, Any]) -> dict[str, Any]:
-    """Return those of `from_pretrained`'s keywords that say where a file comes from."""
+    """Return the keywords of `from_pretrained` that specify where a file comes from."""
     return {name: given[name] for name in HUB_KEYWORDS if given.get(name) is not None}
 
 
 def read_json(model: Any, name: str, hub: dict[str, Any]) -> dict[str, Any]:
-    """Return a JSON file of a checkpoint, a folder or a name on the Hub; empty where it has none."""
+    """Return a JSON file of a checkpoint (folder or name on the Hub); empty if it has none."""
     if os.path.isfile(model):
         return {}
     file = cached_file(model, name, _raise_exceptions_for_missing_entries=False, **hub)
@@ -73,7 +73,7 @@ def read_json(model: Any, name: str, hub: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_keywords(given: Iterable[str], known: Iterable[str], where: str) -> None:
-    """Raise TypeError for the first name that is not known, with the nearest one that is."""
+    """Raise TypeError for the first unknown name, and suggest the nearest known one."""
     known = sorted(known)
     for name in given:
         if name not in known and not name.startswith("_"):
@@ -83,7 +83,7 @@ def check_keywords(given: Iterable[str], known: Iterable[str], where: str) -> No
 
 
 def names_keywords(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a function without `**kwargs` name the nearest keyword when it gets one that it does not know."""
+    """Make a function without `**kwargs` suggest the nearest keyword when it gets an unknown one."""
     known = inspect.signature(function).parameters
 
     @functools.wraps(function)
@@ -97,7 +97,7 @@ def names_keywords(function: Callable[P, R]) -> Callable[P, R]:
 class DepthVLMBatchFeature(BatchFeature):
     """Output of the processor, ready for `model(**inputs)`.
 
-    `.to(device, dtype)` moves everything, the tensors inside `depth_labels` included, but leaves `focal_scale`,
+    `.to(device, dtype)` moves everything, including the tensors in `depth_labels`, but leaves `focal_scale`,
     `cameras` and `depth_labels` in float32.
     """
 
@@ -110,7 +110,7 @@ class DepthVLMBatchFeature(BatchFeature):
         self.__init__(state["data"])
 
     def to(self, *args: Any, **kwargs: Any) -> "DepthVLMBatchFeature":
-        """Move and cast in place as [`torch.Tensor.to`] takes its arguments; what must stay float32 is only moved."""
+        """Move and cast in place with the arguments of [`torch.Tensor.to`]; fields that stay float32 only move."""
         full = {key: self.data[key] for key in FULL_PRECISION if key in self.data}
         super().to(*args, **kwargs)
         device = kwargs.get("device") or next((arg for arg in args if not isinstance(arg, torch.dtype)), None)
@@ -134,23 +134,23 @@ def canonical_size(
     max_pixels: int,
     qwen_vl_utils_rounding: bool = False,
 ) -> tuple[int, int, float]:
-    """Return the size at which the model sees an image, and the factor that brings its depth to metres (equation 6).
+    """Return the size of an image as model input, and the factor from its depth to metres (equation 6).
 
     Equation 6 scales an image by `s = f_c / f`, so that every camera becomes the canonical one. Here the scaled size is
     rounded once, to whole cells of the model: the image counts as canonical, `focal_scale = 1`, as in the published
-    method. Where the pixel budget does not allow that size, the image is scaled to the largest (or smallest) one that
-    it allows, with a whole number of cells on one side; it is then seen at `f_eff = f * s`, and metres are recovered
-    with `focal_scale = f_eff / f_c`. There `s` depends on the image's size alone, so depths are exactly proportional to
-    the focal length.
+    method. If the pixel budget does not allow that size, the image is scaled to the largest (or smallest) allowed one,
+    with a whole number of cells on one side; its focal length is then `f_eff = f * s`, and metres are recovered with
+    `focal_scale = f_eff / f_c`. In that case `s` depends only on the image's size, so depths are exactly proportional
+    to the focal length.
 
     Args:
         camera: The camera of the image as given, `f`.
         canonical_focal_length: `f_c`, in pixels.
-        cell: Side of the square that makes one visual token, in pixels: patch size times merge size.
+        cell: Side of the square of one visual token, in pixels: patch size times merge size.
         min_pixels: Least area of the result, in pixels.
         max_pixels: Greatest area of the result, in pixels.
         qwen_vl_utils_rounding: Round the sides to whole pixels and to multiples of 28 before cells, as the published
-            implementation does; for its checkpoints that gives the grid that they were trained on.
+            implementation does; this gives its checkpoints the grid that they were trained on.
 
     Returns:
         Height and width in pixels, multiples of `cell`, and `focal_scale`.
@@ -164,7 +164,7 @@ def canonical_size(
             f"The image has {width}x{height} pixels (width x height): one side is more than {MAX_ASPECT_RATIO} times "
             "the other. Crop it, or cut it into pieces."
         )
-    # The model needs a cell on the shorter side, also where `min_pixels` would allow less.
+    # The model needs a cell on the shorter side, even if `min_pixels` would allow less.
     lower = max(math.sqrt(min_pixels / (height * width)), cell / min(height, width))
     upper = math.sqrt(max_pixels / (height * width))
     if lower > upper and lower * min(height, width) <= cell:
@@ -195,10 +195,10 @@ def _cells(height: float, width: float, scale: float, cell: int) -> tuple[int, i
 
 
 def _bound(height: int, width: int, cell: int, scale: float, pixels: int, largest: bool) -> tuple[float, int, int]:
-    """Return the scale nearest to `scale`, with its cells, that keeps within `pixels`, with whole cells on a side."""
+    """Return the scale nearest to `scale` within `pixels` that has whole cells on one side, and its cells."""
     found = []
     for side in (height, width):
-        # A hair of tolerance: an exact multiple must not be lost to the rounding of floats.
+        # A tiny tolerance, so that rounding of floats does not lose an exact multiple.
         count = math.floor(side * scale / cell + 1e-6) if largest else math.ceil(side * scale / cell - 1e-6)
         while count > 0:
             candidate = count * cell / side
@@ -217,12 +217,12 @@ VISION_TOWER_SETTINGS = (
     *("image_mean", "image_std", "rescale_factor", "patch_size", "temporal_patch_size", "merge_size"),
     "qwen_vl_utils_rounding",
 )
-# Other names in a file of settings.
+# Alternative names in a settings file.
 SAVED_NAMES = ("image_processor_type", "processor_class", "feature_extractor_type", "auto_map")
 
 
 class DepthVLMImageProcessorKwargs(Qwen2VLImageProcessorKwargs, total=False):
-    r"""Keywords of the image processor beside Qwen2-VL's.
+    r"""Keywords of the image processor in addition to Qwen2-VL's.
 
     focal_length (`float` or `list[float | None]`, *optional*):
         Focal length in pixels of the image as given: one for all images, or one, or None, for each.
@@ -235,7 +235,7 @@ class DepthVLMImageProcessorKwargs(Qwen2VLImageProcessorKwargs, total=False):
     depth_scale (`float` or `list[float | None]`, *optional*):
         Raw value of a depth map divided by metres; integer maps need it.
     image_names (`list[str]`, *optional*):
-        What errors and warnings call the images, such as their files' names; their numbers by default.
+        Names of the images in errors and warnings, such as file names; their numbers by default.
     canonical_focal_length (`float`, *optional*, defaults to 1000.0):
         `f_c` of equation 6, in pixels.
     assumed_fov (`float`, *optional*, defaults to 60.0):
@@ -256,16 +256,16 @@ class DepthVLMImageProcessorKwargs(Qwen2VLImageProcessorKwargs, total=False):
 
 
 class DepthVLMBaseImageProcessor(BaseImageProcessor):
-    """Image processing that both backends share.
+    """Image processing shared by both backends.
 
-    One resampling takes an image from its own size to that of [`canonical_size`] (equation 6).
+    An image is resampled once, from its own size to that of [`canonical_size`] (equation 6).
 
     The budget is `size = {"shortest_edge": least area, "longest_edge": greatest area}` in pixels, named as Qwen3-VL
     does; `min_pixels` and `max_pixels` set it too, here and in a call. The default of 3,145,728 pixels (3,072 visual
     tokens) holds every camera of the paper's benchmarks, 2.3 million pixels at most, uncapped.
 
-    `focal_length`, `fov` or `intrinsics` given here hold for every image whose call names no camera: that is how to
-    name one in `pipeline("depth-estimation")`.
+    `focal_length`, `fov` or `intrinsics` given here apply to every image whose call gives no camera; use this in
+    `pipeline("depth-estimation")`.
     """
 
     size: ClassVar[dict[str, int]] = {"shortest_edge": 256 * 256, "longest_edge": 3 * 1024 * 1024}
@@ -290,14 +290,14 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
         """Prepare images for the model.
 
         Args:
-            images: What [`open_image`] takes (a path, a URL, bytes, a PIL image, an array, ...), or many of them: a
+            images: Any input of [`open_image`] (a path, a URL, bytes, a PIL image, an array, ...), or many of them: a
                 (nested) list, a column of `datasets`, a generator, a batch `(N, H, W, 3)` of pixels.
             **kwargs: See [`DepthVLMImageProcessorKwargs`].
 
         Returns:
             [`DepthVLMBatchFeature`] with
-            - `pixel_values` `(patches, 1536)`, 1176 with patches of 14 pixels, and `image_grid_thw` `(N, 3)`, as the
-              backbone has them;
+            - `pixel_values` `(patches, 1536)`, 1176 with patches of 14 pixels, and `image_grid_thw` `(N, 3)`, as in the
+              backbone;
             - `focal_scale` `(N,)`, float32: `depth = head output * focal_scale`;
             - `cameras` `(N, 7)`, float32: fx, fy, cx, cy, height, width in pixels of the upright image as given, and
               the index of its source in `CAMERA_SOURCES`;
@@ -306,29 +306,29 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: An image, a camera, a depth map or a budget cannot be used.
+            ValueError: An image, a camera, a depth map or a budget is unusable.
             TypeError: A keyword is not known.
         """
         check_keywords(kwargs, self.valid_kwargs.__annotations__, "The image processor")
         if any(kwargs.get(name) is not None for name in CAMERA_KEYWORDS):
-            # A camera named in a call is not mixed with the one named at construction.
+            # A camera given in a call is not mixed with the one given at construction.
             kwargs = {**dict.fromkeys(CAMERA_KEYWORDS), **kwargs}
         return super().preprocess(images, **kwargs)
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
-        """Open whatever [`open_image`] takes as PIL images that keep their EXIF data; leave pixels as they are."""
+        """Open any input of [`open_image`] as PIL images that keep their EXIF data; leave pixels unchanged."""
         many = image_list(image_url_or_urls)
         if len(many) != 1 or many[0] is not image_url_or_urls:
             return [self.fetch_images(one) for one in many]
         image = open_image(image_url_or_urls)
         if isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 2:
-            return image[..., None]  # transformers takes no grey image without a channel axis
+            return image[..., None]  # transformers rejects grey images without a channel axis
         return super().fetch_images(image)
 
     def depth_labels(
         self, depth_maps: Any, depth_scale: Any, cameras: Any, image_grid_thw: Any, image_names: Any = None
     ) -> list[Any]:
-        """Return the `depth_labels` of images already prepared, with their `cameras` and `image_grid_thw`."""
+        """Return the `depth_labels` of prepared images, given their `cameras` and `image_grid_thw`."""
         image_sizes = [(round(float(row[4])), round(float(row[5]))) for row in cameras]
         input_sizes = [(int(grid[1]) * self.patch_size, int(grid[2]) * self.patch_size) for grid in image_grid_thw]
         return depth_labels(depth_maps, depth_scale, image_sizes, input_sizes, image_names)
@@ -339,7 +339,7 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
         return post_process_depth(outputs, target_sizes)
 
     def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict[str, Any] | None = None) -> int:
-        """Count the patches of an image of `height` x `width` pixels; `images_kwargs` may name the camera."""
+        """Count the patches of an image of `height` x `width` pixels; `images_kwargs` may give the camera."""
         options = {name: getattr(self, name, None) for name in self._valid_kwargs_names} | (images_kwargs or {})
         options = self._standardize_kwargs(**options)
         camera = self._cameras([(height, width)], [None], options)[0]
@@ -348,7 +348,7 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
 
     @classmethod
     def get_image_processor_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
-        """Read the saved settings; those of a published checkpoint are Qwen3-VL's, with its own code's rounding."""
+        """Read the saved settings; those of a published checkpoint are Qwen3-VL's, with the published rounding."""
         hub = hub_keywords(kwargs)
         settings, kwargs = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
         if not settings.get("image_processor_type", "").startswith("DepthVLM"):
@@ -361,7 +361,7 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Make a processor from its saved settings, or from those of a backbone's image processor.
 
-        Of the latter only what describes the vision tower is taken: their sizes and their filter are not DepthVLM's.
+        From a backbone only the settings of the vision tower are used: its sizes and filter are not DepthVLM's.
         """
         check_keywords(kwargs, {*cls.valid_kwargs.__annotations__, *SETTINGS_KEYWORDS}, "The image processor")
         if not image_processor_dict.get("image_processor_type", "DepthVLM").startswith("DepthVLM"):
@@ -370,12 +370,12 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
         return super().from_dict(image_processor_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return its attributes, so that either backend loads what the other has saved."""
+        """Return the attributes, in a form that both backends can load."""
         output = super().to_dict()
         output["image_processor_type"] = "DepthVLMImageProcessor"
         auto_map = dict(output.get("auto_map", {}))
         if "AutoImageProcessor" in auto_map:
-            # A list is the Pillow class, then the torchvision one.
+            # A list holds the Pillow class, then the torchvision one.
             auto_map["AutoImageProcessor"] = [
                 "image_processing_depthvlm.DepthVLMImageProcessorPil",
                 "image_processing_depthvlm.DepthVLMImageProcessor",
@@ -386,7 +386,7 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
     def _standardize_kwargs(  # type: ignore[override]
         self, size: Any = None, min_pixels: int | None = None, max_pixels: int | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Settle the pixel budget: what is given, then the processor's own, then the class's."""
+        """Resolve the pixel budget: the given one, else the processor's, else the class's."""
         names = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
         asked: list[tuple[str, int | None]] = [
             *dict(size or {}).items(),
@@ -416,12 +416,12 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
     def _preprocess_image_like_inputs(  # type: ignore[override]
         self, images: ImageInput, *args: Any, **kwargs: Any
     ) -> DepthVLMBatchFeature:
-        """Resize every image to its own target, then let Qwen's code normalise and cut them into patches."""
+        """Resize every image to its own target, then let Qwen's code normalise the images and cut them into patches."""
         depth_maps, depth_scale = kwargs.pop("depth_maps", None), kwargs.pop("depth_scale", None)
         flat: Any = self._prepare_images_structure(images)
         names = kwargs.get("image_names")
         resized, cameras, focal_scales = self._resize_to_canonical(flat, kwargs)
-        # Floats of 0 to 1 have become 0 to 255, so they are rescaled even where the caller says that they need not be.
+        # Floats of 0 to 1 have become 0 to 255, so they are rescaled even if the caller turns rescaling off.
         kwargs["do_rescale"] = kwargs["do_rescale"] or any(_is_float(image) for image in flat)
         features = self._preprocess(resized, *args, **{**kwargs, "do_resize": False})
         features = DepthVLMBatchFeature(features.data)
@@ -436,7 +436,7 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
         return features
 
     def canonical_image(self, image: ImageInput, **kwargs: Any) -> tuple[Image.Image, Camera, float]:
-        """Return a picture as the model sees it, before it is cut into patches, for engines that cut it themselves.
+        """Return a picture at the size of the model's input, for engines that cut it into patches themselves.
 
         Args:
             image: See [`preprocess`].
@@ -455,14 +455,14 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
     def _resize_to_canonical(
         self, flat: Sequence[Any], kwargs: dict[str, Any]
     ) -> tuple[list[Any], list[Camera], list[float]]:
-        """Return every image at the size of the model's input, its camera at the size as given, and its focal scale."""
+        """Return every image at the size of the model's input, its camera at its original size, and its focal scale."""
         layout, names = kwargs.pop("input_data_format", None), kwargs.pop("image_names", None)
         if names and len(names) != len(flat):
             raise ValueError(f"`image_names` has {len(names)} entries for {len(flat)} image(s): give one for each.")
         labels = names or [f"Image {index}" for index in range(len(flat))]
         upright = [upright_image(image, label, layout) for image, label in zip(flat, labels, strict=True)]
         pictures, exifs = [picture for picture, _ in upright], [exif for _, exif in upright]
-        # A camera is of the image as given, which may have been read at a smaller size.
+        # A camera belongs to the image as given, which may have been read at a smaller size.
         given = [picture.info.get(FULL_SIZE_KEY, picture.size) for picture in pictures]
         cameras = self._cameras([(height, width) for width, height in given], exifs, kwargs, names)
         cameras = [camera.scaled_to(*picture.size) for camera, picture in zip(cameras, pictures, strict=True)]
@@ -494,7 +494,7 @@ class DepthVLMBaseImageProcessor(BaseImageProcessor):
         return canonical_size(camera, canonical, cell, *budget, bool(options["qwen_vl_utils_rounding"]))
 
     def _resize_once(self, picture: Image.Image, height: int, width: int, options: dict[str, Any]) -> Any:
-        """Return the picture as `(3, height, width)` uint8 values of the backend's kind."""
+        """Return the picture as `(3, height, width)` uint8 values in the backend's type."""
         raise NotImplementedError
 
 
@@ -523,7 +523,7 @@ if is_torchvision_available():
             pixels = self.process_image(picture, device=options["device"])
             if picture.size == (width, height):
                 return pixels
-            # Not Qwen's own `resize`, which chooses a size by itself.
+            # Not Qwen's own `resize`, which chooses its own size.
             return TorchvisionBackend.resize(self, pixels, SizeDict(height=height, width=width), options["resample"])
 
 else:
@@ -533,7 +533,7 @@ else:
 
 @names_keywords
 def post_process_depth(outputs: Any, target_sizes: Any = None) -> list[dict[str, Any]]:
-    """Return depth in metres at the size of each image, with the camera that was used.
+    """Return depth in metres at the size of each image, and the camera that was used.
 
     Args:
         outputs: Has `predicted_depth`, a list with one `(h, w)` tensor for every image or one `(N, h, w)` tensor, in
@@ -543,7 +543,7 @@ def post_process_depth(outputs: Any, target_sizes: Any = None) -> list[dict[str,
 
     Returns:
         For every image `predicted_depth` (`(H, W)` float32, metres), `camera` ([`Camera`] at that size), `intrinsics`
-        (`(3, 3)`, pixels of that size) and `focal_source` (`str`); the last three None without `cameras`.
+        (`(3, 3)`, pixels of that size) and `focal_source` (`str`); the last three are None without `cameras`.
 
     Raises:
         ValueError: There is no predicted depth, it is not finite, a size is below 1 pixel, or the numbers of images,

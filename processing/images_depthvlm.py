@@ -1,5 +1,5 @@
 # Copyright 2026 The DepthVLM authors. Licensed under the Apache License, Version 2.0.
-"""From whatever a user calls an image to upright 8-bit RGB pixels, with its EXIF data read before they are lost."""
+"""Images from any source as upright 8-bit RGB pixels, with EXIF data read before they are lost."""
 
 import base64
 import io
@@ -20,14 +20,14 @@ from .camera_depthvlm import ORIENTATIONS, exif_orientation, read_exif, warn
 
 WHAT_TO_PASS = "Pass a path, a URL, bytes, base64 text, a PIL image, an array or a tensor."
 
-# The only formats that are opened anywhere: pixels alone, no document that an interpreter would have to run.
+# The only formats that are ever opened: plain pixels, no documents that need an interpreter.
 RASTER_FORMATS = (
     *("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "AVIF", "HEIF", "TGA", "QOI"),
 )
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
-# Phones write 200 million pixels; an image of more may be an attack on the memory.
+# Phones write 200 million pixels; a larger image may be an attack on memory.
 MAX_IMAGE_PIXELS = 250_000_000
 
 # Larger images are read at 1/2, 1/4 or 1/8 of their size: a model sees 3 million pixels at most.
@@ -43,7 +43,7 @@ _PILLOW_LIMIT = threading.Lock()
 
 
 def raster_suffixes() -> tuple[str, ...]:
-    """Return the suffixes of image files that can be read, in lower case, each with its dot."""
+    """Return the suffixes of readable image files, in lower case and with the dot."""
     known = Image.registered_extensions().items()
     return tuple(dict.fromkeys([*(suffix for suffix, name in known if name in RASTER_FORMATS), *HEIF_SUFFIXES]))
 
@@ -59,20 +59,20 @@ def require_file(path: str | os.PathLike) -> None:
 
 
 def open_raster(source: Any, name: str | None = None, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
-    """Open an image of one of [`RASTER_FORMATS`] without decoding its pixels. Use it in place of `PIL.Image.open`.
+    """Open an image of one of [`RASTER_FORMATS`] without decoding its pixels. Use it instead of `PIL.Image.open`.
 
     Args:
         source: A path, bytes or a binary stream.
-        name: What messages call it; its path by default.
-        max_pixels: Pixels that it may have.
+        name: Its name in messages; its path by default.
+        max_pixels: Largest number of pixels.
 
     Returns:
         The image, to be closed or decoded by the caller.
 
     Raises:
         FileNotFoundError: There is no such file.
-        PIL.UnidentifiedImageError: It is none of these formats.
-        ValueError: It is no regular file, has more pixels, or is a HEIC image and `pillow-heif` is not installed.
+        PIL.UnidentifiedImageError: It has none of these formats.
+        ValueError: It is not a regular file, has more pixels, or is a HEIC image and `pillow-heif` is not installed.
     """
     if isinstance(source, (str, os.PathLike)):
         require_file(source)
@@ -95,7 +95,7 @@ def _identify(source: Any, name: str) -> Image.Image:
     Image.init()
     formats = [one for one in RASTER_FORMATS if one in Image.OPEN]
     try:
-        # Pillow's own limit of pixels cannot be passed in a call, and is lower than what phones write.
+        # Pillow's own pixel limit cannot be passed in a call, and is lower than what phones write.
         with _PILLOW_LIMIT:
             limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
             try:
@@ -132,30 +132,30 @@ def _is_heif(source: Any) -> bool:
 
 
 def image_list(images: Any) -> Sequence[Any]:
-    """Return one image or many as a sequence: lists and columns as they are, other iterables read, batches split."""
+    """Return one image or many as a sequence: lists and columns unchanged, other iterables read, batches split."""
     if isinstance(images, (np.ndarray, torch.Tensor)):
         return list(images) if images.ndim == 4 else [images]
     single = (str, bytes, bytearray, memoryview, os.PathLike, Mapping, Image.Image)
     if isinstance(images, single) or hasattr(images, "read"):
         return [images]
-    if isinstance(images, Sequence):  # columns of `datasets` decode what is asked for
+    if isinstance(images, Sequence):  # columns of `datasets` decode on access
         return images
     return list(images) if isinstance(images, Iterable) else [images]
 
 
 def open_image(source: Any, max_pixels: int = MAX_IMAGE_PIXELS, reduce: bool = True) -> Any:
-    """Open and decode an image, with its EXIF data and with pixels of more than 8 bits as they are.
+    """Open and decode an image; keep its EXIF data and pixels of more than 8 bits.
 
     Args:
         source: A path (`~` is the home folder), a URL (`http://`, `https://`, `file://`, `data:`), base64 text, bytes,
-            a binary stream, or `{"bytes": ..., "path": ...}` as `datasets` has it. Pixels (a PIL image, an array, a
-            tensor) are returned as they are.
+            a binary stream, or `{"bytes": ..., "path": ...}` as in `datasets`. Pixels (a PIL image, an array, a
+            tensor) are returned unchanged.
         max_pixels: Pixels that it may have.
-        reduce: Read an image of more than 64 million pixels at 1/2, 1/4 or 1/8 of its size. Its size as given is then
-            kept, and cameras refer to that one.
+        reduce: Read an image of more than 64 million pixels at 1/2, 1/4 or 1/8 of its size. Its original size is then
+            kept, and cameras refer to it.
 
     Raises:
-        FileNotFoundError: There is no such file, and the text is not base64 of an image either.
+        FileNotFoundError: There is no such file, and the text is not a base64 image either.
         OSError: A URL cannot be fetched.
         ValueError: The file is empty, truncated or too large, or not an image that can be read.
     """
@@ -184,7 +184,7 @@ def open_image(source: Any, max_pixels: int = MAX_IMAGE_PIXELS, reduce: bool = T
         factor *= 2
     full_size = image.size
     if factor > 1:
-        image.draft(None, (image.width // factor, image.height // factor))  # of JPEG alone, while it is decoded
+        image.draft(None, (image.width // factor, image.height // factor))  # JPEG only, while decoding
     load_pixels(image, f"The image {label}" if label else "The image")
     if factor > 1:
         image = _reduced(image, (-(-full_size[0] // factor), -(-full_size[1] // factor)))
@@ -198,7 +198,7 @@ def open_image(source: Any, max_pixels: int = MAX_IMAGE_PIXELS, reduce: bool = T
 
 
 def local_path(source: Any) -> str | None:
-    """Return the path that a path, a `file://` URL or `~/name` stands for; None for any other source."""
+    """Return the local path for a path, a `file://` URL or `~/name`; None for any other source."""
     if not isinstance(source, (str, os.PathLike)):
         return None
     name = os.fspath(source)
@@ -208,14 +208,14 @@ def local_path(source: Any) -> str | None:
 
 
 def _locate(name: str) -> tuple[Any, str, bool]:
-    """Return what to open, what to call it, and whether it was taken for base64 text, as there is no such file."""
+    """Return the source to open, its name, and whether it was taken for base64 text because no such file exists."""
     label = name if len(name) <= 200 else f"{name[:60]}... ({len(name)} characters)"
     scheme = name.partition(":")[0].lower()
     if scheme in ("http", "https"):
         try:
             response = get_session().get(name, follow_redirects=True)
             response.raise_for_status()
-        except Exception as error:  # of the HTTP library, which is not always the same one
+        except Exception as error:  # from the HTTP library, which varies
             raise OSError(f"{label} cannot be fetched: {error}") from error
         return response.content, label, False
     if scheme == "data":
@@ -236,7 +236,7 @@ def _locate(name: str) -> tuple[Any, str, bool]:
 
 
 def load_pixels(image: Image.Image, label: str) -> None:
-    """Decode an opened image in place. Raise ValueError if it is damaged, or not of one of [`RASTER_FORMATS`]."""
+    """Decode an opened image in place. Raise ValueError if it is damaged or not in [`RASTER_FORMATS`]."""
     if image.format is not None and image.format not in RASTER_FORMATS:
         raise ValueError(f"{label} is of the format {image.format}, which is not read. Convert it to PNG.")
     try:
@@ -250,12 +250,12 @@ def load_pixels(image: Image.Image, label: str) -> None:
 def _reduced(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     try:
         exif = read_exif(image)
-    except ValueError:  # `upright_image` warns of it
+    except ValueError:  # `upright_image` warns about it
         exif = None
     if image.mode in ("1", "P", "PA"):
         image = image.convert("RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB")
     image = image if image.size == size else image.resize(size, Image.Resampling.BOX)
-    if exif is not None:  # which a TIFF keeps elsewhere
+    if exif is not None:  # a TIFF keeps it elsewhere
         image.info.setdefault("exif", exif.tobytes())
     return image
 
@@ -263,21 +263,21 @@ def _reduced(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 def upright_image(
     image: Any, name: str = "The image", input_data_format: Any = None
 ) -> tuple[Image.Image, Image.Exif | None]:
-    """Return the pixels of an image, upright and of mode RGB, and its EXIF data.
+    """Return the pixels of an image, upright and in mode RGB, and its EXIF data.
 
-    A PIL image is turned as its EXIF orientation says, transparency is composited onto white. An array or a tensor has
-    one, three or four channels, first or last, or none. Its type says what its values are: `uint8` 0 to 255, `uint16`
-    0 to 65535, booleans. Floats are 0 to 1 unless more than 1 % of them exceed 2, then 0 to 255; other integers are
-    0 to 255 unless more than 1 % of them exceed 280, then 0 to 65535. Values beyond are clipped, with a warning.
-    Corrupt EXIF data are ignored, with a warning.
+    A PIL image is rotated according to its EXIF orientation; transparency is composited onto white. An array or a
+    tensor has one, three or four channels, first or last, or none. Its type determines the range of its values: `uint8`
+    0 to 255, `uint16` 0 to 65535, booleans. Floats are 0 to 1 unless more than 1 % of them exceed 2, then 0 to 255;
+    other integers are 0 to 255 unless more than 1 % of them exceed 280, then 0 to 65535. Values out of range are
+    clipped, with a warning. Corrupt EXIF data are ignored, with a warning.
 
     Args:
         image: A PIL image, an array or a tensor.
-        name: What messages call it.
-        input_data_format: Where the channels of an array are (`ChannelDimension`), inferred by default.
+        name: Its name in messages.
+        input_data_format: Position of an array's channels (`ChannelDimension`), inferred by default.
 
     Raises:
-        ValueError: The image has no pixels, or values that are not of one of these ranges.
+        ValueError: The image has no pixels, or values in none of these ranges.
     """
     exif = None
     if isinstance(image, Image.Image):
@@ -330,7 +330,7 @@ def _array_to_rgb(image: np.ndarray | torch.Tensor, name: str, input_data_format
         array = array[..., None]
     elif array.ndim == 3:
         first, last = (array.shape[axis] in (1, 3, 4) for axis in (0, -1))
-        # Where both could be: tensors have their channels first, arrays last.
+        # If both are possible: tensors have their channels first, arrays last.
         is_first = first and (is_tensor or not last)
         if input_data_format is not None:
             is_first = input_data_format == "channels_first"
@@ -356,7 +356,7 @@ def _to_8_bit(array: np.ndarray, name: str) -> np.ndarray:
     if not np.isfinite(array).all():
         raise ValueError(f"{name} has pixels that are NaN or infinite. An image needs finite values.")
     low, high = float(array.min()), float(array.max())
-    # White, and what all but 1 % of the values must not exceed: filters overshoot, and so does a brightened picture.
+    # White, and the limit that at most 1 % of the values may exceed: filters and brightening overshoot.
     ranges = FLOAT_RANGES if np.issubdtype(array.dtype, np.floating) else INTEGER_RANGES
     white = next((top for top, limit in ranges if np.count_nonzero(array > limit) <= STRAY_SHARE * array.size), None)
     if white is None or np.count_nonzero(array < -0.05 * white) > STRAY_SHARE * array.size:

@@ -23,7 +23,7 @@ from .image_processing_depthvlm import (
 )
 from .images_depthvlm import image_list
 
-# The words with which the published models were trained, section 3 of the paper.
+# The prompts and the reply that the published models were trained with (section 3 of the paper).
 DEPTH_PROMPT = (
     "Given this image, estimate the metric depth (in meters, rounded to two decimal places) for every pixel of the "
     "image."
@@ -42,11 +42,11 @@ CALL_KEYWORDS = IMAGE_KEYWORDS.union(
 )
 
 
-AnyProcessor: Any = object  # the class that the mixin goes before, for type checkers
+AnyProcessor: Any = object  # stands for the class after the mixin, for type checkers
 
 
 class DepthProcessorMixin(AnyProcessor):
-    """Images with their cameras and depth maps for a backbone's own processor, before which it goes.
+    """Images with their cameras and depth maps: a mixin before a backbone's own processor.
 
     Args:
         image_processor: A [`DepthVLMImageProcessor`].
@@ -59,7 +59,7 @@ class DepthProcessorMixin(AnyProcessor):
         TypeError: `image_processor` is not DepthVLM's.
     """
 
-    model_types: ClassVar[tuple[str, ...]] = ()  # of the plain checkpoints that this is for
+    model_types: ClassVar[tuple[str, ...]] = ()  # model types of the supported plain checkpoints
     video_processor_type: ClassVar[str]
     skip_tensor_conversion: Any = (*ProcessorMixin.skip_tensor_conversion, "depth_labels")
     _auto_class: Any = "AutoProcessor"
@@ -88,7 +88,7 @@ class DepthProcessorMixin(AnyProcessor):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load the processor of a checkpoint, in the class that knows its backbone's prompts.
+        """Load the processor of a checkpoint, in the class for its backbone's prompts.
 
         Args:
             pretrained_model_name_or_path: Folder or name on the Hub: of a DepthVLM checkpoint, or of a plain one.
@@ -102,7 +102,7 @@ class DepthProcessorMixin(AnyProcessor):
 
     @classmethod
     def _class_for(cls, model: Any, hub: dict[str, Any]) -> Any:
-        """Return the class that a saved processor names, or else that of the checkpoint's model; this one in doubt."""
+        """Return the class named by a saved processor, else that of the checkpoint's model, else this one."""
         saved = read_json(model, "processor_config.json", hub).get("processor_class")
         if saved == cls.__name__:
             return cls
@@ -114,7 +114,7 @@ class DepthProcessorMixin(AnyProcessor):
 
     @classmethod
     def get_attributes(cls) -> list[str]:
-        """Return the parts that must be there; the video processor, which needs torchvision, is handled here."""
+        """Return the required parts; the video processor, which needs torchvision, is handled separately."""
         return ["image_processor", "tokenizer"]
 
     def __call__(
@@ -133,11 +133,11 @@ class DepthProcessorMixin(AnyProcessor):
         """Prepare a batch for `model(**inputs)` and `model.generate(**inputs)`.
 
         Args:
-            images: See [`DepthVLMImageProcessor.preprocess`]; or a list for every text.
+            images: See [`DepthVLMImageProcessor.preprocess`], or a list for every text.
             text: One prompt or many, with one image token (`<|image_pad|>` in Qwen's) for every image.
-            videos: As the backbone takes them; needs torchvision.
-            focal_length: This, `fov` or `intrinsics` is the camera, for all images or one, or None, for each: see
-                [`resolve_cameras`]. Without them, EXIF data, or an assumed field of view with a warning.
+            videos: As in the backbone; needs torchvision.
+            focal_length: The camera, by this, `fov` or `intrinsics`: one for all images, or one, or None, for each: see
+                [`resolve_cameras`]. Without them, EXIF data are used, or an assumed field of view with a warning.
             fov: See there.
             intrinsics: See there.
             depth_maps: True depth, one, or None, for each image: see [`read_depth`].
@@ -150,7 +150,7 @@ class DepthProcessorMixin(AnyProcessor):
         Raises:
             ImportError: A video is given on a machine without torchvision.
             TypeError: A keyword is not known.
-            ValueError: Input cannot be used; the message says what to do.
+            ValueError: The input is unusable; the message says what to do.
         """
         check_keywords(kwargs, CALL_KEYWORDS, "The processor")
         if videos is not None and not hasattr(self, "video_processor"):
@@ -191,7 +191,7 @@ class DepthProcessorMixin(AnyProcessor):
 
     @property
     def depth_prompt_ids(self) -> list[int]:
-        """Tokens that the chat template writes before an image, as `config.depth_prompt_ids` of a model has them."""
+        """Tokens that the chat template writes before an image, for a model's `config.depth_prompt_ids`."""
         turns: list[Any] = [
             {"role": "system", "content": [{"type": "text", "text": DEPTH_SYSTEM_PROMPT}]},
             {"role": "user", "content": [{"type": "image"}]},
@@ -201,11 +201,11 @@ class DepthProcessorMixin(AnyProcessor):
 
     @property
     def model_input_names(self) -> list[str]:
-        """Names of all that the model takes."""
+        """Names of all inputs of the model."""
         return [*super().model_input_names, *getattr(getattr(self, "video_processor", None), "model_input_names", ())]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return its settings, with those of the video processor also where torchvision is missing."""
+        """Return the settings, including the video processor's even if torchvision is missing."""
         output = super().to_dict()
         output.setdefault("video_processor", dict(self._video_settings))
         return output
@@ -214,7 +214,7 @@ class DepthProcessorMixin(AnyProcessor):
     def get_processor_dict(
         cls, pretrained_model_name_or_path: Any, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Read the settings, with those of the video processor, which a backbone keeps in a file of their own."""
+        """Read the settings, including the video processor's, which a backbone keeps in a separate file."""
         hub = hub_keywords(kwargs)
         settings, kwargs = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
         if "video_processor" not in settings:
@@ -226,7 +226,7 @@ class DepthProcessorMixin(AnyProcessor):
     def _get_arguments_from_pretrained(
         cls, pretrained_model_name_or_path: Any, processor_dict: dict[str, Any] | None = None, **kwargs: Any
     ) -> list[Any]:
-        """Load the parts, and make a DepthVLM image processor of the backbone's."""
+        """Load the parts, and convert the backbone's image processor to DepthVLM's."""
         check_keywords(kwargs, IMAGE_KEYWORDS | SETTINGS_KEYWORDS, "The processor")
         image_processor, tokenizer = super()._get_arguments_from_pretrained(
             pretrained_model_name_or_path, processor_dict, **kwargs
@@ -240,10 +240,9 @@ class DepthProcessorMixin(AnyProcessor):
 
     @classmethod
     def _load_tokenizer_from_pretrained(cls, sub_processor_type: str, *args: Any, **kwargs: Any) -> Any:
-        """Load the tokenizer, without image settings, which it would repeat at every call and save as its own.
+        """Load the tokenizer without image settings, which it would otherwise repeat in every call and save.
 
-        It pads on the left where nothing else is asked for, as `generate` needs it; collators for training name their
-        side.
+        It pads on the left by default, as `generate` needs; training collators set their own side.
         """
         kwargs = {name: value for name, value in kwargs.items() if name not in IMAGE_KEYWORDS}
         kwargs.setdefault("padding_side", "left")
@@ -276,5 +275,5 @@ class DepthVLMGlm46VProcessor(DepthProcessorMixin, Glm46VProcessor):
 
 
 def _is_empty(value: Any) -> bool:
-    """Return whether nothing is in it, as in the image lists of a batch of conversations without images."""
+    """Return whether a value is empty, like the image lists of a batch of conversations without images."""
     return value is None or (isinstance(value, (list, tuple)) and all(_is_empty(item) for item in value))
