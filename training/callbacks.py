@@ -27,23 +27,22 @@ from .forward import TOTALS
 
 logger = logging.getLogger(__name__)
 
-# A micro-batch adds these besides `TOTALS`: its shares of the step's loss, and exact sums.
+# Added by a micro-batch besides `TOTALS`: its shares of the step's loss, and exact sums.
 SHARES = ("text_share", "depth_share", "text_nll", "text_tokens", "images", "tokens", "skipped")
 NAMES = (*SHARES, *TOTALS)
 
-MOST_ROWS = 4  # of a picture
+MOST_ROWS = 4  # rows of a picture
 TITLE = "depth: image, truth, prediction"
 
-# Tokens whose probabilities are kept for the text probe, the base model's likeliest; all others count as one.
+# Number of the base model's likeliest tokens kept for the text probe; all other tokens count as one.
 KEPT_TOKENS = 128
 
 
 class DepthMeter:
     """Sums of one mode (training or evaluation), on the device, gathered over ranks when they are logged.
 
-    `text_loss` and `depth_loss` of training are means over optimiser steps, so that
-    `loss = text_loss + alpha * depth_loss` holds for what is logged; those of an evaluation are exact over all of its
-    tokens and images.
+    `text_loss` and `depth_loss` of training are means over optimiser steps, so that `loss = text_loss + alpha *
+    depth_loss` holds for the logged values; those of an evaluation are exact over all its tokens and images.
     """
 
     def __init__(self, accelerator: Accelerator):
@@ -51,14 +50,14 @@ class DepthMeter:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything, and start the clock."""
+        """Reset all sums and restart the clock."""
         self.sums = torch.zeros(len(NAMES), dtype=torch.float64)
         self.batches = 0
         self.steps = 0  # optimiser steps
         self.started = time.perf_counter()
 
     def add(self, totals: Tensor | None, **shares: Tensor | float) -> None:
-        """Add a micro-batch: `TOTALS` of its depth, and `SHARES` by name."""
+        """Add a micro-batch: the `TOTALS` of its depth, and `SHARES` by name."""
         device = self.accelerator.device
         # float32 is exact to 16 million a micro-batch; Apple's GPUs have no float64.
         row = torch.stack([torch.as_tensor(shares.get(name, 0.0), device=device).float() for name in SHARES])
@@ -72,7 +71,7 @@ class DepthMeter:
 
         Args:
             alpha: Weight of the depth loss.
-            training: True for losses as means over steps, False for exact ones over what was evaluated.
+            training: True for losses as means over steps, False for exact ones over the evaluated data.
             text: True if there is a text loss.
 
         Returns:
@@ -111,7 +110,7 @@ class DepthMeter:
 
 
 class LearningRates(TrainerCallback):
-    """The learning rate of every named group of the optimiser, as it was in the step that is logged."""
+    """The learning rate of every named group of the optimiser in the logged step."""
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
@@ -123,7 +122,7 @@ class LearningRates(TrainerCallback):
 
 
 def input_image(patches: Tensor, grid_thw: Sequence[int], image_processor: Any) -> np.ndarray:
-    """Return the picture that the model saw, made of its patches again.
+    """Return the picture that the model saw, rebuilt from its patches.
 
     Args:
         patches (`(h * w, channels * temporal * patch * patch)`): Patches of one image, in the order of merged 2x2
@@ -145,7 +144,7 @@ def input_image(patches: Tensor, grid_thw: Sequence[int], image_processor: Any) 
 def picture_grid(
     inputs: dict[str, Any], depth_labels: Sequence[Tensor | None], prediction: Sequence[Tensor], image_processor: Any
 ) -> Image.Image | None:
-    """Draw one row for each image with depth, four at most: image, truth, prediction, and their scale in metres."""
+    """Draw one row for each image with depth, at most four: image, truth, prediction, and their scale in metres."""
     grids = inputs["image_grid_thw"].tolist()
     patches = inputs["pixel_values"].split([t * h * w for t, h, w in grids])
     rows: list[np.ndarray] = []
@@ -169,7 +168,7 @@ def picture_grid(
 
 
 def log_picture(trainer: Any, picture: Image.Image) -> None:
-    """Send a picture to those trackers of the run that take pictures: TensorBoard, Weights & Biases and Trackio."""
+    """Send a picture to the run's trackers that accept pictures: TensorBoard, Weights & Biases and Trackio."""
     step = trainer.state.global_step
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
@@ -186,20 +185,20 @@ def log_picture(trainer: Any, picture: Image.Image) -> None:
 
 
 class TextProbe:
-    """A measure of how far a model's replies moved from those of the model that training began with.
+    """Comparison of a model's replies with those of the model that training started from.
 
     The base model's greedy replies and the probabilities of its 128 likeliest tokens are written to
     `OUTPUT_DIR/text_probe.safetensors` before the first step, so that a resumed run compares with the same model.
 
     Args:
-        rows: Conversations (`messages`, or conversational `prompt` and `completion`) with `images`; their own last
-            replies are not read.
+        rows: Conversations (`messages`, or conversational `prompt` and `completion`) with `images`; their last replies
+            are not read.
         processor: Processor of the model.
         file: File that keeps the base model's replies.
         max_new_tokens: Greatest length of a reply.
 
     Raises:
-        ValueError: If there are no rows, or one is no conversation.
+        ValueError: If there are no rows, or one is not a conversation.
     """
 
     def __init__(
@@ -213,7 +212,7 @@ class TextProbe:
         self.max_new_tokens = max_new_tokens
 
     def remember(self, model: Any, again: bool = False) -> None:
-        """Take `model` as the base model, unless its replies are in the file already; `again` replaces them."""
+        """Take `model` as the base model, unless the file already holds replies; `again` replaces them."""
         if self.file.exists() and not again:
             return
         tensors: dict[str, Tensor] = {}
@@ -289,7 +288,7 @@ class TextProbe:
 
 
 def probe_rows(name: str, split: str, count: int) -> list[dict[str, Any]]:
-    """Return the first `count` rows of a data set: a Hub name, a folder, or what `Dataset.save_to_disk` wrote."""
+    """Return the first `count` rows of a data set: a Hub name, a folder, or the output of `Dataset.save_to_disk`."""
     if (Path(name) / "state.json").is_file():
         return list(load_from_disk(name).take(count))
     return list(load_dataset(name, split=split, streaming=True).take(count))
@@ -299,7 +298,7 @@ def probe_prompt(row: dict[str, Any], index: int) -> list[dict[str, Any]]:
     """Return the conversation of a row up to its last reply, with the row's images in it.
 
     Raises:
-        ValueError: If the row is no conversation.
+        ValueError: If the row is not a conversation.
     """
     row = {key: value for key, value in row.items() if value is not None}
     messages = row.get("messages") or row.get("prompt")

@@ -1,4 +1,4 @@
-"""The record of a training run, its model card and its push to the Hub: no path, no token, no name of a machine."""
+"""The record of a training run, its model card and its push to the Hub, without paths, tokens or host names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .optimizer import trained_parts
 
 logger = logging.getLogger(__name__)
 
-# Settings that are always told, and those that are told if they differ from the default. No other is.
+# Settings that are always recorded, and those recorded if they differ from the default. No others are.
 _BASIC = (
     "optim",
     "learning_rate",
@@ -48,7 +48,7 @@ _PACKAGES = ("depthvlm", "torch", "transformers", "trl", "accelerate", "datasets
 
 
 def stage_record(trainer: Any) -> dict[str, Any]:
-    """Return the record of a run as it stands, for [`~depthvlm.recipe_file.write_recipe`].
+    """Return the current record of a run, for [`~depthvlm.recipe_file.write_recipe`].
 
     Args:
         trainer: [`DepthSFTTrainer`] of a model with a depth head. Nothing is gathered: any rank may call this.
@@ -91,7 +91,7 @@ def count_data(dataset: Any) -> dict[str, Any]:
         return {}
     counts: dict[str, Any] = {"rows": len(dataset)}
     if "source" in dataset.column_names and getattr(dataset.features["source"], "dtype", None) == "string":
-        # A column of that name may also hold names that are private.
+        # A column of that name may also hold private names.
         column = Counter(name if name in TERMS else "other" for name in dataset.with_format(None)["source"])
         counts["sources"] = dict(sorted(column.items()))
     return counts
@@ -107,20 +107,20 @@ def name_data(script_args: Any, dataset_args: Any) -> list[str]:
 
 
 def base_model(config: Any) -> tuple[str | None, str | None]:
-    """Return name on the Hub, and revision, of the weights that a run began with; None for a local folder."""
+    """Return the Hub name and revision of the weights that a run started from; None for a local folder."""
     found, revision = hub_name(str(config._name_or_path or ""))
     return found, revision or (getattr(config, "_commit_hash", None) if found else None)
 
 
 def earlier_stages(config: Any) -> list[Any]:
-    """Read the record beside the weights that a run begins with, before the run writes to the same folder."""
+    """Read the record next to a run's initial weights, before the run writes to the same folder."""
     name = str(config._name_or_path or "")
     return list(read_recipe(name)) if name and Path(name).is_dir() else []
 
 
 def _public_name(name: str) -> str:
     local = Path(name).expanduser().exists() or Path(name).suffix in (".json", ".jsonl")
-    on_hub = not local and ("/" not in name or is_hub_name(name))  # the oldest data sets have no owner
+    on_hub = not local and ("/" not in name or is_hub_name(name))  # the oldest data sets on the Hub have no owner
     return name if on_hub else f"local: {Path(name).name}"
 
 
@@ -161,12 +161,12 @@ def _versions(trainer: Any) -> dict[str, str]:
 
 
 def record_stages(trainer: Any) -> list[Any]:
-    """Return all runs that led to the trainer's model, this one last."""
+    """Return all runs that produced the trainer's model, this one last."""
     return [*trainer.earlier_stages, stage_record(trainer)]
 
 
 def save_record(trainer: Any, folder: str, card: bool) -> None:
-    """Write the recipe beside weights that were just saved, and with `card` the model card."""
+    """Write the recipe next to weights just saved, and with `card` the model card."""
     write_recipe(folder, record_stages(trainer))
     if card or (Path(folder) / "README.md").is_file():  # PEFT has written one, with the base model's local path
         write_card(trainer, folder)
@@ -181,8 +181,8 @@ def write_card(
 ) -> None:
     """Write README.md into a folder.
 
-    It describes the weights in the folder if they are the trainer's as it stands, else the trainer, as at a
-    checkpoint, whose weights lie deeper.
+    It describes the weights in the folder if they are the trainer's current ones, else the trainer, as for a
+    checkpoint, whose weights are in a subfolder.
 
     Args:
         trainer: [`DepthSFTTrainer`] of a model with a depth head.
@@ -205,7 +205,7 @@ def write_card(
     facts = read_facts(Path(folder)) if saved else _live_facts(trainer, stages)
     title = (model_name or repo_id or Path(folder).resolve().name).split("/")[-1]
     given = [tags] if isinstance(tags, str) else list(tags or [])
-    # In one order, not a set's, so that the same run writes the same card.
+    # In a fixed order, unlike a set's, so that the same run writes the same card.
     all_tags = ["generated_from_trainer", *trainer._tag_names, *given]
     render_model_card(facts, repo_id, title, tags=all_tags).save(str(Path(folder) / "README.md"))
 
@@ -224,7 +224,7 @@ def _live_facts(trainer: Any, stages: Sequence[Any]) -> Any:
 
 
 class HubPushMixin(Trainer):
-    """Pushes with the files and the card of `depthvlm push`, for a trainer with `has_depth_head`.
+    """Mixin that pushes the files and the card of `depthvlm push`, for a trainer with `has_depth_head`.
 
     A trainer of another model pushes as transformers does.
     """
@@ -243,11 +243,11 @@ class HubPushMixin(Trainer):
     ) -> CommitInfo:
         """Push as in transformers, with the files and checks of `depthvlm push` except its proof.
 
-        Weights in safetensors (of an adapter those of the adapter), processor, code and card go in one commit, which
-        is compared with the files afterwards. The run's own state is not pushed.
+        Weights in safetensors (only the adapter's for an adapter), processor, code and card go into one commit, which
+        is then compared with the files. The run's own state is not pushed.
 
         Raises:
-            PushError: If the checkpoint is not whole, or the Hub did not take it. The checkpoint stays in `output_dir`.
+            PushError: If the checkpoint is incomplete, or the Hub rejected it. The checkpoint stays in `output_dir`.
         """
         if not self.has_depth_head:
             given = {} if private is None else {"private": private}  # transformers 5.18 does not know it

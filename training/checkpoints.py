@@ -1,4 +1,4 @@
-"""Checkpoints of a run, and which of them are whole: a run may be killed while it writes one."""
+"""Checkpoints of a run, and checks that they are complete: a run may be killed while it writes one."""
 
 import copy
 import errno
@@ -24,12 +24,12 @@ logger = logging.getLogger(__name__)
 # Written last, under a temporary name first: it lists every file of the checkpoint with its size.
 MANIFEST = "checkpoint_files.json"
 TRAINER_STATE = "trainer_state.json"
-# Pickled files that transformers reads, and the files that it prefers to them.
+# Pickled files that transformers reads, and the files that it prefers over them.
 PICKLED = {WEIGHTS_NAME: SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME: SAFE_WEIGHTS_INDEX_NAME, ADAPTER: SAFE_ADAPTER}
 
 
 def seal_checkpoint(folder: str | os.PathLike) -> None:
-    """Write the manifest of a whole checkpoint; to be called when every rank has written its files."""
+    """Write the manifest of a complete checkpoint; call this once every rank has written its files."""
     path = Path(folder)
     files = {
         str(file.relative_to(path)): file.stat().st_size
@@ -40,11 +40,11 @@ def seal_checkpoint(folder: str | os.PathLike) -> None:
 
 
 def missing_in(folder: str | os.PathLike) -> str | None:
-    """Return what a checkpoint lacks, in words, or None if it is whole."""
+    """Return a description of what a checkpoint lacks, or None if it is complete."""
     path = Path(folder)
     manifest = path / MANIFEST
     if not manifest.is_file():
-        # From another trainer, or cut off: the trainer's state is what every trainer writes last.
+        # From another trainer, or incomplete: every trainer writes its state last.
         try:
             json.loads((path / TRAINER_STATE).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -85,7 +85,7 @@ def resolve_checkpoint(output_dir: str | os.PathLike, resume: str | bool | None)
 
     Raises:
         FileNotFoundError: If the folder does not exist.
-        ValueError: If the folder is not whole, and none before it is, or its weights are pickled.
+        ValueError: If neither the folder nor one before it is complete, or its weights are pickled.
     """
     if resume is None or resume is False or str(resume).lower() in ("", "false", "none"):
         return None
@@ -113,9 +113,9 @@ def resolve_checkpoint(output_dir: str | os.PathLike, resume: str | bool | None)
 
 
 def refuse_pickled_weights(checkpoint: Path) -> None:
-    """Check that the weights of a checkpoint, of a model or of adapters, are safetensors.
+    """Check that the weights of a checkpoint (a model or adapters) are safetensors.
 
-    FSDP's own files and the optimizer's are not checked: both are read as tensors alone.
+    FSDP's own files and the optimizer's are not checked: both are read as plain tensors only.
 
     Raises:
         ValueError: If pickled weights would be read, or an index names some.
@@ -132,7 +132,7 @@ def refuse_pickled_weights(checkpoint: Path) -> None:
 
 
 def without_tokens(args: Any) -> Any:
-    """Return a copy of a run's arguments without the tokens in them."""
+    """Return a copy of a run's arguments without tokens."""
     clean = copy.copy(args)
     clean.hub_token = None
     if isinstance(clean.model_init_kwargs, dict):
@@ -141,7 +141,7 @@ def without_tokens(args: Any) -> Any:
 
 
 def explain_full_disk(error: BaseException, folder: str | os.PathLike) -> OSError | None:
-    """Return an error that says what is lost and what to do if `error` is about a full disk, else None."""
+    """Return an error with the loss and the remedy if `error` is about a full disk, else None."""
     if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT) and not re.search(
         r"no space left|disk quota|PytorchStreamWriter failed|os error 28", str(error), re.IGNORECASE
     ):
@@ -163,7 +163,7 @@ def _number(folder: Path) -> int:
 
 
 class CheckpointMixin(Trainer):
-    """Saves of whole checkpoints, with recipe and card if the trainer's `has_depth_head` is true."""
+    """Mixin that saves complete checkpoints, with recipe and card if the trainer's `has_depth_head` is true."""
 
     has_depth_head: bool
 
@@ -174,7 +174,7 @@ class CheckpointMixin(Trainer):
             super().save_model(output_dir, _internal_call)
         else:
             kind = plugin.state_dict_type
-            plugin.set_state_dict_type("FULL_STATE_DICT")  # with sharded ones transformers writes no model at all
+            plugin.set_state_dict_type("FULL_STATE_DICT")  # with sharded state transformers writes no model at all
             try:
                 super().save_model(output_dir, _internal_call)
             finally:
@@ -183,7 +183,7 @@ class CheckpointMixin(Trainer):
             save_record(self, output_dir or str(self.args.output_dir), card=not _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Save as in transformers, without tokens in the arguments that it writes beside the weights."""
+        """Save as in transformers, without tokens in the arguments saved with the weights."""
         given = self.args
         self.args = without_tokens(given)
         try:
@@ -194,7 +194,7 @@ class CheckpointMixin(Trainer):
     def create_model_card(  # type: ignore[override]  # TRL's parameters, which are not those of transformers
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
-        """Write the card of DepthVLM in place of TRL's: the run as it was made, no number that was not measured."""
+        """Write DepthVLM's card instead of TRL's: the actual run and only measured numbers."""
         if not self.has_depth_head:
             super().create_model_card(model_name, dataset_name, tags)
         elif self.is_world_process_zero():

@@ -1,4 +1,4 @@
-"""Examples in, one batch for the model out: text with labels, images resampled once, cameras, depth in metres."""
+"""Collator from examples to a batch: text with labels, images resampled once, cameras, depth in metres."""
 
 import json
 import logging
@@ -38,7 +38,7 @@ class BatchInfo:
         rows: Names of its examples, with their files.
         skipped: Number of examples that were left out.
         images: Number of images.
-        depth_images: Number of images with a depth map, which has at least one valid pixel.
+        depth_images: Number of images with a depth map of at least one valid pixel.
     """
 
     rows: tuple[str, ...]
@@ -51,22 +51,22 @@ class BatchInfo:
 class DepthDataCollator(DataCollatorForVisionLanguageModeling):
     """A collator of examples with or without images, depth and replies, in any mixture.
 
-    docs/data.md describes an example. Files are decoded here, thus in the workers of a DataLoader, and the processor
-    runs once for a batch. The batch has `input_ids`, `attention_mask`, `mm_token_type_ids` and `labels`
-    `(examples, tokens)`, padded on the right; with images `pixel_values`, `image_grid_thw`, `focal_scale` `(images,)`
-    and `cameras` `(images, 7)`, see [`DepthVLMImageProcessor`]; with depth `depth_labels`: for each image
-    `(height, width)` in metres, float32, or None. A batch without a usable example is one row without labels.
+    docs/data.md describes an example. Files are decoded here, that is in the workers of a DataLoader, and the processor
+    runs once per batch. The batch has `input_ids`, `attention_mask`, `mm_token_type_ids` and `labels` `(examples,
+    tokens)`, padded on the right; with images `pixel_values`, `image_grid_thw`, `focal_scale` `(images,)` and `cameras`
+    `(images, 7)`, see [`DepthVLMImageProcessor`]; with depth `depth_labels`: for each image `(height, width)` in
+    metres, float32, or None. A batch without a usable example is one row without labels.
 
     Args:
         processor ([`DepthVLMProcessor`]): Processor of the model.
-        max_length (`int`, *optional*): Longest row in tokens; longer ones lose their end. None cuts nothing.
+        max_length (`int`, *optional*): Longest row in tokens; longer ones are truncated. None disables truncation.
         completion_only_loss (`bool`, *optional*): False trains the prompts of prompt-completion examples too.
-        pad_to_multiple_of (`int`, *optional*): Number that divides the padded length.
+        pad_to_multiple_of (`int`, *optional*): The padded length is a multiple of this.
         dataset_text_field (`str`): Column of plain text.
-        assistant_only_loss (`bool`): False trains all of a conversation, not the assistant's turns alone.
-        chat_template (`str`, *optional*): Chat template in place of the processor's.
+        assistant_only_loss (`bool`): False trains all of a conversation, not only the assistant's turns.
+        chat_template (`str`, *optional*): Chat template instead of the processor's.
         columns (`dict[str, str | None]`): Names of the columns `depth`, `depth_scale`, `depth_type`, `focal_length`
-            and `intrinsics`, where they differ from these; None for one that is not read.
+            and `intrinsics`, if they differ from these; None for one that is not read.
         image_root (`str`, *optional*): Folder that relative image paths start from.
         depth_root (`str`, *optional*): Folder that relative depth paths start from.
         on_bad_sample (`str`): `"stop"` raises an error for an example that cannot be used; `"skip"` leaves it out,
@@ -77,11 +77,11 @@ class DepthDataCollator(DataCollatorForVisionLanguageModeling):
 
     Raises:
         BadSampleError: If an example cannot be used, under `"stop"`.
-        ValueError: If `max_length` would cut an image, or `on_bad_sample` is another word.
-        ChatTemplateError: If the chat template does not tell replies from prompts.
+        ValueError: If `max_length` would cut an image, or `on_bad_sample` is unknown.
+        ChatTemplateError: If the chat template does not distinguish replies from prompts.
     """
 
-    processor: Any  # not ProcessorMixin: it knows the ids of its placeholders
+    processor: Any  # not ProcessorMixin, which lacks the placeholder ids
     completion_only_loss: bool | None = None  # type: ignore[assignment]
     assistant_only_loss: bool = True
     columns: dict[str, str | None] = field(default_factory=dict)
@@ -115,7 +115,7 @@ class DepthDataCollator(DataCollatorForVisionLanguageModeling):
         )
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Make a batch of `examples`, which stay unchanged."""
+        """Make a batch of `examples`, which are not modified."""
         rows: list[TrainingRow] = []
         for index, example in enumerate(examples):
             try:
@@ -136,7 +136,7 @@ class DepthDataCollator(DataCollatorForVisionLanguageModeling):
         return output
 
     def _report(self, error: BadSampleError) -> None:
-        """Raise `error`, or log and list it, once for each numbered example and process, in all epochs together."""
+        """Raise `error`, or log and list it, once per numbered example and process over all epochs."""
         if self.on_bad_sample == "stop":
             raise error
         if isinstance(error.row, int):
@@ -150,12 +150,12 @@ class DepthDataCollator(DataCollatorForVisionLanguageModeling):
             return
         line = json.dumps({"row": error.row, "file": error.file, "reason": error.reason}, ensure_ascii=False)
         os.makedirs(os.path.dirname(os.path.abspath(self.bad_samples_file)), exist_ok=True)
-        # One unbuffered write of a whole line, since loader processes append to the same file.
+        # A single unbuffered write per line, since several loader processes append to the file.
         with open(self.bad_samples_file, "ab", buffering=0) as stream:
             stream.write((line + "\n").encode(errors="backslashreplace"))  # file names may be undecodable
 
     def _process(self, rows: list[TrainingRow]) -> tuple[list[TrainingRow], dict[str, Any]]:
-        """Run the processor once for all rows; if it fails, run it for each of them to find the faulty ones."""
+        """Run the processor once for all rows; if it fails, run it for each row to find the faulty ones."""
         if not rows:
             return rows, {}
         try:
@@ -185,7 +185,7 @@ class DepthDataCollator(DataCollatorForVisionLanguageModeling):
             if any(one is not None for one in depth):
                 options["depth_maps"] = depth
         with warnings.catch_warnings():
-            # The processor warns of images by their number in every batch; `_warn_of_assumed` names one example, once.
+            # The processor would warn in every batch, by image number; `_warn_of_assumed` names one example, once.
             warnings.simplefilter("ignore", AssumedCameraWarning)
             features = self.processor(
                 text=[text for row in rows for text, _ in row.segments],
@@ -213,9 +213,9 @@ class DepthDataCollator(DataCollatorForVisionLanguageModeling):
         )
 
     def _text(self, rows: list[TrainingRow], features: dict[str, Any]) -> dict[str, Any]:
-        """Join the segments of every row, label what is trained, cut and pad."""
+        """Join the segments of every row, label the trained tokens, truncate and pad."""
         if not rows:
-            # One row that a model can run on and that teaches nothing, so that ranks stay in step.
+            # One valid row without labels, so that ranks stay in step.
             ids = torch.full((2,), self.processor.tokenizer.eos_token_id)
             return self._pad([(ids, torch.zeros_like(ids), torch.full_like(ids, IGNORED))])
         kept = features["attention_mask"].bool()
@@ -260,10 +260,10 @@ class DepthDataCollator(DataCollatorForVisionLanguageModeling):
 
 
 def placeholder_ids(processor: Any) -> list[int]:
-    """Return the ids of the tokens that stand for images and videos and around them, which are never trained.
+    """Return the ids of the tokens for and around images and videos, which are never trained.
 
     Args:
-        processor: [`DepthVLMProcessor`] of any family; a token that its tokenizer does not have is left out.
+        processor: [`DepthVLMProcessor`] of any family; tokens missing from its tokenizer are left out.
     """
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     known = [getattr(processor, name, None) for name in names]

@@ -23,7 +23,7 @@ class DepthSFTConfig(SFTConfig):
         ValueError: If a value is outside its range, which the message names.
     """
 
-    # An image alone is longer than TRL's default of 1,024 tokens.
+    # A single image is longer than TRL's default of 1,024 tokens.
     max_length: int | None = field(
         default=None,
         metadata={
@@ -164,7 +164,7 @@ class DepthSFTConfig(SFTConfig):
                 raise ValueError(f"`{part}_learning_rate` is {rate}, expected a finite number >= 0.")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the values for trackers, with tokens hidden, that of `model_init_kwargs` included."""
+        """Return the values for trackers, with tokens hidden, including the one in `model_init_kwargs`."""
         values = super().to_dict()
         options = values.get("model_init_kwargs")
         if isinstance(options, dict) and options.get("token"):
@@ -172,7 +172,7 @@ class DepthSFTConfig(SFTConfig):
         return values
 
     def group_learning_rates(self) -> dict[str, float | None]:
-        """Return the peak learning rate of each part of the model, or None where it is `learning_rate`."""
+        """Return the peak learning rate of each part of the model, or None if it is `learning_rate`."""
         return {
             "head": self.head_learning_rate,
             "llm": self.llm_learning_rate,
@@ -192,11 +192,11 @@ class DepthSFTConfig(SFTConfig):
 
 
 def as_depth_config(args: Any, model: Any) -> DepthSFTConfig:
-    """Return the configuration of a run from that of TRL or transformers, or from none.
+    """Return the configuration of a run, converted from TRL's or transformers', or the default.
 
     Args:
-        args: Configuration as given; its values are kept, `max_length` included.
-        model: Model, or its name, after which the output folder is called if there is no configuration.
+        args: The given configuration; its values are kept, including `max_length`.
+        model: Model, or its name, which names the output folder if there is no configuration.
     """
     if isinstance(args, DepthSFTConfig):
         if args.packing and args.max_length is None:

@@ -1,4 +1,4 @@
-"""A `datasets` data set made ready for the collator: columns named, files left undecoded, rows numbered; no copy."""
+"""Preparation of a `datasets` data set for the collator: column names, undecoded files, row numbers; no copy."""
 
 import copy
 import logging
@@ -16,22 +16,23 @@ from .rows import ROW_COLUMN, read_columns
 
 logger = logging.getLogger(__name__)
 
-ROWS_LOOKED_AT = 100  # for images in messages; those that appear only later are refused when their turn comes
+ROWS_LOOKED_AT = 100  # for images in messages; images that appear only in later rows are rejected when read
 
 
 def prepare_depth_dataset(dataset: Dataset | IterableDataset, config: DepthSFTConfig) -> Dataset | IterableDataset:
-    """Prepare a data set for [`DepthDataCollator`]; no image is read or copied for it.
+    """Prepare a data set for [`DepthDataCollator`], without reading or copying an image.
 
     The image column gets its standard name. Images and depth maps stay undecoded, so that they are decoded in the
-    loader's workers and a broken file fails there with its row and reason. Every row gets its number in `__row__`:
-    that in the data set as loaded, also after a shuffle or a split; in a stream, its place in the shard of its worker.
+    loader's workers and a broken file fails there with its row and reason. Every row gets its number in `__row__`: its
+    index in the data set as loaded, even after a shuffle or a split; in a stream, its position in the shard of its
+    worker.
 
     Args:
         dataset: Data set with or without features.
         config: Configuration with the column names.
 
     Raises:
-        ValueError: If there is no such image column, or its new name is taken.
+        ValueError: If the image column does not exist, or its new name is taken.
     """
     names = list(dataset.column_names or next(iter(dataset)))
     prepared = ROW_COLUMN in names and config.image_column not in names
@@ -52,7 +53,7 @@ def prepare_depth_dataset(dataset: Dataset | IterableDataset, config: DepthSFTCo
 
 
 def prepare_eval(eval_dataset: Any, config: DepthSFTConfig) -> Any:
-    """Prepare one data set, or each of a dictionary of them; None stays None."""
+    """Prepare one data set, or each one in a dictionary; None stays None."""
     if eval_dataset is None:
         return None
     if isinstance(eval_dataset, dict):
@@ -92,7 +93,7 @@ def _undecoded(feature: Any) -> Any:
 
 
 def _with_features(dataset: Dataset, features: Features) -> Dataset:
-    # An image has the same Arrow type decoded or not; `cast` would write out a data set with lists of images again.
+    # An image has the same Arrow type decoded or not; `cast` would rewrite a data set with lists of images.
     if features == dataset.features:
         return dataset
     result = copy.copy(dataset)
@@ -106,8 +107,8 @@ def _number_rows(dataset: Dataset) -> Dataset:
     indices = dataset._indices
     if indices is None:
         return dataset.add_column(ROW_COLUMN, np.arange(len(dataset)))
-    # `add_column` would first write out a shuffled or split data set, images and all. The rows beneath the order are
-    # numbered instead, and the order is put back.
+    # `add_column` would first write out a shuffled or split data set, including images. Instead the underlying rows are
+    # numbered, and the order is restored.
     order = indices.column(0).to_numpy()
     whole = copy.copy(dataset)
     whole._indices = None
@@ -119,15 +120,15 @@ def _with_number(row: dict[str, Any], index: int) -> dict[str, Any]:
 
 
 def wants_depth(args: DepthSFTConfig, dataset: Any) -> bool:
-    """Tell whether depth is trained, from the depth loss weight and the columns of the data.
+    """Return whether depth is trained, from the depth loss weight and the columns of the data.
 
     Raises:
-        ValueError: If depth is asked for and the data has none, or depth without images.
+        ValueError: If depth is requested and the data has none, or has depth without images.
     """
     if args.depth_loss_weight == 0 or not isinstance(dataset, Dataset | IterableDataset):
-        return False  # TRL says what is wrong with another type
+        return False  # TRL reports other types as errors
     columns = get_dataset_column_names(dataset) or []
-    found = args.depth_column in columns or "depth_path" in columns  # the latter in DepthVLM-Bench's annotations
+    found = args.depth_column in columns or "depth_path" in columns  # `depth_path` is in DepthVLM-Bench's annotations
     if not found and args.depth_loss_weight is not None:
         raise ValueError(
             f"`depth_loss_weight` is {args.depth_loss_weight}, but the training data has no column "
@@ -168,7 +169,7 @@ def _warn_of_unread_text(args: DepthSFTConfig, columns: list[str]) -> None:
 
 
 def embeds_images(dataset: Any) -> bool:
-    """Tell whether messages hold pictures, or mark their places with `<image>`, both of which TRL would not see."""
+    """Return whether messages hold pictures or `<image>` marks, neither of which TRL would detect."""
     if not isinstance(dataset, Dataset | IterableDataset):
         return False
     has_column = {"image", "images"} & {*(get_dataset_column_names(dataset) or [])}

@@ -1,4 +1,4 @@
-"""Signs of depth that can be read and is still wrong: another unit, disparity, previews, a wrong focal length."""
+"""Signs of depth that is readable but wrong: another unit, disparity, previews, a wrong focal length."""
 
 import math
 from collections.abc import Sequence
@@ -11,21 +11,21 @@ from torch import Tensor
 
 from ..modeling_depthvlm.losses_depthvlm import valid_depth
 
-# Images that are looked at first. A sign that holds for all of them is no matter of one picture.
+# Number of images checked first. A sign that holds for all of them is not due to a single picture.
 IMAGES_LOOKED_AT = 8
 
 FARTHEST_MEDIAN = 150.0  # metres; outdoor lidar has 10 to 40
 NEAREST_MEDIAN = 0.05  # metres
-FULL_RANGE = 0.99  # the farthest pixel of relative depth, less what a reduced map may lose
-EIGHT_BITS = 256  # steps; a sensor's millimetres have thousands
+FULL_RANGE = 0.99  # farthest pixel of relative depth, with a margin for reduced maps
+EIGHT_BITS = 256  # steps; a sensor in millimetres has thousands
 DENSE_PIXELS = 5000
-NARROWEST_FOV = 25.0  # degrees: a lens of 81 mm on 35 mm film
+NARROWEST_FOV = 25.0  # degrees: an 81 mm lens on 35 mm film
 STRONGEST_DESCENT = 0.3  # mean rank correlation of depth with the row: the ground makes it negative
 MAPS_FOR_DESCENT = 4
 
 
 class FirstLook:
-    """Depth maps and cameras of the first batches of a run, to be looked at together."""
+    """Depth maps and cameras of the first batches of a run, checked together."""
 
     def __init__(self) -> None:
         self.depth: list[Tensor] = []
@@ -44,27 +44,27 @@ class FirstLook:
                 self.cameras.append(camera)
 
     def signs(self) -> list[str]:
-        """Return the signs of [`find_nonsense`] among them."""
+        """Return the signs that [`find_nonsense`] finds in them."""
         return find_nonsense(self.depth, torch.stack(self.cameras)) if self.depth else []
 
 
 def find_nonsense(depth_labels: Sequence[Tensor | None], cameras: Tensor) -> list[str]:
-    """Find signs that true depth or cameras are not what they are taken for.
+    """Find signs that true depth or cameras are misinterpreted.
 
     Args:
-        depth_labels: `(height, width)` in metres for each image, or None; two maps are needed at least.
+        depth_labels: `(height, width)` in metres for each image, or None; at least two maps are needed.
         cameras (`(images, 7)`): Cameras as the processor returns them.
 
     Returns:
-        A sentence for each sign, with the numbers, the likely cause and what to do. None of them is an error: there
-        are telephoto lenses, and pictures of a floor alone.
+        A sentence for each sign, with the numbers, the likely cause and what to do. None of them is an error: telephoto
+        lenses and pictures of nothing but a floor exist.
     """
     maps, fields = [], []
     for depth, camera in zip(depth_labels, cameras.tolist(), strict=True):
         if depth is not None and valid_depth(depth).any():
             maps.append(depth.float().cpu())
             fx, fy, _, _, height, width, _ = camera
-            # Across the longer side: portraits are narrow across the other.
+            # Across the longer side: portraits are narrow across the shorter one.
             fields.append(2 * math.degrees(math.atan(max(width / fx, height / fy) / 2)))
     if len(maps) < 2:
         return []
@@ -110,7 +110,7 @@ def find_nonsense(depth_labels: Sequence[Tensor | None], cameras: Tensor) -> lis
 
 
 def _levels(values: Tensor) -> float:
-    """Return the farthest depth over the smallest difference between two: the equal steps that could hold them all."""
+    """Return the farthest depth over the smallest difference between two depths: the number of equal steps."""
     distinct = values.double().unique()
     return (distinct[-1] / distinct.diff().min()).item() if len(distinct) > 1 else 1.0
 
@@ -119,5 +119,5 @@ def _descent(depth: Tensor) -> float:
     """Return the correlation of the rank of depth with the row, over the valid pixels."""
     rows, _ = torch.nonzero(valid_depth(depth), as_tuple=True)
     ranks = pd.Series(depth[valid_depth(depth)].numpy()).rank()  # ties at their mean
-    with np.errstate(invalid="ignore"):  # of a plane at one distance, or one row, it is 0
+    with np.errstate(invalid="ignore"):  # 0 for a plane at one distance, or a single row
         return float(np.nan_to_num(np.corrcoef(rows, ranks)[0, 1]))

@@ -28,17 +28,17 @@ from .forward import TILE_WORDS
 from .optimizer import PARTS, part_of
 
 ROWS_SHOWN = 4
-BATCHES_LOOKED_AT = 8  # for signs of wrong depth: small batches have too few images to tell
+BATCHES_LOOKED_AT = 8  # for signs of wrong depth: small batches have too few images
 IGNORED = -100
 MIB, GIB = 2**20, 2**30
 FLOAT32 = 4  # bytes
-MEASURED_GRID = (8, 8)  # visual tokens of the layers that are measured; what they keep grows with that number
-RECURRENT_TOKENS = 320  # of layers that go by chunks of 64 and keep a state for each
-TILE_TOKENS = 4096  # of TRL's fused LM head at a time
+MEASURED_GRID = (8, 8)  # visual tokens in measured layers; their activations grow with that number
+RECURRENT_TOKENS = 320  # for layers that work in chunks of 64 and keep a state for each
+TILE_TOKENS = 4096  # tokens per tile of TRL's fused LM head
 
 
 def describe(trainer: Any) -> Group:
-    """Describe what a trainer that has been built, and not run, would train.
+    """Describe what a trainer would train, without running it.
 
     Args:
         trainer: [`DepthSFTTrainer`] whose first batch is loaded; its model does not run.
@@ -215,7 +215,7 @@ def estimate_settings(trainer: Any, batch: dict[str, Any]) -> dict[str, Any]:
         "trained": trained,
         "scored_tokens": -(-int((batch["labels"] != IGNORED).sum()) // count),
         "gradient_checkpointing": bool(args.gradient_checkpointing),
-        # Adapters and quantised weights are in it: bytes stored for every number of the plain model.
+        # Including adapters and quantised weights: bytes stored per number of the plain model.
         "dtype_bytes": stored / sum(count_parameters(config).values()),
         "trained_bytes": trained_bytes,
         "compute_bytes": 2 if half else 4,
@@ -225,7 +225,7 @@ def estimate_settings(trainer: Any, batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def _optimizer_bytes(name: str, trained_bytes: float) -> float:
-    """Return the bytes of an optimiser's state for each trained parameter: two moments in the dtype of AdamW's."""
+    """Return the bytes of an optimiser's state per trained parameter: for AdamW, two moments in its dtype."""
     if "8bit" in name:
         return 2.0
     if name.startswith(("sgd", "adafactor")):  # no state without momentum; two vectors for each matrix
@@ -242,7 +242,7 @@ def count_parameters(config: DepthVLMConfigMixin) -> dict[str, int]:
 
 
 def model_without_data(config: DepthVLMConfigMixin) -> Any:
-    """Return the model of a configuration on the meta device; it is kept for the next call, and not to be changed."""
+    """Return the model of a configuration on the meta device; it is cached and must not be modified."""
     return _model_without_data(config.to_json_string(use_diff=False))
 
 
@@ -252,7 +252,7 @@ def _model_without_data(config_json: str) -> Any:
     family = family_of(values, "The model")
     config = family.config(**values)
     for part in (config, config.text, config.vision):
-        part._attn_implementation = "sdpa"  # it keeps no scores, as FlashAttention
+        part._attn_implementation = "sdpa"  # like FlashAttention, it keeps no scores
     with torch.device("meta"):
         return family.model(config)
 
@@ -274,24 +274,25 @@ def estimate_memory(
 ) -> dict[str, int]:
     """Estimate the peak memory of a training step on one device, without weights and without a device.
 
-    Weights, gradients and optimiser are counted. What one layer of the LLM, one block of the ViT and the head keep for
-    the backward pass is measured on tensors without data, see [`measure_activations`]. `working_weights` stand beside
-    the stored ones: autocast's copies of the trained weights, or, sharded, two gathered layers and all that is in no
-    layer. `text_loss` is TRL's fused LM head: states of the scored tokens, one tile of logits, and the float32
-    gradient of its weight. Not counted are the CUDA context, work space, fragmentation and communication buffers.
+    Weights, gradients and optimiser are counted. The activations that one layer of the LLM, one block of the ViT and
+    the head keep for the backward pass are measured on tensors without data, see [`measure_activations`].
+    `working_weights` come on top of the stored ones: autocast's copies of the trained weights, or, if sharded, two
+    gathered layers and all weights outside layers. `text_loss` is TRL's fused LM head: states of the scored tokens, one
+    tile of logits, and the float32 gradient of its weight. Not counted are the CUDA context, work space, fragmentation
+    and communication buffers.
 
     Args:
         config: Configuration of the model.
         batch_size: Samples of a micro-batch.
         tokens: Tokens of a sample, image tokens included.
         pixels: Pixels of a sample's images, as the model sees them.
-        trained: Number of trained parameters of each part, those of adapters included.
+        trained: Number of trained parameters of each part, including adapters.
         dtype_bytes: Bytes of a stored weight.
         compute_bytes: Bytes of a computed number, 2 under bfloat16 autocast.
         trained_bytes: Bytes of a stored trained weight, if it differs (adapters).
         optimizer_bytes: Bytes of the optimiser for each trained weight: 8 for AdamW in float32, 2 in 8 bits.
-        gradient_checkpointing: True if LLM and ViT keep only the inputs of their layers, and one layer in full.
-        scored_tokens: Tokens of a sample with a label; by default those that are not of an image.
+        gradient_checkpointing: True if LLM and ViT keep only the inputs of their layers, plus one full layer.
+        scored_tokens: Tokens of a sample with a label; by default all tokens that are not of an image.
         shards: Devices over which FSDP2 or ZeRO-3 splits weights, gradients and optimiser; 1 for DDP.
 
     Returns:
@@ -334,16 +335,16 @@ def estimate_memory(
 
 
 def _unsharded(config: DepthVLMConfigMixin, counts: Mapping[str, int]) -> int:
-    """Return the weights that one device holds whole at a time: two LLM layers, and all that is in no layer."""
+    """Return the weights that one device holds unsharded: two LLM layers, and all weights outside layers."""
     layers = [sum(p.numel() for p in layer.parameters()) for layer in _layers(model_without_data(config))["llm"]]
     return 2 * max(layers) + counts["llm"] - sum(layers) + counts["merger"] + counts["head"]
 
 
 class Activations(NamedTuple):
-    """Bytes that stay for the backward pass, and the kinds of layers that could not be measured.
+    """Bytes kept for the backward pass, and the kinds of layers that could not be measured.
 
     Args:
-        sizes: Bytes by part, as [`measure_activations`] returns them; those of layers in `unmeasured` are not in it.
+        sizes: Bytes by part, as [`measure_activations`] returns them; without the layers in `unmeasured`.
         unmeasured: Classes of layers, with the number of each and the reason.
     """
 
@@ -352,14 +353,14 @@ class Activations(NamedTuple):
 
 
 def measure_activations(config: DepthVLMConfigMixin, autocast: bool, half: bool = False) -> dict[str, float]:
-    """Measure the bytes that stay for the backward pass, in tensors without data.
+    """Measure the bytes kept for the backward pass, on tensors without data.
 
     The layers are those of the model itself. A model may have several kinds (linear and full attention; dense and a
-    mixture of experts): each is measured, and the mean goes by their numbers.
+    mixture of experts): each is measured, and the mean is weighted by their numbers.
 
     Args:
         config: Configuration of the model.
-        autocast: True if its arithmetic is in bfloat16.
+        autocast: True if it computes in bfloat16.
         half: True if its weights are in bfloat16 too.
 
     Returns:
@@ -370,7 +371,7 @@ def measure_activations(config: DepthVLMConfigMixin, autocast: bool, half: bool 
 
 
 def unmeasured_layers(config: DepthVLMConfigMixin, autocast: bool, half: bool = False) -> tuple[str, ...]:
-    """Return the kinds of layers that cannot run on tensors without data, which [`measure_activations`] leaves out."""
+    """Return the kinds of layers that cannot run without data and that [`measure_activations`] leaves out."""
     return _measure(config.to_json_string(use_diff=False), autocast, autocast and half).unmeasured
 
 
@@ -396,7 +397,7 @@ def _measure(config_json: str, autocast: bool, half: bool) -> Activations:
     def measure(name: str, module: nn.Module, tokens: int, call: Callable[[], Any]) -> float:
         try:
             return kept_for_backward(module, call, autocast) / tokens
-        except Exception as error:  # of torch or transformers, whichever cannot run without data
+        except Exception as error:  # from torch or transformers, if either cannot run without data
             unmeasured.append(f"{name} ({type(error).__name__}: {str(error).splitlines()[0]})")
             return 0.0
 
@@ -412,7 +413,7 @@ def _measure(config_json: str, autocast: bool, half: bool) -> Activations:
         def vit_call(block: Any, tokens: int) -> Any:
             patches = torch.empty(tokens, vision.hidden_size, dtype=dtype, requires_grad=True)
             turns = [torch.empty(tokens, vision.hidden_size // vision.num_heads, dtype=dtype)] * 2
-            ends = np.array([0, tokens])  # read as numbers, which tensors without data do not have
+            ends = np.array([0, tokens])  # its values are read, which tensors without data lack
             return block(patches, cu_seqlens=ends, position_embeddings=turns)
 
         for part, call in (("llm", llm_call), ("vit", vit_call)):
@@ -442,12 +443,12 @@ def _kinds(layers: list[Any]) -> list[list[Any]]:
 
 
 def _is_recurrent(layer: Any) -> bool:
-    """Return whether a layer takes a mask of padding, `(batch, tokens)` or None, instead of one of attention."""
+    """Return whether a layer takes a padding mask, `(batch, tokens)` or None, instead of an attention mask."""
     return getattr(layer, "block_type", None) == "linear_attention"
 
 
 def _give_weights(module: nn.Module, dtype: torch.dtype) -> None:
-    """Replace the weights of a module, and its buffers, by tensors of the present mode, without data."""
+    """Replace the weights and buffers of a module by tensors of the active mode, without data."""
     for part in module.modules():
         for name, weight in list(part.named_parameters(recurse=False)):
             setattr(part, name, nn.Parameter(torch.empty(weight.shape, dtype=dtype)))
@@ -457,7 +458,7 @@ def _give_weights(module: nn.Module, dtype: torch.dtype) -> None:
 
 @contextmanager
 def _experts_without_data() -> Iterator[None]:
-    """Let experts run without data: torch's own grouped product does so in bfloat16 alone, its stand-in always.
+    """Let experts run without data: torch's grouped product does so only in bfloat16, its fallback always.
 
     Both keep the same tensors.
     """
@@ -486,7 +487,7 @@ def _projected(config: DepthVLMConfigMixin, projector: Any) -> Tensor:
 
 
 def kept_for_backward(module: nn.Module, call: Callable[[], Any], autocast: bool) -> int:
-    """Return the bytes that autograd keeps while `call` runs, without weights and autocast's copies of them.
+    """Return the bytes that autograd saves while `call` runs, without weights and autocast's copies of them.
 
     Args:
         module: Module whose weights are not counted.

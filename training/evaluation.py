@@ -1,4 +1,4 @@
-"""The rows of an evaluation over several ranks: equally many for each, and those that fill the last batches marked."""
+"""The rows of an evaluation over several ranks: the same number for each, with the filler rows marked."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,9 +16,9 @@ from .rows import REPEATED_COLUMN
 
 
 class EvaluationRows(torch.utils.data.Dataset):
-    """A data set whose indices past its end are its first rows again, marked in `__repeated__`.
+    """A data set that returns its first rows for indices past its end, marked in `__repeated__`.
 
-    Its length stays that of the data set, by which accelerate and transformers count rows and cut gathered logits.
+    Its length is unchanged, since accelerate and transformers use it to count rows and cut gathered logits.
 
     Args:
         rows: Anything with a length and rows by index.
@@ -37,12 +37,12 @@ class EvaluationRows(torch.utils.data.Dataset):
 
 
 class FilledSampler(Sampler[int]):
-    """The indices of a sampler, then those past the data set's end up to a multiple of `multiple`.
+    """The indices of a sampler, then indices past the data set's end up to a multiple of `multiple`.
 
-    They fill what accelerate would fill up with first rows, which look as if they were rows of their own.
+    They replace accelerate's own padding with first rows, which cannot be told from real ones.
 
     Args:
-        indices: Sampler of every row once.
+        indices: Sampler that yields every row once.
         multiple: Number of rows that all ranks read at a time.
     """
 
@@ -58,12 +58,12 @@ class FilledSampler(Sampler[int]):
 
 
 class EvaluationStream(torch.utils.data.IterableDataset):
-    """A stream that goes on with its first row, marked in `__repeated__`, up to a multiple of `multiple`.
+    """A stream that continues with its first row, marked in `__repeated__`, up to a multiple of `multiple`.
 
     Every rank reads all of it and takes its share: shards of unequal length would leave one rank waiting for another.
 
     Args:
-        rows: Stream; a worker of a loader gets its shards of it.
+        rows: Stream; each loader worker gets its shards.
         multiple: Number of rows that all ranks read at a time.
     """
 
@@ -86,7 +86,7 @@ class EvaluationStream(torch.utils.data.IterableDataset):
 
 
 class EvaluationMixin(Trainer):
-    """Evaluation in which every row counts once, on any number of ranks.
+    """Mixin for an evaluation that counts every row once, on any number of ranks.
 
     The trainer has `depth_enabled`, `reads_cameras` and `text_probe`.
     """
@@ -97,7 +97,7 @@ class EvaluationMixin(Trainer):
     text_probe: TextProbe | None
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate as in TRL; data given here is prepared like that given to the trainer."""
+        """Evaluate as in TRL; data given here is prepared like the trainer's."""
         if self.reads_cameras and not isinstance(eval_dataset, str):
             eval_dataset = prepare_eval(eval_dataset, self.args)
         return super().evaluate(eval_dataset, *args, **kwargs)
@@ -125,7 +125,7 @@ class EvaluationMixin(Trainer):
         return FilledSampler(range(len(eval_dataset)) if indices is None else indices, self._rows_at_once())
 
     def _rows_at_once(self) -> int:
-        """Return the rows of one batch of every rank together, which accelerate fills up; 0 if there is one rank."""
+        """Return the rows in one batch over all ranks, which accelerate pads; 0 if there is one rank."""
         if self.accelerator.num_processes == 1 or self.args.dataloader_drop_last:
             return 0
         return self.args.eval_batch_size * (1 if self.accelerator.split_batches else self.accelerator.num_processes)

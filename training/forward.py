@@ -22,22 +22,22 @@ from ..modeling_depthvlm.losses_depthvlm import resize_depth, silog_per_image, v
 # `score_depth` returns sums of these, in this order.
 TOTALS = ("silog", "depth_images", "delta1", "abs_rel", "valid_pixels", "pixels")
 TEXT_SCORES = ("log_probs", "entropy", "is_top1")
-TILE_WORDS = 32768  # of the vocabulary at a time, as in TRL
+TILE_WORDS = 32768  # vocabulary entries per tile, as in TRL
 
 
 @dataclass
 class DepthTargets:
     """Depth labels for one module call.
 
-    They are one object and not tensors among the inputs, since FSDP2 casts every floating tensor that it finds there
-    to the model's dtype, and metres must stay float32.
+    They are one object, not tensors among the inputs, since FSDP2 casts every floating-point input tensor to the
+    model's dtype, and metres must stay float32.
 
     Args:
         depth_labels: One `(height, width)` depth map in metres for each image, or None.
         focal_scale (`(images,)`): Effective over canonical focal length.
         weight: Factor on the sum of the images' losses: alpha over the number of images with depth.
-        head_runs: Least number of runs of the depth head. Where every run gathers its weights from all ranks, it is
-            the number of image sizes in the rank with the most.
+        head_runs: Least number of runs of the depth head. If every run gathers its weights from all ranks, this is the
+            largest number of image sizes in any rank.
     """
 
     depth_labels: Sequence[Tensor | None]
@@ -48,7 +48,7 @@ class DepthTargets:
 
 @dataclass
 class DepthScores:
-    """Findings of a module call about depth, in float32 and without gradients.
+    """Depth results of a module call, in float32 and without gradients.
 
     They are one object, since FSDP2 casts the tensors of an output to the model's dtype.
 
@@ -81,19 +81,18 @@ def install_training_forward(
 
     With `depth_targets=` the call returns a [`JointOutput`] with depth, without it one of text alone. Its text scores
     are flat, `(1, labels)` instead of TRL's `(batch, sequence)`; sums over them are the same. The work is done inside
-    the module's own call, which DDP, FSDP and DeepSpeed hook. Every other call is the forward that the model had.
+    the module's own call, which DDP, FSDP and DeepSpeed hook. Every other call runs the model's original forward.
 
     Args:
         model: Model with TRL's fused LM head in place (`trl.trainer.utils.add_fused_lm_head`).
         silog_lambda: Lambda of equation 4.
         text: True if there is a text loss. Without it the backbone runs without a graph, up to the last image token.
         sharded: True if ranks share weights or gradients module by module (FSDP, DeepSpeed). All must then run the
-            same modules, in the same order: a rank whose batch has no image runs the smallest one, and counts it for
-            nothing.
+            same modules, in the same order: a rank whose batch has no image runs the smallest one with weight zero.
     """
     given_forward = model.forward
 
-    @functools.wraps(type(model).forward)  # `generate` validates its arguments against the signature
+    @functools.wraps(type(model).forward)  # `generate` checks its arguments against the signature
     def forward(
         self: DepthVLMForConditionalGeneration,
         *args: Any,
@@ -140,32 +139,32 @@ def joint_step(
     asked: dict[str, bool] = {}
     if labels is not None:
         if sharded and not has_images:
-            zero = _zero_from_vision(model)  # first, as the ViT is where there are images
+            zero = _zero_from_vision(model)  # first, as the ViT runs first with images
         outputs, prediction = model.run_backbone(has_images, focal_scale=targets.focal_scale, **inputs)
         trained = any(p.requires_grad for p in model.model.visual.parameters())
         asked = {"vit": trained and torch.is_grad_enabled(), "llm": outputs.last_hidden_state.requires_grad}
     elif has_images:
         if hasattr(model.config.text, "output_router_logits"):
-            inputs["output_router_logits"] = False  # TRL turns it on, and without text nothing reads them
+            inputs["output_router_logits"] = False  # TRL turns it on, but without text they are not used
         _, prediction = model.run_backbone(True, focal_scale=targets.focal_scale, text=False, **inputs)
     elif sharded:
         _, prediction = model.run_backbone(True, text=False, **_smallest_image(model))
-    # The head runs once for every size of image; where there are fewer sizes, it runs on nothing. Projectors of its own
-    # run once for all images.
+    # The head runs once per image size; with fewer sizes, it also runs on zeros. Its own projectors run once for all
+    # images.
     for run in range(len({image.shape for image in prediction or ()}), targets.head_runs):
         zero = zero + (_zero_after_projectors(model, **asked) if run else model.zero_from_head(**asked))
     if not has_images and prediction:
         zero, prediction = zero + 0.0 * prediction[0].sum(), None
-    if labels is not None:  # last, as in every other rank
+    if labels is not None:  # last, as in all other ranks
         output = score_text(model, outputs, labels, inputs.get("attention_mask"))
     if prediction:
         loss, totals = score_depth(prediction, targets.depth_labels, silog_lambda)
-        # Images without depth too keep the head in the graph: distributed training waits for every gradient.
+        # Images without depth also keep the head in the graph: distributed training waits for every gradient.
         loss = loss + 0.0 * torch.stack([image[0, 0] for image in prediction]).sum() + zero
         output.scores = DepthScores(totals, [image.detach() for image in prediction])
     else:
         loss = torch.as_tensor(zero)
-    # Scaled here, not on the way back, where FSDP2 would round the factor to the model's dtype.
+    # Scaled here, not in the backward pass, where FSDP2 would round the factor to the model's dtype.
     output.depth_loss = loss * targets.weight
     return output
 
@@ -178,22 +177,22 @@ def score_text(
     Args:
         model: Model with an LM head.
         outputs: Output of the backbone, with its last states and, of a mixture of experts, its routers' logits.
-        labels (`(batch, tokens)`): Token ids; -100 where there is nothing to learn.
-        attention_mask (`(batch, tokens)`): 0 at padding, which the load of the experts does not count.
+        labels (`(batch, tokens)`): Token ids; -100 for tokens that are not trained.
+        attention_mask (`(batch, tokens)`): 0 at padding, which does not count for the load of the experts.
 
     Returns:
         `log_probs`, `entropy`, `is_top1` and `label_mask`, `(1, labels)`; `loss`, their mean; and `aux_loss`, the
-        load-balancing loss without its factor, where the routers' logits were asked for.
+        load-balancing loss without its factor, if the routers' logits were requested.
     """
     hidden, router_logits = outputs.last_hidden_state, getattr(outputs, "router_logits", None)
     head = model.get_output_embeddings()
     scored = labels[:, 1:] != -100
-    # With the model split across devices (`device_map`), the backbone can end on another device than the head.
+    # With the model split across devices (`device_map`), the backbone's last device may differ from the head's.
     hidden = hidden[:, :-1][scored].to(head.weight.device)
     labels = labels[:, 1:][scored].to(head.weight.device)
     weight, bias = (_gather(one) if isinstance(one, DTensor) else one for one in (head.weight, head.bias))
-    with maybe_gather_lm_head_ctx(weight, bias):  # type: ignore[arg-type]  # it takes tensors too
-        # Temperature 1, no soft cap, logits as they are.
+    with maybe_gather_lm_head_ctx(weight, bias):  # type: ignore[arg-type]  # it also takes tensors
+        # Temperature 1, no soft cap, unscaled logits.
         per_token: Any = ChunkedLogProbFunction.apply(
             hidden, weight, bias, labels, 1.0, TILE_WORDS, None, 1.0, TEXT_SCORES
         )
@@ -209,7 +208,7 @@ def score_text(
 
 
 def _gather(parameter: DTensor) -> Tensor:
-    """Return all of a sharded parameter, with a gradient averaged over ranks as FSDP2 averages those of its modules.
+    """Return a sharded parameter in full, with its gradient averaged over ranks as FSDP2 does for its modules.
 
     TRL 1.16 gathers with `full_tensor()`, whose gradient is each rank's own, never reduced.
     """
@@ -221,7 +220,7 @@ def _gather(parameter: DTensor) -> Tensor:
 
 
 def _smallest_image(model: DepthVLMForConditionalGeneration) -> dict[str, Any]:
-    """Return the inputs for a black image of one visual token, alone in a prompt."""
+    """Return inputs with nothing but a black image of one visual token."""
     config, vision = model.config, model.config.vision
     width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     side = vision.spatial_merge_size
@@ -240,7 +239,7 @@ def _zero_from_vision(model: DepthVLMForConditionalGeneration) -> Tensor:
     image = _smallest_image(model)
     trained = any(p.requires_grad for p in model.model.visual.parameters())
     vision, maps = model.encode_images(image["pixel_values"], image["image_grid_thw"], trained)
-    levels = [*getattr(vision, "deepstack_features", ()), *maps.levels]  # the LLM takes all, the head three
+    levels = [*getattr(vision, "deepstack_features", ()), *maps.levels]  # the LLM reads all, the head three
     outputs = [*maps.pooled, *(feature for level in levels for feature in level)]
     return 0.0 * torch.stack([output.float().sum() for output in outputs]).sum()
 
@@ -250,7 +249,7 @@ def _zero_after_projectors(model: DepthVLMForConditionalGeneration, vit: bool = 
     head = model.depth_head
     if not len(head.projectors):
         return model.zero_from_head(vit, llm)
-    asked = [True, True, True, llm if head.config.feature_source == "vit+llm" else vit]  # as projected ones are
+    asked = [True, True, True, llm if head.config.feature_source == "vit+llm" else vit]  # as for projected maps
     width = model.config.text.hidden_size
     maps = [head.norm.weight.new_zeros(1, 1, width, requires_grad=one) for one in asked]
     return head(maps, (1, 1)).sum() * 0
@@ -259,7 +258,7 @@ def _zero_after_projectors(model: DepthVLMForConditionalGeneration, vit: bool = 
 def score_depth(
     prediction: Sequence[Tensor], depth_labels: Sequence[Tensor | None], silog_lambda: float
 ) -> tuple[Tensor, Tensor]:
-    """Compute SILog (equation 4) and metrics over the images that have true depth.
+    """Compute SILog (equation 4) and metrics over the images with true depth.
 
     Args:
         prediction: `(h_i, w_i)` for each image, metres.

@@ -1,4 +1,4 @@
-"""The model that a training run begins with."""
+"""The initial model of a training run."""
 
 import copy
 from typing import Any
@@ -21,7 +21,7 @@ def load_model(
     """Load a model with its depth head, and its processor, from the same commit.
 
     The model is loaded as `SFTTrainer` would: in float32 unless `model_init_kwargs` say otherwise, on one device in
-    distributed training. A plain backbone gets a new head, drawn by `args.seed`.
+    distributed training. A plain backbone gets a new head, initialised from `args.seed`.
 
     Raises:
         ValueError: If the quantisation is given twice.
@@ -39,25 +39,25 @@ def load_model(
         options["device_map"] = None
     origin = hub_keywords(name, options)
     options |= origin
-    options.pop("trust_remote_code", None)  # the class is at hand: no remote code is needed
+    options.pop("trust_remote_code", None)  # the class is local: no remote code is needed
     model: Any = create_model_from_path(name, architecture=DepthVLMForConditionalGeneration, **options)  # type: ignore
     if is_deepspeed_zero3_enabled():
-        # There transformers (5.23) keeps renamings of old checkpoints that this one never needed, and saves by them.
+        # transformers (5.23) keeps renamings of old checkpoints there, which do not apply here, and uses them to save.
         model._weight_conversions = []
     processor = DepthVLMProcessor.from_pretrained(name, **origin)
-    # `model_init_kwargs` may name another canonical camera than the checkpoint's own (the paper's table 7).
+    # `model_init_kwargs` may set another canonical camera than the checkpoint's (the paper's table 7).
     processor.image_processor.canonical_focal_length = model.config.canonical_focal_length
     return model, processor
 
 
 def init_options(args: DepthSFTConfig) -> dict[str, Any]:
-    """Return a copy of `model_init_kwargs`, which are parsed by now if they came as text."""
+    """Return a copy of `model_init_kwargs`, already parsed if they were given as text."""
     options: Any = args.model_init_kwargs
     return dict(options or {})
 
 
 def has_depth_head(model: Any, args: DepthSFTConfig) -> bool:
-    """Tell whether a model, or the checkpoint of that name, has a depth head."""
+    """Return whether a model, or the checkpoint of that name, has a depth head."""
     if not isinstance(model, str):
         core = model.get_base_model() if is_peft_model(model) else model
         return hasattr(core, "depth_head")
@@ -72,7 +72,7 @@ def adapter_with_head(peft_config: Any, commit: str | None) -> Any:
 
     Args:
         peft_config: Configuration of the adapter.
-        commit: Commit of the base model on the Hub, if it comes from there.
+        commit: Commit of the base model, if it comes from the Hub.
     """
     config = copy.deepcopy(peft_config)
     modules = list(getattr(config, "modules_to_save", None) or [])

@@ -1,4 +1,4 @@
-"""The parts of the model that are trained, or not, and how fast; Muon for models trained from nothing."""
+"""Trained and frozen parts of the model and their learning rates; Muon for models trained from scratch."""
 
 import re
 from collections.abc import Iterable
@@ -12,14 +12,14 @@ from torch.optim import Optimizer
 PARTS = ("head", "llm", "merger", "vit")
 CHOICES = {"head": ("head",), "head+llm": ("head", "llm"), "all": PARTS}
 
-# PEFT, torch.compile and activation checkpointing put these into names.
+# Inserted into names by PEFT, torch.compile and activation checkpointing.
 _WRAPPERS = re.compile(
     r"^(module\.|base_model\.model\.|_orig_mod\.)+|_orig_mod\.|_checkpoint_wrapped_module\.|modules_to_save\.[^.]+\."
 )
 
 
 def part_of(name: str) -> str:
-    """Return which of [`PARTS`] a parameter belongs to; DeepStack's mergers are mergers, embeddings the LLM's."""
+    """Return which of [`PARTS`] a parameter belongs to; DeepStack's mergers count as merger, embeddings as LLM."""
     name = _WRAPPERS.sub("", name)
     if name.startswith("depth_head."):
         return "head"
@@ -29,11 +29,11 @@ def part_of(name: str) -> str:
 
 
 def set_trainable(model: nn.Module, trainable: Iterable[str]) -> None:
-    """Freeze all of the model except what is named.
+    """Freeze the model except the named parts.
 
     Args:
-        model: Model whose parameters are frozen or released.
-        trainable: "head", "head+llm", "all", or patterns of parameter names as in a shell ("depth_head.*").
+        model: Model whose parameters are frozen or unfrozen.
+        trainable: "head", "head+llm", "all", or shell-style patterns of parameter names ("depth_head.*").
 
     Raises:
         ValueError: If no parameter matches a pattern.
@@ -44,7 +44,7 @@ def set_trainable(model: nn.Module, trainable: Iterable[str]) -> None:
     for name, parameter in parameters.items():
         hits = [c for c in chosen if (part_of(name) in CHOICES[c] if c in CHOICES else fnmatchcase(name, c))]
         used.update(hits)
-        # Quantised weights are integers, which have no gradient.
+        # Quantised weights are integers and have no gradient.
         parameter.requires_grad_(bool(hits) and (parameter.is_floating_point() or parameter.is_complex()))
     unused = [c for c in chosen if c not in used]
     if unused:
@@ -56,7 +56,7 @@ def set_trainable(model: nn.Module, trainable: Iterable[str]) -> None:
 
 
 def trained_parts(model: nn.Module) -> list[str]:
-    """Return those of [`PARTS`] that have gradients; the head alone means stage 1 of the paper."""
+    """Return those of [`PARTS`] that have gradients; only the head means stage 1 of the paper."""
     found = {part_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
     return [part for part in PARTS if part in found]
 
@@ -67,7 +67,7 @@ def name_parameter_groups(optimizer: Optimizer, model: nn.Module, learning_rates
     Args:
         optimizer: Optimiser that has not taken a step yet.
         model: Model that it trains.
-        learning_rates: Peak learning rate by part; None, and Muon's groups, keep the rate that they have.
+        learning_rates: Peak learning rate by part; parts with None, and Muon's groups, keep their rate.
     """
     parts = {id(parameter): part_of(name) for name, parameter in model.named_parameters()}
     groups = []
@@ -126,9 +126,9 @@ class MuonFactory:
 def build_muon(groups: list[dict[str, Any]]) -> Optimizer:
     """Return [`pytorch_optimizer.Muon`] for `groups`, which on a CPU orthogonalises in float32.
 
-    Many CPUs have no bfloat16 arithmetic, and take a hundred times as long with it.
+    Many CPUs have no bfloat16 arithmetic and are a hundred times slower with it.
     """
-    from pytorch_optimizer import Muon  # a package of many optimisers, imported only for this one
+    from pytorch_optimizer import Muon  # a large package, imported only when needed
     from pytorch_optimizer.optimizer.utils.matrix import zero_power_via_newton_schulz_5
 
     class MuonAdamW(Muon):

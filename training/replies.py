@@ -1,4 +1,4 @@
-"""The text of an example, cut where training starts and stops: replies are learnt with their end, prompts not."""
+"""The text of an example in trained and untrained segments: replies are trained with their end, prompts are not."""
 
 import base64
 import copy
@@ -22,17 +22,17 @@ Segment = tuple[str, bool]
 CONVERSATION_COLUMNS = ("messages", "prompt", "completion", "conversations")
 TEXT_COLUMNS = (*CONVERSATION_COLUMNS, "tools", "chat_template_kwargs")
 
-# The names of LLaVA's conversations, and how they and many after them say where an image stands.
+# The roles of LLaVA's conversations, and the image mark of LLaVA and many later data sets.
 LLAVA_ROLES = {"human": "user", "gpt": "assistant"}
 LLAVA_IMAGE = "<image>"
 
-# Types of a message's part that is an image, and the keys under which its picture stands.
+# Types of image parts in a message, and the keys that hold the picture.
 IMAGE_TYPES = ("image", "image_url")
 PAYLOADS = ("image", "image_url", "url", "path", "base64")
 
 
 class ChatTemplateError(RuntimeError):
-    """A chat template that no example can be written with: not the fault of an example."""
+    """A chat template that cannot render any example, so that no example is at fault."""
 
 
 @dataclass
@@ -40,7 +40,7 @@ class ReplyRenderer:
     """A writer of an example's text, in segments.
 
     Segments are tokenized one by one. At inference a reply starts after a tokenized prompt, so no token spans the
-    boundary there; nor does one here, which offsets into a text tokenized as a whole could not promise.
+    boundary; the same holds here, which offsets into a text tokenized as a whole could not guarantee.
 
     Args:
         processor: [`DepthVLMProcessor`] with the chat template, the end-of-sequence token and the placeholders.
@@ -58,7 +58,7 @@ class ReplyRenderer:
 
     @cached_property
     def template(self) -> str:
-        """The chat template as given, or the processor's, or TRL's version of it with `{% generation %}` marks.
+        """The given chat template, or the processor's, or TRL's version of it with `{% generation %}` marks.
 
         Raises:
             ChatTemplateError: If there is none, or none with marks although they are needed.
@@ -73,7 +73,7 @@ class ReplyRenderer:
         processor.chat_template = template
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # TRL tries templates on a picture of its own
+                warnings.simplefilter("ignore")  # TRL tests templates with its own picture
                 return get_training_chat_template(processor) or template
         except ValueError as error:
             raise ChatTemplateError(
@@ -82,7 +82,7 @@ class ReplyRenderer:
             ) from error
 
     def segments(self, row: dict[str, Any], images: int) -> list[Segment]:
-        """Return the text of an example in segments. One without any text has the method's prompt and no reply.
+        """Return the text of an example in segments. An example without text gets the method's prompt and no reply.
 
         Args:
             row: Example without nulls; its messages hold placeholders, or nothing, for the images.
@@ -155,14 +155,14 @@ class ReplyRenderer:
         whole, _ = self._render(row, [*prompt, *prepare_multimodal_messages(completion)])
         opened = prompt[-1]["role"] == "assistant"
         start, _ = self._render(row, prompt, add_generation_prompt=not opened, continue_final_message=opened)
-        # Templates may open a reply otherwise than they write one that is there.
+        # Templates may open a new reply differently from how they render an existing one.
         shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(start, whole, strict=False)))
         return [(whole[:shared], not self.completion_only), (whole[shared:], True)]
 
     def _render(
         self, row: dict[str, Any], messages: list[dict[str, Any]], **options: Any
     ) -> tuple[str, list[tuple[int, int]]]:
-        """Return the text of messages, and start and end, in characters, of the assistant's turns in it."""
+        """Return the text of messages, and the start and end of each assistant turn in it, in characters."""
         options = {**self.processor.tokenizer.special_tokens_map, **(row.get("chat_template_kwargs") or {}), **options}
         marked = self.assistant_only and not options.get("continue_final_message", False)
         rendered: Any = render_jinja_template(
@@ -180,14 +180,14 @@ def standard_conversations(row: dict[str, Any]) -> tuple[dict[str, Any], list[An
     """Bring the conversations of an example into one form, in a copy.
 
     `from`/`value` become `role`/`content`, LLaVA's names those of the chat template, and `<image>` in a message that is
-    not the assistant's a placeholder; keys that a Parquet file filled with nulls are dropped; images inside of messages
-    are taken out.
+    not the assistant's a placeholder; keys that a Parquet file filled with nulls are dropped; images inside messages
+    are extracted.
 
     Args:
         row: Example without nulls at its top level.
 
     Returns:
-        The example, and the images that its messages held, in order.
+        The example, and the images from its messages, in order.
     """
     row, images = dict(row), []
     for column in CONVERSATION_COLUMNS:
@@ -203,12 +203,12 @@ def standard_conversations(row: dict[str, Any]) -> tuple[dict[str, Any], list[An
         for message in row[name]:
             if column in renamed:
                 message["role"] = LLAVA_ROLES.get(message["role"], message["role"])
-            if message.get("role") != "assistant":  # a reply that has the word has it as a word
+            if message.get("role") != "assistant":  # in a reply the mark is ordinary text
                 _mark_places(message)
             if isinstance(message.get("content"), list):
                 images += _take_images(message["content"])
         if any(is_image(part) for message in row[name] for part in _parts(message)):
-            for message in row[name]:  # TRL would put all images into the first text that is not in parts
+            for message in row[name]:  # TRL would put all images into the first plain-text message
                 if isinstance(message.get("content"), str):
                     message["content"] = _parts(message)
     return row, images
@@ -221,7 +221,7 @@ def _without_nulls(value: Any) -> Any:
 
 
 def _mark_places(message: dict[str, Any]) -> None:
-    """Put a place for an image where a message says `<image>`, and its newline with it."""
+    """Replace each `<image>` in a message, with its newline, by an image placeholder."""
     if not marks_image(message.get("content")):
         return
     parts, message["content"] = _parts(message), []
@@ -240,14 +240,14 @@ def _parts(message: dict[str, Any]) -> list[Any]:
 
 
 def marks_image(content: Any) -> bool:
-    """Tell whether the content of a message says `<image>`, as LLaVA's data and those after it do."""
+    """Return whether the content of a message has `<image>` marks, as in LLaVA's data and its successors."""
     parts = content if isinstance(content, list) else [{"text": content}]
     texts = [part.get("text") for part in parts if isinstance(part, dict)]
     return any(isinstance(text, str) and LLAVA_IMAGE in text for text in texts)
 
 
 def is_image(part: Any) -> bool:
-    """Tell whether a part of a message is an image: by its type, or without one by its key, as Qwen writes them."""
+    """Return whether a part of a message is an image: by its type, or without a type by its key, as in Qwen's data."""
     if not isinstance(part, dict):
         return False
     kind = part.get("type")
@@ -263,7 +263,7 @@ def picture_of(part: dict[str, Any]) -> Any:
 
 
 def _take_images(content: list[Any]) -> list[Any]:
-    """Leave placeholders in a message's content, and return the pictures that stood there."""
+    """Replace the pictures in a message's content by placeholders, and return them."""
     pictures = []
     for index, part in enumerate(content):
         if is_image(part):

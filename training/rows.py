@@ -1,4 +1,4 @@
-"""One example of a data set, read: its images with their cameras and depth, and its text, or the reason why not."""
+"""Reading one example of a data set: its images with cameras and depth, and its text, or an error with the reason."""
 
 import operator
 import os
@@ -23,14 +23,14 @@ from .replies import TEXT_COLUMNS, ChatTemplateError, ReplyRenderer, Segment, st
 
 # `prepare_depth_dataset` adds this column of row numbers.
 ROW_COLUMN = "__row__"
-# Marks rows that only fill up the last batch of an evaluation, see `evaluation.py`.
+# Marks rows that only pad the last batch of an evaluation, see `evaluation.py`.
 REPEATED_COLUMN = "__repeated__"
 
 DEFAULT_COLUMNS: dict[str, str | None] = {
     name: name for name in ("depth", "depth_scale", "depth_type", "focal_length", "intrinsics")
 }
 DEPTH_TYPES = ("z_depth", "ray_distance")
-# Columns of the released DepthVLM-Bench annotation lines, besides those that all data have in common.
+# Columns of the released DepthVLM-Bench annotation lines, besides those common to all data.
 ORIGINAL_CAMERA = ("original_fx", "original_fy", "original_cx", "original_cy")
 ANNOTATION_COLUMNS = (*DEPTH_COLUMNS, "original_rgb_size", *ORIGINAL_CAMERA, "solution")
 
@@ -51,7 +51,7 @@ NO_VALID_PIXEL = (
     "its depth map has no valid pixel, so it teaches nothing. 0, negative, NaN and infinite values are not valid; "
     "check the file and its `depth_scale`."
 )
-# Raised for values of unforeseen types; RuntimeError by a tensor that is used as a truth value.
+# Raised for values of unexpected types; RuntimeError by a tensor used as a truth value.
 _UNUSUAL_VALUES = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError, TemplateError)
 
 
@@ -59,22 +59,22 @@ class BadSampleError(ValueError):
     """An example that cannot be used.
 
     Args:
-        reason: What is wrong with it, as a sentence.
-        row: Its number in the data set, or words that say which one it is.
+        reason: The problem, as a sentence.
+        row: Its number in the data set, or a description of it.
         file: Name of the file, or files, at fault.
     """
 
     def __init__(self, reason: str, row: int | str | None = None, file: str | None = None) -> None:
-        # A DataLoader rebuilds the errors of its workers from their text, which begins with a traceback.
+        # A DataLoader rebuilds its workers' errors from their text, which starts with a traceback.
         reason = reason.rpartition(f"{type(self).__name__}: ")[2].rstrip("\n")
         super().__init__(reason if row is None else f"{describe_row(row, file)} cannot be used: {reason} {REMEDY}")
         self.reason, self.row, self.file = reason, row, file
 
 
 def describe_row(row: int | str, file: str | None = None) -> str:
-    """Return words for an example, such as `row 12 (room/3.jpg)`."""
+    """Return a description of an example, such as `row 12 (room/3.jpg)`."""
     name = f"row {row}" if isinstance(row, int) else row
-    # File names that no encoding can write are escaped, or the handler of a log would fail.
+    # File names that cannot be encoded are escaped, or a log handler would fail.
     return f"{name} ({file})".encode(errors="backslashreplace").decode() if file else name
 
 
@@ -83,14 +83,14 @@ class TrainingRow:
     """An example in the form that the processor takes.
 
     Args:
-        row: Its number in the data set, or words that say which one of the batch it is.
-        segments: Its text in pieces, each with a flag for the pieces that are trained.
+        row: Its number in the data set, or a description of its place in the batch.
+        segments: Its text in pieces, each with a flag that is true if it is trained.
         images: Decoded images.
-        files: Names of the files of its images and depth maps, as far as they have one.
+        files: Names of the files of its images and depth maps, if any.
         cameras: Known values of `intrinsics`, `focal_length` and `fov`, for each image.
         depth: Z-depth in metres for each image, `(height, width)` float32, or None.
         assumed: True if an image with depth has no known camera.
-        repeated: True if it was counted before; it then has no label and no depth.
+        repeated: True if it was already counted; it then has no labels and no depth.
     """
 
     row: int | str
@@ -104,7 +104,7 @@ class TrainingRow:
 
     @property
     def name(self) -> str:
-        """Words for this example, with its files."""
+        """Description of this example, with its files."""
         return describe_row(self.row, ", ".join(self.files))
 
 
@@ -118,7 +118,7 @@ class RowReader:
             one that is not read.
         image_root: Folder that relative image paths start from.
         depth_root: Folder that relative depth paths start from.
-        default_camera: Camera of images whose example names none.
+        default_camera: Camera of images whose example gives none.
     """
 
     renderer: ReplyRenderer
@@ -131,8 +131,8 @@ class RowReader:
         """Read the example at `index` of a batch.
 
         Raises:
-            BadSampleError: If it cannot be used, with its number, file and reason.
-            ChatTemplateError: If no example can be written with the chat template.
+            BadSampleError: If it is unusable, with its number, file and reason.
+            ChatTemplateError: If the chat template cannot render any example.
         """
         name, repeated = _row_name(row, index), is_repeated(row)
         nulls = {key for key, value in row.items() if value is None}
@@ -196,7 +196,7 @@ class RowReader:
 
 
 def is_repeated(row: dict[str, Any]) -> bool:
-    """Tell whether an example only fills up a batch; other values that a data set has in that column do not count."""
+    """Return whether an example only pads a batch; a data set's own values in that column do not count."""
     return row.get(REPEATED_COLUMN) is True
 
 
@@ -208,41 +208,41 @@ def read_columns(columns: dict[str, str | None] | None = None, text_field: str =
 
 
 def is_annotation(row: dict[str, Any]) -> bool:
-    """Tell whether an example is an annotation line: with a map (`depth_path`, `original_fx`), or points alone."""
+    """Return whether an example is an annotation line, with a map (`depth_path`, `original_fx`) or only points."""
     known = {"messages", "completion", "text"} & set(row)
     return not known and (("depth_path" in row and "original_fx" in row) or "pixel_coords" in row)
 
 
 def annotation_row(row: dict[str, Any], null_columns: set[str], image_root: str | None = None) -> dict[str, Any]:
-    """Return the example that an annotation line stands for, without opening a file.
+    """Return the example described by an annotation line, without opening a file.
 
     Args:
         row: The line, without its nulls.
         null_columns: Its columns that hold null; one for an unknown `original_fx` is added.
-        image_root: Folder of the images, also for a path that begins with a slash.
+        image_root: Folder of the images, even for a path that starts with a slash.
 
     Returns:
         `image`, `depth`, the camera, `messages` and, if there is one, `__row__`, under their standard names.
 
     Raises:
-        ValueError: If there are points and no size of their map.
+        ValueError: If there are points but no size of their map.
     """
     result: dict[str, Any] = {name: row[name] for name in ("image", "images", "depth_type", ROW_COLUMN) if name in row}
     if is_ray_distance(row):
         result["depth_type"] = "ray_distance"
     if isinstance(row.get("image"), str):
-        # In these lines a path that begins with a slash is relative too.
+        # In these lines a path that starts with a slash is relative too.
         result["image"] = row["image"] if image_root is None else locate(row["image"].lstrip("/"), image_root)
     user = {"role": "user", "content": row.get("prompt", DEPTH_PROMPT)}
     result["messages"] = [{"role": "system", "content": DEPTH_SYSTEM_PROMPT}, user]
     # The lines are the paper's training data, whose stage 2 learns the constant reply, so a `solution` is the reply.
-    # Without that column (`columns:` of a mixture) the same lines train depth alone.
+    # Without that column (`columns:` of a mixture) the same lines train only depth.
     if row.get("solution"):
         result["messages"].append({"role": "assistant", "content": row["solution"]})
 
     if "original_fx" in row:
         fx, size = row["original_fx"], list(row.get("original_rgb_size") or [])
-        if size and not all(name in row for name in ORIGINAL_CAMERA):  # the released lines have the size alone
+        if size and not all(name in row for name in ORIGINAL_CAMERA):  # the released lines have only the size
             row = {"original_fy": fx, "original_cx": size[0] / 2, "original_cy": size[1] / 2, **row}
         if all(name in row for name in ORIGINAL_CAMERA):
             result["intrinsics"] = [*(row[name] for name in ORIGINAL_CAMERA), *size]
@@ -264,14 +264,14 @@ def file_name(value: Any) -> str | None:
     if isinstance(value, dict):
         value = value.get("path")
     elif isinstance(value, Image.Image):
-        value = getattr(value, "filename", None)  # only images that Pillow opened from a file have it
+        value = getattr(value, "filename", None)  # only images that Pillow opened from a file have one
     if not isinstance(value, (str, os.PathLike)) or not 0 < len(os.fspath(value)) <= LONGEST_PATH:
         return None
     return os.fspath(value)
 
 
 def locate(path: str | os.PathLike, root: str | None) -> str:
-    """Return `path` below `root`; an absolute path, a URL and base64 text stay as they are."""
+    """Return `path` below `root`; an absolute path, a URL and base64 text are unchanged."""
     name = os.fspath(path)
     is_path = 0 < len(name) <= LONGEST_PATH and "://" not in name and not name.startswith("data:")
     if root is None or not is_path or os.path.isabs(name):
@@ -280,7 +280,7 @@ def locate(path: str | os.PathLike, root: str | None) -> str:
 
 
 def read_image(value: Any, root: str | None = None) -> Image.Image:
-    """Decode one image, without turning it and with its EXIF data.
+    """Decode one image without rotating it, and keep its EXIF data.
 
     Args:
         value: A path, a URL, bytes, `{"bytes", "path"}`, a PIL image, an array, a tensor or nested lists.
@@ -304,7 +304,7 @@ def read_image(value: Any, root: str | None = None) -> Image.Image:
 
 
 def read_depth_map(value: Any, scale: Any = None, root: str | None = None) -> np.ndarray:
-    """Read one depth map into metres: [`read_depth`] for more forms of data.
+    """Read one depth map into metres: [`read_depth`] for more kinds of values.
 
     Args:
         value: A path, a URL, bytes of an image, an `.npy` or an `.npz` file, `{"bytes", "path"}`, a PIL image, an
@@ -338,7 +338,7 @@ def _payload(value: Any, root: str | None) -> Any:
 def _row_name(row: dict[str, Any], index: int) -> int | str:
     try:
         return operator.index(row[ROW_COLUMN])
-    except (LookupError, TypeError):  # there is none, or it is not ours
+    except (LookupError, TypeError):  # missing, or not a row number of ours
         return f"row {index} of the batch"
 
 
@@ -347,7 +347,7 @@ def _attempt(row: int | str, file: str | None, problem: str, read: Callable[...,
         return read(*args)
     except MemoryError:
         raise
-    except Exception as error:  # corrupt bytes make decoders raise errors of any kind
+    except Exception as error:  # decoders may raise anything on corrupt bytes
         reason = str(error) or type(error).__name__
         raise BadSampleError(f"{problem}: {reason.rstrip('.')}.", row, file) from error
 
@@ -358,10 +358,10 @@ def _camera(picture: Image.Image, known: dict[str, Any]) -> Camera:
     except ValueError:
         exif = None  # the processor warns about it
     width, height = picture.info.get(FULL_SIZE_KEY, picture.size)
-    if exif_orientation(exif) >= 5:  # turned by a quarter
+    if exif_orientation(exif) >= 5:  # rotated by a quarter turn
         width, height = height, width
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the processor resolves it again, with its warnings
+        warnings.simplefilter("ignore")  # the processor resolves it again and warns
         return resolve_camera((height, width), exif, **known)
 
 
@@ -379,7 +379,7 @@ def _as_list(row: dict[str, Any]) -> list[Any]:
 
 
 def _one_list(column: list[Any], embedded: list[Any]) -> list[Any]:
-    """Return the images of a row, which may stand in its column, in its messages, or, the same ones, in both."""
+    """Return the images of a row, which may be in its column, in its messages, or, identically, in both."""
     if not column or not embedded:
         return column or embedded
     names = [file_name(image) for image in column]

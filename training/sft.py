@@ -22,8 +22,8 @@ from depthvlm.training.versions import check_versions, quiet_libraries
 
 if __name__ == "__main__":
     quiet_libraries()  # before they are imported
-os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # read by datasets when it is imported: no call is counted
-check_versions()  # before the first name is taken from TRL
+os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # datasets reads it on import: disables download counts
+check_versions()  # before the first import from TRL
 
 from depthvlm.training.config import DepthSFTConfig  # noqa: E402
 from rich.console import Console  # noqa: E402
@@ -41,7 +41,7 @@ DESCRIPTION = (
 
 
 class ArgumentError(ValueError):
-    """A request of the user that cannot be met: reported in one line, without a traceback."""
+    """A user request that cannot be fulfilled: reported in one line, without a traceback."""
 
 
 @dataclass
@@ -89,7 +89,7 @@ class DepthScriptArguments(ScriptArguments):
 def make_parser(prog: str | None = None) -> TrlParser:
     """Return the parser of all options; `prog` is the command's name in its help."""
     types: Any = (DepthScriptArguments, DepthSFTConfig, ModelConfig, DatasetMixtureConfig)
-    # The usage line would name every one of some 250 options, before each error.
+    # The usage line would list some 250 options before each error.
     usage = "%(prog)s [--config FILE] [--accelerate_config FILE] [options]   (--help lists all)"
     return TrlParser(types, prog=prog, usage=usage, description=DESCRIPTION)
 
@@ -135,7 +135,7 @@ def load_data(
         script_args: Arguments with the data's name or generator.
         dataset_args: TRL's mixture of data sets.
         splits: Splits that will be used.
-        seed: Seed of the rows that `test_split_size` holds out: the same on every rank and when a run goes on.
+        seed: Seed of the rows that `test_split_size` holds out: the same on every rank and in a resumed run.
 
     Returns:
         A `datasets.Dataset` or `IterableDataset` for each split.
@@ -179,7 +179,7 @@ def _named(load: Callable[[], Any]) -> Any:
 
 
 def _held_out(script_args: DepthScriptArguments, dataset_args: Any, splits: Sequence[str], seed: int) -> dict[str, Any]:
-    """Cut the training split in two; TRL cuts only mixtures, and anew on every rank."""
+    """Split the training data in two; TRL splits only mixtures, and separately on every rank."""
     from datasets import Dataset
 
     share, train = dataset_args.test_split_size, script_args.dataset_train_split
@@ -201,7 +201,7 @@ def _load_named(script_args: DepthScriptArguments) -> Mapping[str, Any]:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         saved = load_from_disk(path)
         return {script_args.dataset_train_split: saved} if isinstance(saved, Dataset) else saved
-    if any((path / name).is_dir() for name in ("depth", "depths")):  # `datasets` would take depth maps for pictures
+    if any((path / name).is_dir() for name in ("depth", "depths")):  # `datasets` would treat depth maps as pictures
         raise ArgumentError(
             f"{path} is a folder of RGB-D files. Make rows of it first, and name these: depthvlm bench build folder "
             f"--root {path} --split {script_args.dataset_train_split} --out ROWS"
@@ -216,7 +216,7 @@ def generate(generator: str, script_args: DepthScriptArguments, split: str) -> A
     """Call `package.module:function` for a split.
 
     Raises:
-        ArgumentError: If there is no such function, or it returned something else than a data set.
+        ArgumentError: If there is no such function, or it did not return a data set.
     """
     from datasets import Dataset, IterableDataset
 
@@ -227,7 +227,7 @@ def generate(generator: str, script_args: DepthScriptArguments, split: str) -> A
         module = import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there; something that it imports is not
+            raise  # the module exists, but one of its imports does not
         raise ArgumentError(
             f"`dataset_generator` {generator}: there is no module {error.name}, neither installed nor in {Path.cwd()}."
         ) from None
@@ -247,7 +247,7 @@ def generate(generator: str, script_args: DepthScriptArguments, split: str) -> A
 def main(
     script_args: DepthScriptArguments, training_args: DepthSFTConfig, model_args: ModelConfig, dataset_args: Any
 ) -> None:
-    """Load, build, train, save; push to the Hub where that is asked for. With `dry_run`, print and return."""
+    """Load, build, train and save; push to the Hub if requested. With `dry_run`, print and return."""
     if script_args.dry_run:
         dry_run(script_args, training_args, model_args, dataset_args)
         return
@@ -269,7 +269,7 @@ def dry_run(
     from depthvlm.training.dry_run import describe
 
     with tempfile.TemporaryDirectory() as folder:
-        # The trainer makes its output folder, its trackers and its repository on the Hub as soon as it is built.
+        # The trainer creates its output folder, trackers and Hub repository as soon as it is built.
         training_args.output_dir, training_args.push_to_hub, training_args.report_to = folder, False, []
         trainer = build_trainer(script_args, training_args, model_args, dataset_args)
         report = describe(trainer)
@@ -290,10 +290,10 @@ def build_trainer(
     from depthvlm.loading import hub_keywords
 
     if training_args.hub_token:
-        # For model, data and push alike; and with the arguments it would be written to disk.
+        # Used for model, data and push; as an argument it would be written to disk.
         os.environ["HF_TOKEN"], training_args.hub_token = training_args.hub_token, None
     if isinstance(model_args.lora_target_modules, str) and model_args.lora_target_modules.isidentifier():
-        # TRL makes a pattern of a single name, and it matches no module's whole path.
+        # TRL turns a single name into a pattern that matches no module's full path.
         model_args.lora_target_modules = [model_args.lora_target_modules]
     given = training_args.model_init_kwargs
     training_args.model_init_kwargs = {
@@ -329,7 +329,7 @@ def run(args: Sequence[str] | None = None) -> None:
 
     try:
         try:
-            # Keys of a YAML file that are not ours are the launcher's.
+            # Unknown keys of a YAML file belong to the launcher.
             parsed = make_parser().parse_args_and_config(args, fail_with_unknown_args=False)
         except (OSError, ValueError) as error:
             raise ArgumentError(str(error)) from error
@@ -337,10 +337,10 @@ def run(args: Sequence[str] | None = None) -> None:
         check_arguments(script_args, model_args, dataset_args)
         main(script_args, training_args, model_args, dataset_args)
     except (ArgumentError, BadSampleError) as error:
-        print(f"\nError: {error}", file=sys.stderr)  # on a line of its own, below a progress bar
+        print(f"\nError: {error}", file=sys.stderr)  # on a new line, below a progress bar
         raise SystemExit(2 if isinstance(error, ArgumentError) else 1) from None
     except KeyboardInterrupt:
-        raise SystemExit(130) from None  # the launcher says what was kept
+        raise SystemExit(130) from None  # the launcher reports what was kept
 
 
 if __name__ == "__main__":

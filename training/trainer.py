@@ -54,7 +54,7 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
     family (`Qwen/Qwen3.5-4B`), which gets a new head in that family's class, or one of the published implementation.
 
     Raises:
-        ValueError: If depth is to be trained and there is none in the data, or the model has no depth head; if
+        ValueError: If depth is to be trained but the data or the model has none; if
             `trainable` and PEFT are both given; for deprecated arguments of TRL that this loss does not support.
         FloatingPointError: In training, if the loss is not finite; the message names the batch.
     """
@@ -97,7 +97,7 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         if isinstance(model, str) and self.has_depth_head:
             model, processor = load_model(model, args, quantization_config)
             processing_class = processing_class or processor
-            quantization_config = args.model_init_kwargs = None  # used; TRL would say that it ignores them
+            quantization_config = args.model_init_kwargs = None  # already applied; TRL would warn that it ignores them
         if depth and not hasattr(model, "depth_head") and not is_peft_model(model):
             raise ValueError(
                 f"The data has depth, but {type(model).__name__} has no depth head. Pass the model's name, or load it "
@@ -121,9 +121,9 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
             peft_config = adapter_with_head(peft_config, getattr(model.config, "_commit_hash", None))
         if args.muon_learning_rate is not None:
             optimizer_cls_and_kwargs = _muon_and_keywords(args, optimizer_cls_and_kwargs)
-        self.data_names: list[str] = []  # for the record of this run; `depthvlm sft` knows them
+        self.data_names: list[str] = []  # for the record of this run; set by `depthvlm sft`
         self.data_counts = count_data(train_dataset)
-        if embedded:  # TRL would read every picture now, make tokens of it and drop its pixels
+        if embedded:  # TRL would now read and tokenize every picture and drop its pixels
             if args.packing:
                 raise ValueError("Messages that hold images cannot be packed: set `packing=False`.")
             given: Any = args.dataset_kwargs or {}
@@ -133,7 +133,7 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
             eval_dataset = prepare_eval(eval_dataset, args)
         loaders: Any = args.accelerator_config
         if self.depth_enabled and loaders.dispatch_batches is None:
-            loaders.dispatch_batches = False  # batches of pictures cannot be joined and cut again
+            loaders.dispatch_batches = False  # batches of pictures cannot be joined and split again
 
         super().__init__(
             model=model,
@@ -175,7 +175,7 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         self.depth_loss_weight = config.depth_loss_weight
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         install_training_forward(self.depth_model, config.silog_lambda, text=not self.head_alone, sharded=sharded)
-        # The backbones say no, and would get a mean of means: `compute_loss` here does normalise by the step's tokens.
+        # The backbones say no and would get a mean of means; `compute_loss` here normalises by the step's tokens.
         self.model_accepts_loss_kwargs = True
         self._meters = {mode: DepthMeter(self.accelerator) for mode in ("train", "eval")}
         self._learning_rates = LearningRates()
@@ -185,7 +185,7 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         self._depth_images_in_step: Tensor | None = None
 
     @property
-    def depth_enabled(self) -> bool:  # type: ignore[override]  # the mixin only names it
+    def depth_enabled(self) -> bool:  # type: ignore[override]  # only declared in the mixin
         """True if there is a depth loss."""
         return self.mode in (Mode.JOINT, Mode.HEAD)
 
@@ -221,12 +221,12 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         )
 
     def _send_telemetry(self) -> None:
-        """Send nothing; TRL reports each run to the Hub here."""
+        """Send nothing, whereas TRL reports each run to the Hub here."""
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         if self.reads_cameras:
-            # Columns that the collator reads must not be dropped for not being a model input.
+            # Columns that the collator reads must not be dropped, although they are no model inputs.
             self._signature_columns: Any = read_columns(self.args.columns(), self.args.dataset_text_field)
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
@@ -284,7 +284,7 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
 
         def call(**kwargs: Any) -> Any:
             nonlocal outputs
-            if "fused_lm_head" not in kwargs:  # TRL asks for full logits, for `compute_metrics` alone
+            if "fused_lm_head" not in kwargs:  # TRL needs full logits, only for `compute_metrics`
                 return model(**kwargs)
             outputs = model(**kwargs, depth_targets=targets)
             return outputs
@@ -322,7 +322,7 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
             )
             if training:
                 tokens = numbers.pop("tokens", 0.0)
-                if self.head_alone and numbers:  # elsewhere TRL counts them
+                if self.head_alone and numbers:  # otherwise TRL counts them
                     self._total_train_tokens += round(tokens)
                     numbers["num_tokens"] = self._total_train_tokens
                 if "learning_rate" in logs:
@@ -345,9 +345,9 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         return super().train(checkpoint, *args, **kwargs)
 
     def end(self) -> None:
-        """End the run as the base class does, after which neither training nor evaluation can go on."""
+        """End the run as the base class does; neither training nor evaluation can continue afterwards."""
         # DDP's reducer must not be the last to hold the process group: freed with it, under Python's lock, the group
-        # waits for its threads, and one of them may be waiting for that lock (gloo; torch 2.13). Then nothing ends.
+        # waits for its threads, one of which may be waiting for that lock (gloo; torch 2.13): a deadlock.
         self.model_wrapped = self.model
         self.accelerator.free_memory()
         super().end()
@@ -373,7 +373,7 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         return alpha * ranks / self._depth_images_in_step.clamp(min=1)
 
     def _head_runs(self, inputs: dict[str, Any]) -> int:
-        """Return the runs of the depth head in this batch: one for each image size, in ZeRO-3 of any rank's batch."""
+        """Return how often the depth head runs in this batch: once per image size, with ZeRO-3 of any rank's batch."""
         grids = inputs.get("image_grid_thw")
         if not is_deepspeed_zero3_enabled():
             return 1
@@ -432,7 +432,7 @@ def collate_with_pixels(
 
 
 def _turn_checkpointing_off(args: DepthSFTConfig) -> None:
-    """Turn off what would make a frozen backbone go backward: stage 1 keeps none of its activations."""
+    """Turn off gradient checkpointing and offloading: in stage 1 the frozen backbone keeps no activations."""
     if args.gradient_checkpointing or args.activation_offloading:
         logger.info("The head alone is trained: gradient checkpointing and activation offloading are off.")
     args.gradient_checkpointing = args.activation_checkpointing = args.activation_offloading = False

@@ -6,8 +6,8 @@ from importlib.metadata import version
 
 from packaging.version import Version
 
-# Package: (first, last) version tested. Before the first, the features that training needs are missing; a release
-# after the last may work. Patch releases of the last count as tested.
+# Package: (first, last) version tested. Older releases lack features that training needs; newer ones may work. Patch
+# releases of the last count as tested.
 TESTED = {"trl": ("1.16", "1.16"), "transformers": ("5.18", "5.23")}
 
 
@@ -18,13 +18,13 @@ def version_range(package: str) -> str:
 
 
 def check_versions(installed: dict[str, str] | None = None) -> None:
-    """Check TRL and transformers, before anything of them is used; warn if one is newer than the tested range.
+    """Check TRL and transformers before they are used; warn if one is newer than the tested range.
 
     Args:
         installed: Version by package name; by default those installed.
 
     Raises:
-        ImportError: If one is older than the tested range, with the range and the command that mends it.
+        ImportError: If one is older than the tested range, with the range and the command that fixes it.
     """
     for package, (first, last) in TESTED.items():
         found = version(package) if installed is None else installed[package]
@@ -43,8 +43,8 @@ def check_versions(installed: dict[str, str] | None = None) -> None:
 
 
 def quiet_libraries() -> None:
-    """Silence what libraries say at the start of the command that its user can do nothing about."""
+    """Silence messages at the start of the command that its user cannot act on."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a kernel that a CPU does not need
     logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)  # its defaults are ours
-    # Names that transformers 5.23 has new ones for, and 5.18 has not.
+    # Names that transformers 5.23 has renamed, but 5.18 has not.
     warnings.filterwarnings("ignore", r"`\w+` is deprecated and will be removed in v6", FutureWarning)
