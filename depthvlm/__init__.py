@@ -1,4 +1,4 @@
-"""DepthVLM: dense metric depth inside a vision-language model; metres and words from one prefill.
+"""DepthVLM: dense metric depth inside a vision-language model; depth and text from one prefill.
 
 Importing the package registers its classes with transformers' Auto classes, which imports torch and transformers. The
 names below are imported on first use.
@@ -86,7 +86,7 @@ def __dir__() -> list[str]:
 
 @functools.cache
 def register() -> None:
-    """Make transformers' Auto classes know the model, configuration and processor classes; once."""
+    """Register the model, configuration and processor classes with transformers' Auto classes, once."""
     from .modeling_depthvlm import FAMILIES
     from .modeling_depthvlm import register_auto_classes as register_models
     from .processing import register_auto_classes as register_processors
@@ -98,11 +98,11 @@ def register() -> None:
 
 def _is_command() -> bool:
     """Return whether this process is `depthvlm` or `python -m depthvlm`."""
-    if sys.argv[:1] == ["-m"]:  # what stands there until the module to run is found
+    if sys.argv[:1] == ["-m"]:  # its value until the module to run is found
         return "depthvlm" in sys.orig_argv[sys.orig_argv.index("-m") + 1 :][:1]
     return Path(sys.argv[0]).stem == "depthvlm"
 
 
-# The command answers `--help` before anything heavy is imported, and registers where it loads a model.
+# The command answers `--help` before heavy imports, and registers when it loads a model.
 if not _is_command():
     register()

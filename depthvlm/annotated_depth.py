@@ -10,9 +10,9 @@ from PIL import Image
 
 from .processing.images_depthvlm import MAX_IMAGE_PIXELS
 
-MAX_POINTS = 1_000_000  # a line of the released data lists ten, a lidar sweep some 200,000
+MAX_POINTS = 1_000_000  # a line of the released data lists ten, a lidar sweep about 200,000
 
-# Columns of a line that its depth is made of, `depth` and `depth_scale` besides.
+# Columns that define a line's depth, besides `depth` and `depth_scale`.
 DEPTH_COLUMNS = (
     "depth_path",
     "depth_format",
@@ -23,8 +23,8 @@ DEPTH_COLUMNS = (
     "pixel_coords",
 )
 
-# Metres that the released data set counts as measured, by a word in the path of the depth map (root included): the
-# lines do not name their source otherwise, and a path without any of these words has no range.
+# Valid range in metres in the released data set, by a word in the path of the depth map (including the root): the lines
+# do not name their source otherwise, and a path without any of these words has no range.
 VALID_RANGE = {
     "argoverse": (0.05, 120.0),
     "waymo": (0.05, 70.0),
@@ -41,7 +41,7 @@ VALID_RANGE = {
     "eth3d": (0.01, 50.0),
 }
 
-# The scale of the SUN RGB-D lines alone. Its PNGs hold millimetres with their bits rotated by 3, of which a division by
+# The scale used only by SUN RGB-D lines. Its PNGs hold millimetres with their bits rotated by 3, of which a division by
 # 8000 is only the first 8.192 m.
 ROTATED_SCALE = 8000.0
 
@@ -54,10 +54,10 @@ class AnnotatedDepth:
     """The depth map of an annotation line, read when it is needed.
 
     Attributes:
-        path: The file, relative to the depth root.
+        path: Path of the file, relative to the depth root.
         scale: Raw value divided by metres.
-        size: Width and height in pixels, which a raw raster does not say itself.
-        raster: Whether the file is a headerless raster of little-endian float32 metres.
+        size: Width and height in pixels, which a raw raster does not store.
+        raster: True if the file is a headerless raster of little-endian float32 metres.
         masks: Pictures of any size, 0 where the depth is not valid.
     """
 
@@ -72,7 +72,7 @@ class AnnotatedDepth:
         """Return the map that a line with `depth_path` names, without opening a file; nulls count as absent.
 
         Raises:
-            ValueError: A path is no text; `depth_format` is neither `binary_float32` nor the suffix of the file, or
+            ValueError: A path is not text; `depth_format` is neither `binary_float32` nor the suffix of the file, or
                 `original_depth_size` is not a width and a height.
         """
         names = ("depth_path", "mask_valid_path", "mask_invalid_path", "mask_transp_path")
@@ -97,7 +97,7 @@ class AnnotatedDepth:
         return self._read(root)[0]
 
     def read_encoded(self, root: str | None = None) -> tuple[np.ndarray, float]:
-        """Return the map without loss: 16-bit integers and their scale if it is stored so, else float32 metres and 1.
+        """Return the map without loss: 16-bit integers and their scale if stored that way, else float32 metres and 1.
 
         Args:
             root: Folder of the depth maps and masks.
@@ -112,7 +112,7 @@ class AnnotatedDepth:
         return (metres, 1.0) if integers is None else (np.where(metres > 0, integers, np.uint16(0)), scale)
 
     def _read(self, root: str | None) -> tuple[np.ndarray, np.ndarray | None, float]:
-        """Return metres, and where they are stored as 16-bit integers these and their scale."""
+        """Return metres and, if the map is stored as 16-bit integers, these and their scale."""
         from .processing import read_depth
         from .processing.images_depthvlm import open_raster
 
@@ -143,7 +143,7 @@ class AnnotatedDepth:
         return depth.reshape(self.size[1], self.size[0])
 
     def _read_picture(self, file: str) -> tuple[Any, float | None]:
-        """Return what `read_depth` takes: raw values of a picture of integers, or the picture itself; and the scale."""
+        """Return the input of `read_depth` (raw values of an integer picture, or the picture itself) and the scale."""
         from .processing.images_depthvlm import open_raster
 
         with open_raster(file) as picture:
@@ -160,15 +160,15 @@ class AnnotatedDepth:
 def is_ray_distance(line: Mapping[str, Any]) -> bool:
     """Return whether the depth of a line is the distance along the ray.
 
-    It is in the released lines of Argoverse 2 and Waymo, although they say `z_depth`. The lines that this package
-    writes of them have `intrinsics`, and z-depth.
+    This is the case in the released lines of Argoverse 2 and Waymo, although they say `z_depth`. Lines written by this
+    package for them have `intrinsics` and z-depth.
     """
     words = " ".join(value for value in line.values() if isinstance(value, str)).lower()
     return ("argoverse" in words or "waymo" in words) and line.get("intrinsics") is None
 
 
 def listed_points(line: Mapping[str, Any]) -> np.ndarray:
-    """Return the points that a line lists.
+    """Return the points listed in a line.
 
     Args:
         line: With `pixel_coords`, column and row in pixels of the depth map, and `depth` in metres.
@@ -177,7 +177,7 @@ def listed_points(line: Mapping[str, Any]) -> np.ndarray:
         `(n, 3)`, float64: column, row and metres, in the order of the line.
 
     Raises:
-        ValueError: `pixel_coords` are no pairs of whole numbers, or `depth` has not one number for each.
+        ValueError: `pixel_coords` are not pairs of whole numbers, or `depth` does not have one number for each.
     """
     pixels, metres = line.get("pixel_coords"), line.get("depth")
     if pixels is None or metres is None or len(metres) != len(pixels):
@@ -198,11 +198,11 @@ def check_inside(points: np.ndarray, size: tuple[int, int]) -> None:
 
 
 def points_to_map(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return a map of points alone.
+    """Return a map that holds only the points.
 
     Args:
         points: `(n, 3)`, from [`listed_points`].
-        size: Width and height of the map that they are pixels of.
+        size: Width and height of their map.
 
     Returns:
         `(H, W)`, float32: metres, 0 elsewhere.
@@ -218,10 +218,11 @@ def points_to_map(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def map_size(line: Mapping[str, Any]) -> tuple[int, int]:
-    """Return width and height of the map whose pixels the points of a line without a map are.
+    """Return the width and height of the map that the points of a line without a map refer to.
 
     Raises:
-        ValueError: Neither `original_depth_size` nor the last two of six `intrinsics` say it, or no map is so large.
+        ValueError: Neither `original_depth_size` nor the last two of six `intrinsics` give it, or it is implausibly
+            large.
     """
     size = line.get("original_depth_size")
     size = (line.get("intrinsics") or [])[4:6] if size is None else size
@@ -254,5 +255,5 @@ def _width_and_height(size: Any) -> tuple[int, int]:
 
 
 def below(path: str, root: str | None) -> str:
-    """Return `path` below `root`, also one that begins with a slash: in these lines it is relative too."""
+    """Return `path` below `root`, even if it starts with a slash: in these lines it is relative too."""
     return path if root is None else os.path.join(root, path.lstrip("/"))

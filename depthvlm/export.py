@@ -1,7 +1,7 @@
 """Writers of depth maps, point clouds and meshes.
 
-Depth is z-depth in metres. PLY is in the camera's frame as computer vision has it (x right, y down, z forward); GLB as
-glTF wants it (x right, y up, looking along -z), so that a viewer shows the scene the right way up.
+Depth is z-depth in metres. PLY is in the camera's frame of computer vision (x right, y down, z forward); GLB in that of
+glTF (x right, y up, looking along -z), so that viewers show the scene the right way up.
 """
 
 import io
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 UINT16_MAX = 65535
-_MAX_TEXTURE_SIZE = 4096  # what every WebGL viewer takes
-_PNG_LEVEL = 4  # of zlib; a third of the time of its default, 6, for 8 % more bytes
+_MAX_TEXTURE_SIZE = 4096  # supported by every WebGL viewer
+_PNG_LEVEL = 4  # zlib level; a third of the time of the default, 6, for 8 % more bytes
 _OPENCV_TO_GLTF = np.array([1.0, -1.0, -1.0])
 
 
@@ -35,7 +35,7 @@ def write_npy(path: Path, depth: NDArray[np.floating]) -> None:
 
 
 class PngDepth(NamedTuple):
-    """Unit of a 16-bit PNG, metres = value / `depth_scale`, and the number of pixels that were too far for it."""
+    """Unit of a 16-bit PNG, metres = value / `depth_scale`, and the number of pixels beyond its range."""
 
     depth_scale: int
     clipped_pixels: int
@@ -44,9 +44,9 @@ class PngDepth(NamedTuple):
 def write_png16(path: Path, depth: NDArray[np.floating]) -> PngDepth:
     """Write a depth map `(H, W)` in metres as a 16-bit PNG.
 
-    Its unit is a millimetre, or 1/256 m when a depth is beyond 65.535 m; the PNG's text entry `depth_scale` says which
+    Its unit is a millimetre, or 1/256 m if a depth is beyond 65.535 m, as stated by the PNG's text entry `depth_scale`
     (1000 or 256: metres = value / depth_scale). 0 means no depth, so that a depth below half a unit is written as 1.
-    Depths beyond 255.996 m do not fit: they are clipped to it, with a warning, and counted in the result.
+    Depths beyond 255.996 m are clipped, with a warning, and counted in the result.
     """
     valid = valid_mask(depth)
     units = np.where(valid, depth, np.float64(0))
@@ -75,10 +75,10 @@ def write_png16_values(path: Path, values: NDArray[np.uint16], depth_scale: int)
 
 
 def read_png16(path: Path) -> tuple[NDArray[np.uint16], int]:
-    """Return the values `(H, W)` of a 16-bit PNG that was written here, and its `depth_scale`.
+    """Return the values `(H, W)` of a 16-bit PNG written by `write_png16`, and its `depth_scale`.
 
     Raises:
-        ValueError: The file is no such PNG.
+        ValueError: The file is not such a PNG.
     """
     from .processing.images_depthvlm import open_raster
 
@@ -98,7 +98,7 @@ def write_png(path: Path, image: Image.Image) -> None:
 
 
 def write_ply(path: Path, cloud: trimesh.PointCloud) -> None:
-    """Write a coloured point cloud as binary PLY, in the frame it is in (float32 metres, RGBA bytes)."""
+    """Write a coloured point cloud as binary PLY, in its own frame (float32 metres, RGBA bytes)."""
     with atomic_write(path) as file:
         file.write(trimesh.exchange.ply.export_ply(cloud))
 
@@ -106,7 +106,7 @@ def write_ply(path: Path, cloud: trimesh.PointCloud) -> None:
 def write_glb(path: Path, mesh: trimesh.Trimesh, image: Image.Image, camera: "Camera") -> None:
     """Write a mesh given in the camera's frame as GLB, textured with the image that this camera took.
 
-    The texture is an unlit JPEG of at most 4096 pixels a side: the photograph has its light already.
+    The texture is an unlit JPEG of at most 4096 pixels a side: the photograph already includes the lighting.
     """
     texture = io.BytesIO()
     image = image.copy()

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, JSON files, and hashes of files."""
+"""Atomic writes, JSON files, and hashes of files."""
 
 import hashlib
 import json
@@ -13,20 +13,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-# The thread's number is missing in names of earlier versions.
+# Names from earlier versions lack the thread's number.
 _PARTIAL_NAME = re.compile(r"\.[0-9a-f]{8}\.(?P<node>[0-9a-f]{8})\.(?P<process>\d+)(\.\d+)?\.part")
-_STALE = 24 * 3600  # seconds after which nobody writes any more
+_STALE = 24 * 3600  # seconds after which a partial file counts as abandoned
 
 
 @contextmanager
 def atomic_write(path: str | Path, sync: bool = False) -> Iterator[BinaryIO]:
-    """Open a binary file that takes its place at `path` when the block ends well, and vanishes when it does not.
+    """Open a binary file that appears at `path` if the block succeeds, and is removed if it fails.
 
-    What a killed process leaves is removed by `remove_partial_files`.
+    Leftovers of killed processes are removed by `remove_partial_files`.
 
     Args:
         path: The file; its folder must exist.
-        sync: Wait until the bytes are on the disk, so that they outlive a power failure.
+        sync: Wait until the bytes are on the disk, so that they survive a power failure.
 
     Raises:
         OSError: The file cannot be written; the message names `path`.
@@ -49,14 +49,14 @@ def atomic_write(path: str | Path, sync: bool = False) -> Iterator[BinaryIO]:
 
 
 def write_text(path: str | Path, text: str, sync: bool = False) -> None:
-    """Write a text file in UTF-8, whole or not at all; its folder is made if need be. See `atomic_write`."""
+    """Write a text file in UTF-8 atomically, creating its folder if necessary. See `atomic_write`."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path, sync) as file:
-        file.write(text.encode(errors="backslashreplace"))  # bytes of a file's name that are no text: as JSON escapes
+        file.write(text.encode(errors="backslashreplace"))  # undecodable bytes of file names become JSON escapes
 
 
 def write_json(path: str | Path, record: Mapping[str, Any]) -> None:
-    """Write a record as readable JSON, whole or not at all (no NaN: JSON has none)."""
+    """Write a record as readable JSON atomically (without NaN, which JSON lacks)."""
     write_text(path, json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -83,13 +83,13 @@ def file_hash(path: str | Path) -> str:
 
 
 def partial_path(path: Path) -> Path:
-    """Return the name under which this thread writes what takes its place at `path` in the end."""
+    """Return the temporary name under which this thread writes the file for `path`."""
     parts = (_digest(path.name), _digest(platform.node()), os.getpid(), threading.get_native_id())
     return path.with_name(f".{'.'.join(map(str, parts))}.part")
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove from a folder what killed processes have left under names of `partial_path`."""
+    """Remove files of `partial_path` that killed processes have left in a folder."""
     for path in folder.glob(".*.part"):
         parts = _PARTIAL_NAME.fullmatch(path.name)
         if parts and (_is_gone(parts["node"], int(parts["process"])) or _age(path) > _STALE):
@@ -101,7 +101,7 @@ def remove_partial_files(folder: Path) -> None:
 
 def _is_gone(node: str, process: int) -> bool:
     """Return whether a process of this machine has ended; false for a process of another machine."""
-    if node != _digest(platform.node()) or os.name == "nt":  # where a signal of 0 would end it
+    if node != _digest(platform.node()) or os.name == "nt":  # where signal 0 would end the process
         return False
     try:
         os.kill(process, 0)
@@ -109,7 +109,7 @@ def _is_gone(node: str, process: int) -> bool:
         return True
     except PermissionError:
         return False
-    return process == os.getpid()  # in containers each run may get the same number
+    return process == os.getpid()  # in containers every run may get the same number
 
 
 def _age(path: Path) -> float:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from .processing import Camera
 
 
-# The relative depth step between neighbouring samples, above which they belong to different surfaces, is by default
-# this many pixels / fx: a surface seen at less than 1.4 degrees. Unlike a fixed step it suits any resolution.
+# Neighbouring samples belong to different surfaces if their relative depth step exceeds, by default, this many pixels /
+# fx: a surface seen at less than 1.4 degrees. Unlike a fixed step it suits any resolution.
 GRAZING = 40.0
 
 
@@ -40,7 +40,7 @@ def back_project(
     Args:
         depth: `(H, W)`, z-depth in metres.
         camera: Camera of the map.
-        max_points: Take every n-th pixel in both directions, with the smallest n that gives at most so many.
+        max_points: Take every n-th pixel in both directions, with the smallest n that gives at most this many points.
         max_jump: See `DepthGrid`. None: `stride * GRAZING / fx`.
     """
     height, width = depth.shape
@@ -61,7 +61,7 @@ def ray_to_z(distance: NDArray[np.floating], camera: "Camera") -> NDArray[np.flo
 
     Args:
         distance: `(H, W)` in metres.
-        camera: Camera of the image; scaled here to the map. Pixel centres are at half integers.
+        camera: Camera of the image; it is scaled to the map. Pixel centres are at half integers.
     """
     height, width = distance.shape
     camera = camera.scaled_to(width, height)
@@ -100,7 +100,7 @@ def ray_factors(pixels: ArrayLike, intrinsics: Sequence[float]) -> NDArray[np.fl
 def intrinsics_of_map(
     intrinsics: tuple[float, float, float, float], image_size: tuple[int, int], shape: tuple[int, ...]
 ) -> tuple[float, float, float, float]:
-    """Return fx, fy, cx, cy in pixels of a map that shows the same as the image.
+    """Return fx, fy, cx, cy in pixels of a map that covers the whole image.
 
     Args:
         intrinsics: In pixels of the image.
@@ -115,8 +115,8 @@ def intrinsics_of_map(
 def flying_pixels(grid: DepthGrid) -> NDArray[np.bool_]:
     """Find the samples that hang between two surfaces, `(h, w)`.
 
-    They lie behind one neighbour and before the opposite one, both by more than `max_jump`. A thin object (before, or
-    behind, both neighbours) and the true edge of a surface (a jump on one side only) stay.
+    They lie behind one neighbour and in front of the opposite one, both by more than `max_jump`. A thin object (in
+    front of, or behind, both neighbours) and the true edge of a surface (a jump on one side only) are kept.
     """
     log_z = np.log(grid.points[..., 2])
     limit = np.log1p(grid.max_jump)
@@ -131,7 +131,7 @@ def flying_pixels(grid: DepthGrid) -> NDArray[np.bool_]:
 def surface_triangles(grid: DepthGrid) -> NDArray[np.int32]:
     """Return triangles `(n, 3)` between neighbouring samples of one surface, as indices into the flattened grid.
 
-    Two for every square of four neighbours, front side to the camera. A triangle is left out when a corner has no
+    Each square of four neighbours gives two triangles that face the camera. A triangle is left out when a corner has no
     depth or its corners' depths differ by more than `max_jump`: nothing is stretched across a depth discontinuity.
     """
     height, width = grid.valid.shape

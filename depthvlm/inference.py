@@ -46,14 +46,14 @@ def load(
 
     Args:
         model: Folder or Hub name of a checkpoint: DepthVLM's own, or in the published layout. None: the small
-            `depthvlm-nano` that comes with the package, which is not made for photographs and says so.
-        device: `cuda`, `cuda:1`, `mps`, `cpu`; `auto`: the first of these that is there.
-        dtype: `float32`, `bfloat16`, `float16`; `auto`: the checkpoint's own, but float32 for a small model on a CPU.
-        **kwargs: Passed on to `from_pretrained` of the model, such as `attn_implementation`; those that say where files
-            come from (`revision`, `token`, `cache_dir`, `subfolder`, `local_files_only`, ...) also to the processor's.
+            `depthvlm-nano` bundled with the package, which is not made for photographs and warns about it.
+        device: `cuda`, `cuda:1`, `mps`, `cpu`; `auto`: the first of these that is available. dtype: `float32`,
+            `bfloat16`, `float16`; `auto`: the checkpoint's own, but float32 for a small model on a CPU.
+        **kwargs: Passed on to `from_pretrained` of the model, such as `attn_implementation`; those that locate files
+            (`revision`, `token`, `cache_dir`, `subfolder`, `local_files_only`, ...) also to the processor's.
 
     Raises:
-        ValueError: The device is not there, or the dtype is not one.
+        ValueError: The device is not available, or the dtype is unknown.
         TypeError: A keyword is not known.
         OSError: There is no such model.
     """
@@ -83,14 +83,14 @@ def predict(
         images: One image or many. One: a path, a URL (`http`, `https`, `file`, `data`), base64 text, bytes, a binary
             stream, `{"bytes", "path"}`, a PIL image, an array or a tensor. Many: a list, a generator, a column of
             `datasets`, a batch of pixels `(N, H, W, 3)` or `(N, 3, H, W)`.
-        model: See [`load`]; or what it returned, so as to load only once.
+        model: See [`load`], or its return value, to load only once.
         device: See [`load`]; not used with a loaded model.
         dtype: See [`load`]; not used with a loaded model.
         **kwargs: `focal_length`, `fov`, `intrinsics`, `prompt`, `batch_size`, `max_new_tokens`: see
             [`DepthPredictor.predict`].
 
     Returns:
-        One `Prediction` for every image, in their order. A list also for one image.
+        A list with one `Prediction` per image, in order, also for a single image.
 
     Raises:
         TypeError: A keyword is not known.
@@ -99,7 +99,7 @@ def predict(
     if not isinstance(model, DepthPredictor):  # before a model is loaded
         check_generation(kwargs, "predict", inspect.signature(DepthPredictor.predict_iter).parameters)
     if isinstance(model, torch.nn.Module):
-        network: Any = getattr(model, "get_base_model", lambda: model)()  # out of PEFT's wrapper
+        network: Any = getattr(model, "get_base_model", lambda: model)()  # without PEFT's wrapper
         training = network.training
         try:
             return DepthPredictor(network.eval(), processor_of(network), type(network).__name__).predict(
@@ -113,7 +113,7 @@ def predict(
 
 @dataclass(eq=False)
 class DepthPredictor:
-    """A model with its processor, ready to predict. `load` makes one.
+    """A model with its processor, ready to predict; returned by `load`.
 
     Attributes:
         model: The network, in eval mode and on its device.
@@ -155,7 +155,7 @@ class DepthPredictor:
         on_error: Callable[[int, Exception], None] | None = None,
         **generate_kwargs: Any,
     ) -> Iterator[tuple[int, Prediction]]:
-        """Predict batch by batch, in the memory of a few images. Images of similar size share a batch.
+        """Predict batch by batch, with memory for a few images. Images of similar size share a batch.
 
         While the model runs, the images of the next batch are opened and resized in a thread.
 
@@ -164,21 +164,21 @@ class DepthPredictor:
             focal_length: In pixels of the image as given; one for all, or a list with one, or None, for each.
             fov: Horizontal field of view in degrees, likewise.
             intrinsics: 3x3 matrix or `[fx, fy, cx, cy]` in pixels of the upright image, or `[fx, fy, cx, cy, width,
-                height]` of another size of it, likewise. Without any of these, EXIF data say, or a field of view is
-                assumed, with one warning.
-            prompt: A question or instruction; its reply comes from the same prefill as the depth. None: depth alone.
+                height]` of another size of it, likewise. Without any of these, EXIF data are used, or a field of view
+                is assumed, with one warning.
+            prompt: A question or instruction; its reply comes from the same prefill as the depth. None: only depth.
             batch_size: Images in a batch.
             max_new_tokens: Greatest length of the reply.
-            max_image_pixels: An image of more is an error. One with more than 64 million is reduced to 1/2, 1/4 or 1/8
-                of its size: depth and camera are of this smaller size.
-            on_error: Called with the image's number and what was wrong with it; the other images go on. None: raise.
+            max_image_pixels: A larger image is an error. One with more than 64 million pixels is reduced to 1/2, 1/4 or
+                1/8 of its size: depth and camera refer to the smaller size.
+            on_error: Called with the image's number and its error; the other images continue. None: raise.
             **generate_kwargs: Passed on to `generate`, such as `do_sample=True`; greedy by default.
 
         Yields:
-            The image's number and its prediction, in the order in which they are done.
+            The image's number and its prediction, in order of completion.
 
         Raises:
-            TypeError: A keyword is not known, or is for a reply without a `prompt`.
+            TypeError: A keyword is not known, or applies to a reply without a `prompt`.
             ValueError: An image cannot be read or used (without `on_error`), or the number of focal lengths differs
                 from the number of images.
         """
@@ -188,14 +188,14 @@ class DepthPredictor:
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
         items = image_list(images)
-        # A wrong number is the caller's, not an image's: it is said before the first of them.
+        # A wrong number of values is the caller's mistake, not an image's: report it before the first image.
         cameras = cameras_per_image(len(items), intrinsics, focal_length, fov)
         generation = {"max_new_tokens": max_new_tokens} | generate_kwargs
         run = _Run(self, cameras, prompt, generation, max_image_pixels, on_error)
         with ThreadPoolExecutor(1, "depthvlm-prepare") as worker:
             ahead: tuple[_Batch, Future[_Prepared]] | None = None
             for batch in _batches(items, batch_size):
-                prepared = worker.submit(run.prepare, batch)  # while the model runs on the one before
+                prepared = worker.submit(run.prepare, batch)  # while the model runs on the previous one
                 if ahead is not None:
                     yield from run.finish(*ahead)
                 ahead = batch, prepared
@@ -203,11 +203,11 @@ class DepthPredictor:
                 yield from run.finish(*ahead)
 
 
-_Batch: TypeAlias = dict[int, Any]  # images by their number
+_Batch: TypeAlias = dict[int, Any]  # images by number
 
 
 def _batches(items: Sequence[Any], batch_size: int) -> Iterator[_Batch]:
-    """Yield the images in batches, those of similar size together as far as some batches reach."""
+    """Yield the images in batches, grouping those of similar size within a window of a few batches."""
     window = batch_size * _BATCHES_SORTED_TOGETHER
     for start in range(0, len(items), window):
         near = {index: items[index] for index in range(start, min(start + window, len(items)))}
@@ -218,7 +218,7 @@ def _batches(items: Sequence[Any], batch_size: int) -> Iterator[_Batch]:
 
 @dataclass
 class _Prepared:
-    """A batch ready for the model: upright pictures, what messages call them, and the processor's output."""
+    """A batch ready for the model: upright pictures, their names in messages, and the processor's output."""
 
     pictures: list[Image.Image]
     labels: list[str]
@@ -236,10 +236,10 @@ class _Run:
     max_image_pixels: int
     on_error: Callable[[int, Exception], None] | None
     warned_assumed: bool = False
-    tokenizer_lock: Any = field(default_factory=Lock)  # tokenizers do not take two threads at once
+    tokenizer_lock: Any = field(default_factory=Lock)  # tokenizers are not thread-safe
 
     def finish(self, batch: _Batch, prepared: "Future[_Prepared]") -> Iterator[tuple[int, Prediction]]:
-        """Yield the predictions of a batch. If it fails, its images go one by one, to find the one to blame."""
+        """Yield the predictions of a batch. If it fails, run its images one by one, to find the faulty one."""
         try:
             results = self._predict(batch, prepared.result())
         except Exception as error:
@@ -253,7 +253,7 @@ class _Run:
         del prepared
         if results:
             yield from zip(batch, results, strict=True)
-        else:  # out of the except clause, which would hold on to the memory of the batch
+        else:  # outside the except clause, which would keep the batch in memory
             for index, item in batch.items():
                 alone: Future[_Prepared] = Future()
                 try:
@@ -263,7 +263,7 @@ class _Run:
                 yield from self.finish({index: item}, alone)
 
     def prepare(self, batch: _Batch) -> _Prepared:
-        """Open the images of a batch and run the processor on them: what needs no model."""
+        """Open the images of a batch and run the processor on them; needs no model."""
         model, processor = self.depthvlm.model, self.depthvlm.processor
         labels = [_label(index, item) for index, item in batch.items()]
         images = [open_image(item, self.max_image_pixels) for item in batch.values()]
@@ -332,7 +332,7 @@ def _path(item: Any) -> Path | None:
 
 
 def _message(index: int, item: Any, error: Exception) -> str:
-    """Return what was wrong, by the image's name."""
+    """Return the error message with the image's name."""
     label, words = _label(index, item), str(error)
     return words if words.startswith(label) else f"{label}: {words}"
 
@@ -342,7 +342,7 @@ def _label(index: int, item: Any) -> str:
 
 
 def check_context(model: Any, tokens: int) -> None:
-    """Raise ValueError for a prompt with its image that is longer than the model's context, before it is run."""
+    """Raise ValueError before running a prompt that, with its image, is longer than the model's context."""
     context = model.config.text_config.max_position_embeddings
     if tokens > context:
         raise ValueError(
@@ -351,20 +351,20 @@ def check_context(model: Any, tokens: int) -> None:
 
 
 def greedy(generation: dict[str, Any]) -> dict[str, Any]:
-    """Return keywords of `generate` that take the likeliest token, unless they ask for sampling."""
+    """Return the keywords of `generate`, with greedy decoding unless they ask for sampling."""
     if generation.get("do_sample"):
         return generation
     return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None} | generation
 
 
 def upright_rgb(image: Any) -> Image.Image:
-    """Return an image that the processor has seen, upright and RGB, without repeating the processor's warnings."""
+    """Return an image as upright RGB, without repeating the warnings that the processor already gave."""
     with unsaid(UserWarning):
         return upright_image(image)[0]
 
 
 def _size(item: Any) -> int:
-    """Return roughly how many pixels there are, from the header alone; 0 if it cannot be read (its batch raises)."""
+    """Return the rough number of pixels, from the header only; 0 if it cannot be read (its batch raises)."""
     try:
         if isinstance(item, Mapping):
             return _size(item["path"] if item.get("bytes") is None else item["bytes"])
@@ -372,5 +372,5 @@ def _size(item: Any) -> int:
             with open_raster(item if isinstance(item, bytes) else local_path(item)) as image:
                 return image.width * image.height
         return item.width * item.height if isinstance(item, Image.Image) else int(np.prod(item.shape[:2]))
-    except Exception:  # Pillow raises whatever corrupt bytes lead to
+    except Exception:  # Pillow may raise anything on corrupt bytes
         return 0

@@ -1,4 +1,4 @@
-"""Images and cameras that the command line names, and the names of their results."""
+"""Images and cameras given on the command line, and the names of their results."""
 
 import glob
 import json
@@ -15,12 +15,12 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-_MOST_NAMED = 5  # in a message
+_MOST_NAMED = 5  # number of names in a message
 _CAMERA_FILE = (
     "Give a 3x3 matrix or fx, fy, cx, cy in pixels, with or without width and height, as .json, .npy or text."
 )
 _CAMERA_SUFFIXES = (".json", ".txt", ".csv", ".npy")
-# Beside DepthVLM's own: ROS (camera_matrix), Open3D (intrinsic_matrix), nerfstudio (fl_x, w).
+# Besides DepthVLM's own: ROS (camera_matrix), Open3D (intrinsic_matrix), nerfstudio (fl_x, w).
 _CAMERA_KEYS = ("camera", "intrinsics", "K", "camera_matrix", "intrinsic_matrix", "data")
 _CAMERA_NUMBERS = (("fx", "fl_x"), ("fy", "fl_y"), ("cx",), ("cy",))
 _SIZES = (("width", "w", "image_width"), ("height", "h", "image_height"))
@@ -29,12 +29,12 @@ _DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2", "D", "distortion", "distortio
 
 @dataclass
 class FoundImages:
-    """Images that the arguments of the command line mean.
+    """Images found for the arguments of the command line.
 
     Attributes:
         images: Paths, and the texts of URLs, each once, in the order of the arguments.
-        passed_over: Files of folders that are not images, by their kind.
-        linked: Files that are others of `images`, under another name, with the one that they are.
+        passed_over: Files in folders that are not images, by kind.
+        linked: Files that are the same as one of `images` under another name, with that image.
     """
 
     images: list[Path | str] = field(default_factory=list)
@@ -43,16 +43,15 @@ class FoundImages:
 
 
 def find_images(arguments: Iterable[str]) -> list[Path | str]:
-    """Return the images meant by files, folders, patterns and URLs: see `look_for_images`."""
+    """Return the images given by files, folders, patterns and URLs: see `look_for_images`."""
     return look_for_images(arguments).images
 
 
 def look_for_images(arguments: Iterable[str]) -> FoundImages:
-    """Find the images meant by files, folders, patterns and URLs, in that order, each once.
+    """Find the images given by files, folders, patterns and URLs, in that order, each once.
 
-    A folder means the images directly in it, as their suffixes say, without hidden files; a pattern is expanded here
-    where the shell has not done so (`**` reaches into folders). A file that is not there stays in the list: reading it
-    will say so.
+    A folder stands for the images directly in it, by suffix and without hidden files; a pattern that the shell has not
+    expanded is expanded here (`**` includes subfolders). A missing file stays in the list and fails when it is read.
 
     Raises:
         ValueError: A folder or a pattern has no image; the message names sub-folders that have some.
@@ -110,7 +109,7 @@ def _images_in(folder: Path, passed_over: dict[str, list[Path]]) -> list[Path]:
 
 
 def _images_below(folder: Path) -> str:
-    """Return the sub-folders that have images, as words to go on with; empty without any."""
+    """Return a hint that names the sub-folders with images; empty without any."""
     counts: dict[Path, int] = {}
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -124,10 +123,10 @@ def _images_below(folder: Path) -> str:
 
 
 def result_stems(images: Sequence[Path | str]) -> list[str]:
-    """Return a name for the results of each image: its own without suffix, or a longer one where names are alike.
+    """Return a name for the results of each image: its own without suffix, or a longer one if names clash.
 
-    `a/x.png` and `b/x.png` give `a_x` and `b_x`; `x.png` and `x.jpg` give `x_png` and `x_jpg`. Letter case does not
-    count, as it does not on the disks of Windows and macOS.
+    `a/x.png` and `b/x.png` give `a_x` and `b_x`; `x.png` and `x.jpg` give `x_png` and `x_jpg`. Letter case is ignored,
+    as in the file systems of Windows and macOS.
     """
     paths = [image if isinstance(image, Path) else path_of_url(image) for image in images]
     groups: dict[str, list[int]] = {}
@@ -151,7 +150,7 @@ def result_stems(images: Sequence[Path | str]) -> list[str]:
 
 
 def path_of_url(url: str) -> Path:
-    """Return a path with the names of a URL; "image" for a `data:` URL."""
+    """Return the path of a URL; "image" for a `data:` URL."""
     parts = urlsplit(url)
     return Path("image") if parts.scheme == "data" else Path(unquote(f"{parts.netloc}{parts.path}").rstrip("/"))
 
@@ -170,9 +169,9 @@ def read_cameras(path: Path, images: Sequence[Path | str]) -> list[NDArray[np.fl
     """Return the camera of each image: from one file for all, or one for each.
 
     Args:
-        path: A file as `read_intrinsics` takes it, for all images; a `.json` file with an object of cameras by the
-            images' names (`{"a.jpg": [fx, fy, cx, cy], ...}`); or a folder with a file for each image, `a.json`,
-            `a.txt`, `a.csv` or `a.npy` for `a.jpg`.
+        path: A file for `read_intrinsics`, for all images; a `.json` file with an object of cameras by image name
+            (`{"a.jpg": [fx, fy, cx, cy], ...}`); or a folder with a file for each image, `a.json`, `a.txt`, `a.csv` or
+            `a.npy` for `a.jpg`.
         images: Paths, or the texts of URLs.
 
     Raises:
@@ -202,12 +201,12 @@ def _require_all(path: Path, images: Sequence[Path], found: Sequence[object], ex
 
 
 def _cameras_by_name(path: Path) -> dict[str, object] | None:
-    """Return the object of a `.json` file that has cameras by images' names; None for any other file."""
+    """Return the object of a `.json` file with cameras by image name; None for any other file."""
     if path.suffix.lower() != ".json" or not path.is_file():
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # `read_intrinsics` says it
+    except (OSError, ValueError):  # `read_intrinsics` reports it
         return None
     names = {*_CAMERA_KEYS, *(name for names in _CAMERA_NUMBERS for name in names)}
     one_camera = not isinstance(content, dict) or not content or content.keys() & names
@@ -218,12 +217,11 @@ def read_intrinsics(path: Path) -> NDArray[np.float64]:
     """Read a camera from a file, in pixels of the upright picture; warn of distortion coefficients.
 
     `.json`: a matrix, four, six or nine numbers, or an object with them under `intrinsics`, `K` or `camera`, or with
-    `fx`, `fy`, `cx` and `cy`, and with `width` and `height` where it has a size (the JSON of `depthvlm predict` is one,
-    and so are those of ROS, Open3D and nerfstudio). `.npy`: an array. Anything else: a text file of numbers.
+    `fx`, `fy`, `cx` and `cy`, and optionally with `width` and `height` (as in the JSON of `depthvlm predict`, ROS,
+    Open3D and nerfstudio). `.npy`: an array. Anything else: a text file of numbers.
 
     Returns:
-        A 3x3 matrix, `(4,)` for fx, fy, cx, cy, or `(6,)` for these with the width and the height of the picture that
-        they belong to.
+        A 3x3 matrix, `(4,)` for fx, fy, cx, cy, or `(6,)` for these with the width and height of their picture.
 
     Raises:
         ValueError: The file cannot be read as one of these.

@@ -1,4 +1,4 @@
-"""The prediction for an image: depth in metres, camera, reply; and the files that it can be saved as."""
+"""The prediction for an image: depth in metres, camera, reply; and its output files."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MAX_POINTS = 2**21  # a full HD frame: 31 MB of PLY
 MAX_VERTICES = 2**19  # about 1 M triangles: 18 MB of GLB, which a phone still shows
 
-# what each format of `Prediction.save` is called after the image's own name
+# suffix of each format of `Prediction.save` after the image's name
 SUFFIXES = {
     "npy": "_depth.npy",
     "png16": "_depth.png",
@@ -32,7 +32,7 @@ SUFFIXES = {
     "json": ".json",
 }
 FORMATS = tuple(SUFFIXES)
-DEFAULT_FORMATS = "png16,color,json"  # of the command; of 12 megapixels npy is 48 MB, a cloud and a mesh up to 50
+DEFAULT_FORMATS = "png16,color,json"  # of the command; at 12 megapixels npy is 48 MB, a cloud and a mesh up to 50
 
 
 @dataclasses.dataclass(eq=False)
@@ -41,8 +41,8 @@ class Prediction:
 
     Attributes:
         depth: `(H, W)` float32, z-depth in metres.
-        camera: The intrinsics used, in pixels of this image, and where they came from (`camera.source`).
-        image: The image as the model saw it upright, RGB, `(W, H)`.
+        camera: The intrinsics used, in pixels of this image, and their origin (`camera.source`).
+        image: The upright image, RGB, `(W, H)`.
         text: The model's reply, or None when no prompt was given.
         prompt: The prompt, or None.
         source: The file that the image was read from, or None.
@@ -68,7 +68,7 @@ class Prediction:
 
     @property
     def points(self) -> NDArray[np.float32]:
-        """The point that each pixel's centre shows, `(H, W, 3)` float32: x right, y down, z forward, in metres.
+        """The 3D point of each pixel's centre, `(H, W, 3)` float32: x right, y down, z forward, in metres.
 
         NaN where there is no depth. The centre of the first pixel is at (0.5, 0.5).
         """
@@ -77,7 +77,7 @@ class Prediction:
         return back_project(self.depth, self.camera).points
 
     def at(self, x: float, y: float) -> float:
-        """Return the depth in metres at a position of the image; NaN where there is none.
+        """Return the depth in metres at a position of the image, or NaN if there is none.
 
         Args:
             x: Column in pixels from the left edge, so that the centre of the first pixel is at 0.5.
@@ -96,7 +96,7 @@ class Prediction:
         return value if np.isfinite(value) and value > 0 else float("nan")
 
     def distance(self, a: tuple[float, float], b: tuple[float, float]) -> float:
-        """Return the distance in metres, in a straight line, between what two positions of the image show.
+        """Return the straight-line distance in metres between the points seen at two positions of the image.
 
         Args:
             a: `(x, y)` in pixels, as for `at`.
@@ -133,9 +133,9 @@ class Prediction:
         """Return the valid pixels as coloured points in metres: x right, y down, z forward.
 
         Args:
-            max_jump: Relative depth step above which neighbouring pixels are on different surfaces; pixels that hang
+            max_jump: Relative depth step above which neighbouring pixels are on different surfaces; pixels that float
                 between two surfaces are dropped. None: see `depthvlm.geometry.GRAZING`.
-            max_points: Take every n-th pixel in both directions where there are more (None: all).
+            max_points: Take every n-th pixel in both directions if there are more (None: all).
         """
         import trimesh
 
@@ -146,7 +146,7 @@ class Prediction:
         return trimesh.PointCloud(grid.points[keep], colors=self._colors(grid.stride)[keep])
 
     def to_mesh(self, max_jump: float | None = None, max_vertices: int | None = MAX_VERTICES) -> "trimesh.Trimesh":
-        """Return the surface seen by the camera, with vertex colours, in metres: x right, y down, z forward.
+        """Return the visible surface as a mesh with vertex colours, in metres: x right, y down, z forward.
 
         No triangle spans a depth discontinuity. The arguments are those of `to_point_cloud`.
         """
@@ -162,7 +162,7 @@ class Prediction:
             grid.points.reshape(-1, 3)[used],
             (np.cumsum(used) - 1)[triangles],
             vertex_colors=self._colors(grid.stride).reshape(-1, 3)[used],
-            process=False,  # keeps the vertices as they are
+            process=False,  # keeps the vertices unchanged
         )
 
     def save(
@@ -175,15 +175,15 @@ class Prediction:
         """Write the prediction, and return the path of each format.
 
         Args:
-            directory: Made if it is not there.
-            stem: What the files' names begin with; the image's own name by default.
+            directory: Created if missing.
+            stem: Start of the files' names; the image's own name by default.
             formats: `npy` (float32 metres), `png16` (16-bit PNG with its scale in the metadata), `color` (near blue
                 to far red, with a scale bar), `ply` (point cloud), `glb` (mesh), `json` (camera, statistics, reply).
-            overwrite: Replace files that are there.
+            overwrite: Replace existing files.
 
         Raises:
-            ValueError: A format is not known, or there is no name to give the files.
-            FileExistsError: A file is there already, and `overwrite` is false. Nothing is written then.
+            ValueError: A format is not known, or the files have no name.
+            FileExistsError: A file exists and `overwrite` is false; nothing is written.
         """
         stem = stem or (self.source.stem if self.source else None)
         if not stem:
@@ -217,7 +217,7 @@ class Prediction:
             written = [threads.submit(writers[name], path) for name, path in paths.items() if name != "json"]
         for one in written:
             one.result()
-        if "json" in paths:  # last: it tells of the other files
+        if "json" in paths:  # last: it describes the other files
             writers["json"](paths["json"])
 
     def _colors(self, stride: int) -> NDArray[np.uint8]:

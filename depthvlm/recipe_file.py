@@ -1,4 +1,4 @@
-"""`training_recipe.yaml`: how a checkpoint was trained, in text that may be published, next to its weights."""
+"""`training_recipe.yaml`: a publishable record of a checkpoint's training, next to its weights."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _HEADER = (
 
 
 def read_recipe(folder: str | Path) -> list[Stage]:
-    """Return the runs that led to a checkpoint, the first one first; none where there is no record.
+    """Return the runs that led to a checkpoint, in order; empty if there is no record.
 
     Raises:
-        ValueError: The file is no such record, or of a format that this version does not know.
+        ValueError: The file is not such a record, or has a format unknown to this version.
     """
     path = Path(folder) / RECIPE_FILE
     if not path.is_file():
@@ -52,14 +52,14 @@ def read_recipe(folder: str | Path) -> list[Stage]:
 
 
 def write_recipe(folder: str | Path, stages: Sequence[Stage]) -> None:
-    """Write the record, whole or not at all."""
+    """Write the record atomically."""
     path = Path(folder) / RECIPE_FILE
     content = {"format": FORMAT, "stages": [dict(stage) for stage in stages]}
     write_text(path, _HEADER + yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
 def is_hub_name(name: str) -> bool:
-    """Return whether a name has the form `owner/name` of the Hub; a path of two parts has it too."""
+    """Return whether a name has the form `owner/name` of the Hub, which a path of two parts has too."""
     return "/" in name and hub_name_problem(name) is None
 
 
@@ -75,12 +75,12 @@ def hub_name(model: str) -> tuple[str | None, str | None]:
 
 
 def convert_recipe(source: str, destination: str | Path, base: str, commit: str | None, **origin: Any) -> None:
-    """Write the record of a converted checkpoint: that of the source, or that it was converted from a model on the Hub.
+    """Write the record of a converted checkpoint: the source's, or a note of the Hub model that it was converted from.
 
     Args:
         source: Folder or Hub name.
         destination: Folder of the converted checkpoint.
-        base: Folder or Hub name of the model that the weights were loaded from: the source, or what an adapter is for.
+        base: Folder or Hub name of the model that the weights were loaded from: the source, or an adapter's base.
         commit: Commit of the base on the Hub.
         **origin: See [`~depthvlm.loading.hub_keywords`].
     """
@@ -99,7 +99,7 @@ def convert_recipe(source: str, destination: str | Path, base: str, commit: str 
 
 
 def base_of(stages: Sequence[Stage]) -> str | None:
-    """Return the model on the Hub that the first run began with, or None where that is not known."""
+    """Return the Hub model that the first run started from, or None if unknown."""
     return stages[0].get("base_model") if stages else None
 
 
@@ -110,6 +110,6 @@ def data_of(stages: Sequence[Stage]) -> tuple[str, ...]:
 
 
 def sources_of(stages: Sequence[Stage]) -> tuple[str, ...]:
-    """Return the sources of DepthVLM-Bench in these data, as far as their records say so."""
+    """Return the sources of DepthVLM-Bench in these data, as far as recorded."""
     sources = (source for stage in stages for source in stage.get("data", {}).get("sources", ()))
     return tuple(dict.fromkeys(sources))

@@ -10,19 +10,19 @@ from PIL import Image, ImageDraw, ImageFont
 
 DEFAULT_COLORMAP = "turbo"
 _INVALID_RGB = (72, 72, 72)
-# the darkest ends of a colour map look alike in print: keep to the part where near is plainly blue and far plainly red
+# the dark ends of a colour map look alike in print: use only the part where near is blue and far is red
 _COLORMAP_PART = (0.06, 0.95)
 
 
 class DepthRange(NamedTuple):
-    """Depths in metres drawn in the first and the last colour; what lies outside takes the end colours."""
+    """Depths in metres of the first and the last colour; depths outside take the end colours."""
 
     near: float
     far: float
 
 
 def valid_mask(depth: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """Return where a depth map `(H, W)` holds a depth: finite and positive."""
+    """Return the mask of valid pixels of a depth map `(H, W)`: finite and positive."""
     return np.isfinite(depth) & (depth > 0)
 
 
@@ -42,7 +42,7 @@ def depth_range(*depths: NDArray[np.floating], percentiles: tuple[float, float] 
 def colorize(
     depth: NDArray[np.floating], limits: DepthRange | None = None, colormap: str = DEFAULT_COLORMAP
 ) -> NDArray[np.uint8]:
-    """Colour a depth map `(H, W)` in metres: `(H, W, 3)` uint8, near blue to far red, invalid pixels grey.
+    """Return a depth map `(H, W)` in metres in colour, `(H, W, 3)` uint8: near blue, far red, invalid grey.
 
     `limits` defaults to the map's own `depth_range`; `colormap` is the name of one of matplotlib's.
     """

@@ -1,1 +1,1 @@
-"""The `depthvlm` command: one module for each of its commands. May import every other room; nothing imports it."""
+"""The `depthvlm` command, one module per subcommand. It may import every other package; nothing imports it."""

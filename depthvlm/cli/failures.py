@@ -1,4 +1,4 @@
-"""Ends of commands: an expected failure gives one message, a fault of this program its traceback."""
+"""How commands end: an expected failure prints one message, a bug in this program its traceback."""
 
 import errno
 import io
@@ -14,7 +14,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-INTERRUPTED = 130  # what shells give for Ctrl-C
+INTERRUPTED = 130  # exit code of shells for Ctrl-C
 
 _REMEDIES = {
     errno.ENOENT: "Check the name.",
@@ -31,21 +31,21 @@ _REMEDIES = {
     errno.EMFILE: "Raise the limit of open files (`ulimit -n`).",
     errno.EIO: "The disk or its connection may be damaged: copy the file elsewhere.",
 }
-_LAYOUT = "\n\t"  # what a message of several lines keeps
-_NOT_SHOWN = {"Cc", "Cs", "Zl", "Zp"}  # control characters, bytes that are no text, separators of lines
+_LAYOUT = "\n\t"  # kept in messages of several lines
+_NOT_SHOWN = {"Cc", "Cs", "Zl", "Zp"}  # control characters, undecodable bytes, line separators
 
 
 class Commands(TyperGroup):
-    """The root of the commands: all of them end as `expected_failures` says."""
+    """Root of the commands, all of which end as described in `expected_failures`."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a command, and end it as `expected_failures` says."""
+        """Run a command, and end it as described in `expected_failures`."""
         with expected_failures():
             return super().invoke(ctx)
 
 
 def print_any_name() -> None:
-    """Have this process and those that it starts escape what the console's encoding lacks, rather than stop."""
+    """Make this process and its children escape characters that the console cannot encode, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -54,11 +54,11 @@ def print_any_name() -> None:
 
 
 def printable(text: object, keep: str = "") -> str:
-    """Escape what a terminal would obey or could not print: newlines, escape sequences, stray bytes.
+    """Escape characters that a terminal would interpret or cannot print: newlines, escape sequences, stray bytes.
 
     Args:
         text: A name or a message.
-        keep: Characters that stay as they are.
+        keep: Characters that are kept.
     """
     return "".join(
         character
@@ -69,14 +69,14 @@ def printable(text: object, keep: str = "") -> str:
 
 
 def fail(error: Exception | str, code: int = 1) -> typer.Exit:
-    """Print an error meant for the user; raise the result to end the command."""
+    """Print an error for the user; raise the result to end the command."""
     message = error if isinstance(error, str) else explain(error)
     typer.secho(f"Error: {printable(message, _LAYOUT)}", fg="red", err=True)
     return typer.Exit(code)
 
 
 def explain(error: BaseException) -> str:
-    """Say in a sentence what went wrong: the file, the reason, and what to do."""
+    """Return one sentence about an error: the file, the reason, and what to do."""
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
         name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes, os.PathLike)) else error.filename
         reason = f"{error.strerror[0].lower()}{error.strerror[1:]}"
@@ -87,10 +87,10 @@ def explain(error: BaseException) -> str:
 
 
 def is_expected(error: BaseException) -> bool:
-    """Return whether an error is about what the user gave or about the machine, not a fault of this program.
+    """Return whether an error is due to the user's input or the machine, not a bug in this program.
 
-    Expected are errors of files, of memory and of packages that are missing; those that a library has a class for; and
-    a ValueError, or in this package a RuntimeError or TypeError, that a `raise` statement gave its words.
+    Expected errors concern files, memory or missing packages; have a library's own class; or are a ValueError, or in
+    this package a RuntimeError or TypeError, from an explicit `raise` statement.
     """
     if isinstance(error, (OSError, ImportError, MemoryError)) or type(error).__module__ != "builtins":
         return True
@@ -106,10 +106,10 @@ def is_expected(error: BaseException) -> bool:
 
 @contextmanager
 def expected_failures(code: int = 1, note: str = "", interrupted: str = "Interrupted.") -> Iterator[None]:
-    """End a command with one message where the failure is an expected one (see `is_expected`).
+    """End a command with one message if the failure is expected (see `is_expected`).
 
-    Any other error is a fault of this program: its traceback is shown, with a line that asks for a report. All commands
-    run in such a block; use another one inside where they have more to say.
+    Any other error is a bug in this program: its traceback is shown, with a line that asks for a report. All commands
+    run in such a block; nest another one to add information.
 
     Args:
         code: Exit code of an expected failure.
@@ -131,7 +131,7 @@ def expected_failures(code: int = 1, note: str = "", interrupted: str = "Interru
 
 
 def show_fault(error: BaseException) -> None:
-    """Print the traceback of a fault of this program, and what to do with it."""
+    """Print the traceback of a bug in this program, and what to do with it."""
     linecache.checkcache()
     typer.echo(printable("".join(traceback.format_exception(error)), _LAYOUT), err=True, nl=False)
     typer.secho(
@@ -143,13 +143,13 @@ def show_fault(error: BaseException) -> None:
 
 
 def _of_the_command_line(error: Exception) -> bool:
-    """Return whether typer itself ends the command with it: a wrong option, `typer.Exit`, `typer.Abort`."""
+    """Return whether typer itself handles the error: a wrong option, `typer.Exit`, `typer.Abort`."""
     kinds = (typer.Exit, typer.Abort, *typer.BadParameter.__mro__[:3])
     return isinstance(error, kinds)
 
 
 def _package_folders() -> tuple[str, ...]:
-    """Return the folders of this package's code, which lie apart in an editable installation."""
+    """Return the folders of this package's code, which are separate in an editable installation."""
     from importlib.util import find_spec
 
     names = ("", ".modeling_depthvlm", ".processing", ".training", ".benchmark", ".hub_cards")

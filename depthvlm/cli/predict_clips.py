@@ -1,4 +1,4 @@
-"""`depthvlm predict` of clips: video files, and folders of frames with `--sequence`."""
+"""`depthvlm predict` for clips: video files, and folders of frames with `--sequence`."""
 
 import glob
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ def split_clips(arguments: Sequence[str], sequence: bool) -> tuple[list[Path], l
 
 
 def check_clips(clips: Sequence[tuple[Path, str]], out: Path, overwrite: bool) -> None:
-    """Check that clips can be read here, and that nothing is in the way of their results.
+    """Check that clips can be read, and that no existing file blocks their results.
 
     Args:
         clips: Each clip and the name of its results.
@@ -49,7 +49,7 @@ def check_clips(clips: Sequence[tuple[Path, str]], out: Path, overwrite: bool) -
         overwrite: See `ClipFiles.check_owner`.
 
     Raises:
-        FileExistsError, ValueError: Something is in the way, or a name is too long; the message names it.
+        FileExistsError, ValueError: A file blocks the results, or a name is too long; the message names it.
         ImportError: PyAV is missing.
     """
     for _, stem in clips:
@@ -65,12 +65,12 @@ def predict_clip(
 
     Args:
         clip: A video file, or a folder of frames.
-        files: Where its results go.
+        files: Paths of its results.
         settings: Camera and choice of frames.
-        fps: Frames a second of a folder.
-        overwrite: Do all of it again.
-        report: Gets the outcome: done and failed for a clip whose file could be decoded only in part.
-        **options: Of `ClipRun`.
+        fps: Frames per second of a folder.
+        overwrite: Redo everything.
+        report: Receives the outcome; both done and failed for a clip that could be decoded only in part.
+        **options: Options of `ClipRun`.
     """
     try:
         with report.progress("frames") as progress:

@@ -1,4 +1,4 @@
-"""`depthvlm predict` of images: what is to be done, what is in its way, and doing it."""
+"""`depthvlm predict` for images: plan the work, check for conflicts, and do it."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -11,22 +11,22 @@ from ..files import file_hash, read_json, write_json
 from ..prediction import FORMATS, Prediction, output_paths
 from ..result_records import ResultRecord, check_names, fingerprint, own_names
 
-_MOST_NAMED = 10  # in a message
-_WRITTEN_AT_ONCE = 4  # images, which are kept in memory until their files are there
+_MOST_NAMED = 10  # number of names in a message
+_WRITTEN_AT_ONCE = 4  # images kept in memory until their files are written
 _CAMERA_OPTIONS = ("focal_length", "fov", "intrinsics")
 
 
 @dataclass
 class Job:
-    """An image, where its results go, and what of them is missing.
+    """An image, its result files, and which of them are missing.
 
     Attributes:
         image: A path, or the text of a URL.
-        stem: The results' names begin with it.
+        stem: Start of the results' names.
         files: Path of each format asked for.
         record: The record of earlier results.
-        origin: What the results are made from.
-        depth_due: Whether there are files to write.
+        origin: Inputs and settings that determine the results.
+        depth_due: True if there are files to write.
         prompts_due: The prompts without a reply.
     """
 
@@ -40,7 +40,7 @@ class Job:
 
     @property
     def source(self) -> str:
-        """The image as the record names it."""
+        """Name of the image in the record."""
         return str(self.image.resolve()) if isinstance(self.image, Path) else self.image
 
     @property
@@ -54,7 +54,7 @@ class Job:
         return self.depth_due or bool(self.prompts_due)
 
     def due_files(self) -> dict[str, Path]:
-        """Return the files to write: all that belong together, or the JSON alone for another reply."""
+        """Return the files to write: all of a result, or only the JSON for another reply."""
         if not self.depth_due:
             return {name: path for name, path in self.files.items() if name == "json"}
         earlier = output_paths(self.record.folder, self.stem, FORMATS)
@@ -62,12 +62,12 @@ class Job:
         return self.files | kept
 
     def differences(self) -> list[str]:
-        """Return in what the earlier results' origin differs; empty without earlier results."""
+        """Return the fields in which the earlier results' origin differs; empty without earlier results."""
         before = self.record.origin
         return [name for name, value in self.origin.items() if before and before.get(name) != value]
 
     def is_of_another_image(self) -> bool:
-        """Return whether the earlier results are of another image, by its path and by its content."""
+        """Return whether the earlier results belong to another image, by path and content."""
         return self.record.source not in (None, self.source) and "input" in self.differences()
 
 
@@ -77,14 +77,14 @@ class Settings:
 
     Attributes:
         model: Name of the model.
-        weights: What tells the model's weights from others.
-        dtype: The dtype that was asked for.
-        cameras: `focal_length`, `fov` and `intrinsics` of each image, None where they are not given.
+        weights: Identity of the model's weights.
+        dtype: The requested dtype.
+        cameras: `focal_length`, `fov` and `intrinsics` of each image, None if not given.
         prompts: Questions about each image.
         max_new_tokens: Greatest length of a reply.
-        max_image_pixels: An image of more is an error.
+        max_image_pixels: A larger image is an error.
         formats: Files to write.
-        overwrite: Replace whatever is there.
+        overwrite: Replace existing files.
     """
 
     model: str
@@ -99,13 +99,13 @@ class Settings:
 
 
 def without_own_results(images: Iterable[Path | str], out: Path) -> list[Path | str]:
-    """Leave out the pictures that an earlier run has written, where results lie among the images."""
+    """Leave out pictures written by an earlier run, if results lie among the images."""
     own = {(out / name).resolve() for name in own_names(out)}
     return [image for image in images if not isinstance(image, Path) or image.resolve() not in own]
 
 
 def plan(images: Sequence[Path | str], stems: Sequence[str], out: Path, settings: Settings) -> list[Job]:
-    """Compare what is asked for with the records of earlier runs.
+    """Compare the request with the records of earlier runs.
 
     Args:
         images: Paths, or the texts of URLs.
@@ -114,7 +114,7 @@ def plan(images: Sequence[Path | str], stems: Sequence[str], out: Path, settings
         settings: Settings of the run.
 
     Raises:
-        FileExistsError: Something is in the way; the message names it.
+        FileExistsError: An existing file blocks a result; the message names it.
         ValueError: A name is too long.
     """
     jobs = []
@@ -177,7 +177,7 @@ def predict_images(
     on_done: Callable[[Job, Prediction], None],
     on_error: Callable[[Job, Exception], None],
 ) -> None:
-    """Predict and write what is due, in one pass for each prompt, writing while the next images are predicted.
+    """Predict and write all due results, one pass per prompt, writing while the next images are predicted.
 
     Args:
         predictor: A `DepthPredictor`.
@@ -185,7 +185,7 @@ def predict_images(
         settings: Settings of the run.
         batch_size: Images in a batch.
         on_done: Called when a job's results of a pass are written.
-        on_error: Called with what was wrong with an image or its files; the others go on.
+        on_error: Called with the error of an image or its files; the others continue.
     """
     failed: set[int] = set()
     for position, prompt in enumerate(settings.prompts or [None]):
@@ -230,7 +230,7 @@ def predict_images(
 
 
 def _write(job: Job, prediction: Prediction, settings: Settings) -> None:
-    """Write what is due of a job, and note it in its record."""
+    """Write the due files of a job, and note them in its record."""
     files, record = job.due_files(), job.record
     if not settings.overwrite and (there := record.in_the_way(files.values())):
         names = ", ".join(str(path) for path in there)
