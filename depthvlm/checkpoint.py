@@ -1,4 +1,4 @@
-"""Names of models, the small one that comes with the package, and what tells one checkpoint from another."""
+"""Names of models, the small bundled model, and the identity of checkpoints."""
 
 import hashlib
 import json
@@ -10,18 +10,18 @@ from .files import file_hash
 
 BUNDLED_MODEL = "depthvlm-nano"
 PUBLISHED_MODEL = "JonnyYu828/DepthVLM-4B"
-# 4,472,961,729 parameters of two bytes each.
+# 4,472,961,729 parameters, two bytes each.
 PUBLISHED_MODEL_NOTE = (
     f"depthvlm predict photo.jpg --model {PUBLISHED_MODEL} (trained and published by the paper's authors; downloads "
     "9 GB once, and needs about 10 GB of memory in bfloat16)."
 )
 BUNDLED_MODEL_NOTE = f"the bundled {BUNDLED_MODEL}, trained on synthetic scenes only: not made for real photographs"
 
-# Files on which the answers depend. Templates and tokenizer too: they make the prompt.
+# Files that affect the answers, including templates and tokenizer, which make the prompt.
 _SETTINGS = ("config.json", "adapter_config.json", "processor_config.json", "preprocessor_config.json")
 _TEXTS = ("chat_template.jinja", "tokenizer.json")
 
-# Written anew with every copy of a checkpoint, without a change of its answers.
+# Rewritten with every copy of a checkpoint, without affecting its answers.
 _INCIDENTAL = {"_name_or_path", "auto_map", "base_model_name_or_path", "transformers_version"}
 
 
@@ -29,7 +29,7 @@ def bundled_model_path() -> Path:
     """Return the folder of the bundled checkpoint.
 
     Raises:
-        FileNotFoundError: This installation does not hold it.
+        FileNotFoundError: It is missing from this installation.
     """
     path = Path(str(resources.files("depthvlm") / "nano"))
     if not (path / "config.json").is_file():
@@ -40,12 +40,12 @@ def bundled_model_path() -> Path:
 
 
 def resolve_model_path(model: str) -> str:
-    """Return a model's folder or Hub name: the bundled model's folder for its name, else what was given.
+    """Return a model's folder or Hub name: the bundled model's folder for its name, else the given value.
 
     Raises:
-        FileNotFoundError: It is a path, and there is no such folder.
+        FileNotFoundError: It is a path of a folder that does not exist.
         NotADirectoryError: It is a file.
-        ValueError: A file of the folder is a pipe or a device, which would be read for ever.
+        ValueError: A file of the folder is a pipe or a device, which would be read forever.
     """
     if model == BUNDLED_MODEL:
         return str(bundled_model_path())
@@ -62,13 +62,13 @@ def resolve_model_path(model: str) -> str:
 
 
 def split_revision(model: str) -> tuple[str, str | None]:
-    """Split `owner/name@revision`, as in `hf://` paths, into name and branch, tag or commit; a folder is all name."""
+    """Split `owner/name@revision`, as in `hf://` paths, into name and branch, tag or commit; a folder is not split."""
     name, at, revision = model.rpartition("@")
     return (name, revision) if at and revision and not Path(model).exists() else (model, None)
 
 
 def hub_name_problem(name: str) -> str | None:
-    """Return why the Hub has no repository "name" or "owner/name"; None where it may have one."""
+    """Return why the Hub cannot have a repository of this name, or None if it may have one."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -80,7 +80,7 @@ def hub_name_problem(name: str) -> str | None:
 
 
 def weight_files(folder: str | Path) -> list[Path]:
-    """Return the safetensors of a model, or of an adapter; a folder of a training run may hold others."""
+    """Return the safetensors files of a model or an adapter, without others in a training folder."""
     kind = "adapter_model" if (Path(folder) / "adapter_config.json").is_file() else "model"
     return sorted(path for path in Path(folder).glob(f"{kind}*.safetensors") if path.stem[len(kind) :][:1] in ("", "-"))
 
@@ -88,13 +88,13 @@ def weight_files(folder: str | Path) -> list[Path]:
 def checkpoint_hash(folder: str | Path) -> str:
     """Return the SHA-256 of weights, configuration, processor and prompt; the same in every copy of a checkpoint.
 
-    By it a model card knows which results are of its model.
+    Model cards use it to find the results of their model.
 
     Args:
-        folder: With safetensors, as `save_pretrained` writes it. All bytes of the weights are read.
+        folder: Folder with safetensors, from `save_pretrained`. All bytes of the weights are read.
 
     Raises:
-        FileNotFoundError: There are no such weights.
+        FileNotFoundError: There are no safetensors weights.
     """
     folder = Path(folder)
     weights = weight_files(folder)
@@ -109,10 +109,10 @@ def checkpoint_hash(folder: str | Path) -> str:
 
 
 def weights_identity(model: str) -> str:
-    """Return what tells a model's weights from others, without reading them all.
+    """Return an identity of a model's weights, without reading them all.
 
-    The commit of a model on the Hub; for a folder, a hash of its configuration files and of the names, sizes and times
-    of its weights.
+    It is the commit of a model on the Hub; for a folder, a hash of its configuration files and of its weights' names,
+    sizes and times.
 
     Args:
         model: See `resolve_model_path`.

@@ -23,12 +23,11 @@ from .processing.images_depthvlm import open_image
 class Conversation:
     """One image, its depth, and questions about it.
 
-    The image goes through the vision tower and the LLM once: that pass gives the depth map, and every question goes on
-    from its cache. Earlier questions and replies in the cache are used again too, as far as the conversation, written
-    anew by the chat template, begins with the same tokens. (Linear attention, as in Qwen3.5, keeps no past states to go
-    back to: there it is the whole cache, or the image's part alone.) The replies are those of a prefill of the whole
-    conversation (in exact arithmetic: two scores that differ by less than the rounding of the model's dtype may change
-    places).
+    The image goes through the vision tower and the LLM once: that pass gives the depth map, and every question
+    continues from its cache. Cached questions and replies are reused too, as far as the newly rendered conversation
+    starts with the same tokens. (Linear attention, as in Qwen3.5, keeps no past states to return to: it reuses the
+    whole cache or only the image's part.) The replies equal those of a prefill of the whole conversation, up to
+    rounding in the model's dtype, which may swap two nearly equal scores.
 
     Examples:
         >>> from depthvlm import Conversation
@@ -37,20 +36,20 @@ class Conversation:
         >>> for words in conversation.stream("And behind it?"):
         ...     print(words, end="", flush=True)
 
-    Conversations with the same model may run in several threads, beside `predict`. Questions to one conversation wait
-    for one another.
+    Conversations with the same model may run in several threads, alongside `predict`. Questions to one conversation are
+    answered one at a time.
 
     Args:
         image: One image, see [`predict`].
-        model: A checkpoint's folder or Hub name, or what [`load`] returned. None: the bundled `depthvlm-nano`.
+        model: A checkpoint's folder or Hub name, or the return value of [`load`]. None: the bundled `depthvlm-nano`.
         focal_length: In pixels of the image as given.
         fov: Horizontal field of view in degrees.
         intrinsics: 3x3 matrix or `[fx, fy, cx, cy]`, in pixels of the image as given. Without any of the three, EXIF
-            data say, or a field of view is assumed, with a warning.
+            data are used, or a field of view is assumed, with a warning.
         system: The system prompt.
 
     Attributes:
-        prediction: The depth `(H, W)` in metres, the camera that was used, and the image upright; without text.
+        prediction: The depth `(H, W)` in metres, the camera that was used, and the upright image; without text.
         messages: The questions and replies so far, as `{"role": ..., "content": ...}`.
 
     Raises:
@@ -76,7 +75,7 @@ class Conversation:
         self._image = open_image(image)
         self._cache: Any = None
         self._cached_ids: list[int] = []
-        self._image_cache: Any = None  # as it was after the image, where the cache cannot be cut
+        self._image_cache: Any = None  # the cache after the image, if the cache cannot be cropped
         self._turn = threading.Lock()
         self.prediction = self._see()
 
@@ -86,7 +85,7 @@ class Conversation:
         return self.prediction.depth
 
     def ask(self, text: str, *, max_new_tokens: int = 256, **generate_kwargs: Any) -> str:
-        """Return the reply to a question, after all that was said before.
+        """Return the reply to a question, in the context of the conversation so far.
 
         Args:
             text: The question.
@@ -95,8 +94,8 @@ class Conversation:
 
         Raises:
             TypeError: A keyword is not known to `generate`.
-            ValueError: The question is empty, holds one of the tokenizer's control tokens, or is
-                too long for the model's context with what was said before.
+            ValueError: The question is empty, holds one of the tokenizer's control tokens, or is too long for the
+                model's context with the conversation so far.
         """
         self._check(text)
         check_generation(generate_kwargs, "ask")
@@ -104,17 +103,17 @@ class Conversation:
             return self._reply(text, {"max_new_tokens": max_new_tokens} | generate_kwargs)
 
     def stream(self, text: str, **generate_kwargs: Any) -> Generator[str, None, None]:
-        """Yield the reply to a question in pieces, as they are made. Put together they are what `ask` returns.
+        """Yield the reply to a question in pieces as they are generated; joined, they equal the return value of `ask`.
 
-        The model runs in a thread of its own. Closing the iterator stops it after the token that it is at, and what has
-        been said by then is the reply.
+        The model runs in a separate thread. Closing the iterator stops it after the current token; the text so far is
+        the reply.
 
         Args:
             text: The question.
             **generate_kwargs: See `ask`.
 
         Raises:
-            ValueError: See `ask`; raised when the first piece is asked for.
+            ValueError: See `ask`; raised when the first piece is requested.
         """
         tokenizer: Any = self.depthvlm.processor.tokenizer
         streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -126,19 +125,19 @@ class Conversation:
         criteria = StoppingCriteriaList([*generate_kwargs.pop("stopping_criteria", ()), is_closed])
         with ThreadPoolExecutor(1) as pool:
             reply = pool.submit(self.ask, text, streamer=streamer, stopping_criteria=criteria, **generate_kwargs)
-            reply.add_done_callback(lambda _: streamer.end())  # where `generate` failed, it has not said so
+            reply.add_done_callback(lambda _: streamer.end())  # `generate` does not end the stream if it fails
             try:
                 yield from _stripped(streamer)
             finally:
                 closed.set()
-        reply.result()  # raises what `ask` has raised
+        reply.result()  # raises the error of `ask`, if any
 
     def clear(self) -> None:
-        """Forget the questions and replies; the image stays where it is."""
+        """Forget the questions and replies; the image stays cached."""
         self.messages = []
 
     def release(self) -> None:
-        """Give back the memory of the cache. The next question encodes the image again, and all goes on."""
+        """Free the memory of the cache. The next question encodes the image again and continues the conversation."""
         self._cache, self._cached_ids, self._image_cache = None, [], None
 
     @property
@@ -148,7 +147,7 @@ class Conversation:
 
     def _reply(self, text: str, generate_kwargs: dict[str, Any]) -> str:
         if self._cache is None:
-            with unsaid(UserWarning):  # said at the first time
+            with unsaid(UserWarning):  # already warned the first time
                 self._see()
         messages = [*self.messages, {"role": "user", "content": text}]
         ids = self._token_ids(messages)
@@ -156,7 +155,7 @@ class Conversation:
         self._keep_common(ids)
         model = self.depthvlm.model
         row = torch.tensor([ids], device=model.device)
-        cache, self._cache = self._cache, None  # a generation that is broken off leaves its layers unequally long
+        cache, self._cache = self._cache, None  # an interrupted generation leaves its layers with unequal lengths
         with torch.inference_mode():
             output: Any = model.generate(
                 row,
@@ -172,10 +171,10 @@ class Conversation:
         return reply
 
     def _see(self) -> Prediction:
-        """Prefill up to the last image token: the cache, and from the same pass the depth."""
+        """Prefill up to the last image token, to get the cache and, from the same pass, the depth."""
         model, processor = self.depthvlm.model, self.depthvlm.processor
         camera = {name: value for name, value in self._camera.items() if value is not None}
-        first = [{"role": "user", "content": DEPTH_PROMPT}]  # any: what comes after the image is cut off
+        first = [{"role": "user", "content": DEPTH_PROMPT}]  # any text: tokens after the image are cut off
         inputs = processor(images=[self._image], text=[self._text(first)], return_tensors="pt", **camera)
         self._image_tokens = int((inputs["input_ids"] == model.config.image_token_id).sum())
         end = int((inputs["input_ids"][0] == model.config.image_token_id).nonzero()[-1]) + 1
@@ -191,7 +190,7 @@ class Conversation:
         return Prediction(depth["predicted_depth"].cpu().numpy(), depth["camera"], picture, model=self.depthvlm.name)
 
     def _text(self, messages: Sequence[dict[str, str]]) -> str:
-        """Return the conversation as the chat template writes it, the image before the first question."""
+        """Return the conversation rendered by the chat template, with the image before the first question."""
         question, *rest = messages
         turns: list[Any] = [
             {"role": "system", "content": [{"type": "text", "text": self._system}]},
@@ -201,13 +200,13 @@ class Conversation:
         return self.depthvlm.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
     def _token_ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """Return the conversation's tokens, with as many for the image as it has, without reading its pixels again."""
+        """Return the conversation's tokens, including the image's, without reading its pixels again."""
         token = self.depthvlm.processor.image_token
         text = self._text(messages).replace(token, token * self._image_tokens)
         return self.depthvlm.processor.tokenizer(text)["input_ids"]
 
     def _keep_common(self, ids: list[int]) -> None:
-        """Cut the cache down to tokens that `ids` begins with, leaving at least one to run."""
+        """Crop the cache to a common prefix with `ids`, leaving at least one token to run."""
         limit = min(len(self._cached_ids), len(ids) - 1)
         common = next((i for i in range(limit) if ids[i] != self._cached_ids[i]), limit)
         image_end = len(self._cached_ids) - self._cached_ids[::-1].index(self.depthvlm.model.config.image_token_id)
@@ -219,7 +218,7 @@ class Conversation:
         surplus = self._cache.get_seq_length() - common
         if surplus and self._image_cache is None:
             self._cache.crop(-surplus)
-        elif surplus:  # recurrent states cannot be taken back
+        elif surplus:  # recurrent states cannot be cropped
             with torch.inference_mode():
                 self._cache = copy.deepcopy(self._image_cache)
             common = image_end
@@ -234,7 +233,7 @@ class Conversation:
 
 
 def _stripped(pieces: Iterable[str]) -> Iterator[str]:
-    """Yield the pieces without the white space at both ends of all of them together."""
+    """Yield the pieces without the leading and trailing white space of the whole text."""
     waiting, begun = "", False
     for piece in pieces:
         waiting = waiting + piece if begun else (waiting + piece).lstrip()

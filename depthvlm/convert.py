@@ -13,15 +13,15 @@ from .recipe_file import convert_recipe
 def convert_checkpoint(source: str | PathLike[str], destination: str | PathLike[str], **kwargs: Any) -> Path:
     """Write a checkpoint that loads through the Auto classes, with and without this package installed.
 
-    The weights keep their dtype. A plain backbone, such as Qwen3-VL or Qwen3.5, gets a new depth head; its depth means
-    nothing before it is trained. An adapter is merged into the model that it is for, at the commit that it was trained
+    The weights keep their dtype. A plain backbone, such as Qwen3-VL or Qwen3.5, gets a new depth head, which must be
+    trained before its depth is meaningful. An adapter is merged into its base model, at the commit that it was trained
     on.
 
     Args:
         source: Folder or Hub name of a checkpoint in the published layout, of a plain backbone, of DepthVLM, or of
             an adapter.
-        destination: A folder that is not there yet or is empty.
-        **kwargs: Of `from_pretrained`, such as `revision` or `token`.
+        destination: A folder that does not exist yet or is empty.
+        **kwargs: Keywords of `from_pretrained`, such as `revision` or `token`.
 
     Raises:
         FileExistsError: The destination is not empty.
@@ -37,7 +37,7 @@ def convert_checkpoint(source: str | PathLike[str], destination: str | PathLike[
 
         model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    remove_partial_files(folder.parent)  # of a run that was killed
+    remove_partial_files(folder.parent)  # left by a killed run
     temporary = partial_path(folder)
     temporary.mkdir()
     try:

@@ -47,8 +47,8 @@ def load(
     Args:
         model: Folder or Hub name of a checkpoint: DepthVLM's own, or in the published layout. None: the small
             `depthvlm-nano` bundled with the package, which is not made for photographs and warns about it.
-        device: `cuda`, `cuda:1`, `mps`, `cpu`; `auto`: the first of these that is available. dtype: `float32`,
-            `bfloat16`, `float16`; `auto`: the checkpoint's own, but float32 for a small model on a CPU.
+        device: `cuda`, `cuda:1`, `mps`, `cpu`; `auto`: the first of these that is available.
+        dtype: `float32`, `bfloat16`, `float16`; `auto`: the checkpoint's own, but float32 for a small model on a CPU.
         **kwargs: Passed on to `from_pretrained` of the model, such as `attn_implementation`; those that locate files
             (`revision`, `token`, `cache_dir`, `subfolder`, `local_files_only`, ...) also to the processor's.
 

@@ -1,4 +1,4 @@
-"""Load a model and its processor by name: what says where files come from reaches both, and both are of one commit."""
+"""Load a model and its processor by name: keywords that locate files apply to both, and both come from one commit."""
 
 import inspect
 import json
@@ -19,23 +19,23 @@ from .modeling_depthvlm.configuration_depthvlm import HUB_KWARGS
 from .processing import DepthVLMProcessor
 from .processing.image_processing_depthvlm import LOADING_KEYWORDS, check_keywords
 
-register()  # for the `depthvlm` command; otherwise done when the package was imported
+register()  # for the `depthvlm` command; otherwise done on import of the package
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
-_SMALL_MODEL = 500_000_000  # parameters: up to here float32 on a CPU is faster than bfloat16, and takes at most 2 GB
+_SMALL_MODEL = 500_000_000  # parameters: up to here float32 on a CPU is faster than bfloat16 and needs at most 2 GB
 
 
 def hub_keywords(model: str, keywords: dict[str, Any]) -> dict[str, Any]:
-    """Return those of `from_pretrained`'s keywords that say where files come from, for every part of a checkpoint.
+    """Return the keywords of `from_pretrained` that locate files, for every part of a checkpoint.
 
     Args:
         model: Folder or Hub name.
-        keywords: Of `from_pretrained`; they are not changed.
+        keywords: Keywords of `from_pretrained`; not modified.
 
     Returns:
         The keywords that are given of `token`, `revision`, `cache_dir`, `subfolder`, `local_files_only`,
         `force_download`, `proxies` and `trust_remote_code`. The revision is resolved to a commit, so that all parts
-        are of the same one even if the repository changes in between.
+        come from the same one even if the repository changes.
     """
     names = (*HUB_KWARGS, "trust_remote_code")
     where = {name: keywords[name] for name in names if keywords.get(name) is not None}
@@ -52,22 +52,22 @@ def load_checkpoint(
     allow_untrained_head: bool = False,
     **kwargs: Any,
 ) -> tuple[DepthVLMForConditionalGeneration, DepthVLMProcessor]:
-    """Load a model in eval mode, on its device, and its processor. An adapter is put on the model that it is for.
+    """Load a model in eval mode, on its device, and its processor. An adapter is applied to its base model.
 
     Args:
         model: A checkpoint's folder, its name on the Hub (`owner/name` or `owner/name@revision`), or `depthvlm-nano`.
-        device: `cuda`, `cuda:1`, `mps`, `cpu`; `auto`: the first of these that is there.
+        device: `cuda`, `cuda:1`, `mps`, `cpu`; `auto`: the first of these that is available.
         dtype: `float32`, `bfloat16`, `float16`; `auto`: the checkpoint's own, but float32 for a small model on a CPU.
-        allow_untrained_head: Also load a head that was never trained, whose depth is one metre everywhere: the new
-            head of a plain backbone.
-        **kwargs: Of the model's `from_pretrained`. `canonical_focal_length` and those of [`hub_keywords`] reach the
-            processor too.
+        allow_untrained_head: Also accept the new, untrained head of a plain backbone, whose depth is one metre
+            everywhere.
+        **kwargs: Keywords of the model's `from_pretrained`. `canonical_focal_length` and those of [`hub_keywords`]
+            reach the processor too.
 
     Raises:
         TypeError: A keyword is not known.
-        ValueError: The device is not there, or `device_map` is given too; the dtype is not one; weights are missing;
-            the depth head is untrained or holds NaN; model and processor were made for different canonical focal
-            lengths.
+        ValueError: The device is not available, or `device_map` is given too; the dtype is not one; weights are
+            missing; the depth head is untrained or holds NaN; model and processor were made for different canonical
+            focal lengths.
         OSError: There is no such model.
     """
     check_loading(kwargs, "load")
@@ -105,15 +105,15 @@ def _check_head(network: DepthVLMForConditionalGeneration, path: str, allow_untr
 def load_parts(
     model: str | PathLike[str], dtype: str | torch.dtype = "auto", **kwargs: Any
 ) -> tuple[DepthVLMForConditionalGeneration, DepthVLMProcessor, str | None]:
-    """Load a model as its checkpoint has it, and its processor.
+    """Load a model as stored in its checkpoint, and its processor.
 
     The arguments are those of [`load_checkpoint`].
 
     Returns:
-        Model, processor, and the folder of the adapter that is yet to be put on this model, where `model` names one.
+        Model, processor, and, if `model` names an adapter, its folder; it is not applied yet.
 
     Raises:
-        OSError, ValueError: There is no such model, or it holds no safetensors.
+        OSError, ValueError: There is no such model, or it has no safetensors.
     """
     path, revision = split_revision(resolve_model_path(str(model)))
     if revision is not None:
@@ -128,12 +128,12 @@ def load_parts(
         of_adapter_alone = ("revision", "subfolder")
         kwargs = {name: value for name, value in kwargs.items() if name not in of_adapter_alone}
         base_origin = hub_keywords(base, kwargs | {"revision": base_revision})
-    # First: what it says of a model that is not there is clear.
+    # First, as its error for a missing model is clear.
     settings, _ = DepthVLMConfig.get_config_dict(base, **base_origin)
     if not settings:
         raise FileNotFoundError(f"{base} holds no config.json: it is no checkpoint.")
     camera = {name: kwargs[name] for name in ("canonical_focal_length",) if name in kwargs}
-    # An adapter lies beside the processor that it was trained with, or, made elsewhere, alone.
+    # An adapter usually comes with the processor that it was trained with; one made elsewhere may not.
     has_processor = adapter is None or any((adapter / name).is_file() for name in PROCESSOR_FILES)
     processor_path, processor_origin = (path, origin) if has_processor else (base, base_origin)
     processor = DepthVLMProcessor.from_pretrained(processor_path, **processor_origin, **camera)
@@ -144,7 +144,7 @@ def load_parts(
 
 
 def processor_of(network: DepthVLMForConditionalGeneration) -> DepthVLMProcessor:
-    """Return the processor from where a model was loaded, with the model's canonical camera."""
+    """Return the processor from the source of a loaded model, with the model's canonical camera."""
     name, commit = network.config._name_or_path, getattr(network.config, "_commit_hash", None)
     processor = DepthVLMProcessor.from_pretrained(name, **hub_keywords(name, {"revision": commit}))
     processor.image_processor.canonical_focal_length = network.config.canonical_focal_length
@@ -152,14 +152,14 @@ def processor_of(network: DepthVLMForConditionalGeneration) -> DepthVLMProcessor
 
 
 def find_adapter(path: str, origin: dict[str, Any]) -> Path | None:
-    """Return the folder of a PEFT adapter, downloaded if need be; None where `path` is a whole model.
+    """Return the folder of a PEFT adapter, downloaded if necessary, or None if `path` is a whole model.
 
     Args:
         path: Folder or Hub name.
         origin: See [`hub_keywords`].
 
     Raises:
-        FileNotFoundError: Its weights are no safetensors.
+        FileNotFoundError: Its weights are not safetensors.
     """
     optional: Any = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     where = {name: value for name, value in origin.items() if name != "trust_remote_code"}
@@ -171,11 +171,11 @@ def find_adapter(path: str, origin: dict[str, Any]) -> Path | None:
 
 
 def base_of_adapter(adapter: Path) -> tuple[str, str | None]:
-    """Return folder or Hub name of the model that an adapter is for, and its revision on the Hub, if that is known.
+    """Return folder or Hub name of an adapter's base model, and its revision on the Hub, if known.
 
     Raises:
-        FileNotFoundError: It is a folder that is not there.
-        ValueError: The adapter does not say.
+        FileNotFoundError: The base is a folder that does not exist.
+        ValueError: The adapter does not name its base.
     """
     settings = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     base = settings.get("base_model_name_or_path")
@@ -191,7 +191,7 @@ def base_of_adapter(adapter: Path) -> tuple[str, str | None]:
 
 
 def _check_canonical(network: DepthVLMForConditionalGeneration, processor: DepthVLMProcessor, name: str) -> None:
-    """Raise ValueError if the processor scales images for another canonical focal length than the model's."""
+    """Raise ValueError if processor and model have different canonical focal lengths."""
     trained, seen = network.config.canonical_focal_length, processor.image_processor.canonical_focal_length
     if trained != seen:
         raise ValueError(
@@ -202,10 +202,10 @@ def _check_canonical(network: DepthVLMForConditionalGeneration, processor: Depth
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of that name; `auto`: CUDA, else MPS, else the CPU.
+    """Return the named device; `auto` is CUDA, else MPS, else the CPU.
 
     Raises:
-        ValueError: It cannot be used here.
+        ValueError: It is not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -221,10 +221,10 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str | torch.dtype) -> str | torch.dtype:
-    """Return the dtype of that name, or `auto` as it is.
+    """Return the named dtype, or `auto` unchanged.
 
     Raises:
-        ValueError: It is no floating-point type.
+        ValueError: It is not a floating-point type.
     """
     if name == "auto" or isinstance(name, torch.dtype):
         return name

@@ -1,6 +1,6 @@
-"""The depth head of a checkpoint as an ONNX file that takes images of any grid and batch (paper, section 3.1).
+"""The depth head of a checkpoint as an ONNX file for any grid and batch size (paper, section 3.1).
 
-The vision-language model in front of it stays in PyTorch: docs/onnx.md says why, and how to feed the file.
+The vision-language model in front of it stays in PyTorch: docs/onnx.md explains why, and how to use the file.
 """
 
 import json
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
 OPSET = 20  # the first with Gelu, which the MLP head uses; onnxruntime reads it from 1.17 on
 OUTPUT = "predicted_depth"
 FOCAL_SCALE = "focal_scale"
-TOLERANCE = 1e-4  # greatest relative difference from PyTorch that an export may have
+TOLERANCE = 1e-4  # greatest allowed relative difference from PyTorch
 CHECKED_GRIDS = ((1, 1, 1), (2, 3, 2), (1, 4, 9))  # images, then rows and columns of tokens
-NEAREST = 1e-3  # metres: nearer depths, which mean nothing, count as that in a relative difference
+NEAREST = 1e-3  # metres: lower bound of the depth in a relative difference
 
 _PREFIX = "depth_head."
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class HeadExport(NamedTuple):
-    """The file that was written.
+    """The exported file.
 
     Attributes:
         path: Path of the file.
@@ -55,10 +55,10 @@ class HeadExport(NamedTuple):
 
 
 class ExportableHead(nn.Module):
-    """A depth head on feature maps that carry their grid in their shape.
+    """A depth head on feature maps whose shape includes the grid.
 
     Args:
-        head: The head; it is used as it is.
+        head: The head, used unchanged.
     """
 
     def __init__(self, head: DepthHead):
@@ -81,9 +81,9 @@ class ExportableHead(nn.Module):
 
 
 def input_names(maps: int) -> list[str]:
-    """Return the names of the ONNX file's inputs: `F1` to `F4` as equation 2 counts them, then `focal_scale`.
+    """Return the names of the ONNX file's inputs: `F1` to `F4` (equation 2), then `focal_scale`.
 
-    A head that reads one map only has the last of the four, `F4`.
+    A head that reads a single map has only the last of the four, `F4`.
     """
     return [*(["F4"] if maps == 1 else [f"F{level + 1}" for level in range(maps)]), FOCAL_SCALE]
 
@@ -91,8 +91,8 @@ def input_names(maps: int) -> list[str]:
 def export_depth_head(model: str | PathLike[str], path: str | PathLike[str]) -> HeadExport:
     """Write the depth head of a checkpoint as ONNX, float32, and check it against PyTorch.
 
-    Only the head's weights are read: a large checkpoint needs no more memory than its head, and from the Hub only the
-    files that hold the head are downloaded. The file appears only if onnxruntime gives the same depth.
+    Only the head's weights are read: a large checkpoint needs only the memory of its head, and only the files with the
+    head are downloaded from the Hub. The file is written only if onnxruntime gives the same depth.
 
     Args:
         model: Folder or Hub name of a checkpoint in DepthVLM's own or in the published layout.
@@ -101,7 +101,7 @@ def export_depth_head(model: str | PathLike[str], path: str | PathLike[str]) -> 
     Raises:
         ImportError: The packages of the extra `onnx` are not installed.
         OSError: There is no such checkpoint, or its weights cannot be read.
-        ValueError: The checkpoint has no depth head, or one that does not fit its config.
+        ValueError: The checkpoint has no depth head, or one that does not match its config.
         RuntimeError: onnxruntime's depth differs from PyTorch's by more than `TOLERANCE`.
     """
     require_onnx()
@@ -159,11 +159,11 @@ def to_onnx(exported: ExportableHead, hidden_size: int, maps: int, metadata: dic
     """Return the ONNX file's content for a head that reads `maps` maps of `hidden_size` channels.
 
     Raises:
-        onnx.checker.ValidationError: What came out is not valid ONNX.
+        onnx.checker.ValidationError: The output is not valid ONNX.
     """
     import onnx
 
-    # Sizes differ in the example, so that the exporter takes none for another.
+    # Sizes in the example differ, so that the exporter does not confuse them.
     inputs = _random_inputs(2, (3, 4), hidden_size, maps)
     axes = {0: "batch", 1: "height", 2: "width"}
     with _quiet_exporter(), torch.no_grad():
@@ -177,7 +177,7 @@ def to_onnx(exported: ExportableHead, hidden_size: int, maps: int, metadata: dic
             opset_version=OPSET,
             verbose=False,
         )
-    assert program is not None  # it is None for the old exporter alone
+    assert program is not None  # None only for the old exporter
     proto = program.model_proto
     onnx.helper.set_model_props(proto, metadata)
     proto.producer_name, proto.doc_string = "depthvlm", "Depth head of DepthVLM: visual tokens to metres."
@@ -226,7 +226,7 @@ def _maps(config: DepthVLMConfig) -> int:
 
 
 def _metadata(model: str | PathLike[str], config: DepthVLMConfig) -> dict[str, str]:
-    """Return what a user of the file has to know, as ONNX metadata: strings."""
+    """Return the information that users of the file need, as ONNX metadata (strings)."""
     from . import __version__
 
     name, head = str(model), config.head
@@ -249,7 +249,7 @@ def _metadata(model: str | PathLike[str], config: DepthVLMConfig) -> dict[str, s
 
 
 def _license(model: str) -> str | None:
-    """Return the licence that a checkpoint's model card states, None where it has no card or states none."""
+    """Return the licence that a checkpoint's model card states, or None."""
     path, revision = split_revision(resolve_model_path(model))
     optional: Any = {
         "_raise_exceptions_for_missing_entries": False,
@@ -258,7 +258,7 @@ def _license(model: str) -> str | None:
     card = cached_file(path, "README.md", revision=revision, **optional)
     try:
         stated = None if card is None else ModelCard.load(card).data.get("license")
-    except ValueError:  # what stands on top of the card is no YAML
+    except ValueError:  # the card's front matter is not YAML
         return None
     return None if stated is None else str(stated)
 
@@ -289,7 +289,7 @@ def _head_weights(path: str, revision: str | None) -> dict[str, Tensor]:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Leave out what torch says while it exports: of its own parts, of torchvision, of axes that share a name."""
+    """Suppress torch's messages during export: about its own parts, torchvision, and axes that share a name."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,7 +1,7 @@
-"""Records of what this program wrote: by them it knows what is complete, and what it must not replace.
+"""Records of written files, which tell complete results from files that must not be replaced.
 
-For the results called NAME in a folder the record is `.depthvlm/NAME.json` there. It is written twice: before the
-files, with their names alone, and after them, with their sizes. So a run that was killed knows its own files again.
+The record of the results NAME in a folder is `.depthvlm/NAME.json`. It is written twice: before the files, with only
+their names, and after them, with their sizes, so that files of a killed run are recognised.
 """
 
 import hashlib
@@ -16,8 +16,8 @@ from typing import Any
 from .files import file_hash, remove_partial_files, write_json
 
 FOLDER = ".depthvlm"
-_HEAD = 32  # bytes, by which a file that was cut off is told from another one
-_LONGEST_NAME = 255  # bytes, on the file systems of Linux, macOS and Windows
+_HEAD = 32  # bytes that tell a truncated file from a different one
+_LONGEST_NAME = 255  # bytes, in the file systems of Linux, macOS and Windows
 
 
 class ResultRecord:
@@ -25,10 +25,10 @@ class ResultRecord:
 
     Args:
         folder: Folder of the results.
-        name: Beginning of their names.
+        name: Start of their names.
 
     Attributes:
-        content: `source` (path), `origin` (what the latest of them were made from), `files` and `replies`.
+        content: `source` (path), `origin` (inputs and settings of the latest ones), `files` and `replies`.
     """
 
     def __init__(self, folder: Path, name: str):
@@ -38,25 +38,25 @@ class ResultRecord:
 
     @property
     def source(self) -> str | None:
-        """The input that the results are of, None where there are none."""
+        """The input of the results, or None without results."""
         return self.content.get("source")
 
     @property
     def origin(self) -> dict[str, Any]:
-        """Settings of the latest results; empty if there are none, or their run was killed."""
+        """Settings of the latest results; empty without results or if their run was killed."""
         return self.content.get("origin", {})
 
     def is_complete(self, path: Path, origin: str) -> bool:
-        """Return whether a file is there as it was written, and was made from `origin` (see `fingerprint`)."""
+        """Return whether a file is present and unchanged, and was made from `origin` (see `fingerprint`)."""
         entry = self.content["files"].get(path.name)
         return bool(entry) and entry["origin"] == origin and _size(path) == entry["size"]
 
     def in_the_way(self, paths: Iterable[Path]) -> list[Path]:
-        """Return those of `paths` where something is that this program did not write, or that was changed since."""
+        """Return those of `paths` that exist but were not written by this program, or were changed since."""
         return [path for path in paths if os.path.lexists(path) and not self._is_own(path)]
 
     def outdated(self, origin: str) -> list[Path]:
-        """Return the files of earlier results that are there and were made from something else than `origin`."""
+        """Return the existing files of earlier results that were not made from `origin`."""
         others = (name for name, entry in self.content["files"].items() if entry and entry["origin"] != origin)
         return [path for name in others if (path := self.folder / name).is_file()]
 
@@ -65,13 +65,13 @@ class ResultRecord:
         return [reply for reply in self.content["replies"] if reply["origin"] == origin]
 
     def begin(self, source: str, paths: Sequence[Path]) -> None:
-        """Note that `paths` are going to be written."""
+        """Record that `paths` are about to be written."""
         self.content |= {"source": source, "files": self.content["files"] | {path.name: None for path in paths}}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path, self.content)
 
     def finish(self, paths: Sequence[Path], origin: Mapping[str, Any], reply: Mapping[str, Any] | None = None) -> None:
-        """Note that `paths` are written, and a reply to a prompt."""
+        """Record that `paths` are written, and a reply to a prompt."""
         made_from = fingerprint(origin)
         entries = {path.name: _entry(path) | {"origin": made_from} for path in paths}
         if reply is not None:
@@ -81,35 +81,35 @@ class ResultRecord:
         write_json(self.path, self.content)
 
     def forget_replies(self) -> None:
-        """Leave out all replies."""
+        """Remove all replies."""
         self.content["replies"] = []
 
     def _is_own(self, path: Path) -> bool:
         if path.name not in self.content["files"] or path.is_symlink() or not path.is_file():
             return False
         entry = self.content["files"][path.name]
-        if entry is None:  # the run that was to write it was killed
+        if entry is None:  # the run that should have written it was killed
             return True
         status = path.stat()
         if status.st_size == entry["size"]:
             return status.st_mtime_ns == entry["mtime_ns"] or file_hash(path) == entry["sha256"]
-        # Cut off by a full disk or a power failure, it begins as it was; another file that is smaller does not.
+        # A file truncated by a full disk or a power failure keeps its start; another smaller file does not.
         return status.st_size < entry["size"] and entry["head"].startswith(_head(path))
 
 
 @contextmanager
 def recorded(folder: Path, name: str, paths: Sequence[Path], source: str, overwrite: bool) -> Iterator[None]:
-    """Let the block write `paths`, all of them in `folder`, and record that this program wrote them.
+    """Record the `paths` in `folder` that the block writes as files of this program.
 
     Args:
         folder: Folder of the files.
         name: Name of the record.
         paths: Files that the block writes.
-        source: What the files are made from.
+        source: Source of the files.
         overwrite: Replace files that this program did not write.
 
     Raises:
-        FileExistsError: There are such files, and `overwrite` is false; the message names them.
+        FileExistsError: Such files exist, and `overwrite` is false; the message names them.
     """
     record = ResultRecord(folder, name)
     there = [path for path in paths if path.is_dir()] if overwrite else record.in_the_way(paths)
@@ -130,18 +130,18 @@ def recorded(folder: Path, name: str, paths: Sequence[Path], source: str, overwr
 
 
 def own_names(folder: Path) -> set[str]:
-    """Return the names of all files in a folder that this program wrote, as its records say."""
+    """Return the names of all files in a folder that this program wrote, according to its records."""
     records = (_read(path) for path in (folder / FOLDER).glob("*.json"))
     return {name for record in records for name in record["files"]}
 
 
 def fingerprint(origin: Mapping[str, Any]) -> str:
-    """Return a short hash of what results are made from: input, model, camera, settings."""
+    """Return a short hash of the origin of results: input, model, camera, settings."""
     return hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def check_names(paths: Iterable[Path]) -> None:
-    """Check that a file system takes the names.
+    """Check that file systems accept the names.
 
     Raises:
         ValueError: A name is too long.
@@ -153,12 +153,12 @@ def check_names(paths: Iterable[Path]) -> None:
 
 @contextmanager
 def prepared_folder(folder: Path) -> Iterator[None]:
-    """Make a folder for results, check that files can be written there, and remove what killed runs left half written.
+    """Make a folder for results, check that it is writable, and remove partial files of killed runs.
 
-    Where the block writes nothing, no empty folder is left.
+    If the block writes nothing, no empty folder is left.
 
     Raises:
-        OSError: It cannot be made or written to; the message names it.
+        OSError: It cannot be created or written to; the message names it.
     """
     is_new = not folder.exists()
     try:
@@ -172,14 +172,14 @@ def prepared_folder(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # it is not empty
+        with suppress(OSError):  # the folder is not empty
             (folder / FOLDER).rmdir()
             if is_new:
                 folder.rmdir()
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return a record; an empty one if none can be read: nothing is then known as this program's own."""
+    """Return a record; empty if none can be read, so that no file counts as this program's own."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

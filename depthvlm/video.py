@@ -1,7 +1,7 @@
 """Clips: metric depth of every frame of a video file or of a folder of frames, in constant memory.
 
-Frames are predicted independently: nothing ties the depth of one frame to that of the frame before. A clip shares its
-camera, the unit of its 16-bit depth and its range of colours.
+Frames are predicted independently: the depth of a frame does not depend on the previous one. All frames of a clip share
+the camera, the unit of the 16-bit depth and the colour range.
 """
 
 import itertools
@@ -60,8 +60,8 @@ def predict_video(
 ) -> "ClipPrediction":
     """Predict metric depth of every frame of a clip: 16-bit PNGs, a side-by-side video and JSON.
 
-    Frames are predicted independently, in constant memory. Interrupted at any moment, a clip goes on from the frames
-    that are there.
+    Frames are predicted independently, in constant memory. After an interruption, a clip continues from the finished
+    frames.
 
     Examples:
         >>> import depthvlm
@@ -71,35 +71,35 @@ def predict_video(
     Args:
         clip: A video file, or a folder of images that are its frames.
         out: The folder for the results.
-        model: See [`load`]; or what it returned.
+        model: See [`load`], or its return value.
         device: See [`load`].
         dtype: See [`load`].
         focal_length: Camera of all frames, in pixels of the upright frame. Without any camera option, EXIF data of a
-            folder's first image say, or a field of view is assumed, with a warning.
+            folder's first image are used, or a field of view is assumed, with a warning.
         fov: Horizontal field of view of all frames in degrees.
         intrinsics: 3x3 matrix or `[fx, fy, cx, cy]` in pixels of the upright frame.
         depth_range: Metres of the first and the last colour. None: percentiles 1 and 99 of all pixels of the clip.
         every: Take every n-th frame.
         max_frames: Take at most that many frames.
-        fps: Frames a second of a folder; a video file has its own times.
+        fps: Frames per second of a folder; a video file has its own times.
         batch_size: Frames in a batch.
-        overwrite: Do all of it again.
-        stem: What the results are called. None: the clip's name without suffix.
+        overwrite: Redo everything.
+        stem: Name of the results. None: the clip's name without suffix.
         progress: Called with the pass (`predict`, `measure`, `video`), the frames done and, if known, their number.
 
     Raises:
         ImportError: PyAV is missing.
         FileNotFoundError: There is no such clip.
-        FileExistsError: A file is there that is no result of an earlier run.
+        FileExistsError: A file exists that is not a result of an earlier run.
         ValueError: The clip cannot be read, a frame has another size than the first, an option is out of its range,
-            or `out` holds frames that were made with other settings.
+            or `out` holds frames made with other settings.
     """
     from .inference import DepthPredictor, load
 
     name = model.name if isinstance(model, DepthPredictor) else BUNDLED_MODEL if model is None else str(model)
     try:
         weights = weights_identity(name)
-    except OSError:  # a loaded model whose files are not at hand
+    except OSError:  # a loaded model whose files are not available
         weights = None
     intrinsics = None if intrinsics is None else np.asarray(intrinsics, float).tolist()
     run = ClipRun(
@@ -118,7 +118,7 @@ def predict_video(
 
 @dataclass(frozen=True)
 class ClipSettings:
-    """Settings that a clip is predicted with; frames of other settings are never mixed. See [`predict_video`]."""
+    """Settings of a clip's prediction; frames with different settings are never mixed. See [`predict_video`]."""
 
     focal_length: float | None = None
     fov: float | None = None
@@ -128,7 +128,7 @@ class ClipSettings:
 
     @property
     def camera(self) -> dict[str, Any]:
-        """The camera options that are given."""
+        """The given camera options."""
         options = {"focal_length": self.focal_length, "fov": self.fov, "intrinsics": self.intrinsics}
         return {name: value for name, value in options.items() if value is not None}
 
@@ -141,7 +141,7 @@ class ClipFiles(NamedTuple):
         video: Side-by-side video.
         frames: One line of JSON for every frame.
         record: JSON of the clip.
-        unfinished: The file in place of `record` while the clip is not finished.
+        unfinished: The file instead of `record` while the clip is unfinished.
     """
 
     depth: Path
@@ -158,14 +158,14 @@ class ClipFiles(NamedTuple):
 
     @property
     def whole(self) -> tuple[Path, Path]:
-        """The files whose sizes the record notes."""
+        """The files whose sizes are in the record."""
         return self.video, self.frames
 
     def earlier_record(self) -> dict[str, Any] | None:
-        """Return what an earlier run has recorded, finished or not; None without one.
+        """Return the record of an earlier run, finished or not, or None.
 
         Raises:
-            ValueError: There is a file of that name which is not the record of a clip.
+            ValueError: A file of that name is not the record of a clip.
         """
         for path in (self.record, self.unfinished):
             try:
@@ -182,13 +182,13 @@ class ClipFiles(NamedTuple):
         return None
 
     def check_owner(self, overwrite: bool) -> None:
-        """Check that nothing is in the way that this program did not write.
+        """Check that no files from elsewhere block the results.
 
         Args:
-            overwrite: Whether a video and lines of JSON may be replaced. Other records and other PNGs never are.
+            overwrite: Allow replacing a video and lines of JSON. Other records and PNGs are never replaced.
 
         Raises:
-            FileExistsError, ValueError: Something is there; the message names it.
+            FileExistsError, ValueError: There is such a file; the message names it.
         """
         record = self.earlier_record()
         if record is None and any(self.depth.glob("*.png")):
@@ -211,9 +211,9 @@ class ClipPrediction:
     """The prediction of a clip.
 
     Attributes:
-        files: Where the results are.
-        record: Number of frames, camera, unit, range of colours, and what could not be read (`problem`).
-        skipped: Whether all of it was there already.
+        files: Paths of the results.
+        record: Number of frames, camera, unit, range of colours, and unreadable parts (`problem`).
+        skipped: True if everything was already there.
     """
 
     files: ClipFiles
@@ -228,15 +228,15 @@ class ClipPrediction:
 
 @dataclass
 class ClipRun:
-    """One clip on its way to its files, in three passes: predict what is missing, measure, draw the video.
+    """Processing of one clip in three passes: predict missing frames, measure, draw the video.
 
     Attributes:
         source: The clip.
-        files: Where the results go.
+        files: Paths of the results.
         settings: Camera and choice of frames.
         model: Name of the model.
-        weights: What tells the model's weights from others, None where that is not known.
-        load: Loads the model; called once a frame has to be predicted.
+        weights: Identity of the model's weights, or None if unknown.
+        load: Function that loads the model, called when a frame must be predicted.
         depth_range: Metres of the first and the last colour, None for percentiles of the clip.
         batch_size: Frames in a batch.
         progress: See [`predict_video`].
@@ -268,7 +268,7 @@ class ClipRun:
             raise ValueError(f"The range of colours must be 0 <= near < far, in metres, got {tuple(limits)}.")
         self.identity = {
             "source": str(path.resolve()),
-            "source_sha256": file_hash(path) if path.is_file() else None,  # a folder: of each image
+            "source_sha256": file_hash(path) if path.is_file() else None,  # for a folder: a hash per image
             "model": self.model,
             "weights": self.weights,
             **asdict(settings),
@@ -276,7 +276,7 @@ class ClipRun:
         self.drawn = {"depth_range_given": limits and list(limits), "frame_rate": float(self.source.rate)}
 
     def __call__(self, overwrite: bool = False) -> ClipPrediction:
-        """Do what is not done yet. Raises ValueError as [`predict_video`] does."""
+        """Do the remaining work. Raises ValueError as [`predict_video`] does."""
         state = self._earlier_run(overwrite)
         if self._is_complete(state):
             return ClipPrediction(self.files, state, skipped=True)
@@ -325,7 +325,7 @@ class ClipRun:
         return ClipPrediction(self.files, record)
 
     def _outdated_frames(self, noted: dict[str, dict[str, Any]]) -> list[Path]:
-        """Return the frames that were cut off, or whose image of a folder was replaced; see `_noted_frames`."""
+        """Return the frames that were truncated, or whose source image was replaced; see `_noted_frames`."""
         files = self.source.files
         images = dict(zip(self.source.names(len(files), 1), files, strict=True))
         found = []
@@ -339,7 +339,7 @@ class ClipRun:
         return found
 
     def _noted_frames(self) -> dict[str, dict[str, Any]]:
-        """Return the lines of an earlier run by the frames' names; empty where they cannot be read."""
+        """Return the lines of an earlier run by frame name; empty if they cannot be read."""
         try:
             lines = [json.loads(line) for line in self.files.frames.read_text(encoding="utf-8").splitlines()]
             return {line["frame"]: line for line in lines if line["bytes"] and "image_sha256" in line}
@@ -347,7 +347,7 @@ class ClipRun:
             return {}
 
     def _earlier_run(self, overwrite: bool) -> dict[str, Any]:
-        """Return the record of an earlier run of the same settings; empty, and nothing left of it, to start anew."""
+        """Return the record of an earlier run with the same settings; else delete it and return an empty one."""
         self.files.check_owner(overwrite)
         record = self.files.earlier_record()
         if record is None:
@@ -384,7 +384,7 @@ class ClipRun:
         options = self.settings.camera
         assumed = {} if options else {"assumed_fov": self.load().processor.image_processor.assumed_fov}
         with warnings.catch_warnings():
-            # The model's processor warns of a given camera; an assumed one is said of all frames below.
+            # The model's processor warns about a given camera; an assumed one is reported once for all frames below.
             warnings.simplefilter("ignore")
             camera = resolve_camera((height, width), self.source.exif, **options, **assumed)
         if camera.source == "assumed":
@@ -413,14 +413,14 @@ class ClipRun:
         return self.files.depth / f"{name}.png"
 
     def _predict(self, camera: Camera) -> int:
-        """Write the depth of the frames that have none, and return the number of all frames."""
-        # A camera that was found in EXIF data or assumed is that of all frames.
+        """Write the depth of frames without one, and return the total number of frames."""
+        # A camera from EXIF data or an assumed one applies to all frames.
         options = self.settings.camera or {"intrinsics": [camera.fx, camera.fy, camera.cx, camera.cy]}
         frames, count = self._taken(), 0
         while batch := list(itertools.islice(frames, self.batch_size)):
             missing = [not self._png(frame.name).exists() for frame in batch]
             if any(missing):
-                # The whole batch, as the run that was interrupted would have done: its frames' rounding is the same.
+                # The whole batch, as in the interrupted run, so that rounding is the same.
                 pictures = [frame.picture() for frame in batch]
                 for frame, picture in zip(batch, pictures, strict=True):
                     if picture.size != self.source.size:
@@ -441,7 +441,7 @@ class ClipRun:
     def _measure(self, frames: int) -> tuple[int, NDArray[np.int64]]:
         """Return the unit of all depth PNGs and how often each of the 65536 values occurs.
 
-        One frame that reaches beyond 65.535 m makes 1/256 m the unit of all: the others are then written again.
+        A frame beyond 65.535 m makes 1/256 m the unit of all frames: the others are then rewritten.
         """
         histograms: dict[int, NDArray[np.int64]] = {}
         for index, name in enumerate(self.source.names(frames, self.settings.every)):
@@ -485,7 +485,7 @@ class ClipRun:
 
 
 def range_of(histogram: NDArray[np.int64], scale: int) -> DepthRange:
-    """Return the range of colours from how often each value of the 16-bit PNGs occurs: percentiles of valid pixels.
+    """Return the colour range, percentiles of valid pixels, from the histogram of the 16-bit PNGs' values.
 
     Args:
         histogram: `(65536,)`; its first entry, pixels without depth, does not count.

@@ -1,4 +1,4 @@
-"""Frames of a clip: of a video file, decoded by PyAV, or of a folder of images in natural order.
+"""Frames of a clip: from a video file, decoded by PyAV, or from a folder of images in natural order.
 
 Frames are read one at a time, upright and with square pixels; nothing is kept.
 """
@@ -28,10 +28,10 @@ class Frame:
     """A frame of a clip, decoded but not yet converted.
 
     Attributes:
-        name: Name of its depth map, without suffix; alphabetical order is that of the clip.
+        name: Name of its depth map, without suffix; alphabetical order is the clip's order.
         ticks: Time since the first frame, in the source's `time_base`.
         source: The decoded frame, or the file to read.
-        stretch: Width over height of the stored pixels of a decoded frame as they are to be shown.
+        stretch: Display aspect ratio (width over height) of a stored pixel.
     """
 
     name: str
@@ -72,7 +72,7 @@ def require_av() -> Any:
             f'Clips need PyAV ({error}): pip install "depthvlm[video]", or `pip install av` alone beside a CPU build '
             "of torch."
         ) from error
-    av.logging.set_level(None)  # what matters of it is raised, and reported here
+    av.logging.set_level(None)  # relevant errors are raised and reported here
     return av
 
 
@@ -81,12 +81,12 @@ def open_clip(path: str | PathLike[str], fps: float = 30.0) -> "VideoFile | Imag
 
     Args:
         path: The file or folder.
-        fps: Frames a second of a folder; a video file knows its own times.
+        fps: Frames per second of a folder; a video file has its own times.
 
     Raises:
         ImportError: PyAV is missing.
         FileNotFoundError: There is no such file or folder.
-        ValueError: It is not a video, it has no frame that can be decoded, or a folder's images differ in size.
+        ValueError: It is not a video, has no decodable frame, or a folder's images differ in size.
     """
     require_av()
     path = Path(path)
@@ -101,14 +101,14 @@ class VideoFile:
     """The first video stream of a file.
 
     Attributes:
-        path: The file or, of an `ImageSequence`, the folder.
-        files: Images of an `ImageSequence`; none of a video file.
+        path: The file or, for an `ImageSequence`, the folder.
+        files: Images of an `ImageSequence`; empty for a video file.
         size: `(width, height)` of an upright frame in pixels.
         exif: EXIF data of the first frame, None for a video file.
         time_base: Seconds per tick of `Frame.ticks`.
-        rate: Frames a second, on average.
-        expected: Number of frames, None where the file does not say. It is not binding for a video file.
-        problem: What was wrong with the file in the last complete run through `frames`.
+        rate: Frames per second, on average.
+        expected: Number of frames, or None if unknown. For a video file it is only an estimate.
+        problem: Problem with the file in the last complete run through `frames`.
     """
 
     exif: Image.Exif | None = None
@@ -133,7 +133,7 @@ class VideoFile:
         self.size = first.picture().size
 
     def frames(self) -> Iterator[Frame]:
-        """Yield all frames that can be decoded, from the first; what cannot be decoded is counted for `problem`."""
+        """Yield all decodable frames, from the first; undecodable ones are counted for `problem`."""
         av = require_av()
         self.problem = None
         undecodable, damaged, index, first_tick, last_tick = 0, 0, 0, 0, -1
@@ -152,7 +152,7 @@ class VideoFile:
                     ticks = self._ticks(frame, index)
                     if index == 0:
                         first_tick = ticks
-                    # Players and encoders need times that grow; those of a broken file may not.
+                    # Players and encoders need increasing times, which a broken file may lack.
                     last_tick = max(last_tick + 1, ticks - first_tick)
                     yield Frame(f"{index:06d}", last_tick, frame, self.stretch)
                     index += 1
@@ -162,7 +162,7 @@ class VideoFile:
             self.problem = f"{undecodable} part(s) of the file cannot be decoded ({reason}); {index} frames can"
         elif damaged:
             self.problem = f"{damaged} of {index} frames are damaged: the decoder has made up a part of them"
-        # A file that was cut off may just end: its header knows how long it was.
+        # A truncated file may just end; its header gives the full length.
         elif self.length is not None and end < self.length - max(Fraction(1, 2), 3 / self.rate):
             self.problem = (
                 f"the file says that it is {float(self.length):.2f} s long, but its frames end at {float(end):.2f} s "
@@ -237,9 +237,9 @@ def natural_sorted(paths: Sequence[Path]) -> list[Path]:
 def _upright_size(file: Path) -> tuple[int, int]:
     try:
         with open_raster(file) as image:
-            # Pillow looks for a PNG's EXIF data behind its pixels too, and so would decode them all.
+            # Pillow also looks for a PNG's EXIF data after its pixels, and would decode them all.
             has_exif = image.format != "PNG" or "exif" in image.info
             turned = has_exif and exif_orientation(image.getexif()) >= 5
             return (image.height, image.width) if turned else image.size
-    except Exception as error:  # Pillow raises whatever corrupt bytes lead to
+    except Exception as error:  # Pillow may raise anything on corrupt bytes
         raise ValueError(f"{file} is not an image that can be read ({error}): remove or repair it.") from None

@@ -17,14 +17,14 @@ from .visualize import DepthRange, colorize, scale_bar
 if TYPE_CHECKING:
     import av
 
-MAX_WIDTH, MAX_HEIGHT = 4096, 1080  # what players decode in hardware; the PNG frames keep every pixel
+MAX_WIDTH, MAX_HEIGHT = 4096, 1080  # limit of hardware decoders; the PNG frames keep every pixel
 _BAR_HEIGHTS = (96, 720)  # so that two full HD pictures and the bar stay within MAX_WIDTH
-_MPEG4_MAX_DENOMINATOR = 65535  # of MPEG-4 part 2's time base
+_MPEG4_MAX_DENOMINATOR = 65535  # limit of MPEG-4 part 2's time base
 _BT709 = 1
 
 
 class SideBySide:
-    """A drawing board: the picture on the left, its depth in colour, the scale bar on the right, on even sizes.
+    """A layout with the picture on the left, its depth in colour, and the scale bar on the right, in even sizes.
 
     Args:
         size: `(width, height)` of the pictures in pixels; larger ones are scaled to fit `MAX_WIDTH` x `MAX_HEIGHT`.
@@ -46,7 +46,7 @@ class SideBySide:
         colors = Image.fromarray(colorize(depth, self.limits))
         if picture.size != self.pane:
             picture = picture.resize(self.pane, Image.Resampling.LANCZOS)
-            colors = colors.resize(self.pane, Image.Resampling.BOX)  # which makes no colour that is not there
+            colors = colors.resize(self.pane, Image.Resampling.BOX)  # averages without overshooting colours
         canvas.paste(picture, (0, 0))
         canvas.paste(colors, (self.pane[0], 0))
         canvas.paste(self.bar, (2 * self.pane[0], (self.size[1] - self.bar.height) // 2))
@@ -54,7 +54,7 @@ class SideBySide:
 
 
 class VideoWriter:
-    """An open MP4 file that takes RGB frames with their times: H.264 where this PyAV can, else MPEG-4."""
+    """An open MP4 file for RGB frames with times: H.264 if this PyAV supports it, else MPEG-4."""
 
     def __init__(
         self, container: "av.container.OutputContainer", size: tuple[int, int], time_base: Fraction, rate: Fraction
@@ -69,7 +69,7 @@ class VideoWriter:
         else:
             self.time_base = time_base
         self._source_time_base = time_base
-        self._duration = max(1, round(1 / rate / self.time_base))  # players show the last frame for that long
+        self._duration = max(1, round(1 / rate / self.time_base))  # players show the last frame this long
         self._last = -1
         stream: Any = container.add_stream(self.codec, rate=rate.limit_denominator(1001), options=options)
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
@@ -86,19 +86,19 @@ class VideoWriter:
         self._container.mux(self._stream.encode(frame))
 
     def finish(self) -> None:
-        """Write what the encoder still holds."""
+        """Write the frames buffered in the encoder."""
         self._container.mux(self._stream.encode(None))
 
 
 @contextmanager
 def write_video(path: Path, size: tuple[int, int], time_base: Fraction, rate: Fraction) -> Iterator[VideoWriter]:
-    """Write a video that takes its place at `path` when the block ends well, and vanishes when it does not.
+    """Write a video that appears at `path` if the block succeeds, and is removed if it fails.
 
     Args:
         path: The file.
         size: `(width, height)` in pixels, even.
         time_base: Seconds per tick of the frames' times.
-        rate: Frames a second, on average.
+        rate: Frames per second, on average.
     """
     av = require_av()
     with atomic_write(path) as file, av.open(file, "w", format="mp4") as container:

@@ -1,4 +1,4 @@
-"""`depthvlm info`: versions, devices, and what a model is made of, from its config and its weights' headers."""
+"""`depthvlm info`: versions, devices and the parts of a model, from its config and its weights' headers."""
 
 import platform
 from collections import Counter
@@ -33,7 +33,7 @@ _PARTS = {
 
 
 def run(model: str | None) -> None:
-    """Print versions, devices and the parts of a model; without a name, of the bundled one, where it is there."""
+    """Print versions, devices and the parts of a model; without a name, of the bundled one if present."""
     import torch
 
     console = Console(soft_wrap=True, highlight=False)
@@ -59,7 +59,7 @@ def describe(model: str) -> dict[str, str]:
 
     Raises:
         OSError: There is no such folder or Hub model, or it has no config or no safetensors weights.
-        ValueError: A file of it is damaged.
+        ValueError: One of its files is damaged.
     """
     name, revision = split_revision(model)
     origin = hub_keywords(name, {"revision": revision})
@@ -98,7 +98,7 @@ def describe(model: str) -> dict[str, str]:
 
 
 def _head(config: dict) -> str:
-    """Return the head's type and features, by the names of `DepthHeadConfig`."""
+    """Return the head's type and features, with the names of `DepthHeadConfig`."""
     return f"{config.get('head_type', 'dpt_light')}, features from {config.get('feature_source', 'vit+llm')}"
 
 

@@ -11,7 +11,7 @@ from .failures import fail
 
 
 def _use_token(token: str | None) -> None:
-    """Let this process and those that it starts use the token for the Hub."""
+    """Make this process and its children use the token for the Hub."""
     if token:
         os.environ["HF_TOKEN"] = token
 
@@ -54,14 +54,14 @@ def at_revision(model: str | None, revision: str | None) -> str | None:
 
 
 def named_values(given: Sequence[str] | None, option: str) -> dict[str, Any]:
-    """Return the values of `NAME=VALUE` by name: as JSON where they are JSON (a number, true, a list), else text.
+    """Return the values of `NAME=VALUE` by name: parsed as JSON if possible (a number, true, a list), else text.
 
     Args:
         given: The texts.
-        option: Option of the command that took them, for the message.
+        option: Name of the option, for the message.
 
     Raises:
-        typer.Exit: A text is not of that form.
+        typer.Exit: A text does not have that form.
     """
     values: dict[str, Any] = {}
     for text in given or ():

@@ -1,4 +1,4 @@
-"""Lines and progress bars of `depthvlm predict`, and the sum of its outcomes."""
+"""Lines, progress bars and summary of `depthvlm predict`."""
 
 import errno
 import time
@@ -19,23 +19,23 @@ from ..prediction import Prediction
 from .failures import explain, is_expected, printable, show_fault
 from .predict_images import Job, Settings, predict_images
 
-_MOST_NAMED = 5  # in a message
+_MOST_NAMED = 5  # number of names in a message
 _LAYOUT = "\n\t"
 
 
 class DiskFull(Exception):
-    """Nothing more can be written, so that nothing more is predicted."""
+    """The disk is full, so prediction stops."""
 
     def __init__(self, reason: OSError):
         self.reason = reason
 
 
 class Report:
-    """The console of a run, and what became of its images and clips.
+    """The console of a run, and the outcomes of its images and clips.
 
     Attributes:
         console: The console.
-        done: Number of images and clips that are done.
+        done: Number of finished images and clips.
         failed: Name and reason of each image or clip that failed.
     """
 
@@ -46,21 +46,21 @@ class Report:
         self._focal_sources: dict[str, int] = {}
 
     def add(self, focal_source: str) -> None:
-        """Count an image or a clip that is done."""
+        """Count a finished image or clip."""
         self.done += 1
         self._focal_sources[focal_source] = self._focal_sources.get(focal_source, 0) + 1
 
     def add_failure(self, item: Path | str, error: Exception | str) -> None:
-        """Keep what was wrong with an image or a clip. The traceback of a fault of this program is shown."""
+        """Record the error of an image or a clip; show the traceback of a bug in this program."""
         name, reason = printable(item), error if isinstance(error, str) else explain(error)
         if isinstance(error, Exception) and not is_expected(error):
             reason = f"{type(error).__name__}: {reason}"
             show_fault(error)
-        # One line a failure, whatever the message holds.
+        # One line per failure, whatever the message holds.
         self.failed.append((name, " ".join(printable(reason.replace(str(item), name), _LAYOUT).split())))
 
     def is_readable(self, path: Path | str) -> bool:
-        """Return whether a file is there and can be opened; it is counted as failed if not."""
+        """Return whether a file exists and can be opened; count it as failed if not."""
         from ..processing.images_depthvlm import require_file
 
         if not isinstance(path, Path):
@@ -81,7 +81,7 @@ class Report:
             typer.secho(f"{begin}{item}: {reason}", fg="red", err=True)
 
     def tell_of(self, found: FoundImages) -> None:
-        """Print what folders hold besides images, and which images are the same."""
+        """Print the files in folders that are not images, and the duplicate images."""
         if found.passed_over:
             kinds = [f"{len(files)} {kind} ({_named(files)})" for kind, files in found.passed_over.items()]
             self.console.print(f"Passed over: {'; '.join(kinds)}.", style="yellow")
@@ -93,7 +93,7 @@ class Report:
             self.console.print(f"... and {len(found.linked) - _MOST_NAMED} more of such.", style="yellow")
 
     def tell_what_is_there(self, jobs: list[Job], overwrite: bool) -> None:
-        """Print what is skipped, what is done again and why, and what is only added to."""
+        """Print which results are skipped, redone (and why), or only extended."""
         if skipped := sum(not job.is_due for job in jobs):
             self.console.print(f"Skipped {skipped} complete (--overwrite to redo).")
         if overwrite:
@@ -114,14 +114,14 @@ class Report:
             self.console.print(f"Adding replies to {added} whose depth is complete.")
 
     def load(self, model: str | None, device: str, dtype: str, allow_untrained_head: bool) -> Any:
-        """Load the model, and print what it is."""
+        """Load the model and print a description of it."""
         from transformers.utils import logging as transformers_logging
 
         from .. import inference
 
         started = time.perf_counter()
         if model is None:
-            transformers_logging.disable_progress_bar()  # it loads in an instant
+            transformers_logging.disable_progress_bar()  # it loads instantly
             self.console.print(f"Model: {BUNDLED_MODEL_NOTE} (choose another with --model).", style="yellow")
             self.console.print(f"For photographs: {PUBLISHED_MODEL_NOTE}", style="yellow")
         loaded = inference.load(model or BUNDLED_MODEL, device, dtype, allow_untrained_head=allow_untrained_head)
@@ -133,10 +133,10 @@ class Report:
         return loaded
 
     def predict_all(self, predictor: Any, jobs: list[Job], settings: Settings, batch_size: int) -> None:
-        """Predict and write all images, with a line for each.
+        """Predict and write all images, with one line each.
 
         Raises:
-            DiskFull: Nothing more can be written.
+            DiskFull: The disk is full.
         """
         counted: set[str] = set()
         total = len(jobs) * max(1, len(settings.prompts))
@@ -170,10 +170,10 @@ class Report:
 
     @contextmanager
     def progress(self, unit: str) -> Iterator[Callable[[str, int, int | None], None]]:
-        """Show a bar for each pass, where the output is a terminal; call the result with pass, done and total."""
+        """Show a bar for each pass if the output is a terminal; call the result with pass, done and total."""
 
         class Rate(ProgressColumn):
-            """Return how many are done, and how many a second."""
+            """Column with the number done and the rate per second."""
 
             def render(self, task: Task) -> Text:
                 total = "?" if task.total is None else f"{task.total:.0f}"
@@ -193,7 +193,7 @@ class Report:
 
     @contextmanager
     def warnings(self) -> Iterator[None]:
-        """Show each warning once, as a line rather than with its place in the code."""
+        """Show each warning once, as a line without its place in the code."""
         shown: set[str] = set()
 
         def show(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -207,7 +207,7 @@ class Report:
             yield
 
     def sum_up(self, out: Path, order: Sequence[Path | str]) -> None:
-        """Print where the focal lengths came from, how many are done, and what failed, in this order."""
+        """Print the sources of the focal lengths, the number done, and the failures, in this order."""
         if self.done:
             sources = ", ".join(f"{count} {source}" for source, count in sorted(self._focal_sources.items()))
             self.console.print(f"Focal lengths: {sources}.")

@@ -25,7 +25,7 @@ def run(args: Sequence[str]) -> None:
     """Check the arguments, then launch the script.
 
     Raises:
-        typer.Exit: With 2 for arguments that cannot be used, and with the script's own exit code when that failed.
+        typer.Exit: With 2 for unusable arguments, and with the script's own exit code if it failed.
     """
     missing = [name for name in TRAIN_PACKAGES if find_spec(name) is None]
     if missing:
@@ -45,16 +45,16 @@ def run(args: Sequence[str]) -> None:
 
 
 def split_arguments(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the launcher's arguments, those of the YAML file included, and the script's.
+    """Return the launcher's arguments, including those from the YAML file, and the script's.
 
     Raises:
-        OSError, ValueError: An option or a value cannot be used, or a file is not there.
+        OSError, ValueError: An option or a value is unusable, or a file is missing.
     """
     from ..training.sft import check_arguments, make_parser
 
     given = find_recipes(_apart(args))
     parser = make_parser(prog="depthvlm sft")
-    # A typo first: what the values lead to on this machine is said of options that were meant.
+    # Typos first: other checks of values only make sense for options that exist.
     script_options = [*parser._option_string_actions, *_FILE_OPTIONS]
     keys = _keys(given[1]) if given[:1] == ["--config"] else {}
     _refuse_unknown([f"--{key}" for key in keys if key != "env"], script_options)
@@ -80,9 +80,9 @@ def launch(launcher_args: list[str], script_args: list[str]) -> None:
         with _signals_raise():
             launch_command(launch_command_parser().parse_args([*launcher_args, script, *script_args]))
     except subprocess.CalledProcessError as error:
-        # It has said why itself; the launcher's own traceback would only push that off the screen.
+        # The script has printed the reason; the launcher's traceback would push it off the screen.
         raise typer.Exit(error.returncode if error.returncode > 0 else 1) from None
-    except (_Ended, SignalException) as error:  # the latter of torch's launcher of several processes
+    except (_Ended, SignalException) as error:  # the latter from torch's multi-process launcher
         ending = error.signal if isinstance(error, _Ended) else signal.Signals(error.sigval)
         _end_descendants()
         typer.secho(f"Stopped by {ending.name}. {_last_checkpoint(script_args)}", err=True)
@@ -90,7 +90,7 @@ def launch(launcher_args: list[str], script_args: list[str]) -> None:
 
 
 class _Ended(BaseException):
-    """A signal that asks this program to end."""
+    """A signal that asks this program to terminate."""
 
     def __init__(self, number: int, frame: Any = None) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class _Ended(BaseException):
 
 @contextmanager
 def _signals_raise() -> Iterator[None]:
-    """Have Ctrl-C, SIGTERM and a terminal that closes raise, but for those that this program was started to ignore."""
+    """Make Ctrl-C, SIGTERM and a closing terminal raise, except signals that this program was started to ignore."""
 
     def end(number: int, frame: Any) -> None:
         raise _Ended(number)
@@ -118,7 +118,7 @@ def _signals_raise() -> Iterator[None]:
 
 
 def _end_descendants() -> None:
-    """Ask the processes that this one has started, and theirs, to end; kill those that have not after a while."""
+    """Ask all descendant processes to terminate; kill those that are still running after a while."""
     import psutil
 
     def told(send: Callable[[Any], None], processes: list[Any], seconds: float) -> list[Any]:
@@ -152,10 +152,10 @@ def _parse(parser: Any, args: list[str]) -> tuple[Any, ...]:
 
 
 def _apart(args: Sequence[str]) -> list[str]:
-    """Split `--config=FILE` in two, the one form that TRL reads; accelerate would take it for a config of its own.
+    """Split `--config=FILE` in two, the only form that TRL reads; accelerate would take it for its own config.
 
     Raises:
-        ValueError: An option of a file has none.
+        ValueError: An option that needs a file has none.
     """
     result: list[str] = []
     for arg in args:
@@ -168,12 +168,12 @@ def _apart(args: Sequence[str]) -> list[str]:
 
 
 def find_recipes(args: list[str]) -> list[str]:
-    """Replace the name after `--config` by the path of the package's recipe, where there is no file of that name.
+    """Replace the name after `--config` by the path of the package's recipe, if no such file exists.
 
-    TRL reads one file: the keys of further ones become options, before the command line's own; the last one counts.
+    TRL reads one file: the keys of further ones become options before the command line's own; the last one wins.
 
     Raises:
-        OSError, ValueError: There is no such file or recipe, or one after the first has a key that is no option.
+        OSError, ValueError: There is no such file or recipe, or one after the first has a key that is not an option.
     """
     files: list[str] = []
     rest = list(args)
@@ -197,7 +197,7 @@ def _recipe(name: str) -> str:
 
 
 def _as_options(file: str) -> list[str]:
-    """Return the keys of a YAML file as options of a command line."""
+    """Return the keys of a YAML file as command-line options."""
     options: list[str] = []
     for key, value in _keys(file).items():
         listed = isinstance(value, list)
@@ -212,7 +212,7 @@ def _keys(file: str) -> dict[str, Any]:
     """Return the keys of a YAML file with their values.
 
     Raises:
-        OSError, ValueError: It cannot be read, is no YAML, or no mapping of options to values.
+        OSError, ValueError: It cannot be read, is not YAML, or is not a mapping of options to values.
     """
     import yaml
 
@@ -231,7 +231,7 @@ def _keys(file: str) -> dict[str, Any]:
 
 
 def _switches(args: list[str]) -> list[str]:
-    """Turn the launcher's switches of a YAML file, which have values (`multi_gpu: true`), into those of its parser."""
+    """Convert the launcher's switches in a YAML file, which have values (`multi_gpu: true`), to its parser's form."""
     from accelerate.commands.launch import launch_command_parser
 
     actions = launch_command_parser()._option_string_actions
@@ -251,11 +251,11 @@ def _switches(args: list[str]) -> list[str]:
 def _without_accelerate_config(args: list[str]) -> list[str]:
     """Replace `--accelerate_config X` by the launcher's own `--config_file`.
 
-    X is a file, the name of a file that comes with this package ("fsdp2_1node.yaml"; the ending may be left out), or
+    X is a file, the name of a file in this package ("fsdp2_1node.yaml"; the suffix is optional), or
     one of TRL's names ("zero2"), which keep their meaning.
     """
     path = None
-    while "--accelerate_config" in args:  # the command line's, which comes last, is used before the YAML file's
+    while "--accelerate_config" in args:  # the command line's comes last and takes precedence over the YAML file's
         place = args.index("--accelerate_config")
         name, args = args[place + 1], args[:place] + args[place + 2 :]
         path = _accelerate_config(name)
@@ -292,7 +292,7 @@ def _folder(name: str) -> Path:
 
 
 def _refuse_unknown(args: list[str], script_options: list[str]) -> None:
-    """Raise ValueError for an option that nobody knows: the launcher would take its value for the script."""
+    """Raise ValueError for an unknown option: the launcher would take its value for the script."""
     from accelerate.commands.launch import launch_command_parser
 
     options = [*script_options, *launch_command_parser()._option_string_actions]
@@ -305,7 +305,7 @@ def _refuse_unknown(args: list[str], script_options: list[str]) -> None:
 
 
 def _remove(items: list[str], part: list[str]) -> list[str]:
-    """Return `items` without `part`, which stands among them in the same order."""
+    """Return `items` without `part`, a subsequence of them."""
     kept, rest = [], list(part)
     for item in items:
         if rest and item == rest[0]:

@@ -10,15 +10,15 @@ TESTED_VLLM = "0.32"
 
 
 def vllm_command(model: str, words: bool, options: Sequence[str] = ()) -> list[str]:
-    """Return the command that serves a checkpoint: its depth, or its words.
+    """Return the command that serves a checkpoint: its depth, or its text.
 
     Args:
-        model: Folder or Hub name, `@REVISION` after it if need be.
-        words: True for words by the OpenAI-compatible endpoints, False for depth by `POST /pooling`.
-        options: Options of `vllm serve`, which come after ours and so override them.
+        model: Folder or Hub name, optionally with `@REVISION`.
+        words: True for text from the OpenAI-compatible endpoints, False for depth from `POST /pooling`.
+        options: Options of `vllm serve`, appended last so that they override ours.
     """
     path, revision = split_revision(resolve_model_path(model))
-    # Not `vllm serve`, which does not start from the CPU wheel: it looks for the metadata of a package called vllm.
+    # Not `vllm serve`, which fails with the CPU wheel: it looks for the metadata of a package called vllm.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", path]
     command += ["--served-model-name", model]
     command += ["--revision", revision] if revision else []

@@ -1,7 +1,8 @@
-"""DepthVLM in vLLM: words as stock Qwen3-VL serves them, or the dense depth map of an image from the same prefill.
+"""DepthVLM in vLLM: text as from stock Qwen3-VL, or the dense depth map of an image from the same prefill.
 
-Weights are those of the checkpoint. For depth the model's output per token is what the head reads of it: the final LLM
-state, the DeepStack levels of an image token, and its place, bit for bit, by which the pooler knows the image's grid.
+Weights are those of the checkpoint. For depth, the model's output per token is the head's input: the final LLM state,
+the DeepStack levels of an image token, and its place, stored bit by bit, from which the pooler recovers the image's
+grid.
 """
 
 from collections.abc import Iterable, Set
@@ -28,11 +29,11 @@ from ..modeling_depthvlm.depth_heads_depthvlm import DepthHead, build_depth_head
 from ..modeling_depthvlm.modeling_depthvlm import run_depth_head
 from ..processing import DepthVLMProcessor
 
-PLACE = 2  # numbers in which a token's place travels: its row and its column, int32
+PLACE = 2  # numbers that encode a token's place: row and column, int32
 
 
 class DepthVLMProcessingInfo(Qwen3VLProcessingInfo):
-    """Qwen3-VL's, with DepthVLM's processor: images are seen at the canonical focal length."""
+    """Qwen3-VL's processing info with DepthVLM's processor, which resizes images to the canonical focal length."""
 
     def get_hf_processor(self, **kwargs: object) -> DepthVLMProcessor:
         """Return the checkpoint's processor."""
@@ -43,7 +44,7 @@ class DepthVLMProcessingInfo(Qwen3VLProcessingInfo):
     Qwen3VLMultiModalProcessor, info=DepthVLMProcessingInfo, dummy_inputs=Qwen3VLDummyInputsBuilder
 )
 class DepthVLMForConditionalGeneration(Qwen3VLForConditionalGeneration):
-    """Words: Qwen3-VL as vLLM has it, without the depth head's weights."""
+    """Text model: vLLM's Qwen3-VL, without the depth head's weights."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "model"):
         config = vllm_config.model_config.hf_config
@@ -61,7 +62,7 @@ class DepthVLMForConditionalGeneration(Qwen3VLForConditionalGeneration):
     Qwen3VLMultiModalProcessor, info=DepthVLMProcessingInfo, dummy_inputs=Qwen3VLDummyInputsBuilder
 )
 class DepthVLMForDepthEstimation(DepthVLMForConditionalGeneration):
-    """Depth, as a pooling model of the task `plugin`: a request's output is its image's depth, `(h * w,)`."""
+    """Depth model, a pooling model of the task `plugin`: a request's output is its image's depth, `(h * w,)`."""
 
     is_pooling_model = True
 
@@ -99,7 +100,7 @@ class DepthVLMForDepthEstimation(DepthVLMForConditionalGeneration):
 
 
 class DepthPooler(Pooler):
-    """The depth head on what [`DepthVLMForDepthEstimation.forward`] returns, once a request's prefill is complete.
+    """The depth head, run on the output of [`DepthVLMForDepthEstimation.forward`] after a request's full prefill.
 
     Args:
         head: The depth head.
@@ -110,14 +111,14 @@ class DepthPooler(Pooler):
         super().__init__()
         self.head = head
         self.image_token_id = image_token_id
-        self.collect = AllPool()  # over the chunks of a prefill
+        self.collect = AllPool()  # collects the chunks of a prefill
 
     def get_supported_tasks(self) -> Set[Any]:
         """Return the one task."""
         return {"plugin"}
 
     def get_pooling_updates(self, task: Any) -> PoolingParamsUpdate:
-        """Ask for the prompt, in which the image's tokens are."""
+        """Request the prompt's tokens, to find the image's among them."""
         return PoolingParamsUpdate(requires_token_ids=True)
 
     def forward(self, hidden_states: Tensor, pooling_metadata: PoolingMetadata) -> list[Tensor | None]:
@@ -131,7 +132,7 @@ class DepthPooler(Pooler):
 
     def _depth(self, states: Tensor, prompt: Tensor) -> Tensor:
         tokens = states[(prompt == self.image_token_id).to(states.device)]
-        if not len(tokens):  # a request that vLLM makes up to measure memory
+        if not len(tokens):  # a dummy request with which vLLM measures memory
             return states.new_zeros(1, dtype=torch.float32)
         columns = PLACE * 4 // states.element_size()
         place = tokens[:, -columns:].contiguous().view(torch.int32)

@@ -10,7 +10,7 @@ ARCHITECTURES = ("DepthVLMForConditionalGeneration", "DepthVLMForDepthEstimation
 
 
 def register() -> None:
-    """Make transformers and vLLM know DepthVLM: one architecture for words, one for depth (`vllm.general_plugins`)."""
+    """Register a text and a depth architecture with transformers and vLLM (`vllm.general_plugins`)."""
     import vllm
     from vllm import ModelRegistry
 
@@ -29,5 +29,5 @@ def register() -> None:
 
 
 def depth_requests() -> str:
-    """Name the class that reads and answers requests for depth (`vllm.io_processor_plugins`)."""
+    """Return the name of the class that handles depth requests (`vllm.io_processor_plugins`)."""
     return "depthvlm.serving.vllm_requests.DepthRequests"

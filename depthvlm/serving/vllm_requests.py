@@ -1,4 +1,4 @@
-"""Requests for depth, as `POST /pooling` of vLLM takes them: an image and its camera in, metres out.
+"""Requests for depth to vLLM's `POST /pooling`: an image and its camera in, metres out.
 
     {"model": ..., "task": "plugin", "data": {"image": BASE64, "fov": 60, "format": "npy"}}
 
@@ -29,11 +29,11 @@ from ..export import write_png16
 from ..processing import Camera, DepthVLMProcessor, post_process_depth
 from ..processing.images_depthvlm import open_image
 
-MOST_WAITING = 4096  # requests whose cameras are kept; of clients that went away no answer comes
+MOST_WAITING = 4096  # requests whose cameras are kept; disconnected clients never get an answer
 
 
 class DepthRequest(BaseModel):
-    """One image with its camera, or many: then the camera is one for all, or a list with one, or null, for each."""
+    """One image with its camera, or many, with one camera for all, or a list with one, or null, for each."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -54,7 +54,7 @@ class DepthRequest(BaseModel):
 
 
 class DepthRequests(IOProcessor[DepthRequest, list[dict[str, Any]]]):
-    """Reads requests for depth with DepthVLM's own processor, and brings the model's depth to the picture's size."""
+    """Processor of depth requests: reads them with DepthVLM's processor and resizes depth to the picture's size."""
 
     def __init__(self, vllm_config: VllmConfig, renderer: BaseRenderer):
         super().__init__(vllm_config, renderer)
@@ -69,7 +69,7 @@ class DepthRequests(IOProcessor[DepthRequest, list[dict[str, Any]]]):
         """Check a request.
 
         Raises:
-            ValueError: It is not one; the message says why.
+            ValueError: It is not a valid request; the message says why.
         """
         return DepthRequest.model_validate(data)
 
