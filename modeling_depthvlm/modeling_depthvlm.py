@@ -256,8 +256,8 @@ class DepthVLMMixin(CheckpointMixin):
         Args:
             depth_labels: For every image of the batch one `(H, W)` map of z-depth in metres, or None. Zero, negative,
                 NaN and infinite pixels do not count. Any resolution: the prediction is resized to it.
-            focal_scale: `(images,)`, effective over canonical focal length: the head's output times it is metres
-                (equation 6). 1 by default.
+            focal_scale: `(images,)`, effective over canonical focal length, the factor from the head's output to
+                metres (equation 6). 1 by default.
             cameras: `(images, 7)`, handed through to the output.
             output_depth: Run the depth head on the batch's images, if any. Defaults to True in eval mode; always on
                 with `depth_labels`.

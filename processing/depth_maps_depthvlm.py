@@ -23,7 +23,7 @@ IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".pgm", ".pfm")
 # A map and its image may differ this much in aspect ratio, because resized sides are rounded.
 ASPECT_TOLERANCE = 0.02
 
-# In no map of a scene is half of the pixels nearer than this, in metres.
+# No real map has half of its pixels nearer than this, in metres.
 NEAREST_MEDIAN = 0.05
 
 # The tEXt key for the number of units per metre in a 16-bit PNG of this package.
@@ -35,8 +35,8 @@ def read_depth(depth: Any, scale: float | None = None) -> np.ndarray:
 
     Args:
         depth: The path of a PNG, TIFF, PGM, PFM, `.npy` or `.npz` file, its bytes, `{"bytes", "path"}` as in
-            `datasets`, a PIL image of one channel, or an array (masked or not) or a tensor of shape `(H, W)`, `(1, H,
-            W)` or `(H, W, 1)`.
+            `datasets`, a PIL image of one channel, or an array (masked or not) or a tensor of shape `(H, W)`,
+            `(1, H, W)` or `(H, W, 1)`.
         scale: Raw value divided by metres, 1000 for millimetres. Integer maps need it, unless a PNG has it in its
             metadata under `depth_scale`; floating-point maps are in metres without it. If a scale would bring the
             median of a floating-point map below 5 cm, it is ignored with a warning: the map is in metres.

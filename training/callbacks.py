@@ -41,8 +41,9 @@ KEPT_TOKENS = 128
 class DepthMeter:
     """Sums of one mode (training or evaluation), on the device, gathered over ranks when they are logged.
 
-    `text_loss` and `depth_loss` of training are means over optimiser steps, so that `loss = text_loss + alpha *
-    depth_loss` holds for the logged values; those of an evaluation are exact over all its tokens and images.
+    `text_loss` and `depth_loss` of training are means over optimiser steps, so that
+    `loss = text_loss + alpha * depth_loss` holds for the logged values; those of an evaluation are exact over all its
+    tokens and images.
     """
 
     def __init__(self, accelerator: Accelerator):

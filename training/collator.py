@@ -52,10 +52,10 @@ class DepthDataCollator(DataCollatorForVisionLanguageModeling):
     """A collator of examples with or without images, depth and replies, in any mixture.
 
     docs/data.md describes an example. Files are decoded here, that is in the workers of a DataLoader, and the processor
-    runs once per batch. The batch has `input_ids`, `attention_mask`, `mm_token_type_ids` and `labels` `(examples,
-    tokens)`, padded on the right; with images `pixel_values`, `image_grid_thw`, `focal_scale` `(images,)` and `cameras`
-    `(images, 7)`, see [`DepthVLMImageProcessor`]; with depth `depth_labels`: for each image `(height, width)` in
-    metres, float32, or None. A batch without a usable example is one row without labels.
+    runs once per batch. The batch has `input_ids`, `attention_mask`, `mm_token_type_ids` and `labels`
+    `(examples, tokens)`, padded on the right; with images `pixel_values`, `image_grid_thw`, `focal_scale` `(images,)`
+    and `cameras` `(images, 7)`, see [`DepthVLMImageProcessor`]; with depth `depth_labels`: for each image
+    `(height, width)` in metres, float32, or None. A batch without a usable example is one row without labels.
 
     Args:
         processor ([`DepthVLMProcessor`]): Processor of the model.
