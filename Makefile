@@ -100,7 +100,7 @@ test-torchvision:
 	.venv-torchvision/bin/python -m pip install -q -c build-constraints.txt -e ".[dev,video]"
 	rm build-constraints.txt
 	.venv-torchvision/bin/python -m pytest tests/processing/test_image_processing.py tests/processing/test_image_inputs.py tests/processing/test_processor.py \
-		tests/processing/test_camera.py tests/processing/test_depth_maps.py tests/processing/test_post_processing.py tests/benchmark/test_predictors_transformers.py
+		tests/processing/test_camera.py tests/processing/test_depth_maps.py tests/processing/test_post_processing.py tests/benchmark/test_predictors_transformers.py tests/modeling/test_families.py
 
 # The oldest transformers that is supported: what loads a checkpoint and its code. Left out: what 5.18 itself cannot do
 # (README, versions), what needs bitsandbytes, and a test that uses a method's newer name.
