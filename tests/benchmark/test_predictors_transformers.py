@@ -119,8 +119,8 @@ class TestDepthPro:
             [own] = DepthProImageProcessor().post_process_depth_estimation(outputs, [(64, 64)])
             assert_same(expected, [own["predicted_depth"].numpy()])
         # Each image of a batch has its camera.
-        near, far = predictor.predict([at(50.0), at(100.0)])
-        assert_same([near, far], [predictor.predict([at(focal)])[0] for focal in (50.0, 100.0)])
+        near, far = (predictor.predict([at(focal)])[0] for focal in (50.0, 100.0))
+        assert_same(predictor.predict([at(50.0), at(100.0)]), [near, far])
         inside = (near > 1e-3) & (far < 1e3)
         assert inside.mean() > 0.1
         np.testing.assert_allclose(far[inside], 2 * near[inside], rtol=1e-4)
