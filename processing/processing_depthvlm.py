@@ -61,6 +61,7 @@ class DepthProcessorMixin(AnyProcessor):
 
     model_types: ClassVar[tuple[str, ...]] = ()  # model types of the supported plain checkpoints
     video_processor_type: ClassVar[str]
+    boundary_tokens: ClassVar[tuple[str, ...]] = ("<|vision_start|>", "<|vision_end|>")  # around images and videos
     skip_tensor_conversion: Any = (*ProcessorMixin.skip_tensor_conversion, "depth_labels")
     _auto_class: Any = "AutoProcessor"
 
@@ -190,6 +191,13 @@ class DepthProcessorMixin(AnyProcessor):
         return self.image_processor.post_process_depth_estimation(outputs, target_sizes)
 
     @property
+    def placeholder_ids(self) -> list[int]:
+        """Ids of the tokens for and around images and videos, which are never trained."""
+        around = self.tokenizer.convert_tokens_to_ids(list(self.boundary_tokens))
+        missing = {None, self.tokenizer.unk_token_id}  # of a tokenizer that lacks some
+        return sorted({self.image_token_id, self.video_token_id, *around} - missing)
+
+    @property
     def depth_prompt_ids(self) -> list[int]:
         """Tokens that the chat template writes before an image, for a model's `config.depth_prompt_ids`."""
         turns: list[Any] = [
@@ -272,6 +280,7 @@ class DepthVLMGlm46VProcessor(DepthProcessorMixin, Glm46VProcessor):
 
     model_types = ("glm46v", "glm4v")
     video_processor_type = "Glm46VVideoProcessor"
+    boundary_tokens = ("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>")
 
 
 def _is_empty(value: Any) -> bool:

@@ -23,12 +23,6 @@ IGNORED = -100
 CAMERA_NAMES = ("intrinsics", "focal_length", "fov")
 TEXT_OUTPUTS = ("input_ids", "attention_mask", "mm_token_type_ids")
 
-# Tokens before and after images and videos: Qwen's, then GLM's.
-MARKS = (
-    *("<|vision_start|>", "<|vision_end|>"),
-    *("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>"),
-)
-
 
 @dataclass(frozen=True)
 class BatchInfo:
@@ -220,7 +214,7 @@ class DepthDataCollator(DataCollatorForVisionLanguageModeling):
             return self._pad([(ids, torch.zeros_like(ids), torch.full_like(ids, IGNORED))])
         kept = features["attention_mask"].bool()
         ids, kinds = features["input_ids"], features["mm_token_type_ids"]
-        placeholders = torch.tensor(placeholder_ids(self.processor))
+        placeholders = torch.tensor(self.processor.placeholder_ids)
         joined, first = [], 0
         for row in rows:
             parts = range(first, first + len(row.segments))
@@ -257,16 +251,3 @@ class DepthDataCollator(DataCollatorForVisionLanguageModeling):
             ids[i, : len(tokens)], kinds[i, : len(tokens)], labels[i, : len(tokens)] = tokens, kind, label
             mask[i, : len(tokens)] = 1
         return {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": kinds, "labels": labels}
-
-
-def placeholder_ids(processor: Any) -> list[int]:
-    """Return the ids of the tokens for and around images and videos, which are never trained.
-
-    Args:
-        processor: [`DepthVLMProcessor`] of any family; tokens missing from its tokenizer are left out.
-    """
-    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    known = [getattr(processor, name, None) for name in names]
-    tokenizer = processor.tokenizer
-    marks = [one for one in map(tokenizer.convert_tokens_to_ids, MARKS) if one != tokenizer.unk_token_id]
-    return sorted({one for one in (*known, *marks) if one is not None})
