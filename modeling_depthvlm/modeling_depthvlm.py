@@ -474,18 +474,21 @@ class DepthVLMMixin(CheckpointMixin):
         grids = token_grids(grid_thw.tolist(), self.config.vision.spatial_merge_size)
         return feature_maps(self.config, vision, states, image_mask, grids), grids
 
-    def zero_from_head(self, vit: bool = False, llm: bool = False) -> Tensor:
+    def zero_from_head(self, vit: bool = False, llm: bool = False, projected: bool = False) -> Tensor:
         """Return a zero that depends on every head parameter, so that ranks without depth stay in step.
 
         Args:
             vit: Require gradients of the ViT's maps, as with a trained ViT.
             llm: Require gradients of the LLM's maps, likewise.
+            projected: True if the head's own projectors have already run, and must not run again.
         """
         weight = self.depth_head.norm.weight
-        asked = {"vit+llm": [vit] * 3 + [llm], "vit": [vit] * 4, "llm": [llm] * 4, "llm_final": [llm]}
+        own = len(self.depth_head.projectors) > 0  # trained themselves, so that their maps require gradients
+        level = vit or own
+        asked = {"vit+llm": [level] * 3 + [llm], "vit": [level] * 3 + [vit], "llm": [llm] * 4, "llm_final": [llm]}
         width = self.config.text.hidden_size  # a sharded weight does not show its width
         maps = [weight.new_zeros(1, 1, width, requires_grad=one) for one in asked[self.config.head.feature_source]]
-        if len(self.depth_head.projectors):
+        if own and not projected:
             vision = self.config.vision
             side = vision.spatial_merge_size
             cell = weight.new_zeros(side**2, vision.hidden_size, requires_grad=vit)

@@ -152,7 +152,7 @@ def joint_step(
     # The head runs once per image size; with fewer sizes, it also runs on zeros. Its own projectors run once for all
     # images.
     for run in range(len({image.shape for image in prediction or ()}), targets.head_runs):
-        zero = zero + (_zero_after_projectors(model, **asked) if run else model.zero_from_head(**asked))
+        zero = zero + model.zero_from_head(**asked, projected=run > 0)
     if not has_images and prediction:
         zero, prediction = zero + 0.0 * prediction[0].sum(), None
     if labels is not None:  # last, as in all other ranks
@@ -242,17 +242,6 @@ def _zero_from_vision(model: DepthVLMForConditionalGeneration) -> Tensor:
     levels = [*getattr(vision, "deepstack_features", ()), *maps.levels]  # the LLM reads all, the head three
     outputs = [*maps.pooled, *(feature for level in levels for feature in level)]
     return 0.0 * torch.stack([output.float().sum() for output in outputs]).sum()
-
-
-def _zero_after_projectors(model: DepthVLMForConditionalGeneration, vit: bool = False, llm: bool = False) -> Tensor:
-    """Return zero as `model.zero_from_head`, without running the head's own projectors again."""
-    head = model.depth_head
-    if not len(head.projectors):
-        return model.zero_from_head(vit, llm)
-    asked = [True, True, True, llm if head.config.feature_source == "vit+llm" else vit]  # as for projected maps
-    width = model.config.text.hidden_size
-    maps = [head.norm.weight.new_zeros(1, 1, width, requires_grad=one) for one in asked]
-    return head(maps, (1, 1)).sum() * 0
 
 
 def score_depth(
