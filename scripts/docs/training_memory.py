@@ -14,7 +14,7 @@ from typing import Any
 
 from count_parameters import SIZES
 from depthvlm.modeling_depthvlm import FAMILIES
-from depthvlm.training.dry_run import count_parameters, estimate_memory, model_without_data, unmeasured_layers
+from depthvlm.training.memory import count_parameters, estimate_memory, model_without_data, unmeasured_layers
 from depthvlm.training.optimizer import CHOICES, PARTS
 from torch import nn
 

@@ -20,7 +20,8 @@ import typer
 from datasets import Dataset, Image, List
 from depthvlm.modeling_depthvlm import DepthVLMConfig
 from depthvlm.processing import DEPTH_PROMPT, DEPTH_REPLY, DepthVLMProcessor
-from depthvlm.training.dry_run import estimate_memory, estimate_settings
+from depthvlm.training.dry_run import estimate_settings
+from depthvlm.training.memory import estimate_memory
 from depthvlm.training.sft import make_parser
 from depthvlm.training.trainer import DepthSFTTrainer
 from forward import build_model, console, take_tokens

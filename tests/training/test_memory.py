@@ -12,7 +12,7 @@ import yaml
 from conftest import REPOSITORY
 from depthvlm.modeling_depthvlm import FAMILIES, DepthVLMConfig, silog_loss
 from depthvlm.modeling_depthvlm.depth_heads_depthvlm import build_depth_head
-from depthvlm.training.dry_run import (
+from depthvlm.training.memory import (
     count_parameters,
     estimate_memory,
     kept_for_backward,
