@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .camera_files import read_camera
     from .conversation import Conversation
     from .inference import DepthPredictor, load, predict
+    from .lens import Lens
     from .modeling_depthvlm import (
         DepthHeadConfig,
         DepthVLMConfig,
@@ -41,19 +43,23 @@ __all__ = [
     "DepthVLMForDepthEstimation",
     "DepthVLMImageProcessor",
     "DepthVLMProcessor",
+    "Lens",
     "Prediction",
     "__version__",
     "load",
     "predict",
     "predict_video",
+    "read_camera",
     "silog_loss",
 ]
 
 _MODULES = {
     name: module
     for module, names in {
+        "camera_files": ("read_camera",),
         "conversation": ("Conversation",),
         "inference": ("DepthPredictor", "load", "predict"),
+        "lens": ("Lens",),
         "modeling_depthvlm": (
             "DepthHeadConfig",
             "DepthVLMConfig",

@@ -3,7 +3,7 @@
 import re
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -31,7 +31,8 @@ def predict(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="3x3 matrix, or fx fy cx cy, in pixels: .json, .npy or text. For one camera an image: a .json file "
+            help="Camera file: 3x3 matrix, or fx fy cx cy, in pixels (.json, .npy or text), or one of OpenCV, ROS, "
+            "RealSense, Record3D, ARKit, COLMAP, nerfstudio, KITTI or ScanNet. For one camera an image: a .json file "
             "with cameras by the images' names, or a folder of files named like the images.",
         ),
     ] = None,
@@ -98,8 +99,9 @@ def predict(
     """
     from contextlib import nullcontext
 
+    from ..camera_files import read_cameras
     from ..checkpoint import BUNDLED_MODEL, weights_identity
-    from ..inputs import look_for_images, read_cameras, result_stems
+    from ..inputs import look_for_images, path_of_url, result_stems
     from ..prediction import DEFAULT_FORMATS, output_paths
     from ..result_records import prepared_folder
     from . import predict_clips, predict_images
@@ -130,11 +132,15 @@ def predict(
             raise ValueError("--prompt is for images: of a clip, only depth is predicted.")
         if clips and not paths and formats is not None:
             raise ValueError("--formats is for images: a clip gives 16-bit PNGs, a side-by-side video and JSON.")
-        cameras = [] if intrinsics is None else read_cameras(intrinsics, [*paths, *clips])
+        sources = [*paths, *clips]
+        named = [one if isinstance(one, Path) else path_of_url(one) for one in sources]
+        cameras = [] if intrinsics is None else read_cameras(intrinsics, named)
+        if unread := next((lens for lens in cameras if not lens.is_pinhole), None):
+            raise ValueError(f"{intrinsics}: the lens {unread.model!r} is not read yet: undistort the pictures first.")
     except ValueError as error:
         raise fail(error, code=2) from None
     report.tell_of(found)
-    camera_of = {path: camera.tolist() for path, camera in zip([*paths, *clips], cameras, strict=bool(cameras))}
+    camera_of = {path: lens.numbers for path, lens in zip(sources, cameras, strict=bool(cameras))}
     paths = predict_images.without_own_results([path for path in paths if report.is_readable(path)], out)
     clips = [path for path in clips if path.is_dir() or report.is_readable(path)]
     if paths or clips:
@@ -159,7 +165,7 @@ def predict(
     predict_clips.check_clips(named_clips, out, overwrite)
     load = cache(lambda: report.load(model, device, dtype, allow_untrained_head))
     if todo or clips:
-        _check_options(device, dtype, focal_length, fov, cameras)
+        _check_options(device, dtype, focal_length, fov)
     try:
         with prepared_folder(out) if todo or clips else nullcontext(), report.warnings():
             if todo:
@@ -201,7 +207,7 @@ def _check_prompt(prompt: str) -> None:
         raise ValueError(f"--prompt holds {special[0]}, a mark that is the model's own: leave it out.")
 
 
-def _check_options(device: str, dtype: str, focal_length: float | None, fov: float | None, cameras: list[Any]) -> None:
+def _check_options(device: str, dtype: str, focal_length: float | None, fov: float | None) -> None:
     """Raise ValueError for what would be refused once the model is loaded."""
     from ..loading import pick_device, pick_dtype
     from ..processing.camera_depthvlm import cameras_per_image
@@ -209,5 +215,3 @@ def _check_options(device: str, dtype: str, focal_length: float | None, fov: flo
     pick_device(device)
     pick_dtype(dtype)
     cameras_per_image(1, focal_length=focal_length, fov=fov)
-    for camera in cameras:
-        cameras_per_image(1, intrinsics=camera)

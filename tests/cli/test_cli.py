@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from depthvlm import DepthVLMConfig, DepthVLMForConditionalGeneration
 from depthvlm.cli.app import app
-from depthvlm.inputs import find_images, read_intrinsics, result_stems
+from depthvlm.inputs import find_images, result_stems
 
 
 @pytest.fixture(scope="module")
@@ -142,9 +142,6 @@ class TestPredict:
         assert not (folder / "depthvlm_results").exists()
 
 
-ROS = '{"data": [70, 0, 41, 0, 71, 29, 0, 0, 1]}'
-
-
 class TestInputs:
     def test_files_folders_and_patterns(self, folder):
         save_picture(folder / "photos/deep/c.png")
@@ -171,55 +168,6 @@ class TestInputs:
     )
     def test_images_of_one_name_get_results_of_their_own(self, paths, stems):
         assert result_stems([Path(path) for path in paths]) == stems
-
-    @pytest.mark.parametrize(
-        ("expected", "name", "text"),
-        [
-            ("matrix", "k.json", "[[70, 0, 41], [0, 71, 29], [0, 0, 1]]"),
-            ("matrix", "k.json", '{"K": [70, 0, 41, 0, 71, 29, 0, 0, 1]}'),
-            ("matrix", "k.txt", "70 0 41\n0 71 29\n0 0 1"),
-            ("matrix", "k.txt", "70 0 41 0 71 29 0 0 1"),
-            ("matrix", "k.csv", "70,0,41\n0,71,29\n0,0,1"),
-            ("four", "k.json", "[70, 71, 41, 29]"),
-            ("four", "k.json", '{"camera": {"fx": 70, "fy": 71, "cx": 41, "cy": 29}}'),
-            ("four", "k.txt", "70 71 41 29"),
-            ("sized", "k.json", '{"camera": {"fx": 70, "fy": 71, "cx": 41, "cy": 29, "width": 80, "height": 60}}'),
-            ("sized", "k.json", '{"width": 80, "height": 60, "K": [[70, 0, 41], [0, 71, 29], [0, 0, 1]]}'),
-            ("sized", "k.json", '{"fl_x": 70, "fl_y": 71, "cx": 41, "cy": 29, "w": 80, "h": 60}'),  # nerfstudio
-            ("sized", "k.json", '{"image_width": 80, "image_height": 60, "camera_matrix": ' + ROS + "}"),
-            ("sized", "k.json", '{"width": 80, "height": 60, "intrinsic_matrix": [70, 0, 0, 0, 71, 0, 41, 29, 1]}'),
-            ("sized", "k.json", "[70, 71, 41, 29, 80, 60]"),
-        ],
-    )
-    def test_cameras(self, tmp_path, expected, name, text):
-        (tmp_path / name).write_text(text)
-        known = {"matrix": [[70, 0, 41], [0, 71, 29], [0, 0, 1]], "four": [70, 71, 41, 29]}
-        known["sized"] = [70, 71, 41, 29, 80, 60]  # with the size that it belongs to
-        np.testing.assert_array_equal(read_intrinsics(tmp_path / name), known[expected])
-
-    def test_distortion_is_not_dropped_in_silence(self, tmp_path):
-        (tmp_path / "k.json").write_text('{"fx": 70, "fy": 71, "cx": 41, "cy": 29, "k1": -0.2}')
-        with pytest.warns(UserWarning, match="Undistort the pictures first"):
-            read_intrinsics(tmp_path / "k.json")
-
-    def test_npy(self, tmp_path):
-        np.save(tmp_path / "k.npy", np.eye(3))
-        np.testing.assert_array_equal(read_intrinsics(tmp_path / "k.npy"), np.eye(3))
-
-    @pytest.mark.parametrize(
-        ("name", "text"),
-        [
-            *(("k.txt", text) for text in ("1 2 3", "a b c d", "")),
-            *(("k.npy", text) for text in ("x", "")),
-            *(("k.json", text) for text in ('{"fx": 70}', "{", "", '{"camera": null}')),
-            ("k.json", '{"fx": 70, "fy": 71, "cx": 41, "cy": 29, "width": 80}'),
-        ],
-    )
-    def test_files_without_a_camera(self, tmp_path, name, text):
-        (tmp_path / name).write_text(text)
-        why = "" if text else r"no camera can be read from it \(the file is empty\)"
-        with pytest.raises(ValueError, match=f"{name}: {why}.*Give a 3x3 matrix or fx, fy, cx, cy in pixels"):
-            read_intrinsics(tmp_path / name)
 
 
 class TestOtherCommands:

@@ -12,7 +12,8 @@ from command_line import run
 from PIL import Image
 from toy_images import save_picture
 
-from depthvlm.inputs import look_for_images, read_cameras, result_stems
+from depthvlm.camera_files import read_cameras
+from depthvlm.inputs import look_for_images, result_stems
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +93,7 @@ class TestCameras:
     def test_an_image_without_one_is_named(self):
         for other, message in {
             '"other.png": [1, 1, 1, 1]': r"cameras\.json has no camera for photos/b\.png: each image needs one",
-            '"b.png": [70]': r"cameras\.json, b\.png: holds an array of shape",
+            '"b.png": [70]': r"cameras\.json, b\.png: no camera can be read from it \(it holds an array of shape",
         }.items():
             Path("cameras.json").write_text(f'{{"a.jpg": [70, 71, 40, 30], {other}}}')
             with pytest.raises(ValueError, match=message):
