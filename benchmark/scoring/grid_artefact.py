@@ -15,6 +15,8 @@ from .metrics import Array, answered
 Direction = Literal["x", "y"]
 """Direction of the lines of a map that are read: "x" across the picture, "y" down it."""
 
+_LINES = 256  # transformed at once
+
 
 @dataclass(frozen=True)
 class GridSpectrum:
@@ -45,7 +47,11 @@ class GridSpectrum:
 
 
 def grid_spectrum(
-    depth: ArrayLike, period: float, direction: Direction = "x", valid: ArrayLike | None = None
+    depth: ArrayLike,
+    period: float,
+    direction: Direction = "x",
+    valid: ArrayLike | None = None,
+    harmonics: int | None = None,
 ) -> GridSpectrum:
     """Return how much stronger the second difference of log depth is at the token grid's harmonics than beside them.
 
@@ -64,22 +70,19 @@ def grid_spectrum(
         period: Pixels of the map per token along the direction, not always whole; at least 2.
         direction: "x" reads the rows, from the left to the right; "y" the columns, from the top to the bottom.
         valid: Boolean mask `(H, W)`; a difference counts where its three pixels are valid and have a positive depth.
-
-    Returns:
-        Power and that of the neighbourhood for each harmonic up to half of the sampling frequency, `period // 2`.
+        harmonics: Number of harmonics; by default all up to half of the sampling frequency, `period // 2`, which is
+            also the most. An enlarged map has none of its own above half of the stride.
 
     Raises:
         ValueError: The map is not `(H, W)`, the mask has another shape, the direction is unknown, or the map is
             shorter than two periods.
     """
     metres = np.asarray(depth, np.float64)
-    good = answered(metres)
-    if metres.ndim != 2 or (valid is not None and np.shape(valid) != metres.shape):
-        raise ValueError(f"A grid is looked for in a map (H, W), got {metres.shape} and a mask {np.shape(valid)}.")
+    good = answered(metres) if valid is None else answered(metres) & np.asarray(valid, bool)
+    if metres.ndim != 2:
+        raise ValueError(f"A grid is looked for in a map (H, W), got {metres.shape}.")
     if direction not in ("x", "y"):
         raise ValueError(f'`direction` must be "x" or "y", got {direction!r}.')
-    if valid is not None:
-        good &= np.asarray(valid, bool)
     log = np.log(np.where(good, metres, 1.0))
     if direction == "y":
         log, good = log.T, good.T
@@ -94,13 +97,12 @@ def grid_spectrum(
     bend = np.zeros(log.shape)
     whole = good[:, :-2] & good[:, 1:-1] & good[:, 2:]
     bend[:, 1:-1] = np.where(whole, log[:, :-2] - 2 * log[:, 1:-1] + log[:, 2:], 0.0)
-    bend = bend[:, : round(periods * period)]
-    harmonics = np.arange(1, math.floor(period / 2 + 1e-9) + 1) / period
-    offsets = np.arange(1, periods // 2 + 1) / (periods * period)
-    beside = harmonics[:, None] + np.concatenate([-offsets, offsets])
-    return GridSpectrum(
-        float(period), _power(bend, harmonics), _power(bend, beside.ravel()).reshape(beside.shape).mean(1)
-    )
+    most = math.floor(period / 2 + 1e-9)
+    count, beside = min(most if harmonics is None else harmonics, most), periods // 2
+    power = _power(bend[:, : round(periods * period)], 1 / (periods * period), count * periods + beside + 1)
+    centres = periods * np.arange(1, count + 1)
+    offsets = np.concatenate([np.arange(-beside, 0), np.arange(1, beside + 1)])
+    return GridSpectrum(float(period), power[centres], power[centres[:, None] + offsets].mean(axis=1))
 
 
 def pooled_spectrum(spectra: Sequence[GridSpectrum]) -> GridSpectrum:
@@ -124,8 +126,14 @@ def pooled_spectrum(spectra: Sequence[GridSpectrum]) -> GridSpectrum:
     return GridSpectrum(float(np.mean([spectrum.period for spectrum, _ in kept])), power, around)
 
 
-def _power(lines: Array, frequencies: Array) -> Array:
-    """Return `|sum_n x(n) exp(-2 pi i f n)|^2 / N` at each frequency in cycles per pixel, mean over the lines."""
-    waves = np.exp(-2j * np.pi * np.arange(lines.shape[1])[:, None] * frequencies)
-    power: Array = (np.abs(lines @ waves) ** 2).mean(axis=0) / lines.shape[1]
+def _power(lines: Array, step: float, count: int) -> Array:
+    """Return `|sum_n x(n) exp(-2 pi i f n)|^2 / N` at `f = 0, step, 2 step, ...` cycles a pixel, mean of the lines."""
+    from scipy.signal import CZT
+
+    # The chirp-z transform takes frequencies that are no multiples of 1 / N, as a period that is not whole has them.
+    transform = CZT(lines.shape[1], count, np.exp(-2j * np.pi * step))
+    total = np.zeros(count)
+    for start in range(0, len(lines), _LINES):
+        total += (np.abs(transform(lines[start : start + _LINES])) ** 2).sum(axis=0)
+    power: Array = total / lines.size
     return power

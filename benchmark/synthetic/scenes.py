@@ -53,6 +53,7 @@ class SyntheticScene:
     kind: Kind
     seed: int
     segments: NDArray[np.int16]  # (H, W), the index in `objects` of what each pixel shows, -1 for everything else
+    planes: NDArray[np.int16]  # (H, W), a number for each flat surface with what is painted on it, -1 for the rest
 
     @property
     def focal_length(self) -> float:
@@ -108,7 +109,27 @@ def render_scene(
         kind=chosen,
         seed=int(seed),
         segments=segments,
+        planes=_planes(world, hits.surface),
     )
+
+
+def _planes(world: World, surface: NDArray[np.int16]) -> NDArray[np.int16]:
+    """Return the index of the rectangle that each pixel shows, for a decal that of its wall; -1 for spheres and sky."""
+    owner = np.full(len(world.quads) + len(world.spheres) + 1, -1, np.int16)  # the last entry is that of index -1
+    for index, quad in enumerate(world.quads):
+        owner[index] = index
+        if quad.decal:
+            normal = np.cross(quad.u, quad.v)
+            walls = (
+                other
+                for other, wall in enumerate(world.quads[:index])
+                if not wall.decal
+                and normal @ np.cross(wall.u, wall.v) > 1 - 1e-9
+                and abs(normal @ (quad.corner - wall.corner)) < 1e-6
+            )
+            owner[index] = next(walls, index)
+    planes: NDArray[np.int16] = owner[surface]
+    return planes
 
 
 def _expose(color: textures.Array, exposure: float, noise: float, rng: np.random.Generator) -> NDArray[np.uint8]:
