@@ -1,13 +1,13 @@
 """The prediction for an image: depth in metres, camera, reply; and its output files."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from .files import write_json
@@ -16,6 +16,7 @@ from .visualize import valid_mask
 if TYPE_CHECKING:
     import trimesh
 
+    from .calibration import Calibration
     from .processing import Camera
 
 
@@ -47,6 +48,7 @@ class Prediction:
         prompt: The prompt, or None.
         source: The file that the image was read from, or None.
         model: Name or path of the model.
+        calibration: The calibration that `calibrate` applied to `depth`, or None.
     """
 
     depth: NDArray[np.float32]
@@ -56,6 +58,7 @@ class Prediction:
     prompt: str | None = None
     source: Path | None = None
     model: str | None = None
+    calibration: "Calibration | None" = None
 
     @property
     def valid(self) -> NDArray[np.bool_]:
@@ -107,6 +110,46 @@ class Prediction:
         """
         return float(np.linalg.norm(self._point(*a) - self._point(*b)))
 
+    def calibrate(
+        self, points: Mapping[tuple[float, float], float] | ArrayLike, model: str = "scale", along: str = "z"
+    ) -> "Prediction":
+        """Return this prediction corrected by known distances: one from a tape measure, or some lidar returns.
+
+        The correction is in metres of depth, not of its inverse, where a small shift sends what is far to infinity.
+        Wrong points among the right ones are rejected; `calibration` of the result says what was done. Camera and text
+        stay as they are.
+
+        Examples:
+            >>> door = prediction.calibrate({(412, 300): 3.20})
+            >>> print(door.calibration.factor, door.at(412, 300))
+
+        Args:
+            points: `{(x, y): metres}`, positions in pixels as for `at`; or an array `(n, 3)` of x, y and metres.
+            model: `scale`: one factor, from 1 point on. `scale+shift`: a factor and an offset, from 3 points at
+                different depths on; with fewer than 20 or so, `scale` is usually better. `field`: factors that vary
+                smoothly over the picture, from 10 points on.
+            along: `z`: the distances are along the optical axis, as `depth` is. `ray`: they are from the camera to the
+                point in a straight line, as a laser rangefinder measures.
+
+        Raises:
+            ValueError: A point is outside the image, its distance not positive or the map has no depth there; there are
+                too few points for the model; the prediction is calibrated already; no positive scale fits the points.
+        """
+        from . import calibration
+
+        if self.calibration is not None:
+            raise ValueError(
+                "This prediction is calibrated already. Call `calibrate` of the original one with all points together."
+            )
+        known = calibration.checked_points(points, model, along, self.depth)
+        columns, rows = known[:, 0].astype(int), known[:, 1].astype(int)
+        distance = known[:, 2]
+        if along == "ray":
+            seen = self.points[rows, columns].astype(np.float64)
+            distance = distance * seen[:, 2] / np.linalg.norm(seen, axis=1)
+        depth, record = calibration.calibrated(self.depth, known, distance, model)
+        return dataclasses.replace(self, depth=depth, calibration=record)
+
     def _point(self, x: float, y: float) -> NDArray[np.float64]:
         z, camera = self.at(x, y), self.camera
         return np.array([(x - camera.cx) / camera.fx * z, (y - camera.cy) / camera.fy * z, z])
@@ -122,6 +165,7 @@ class Prediction:
             "focal_source": self.camera.source,
             "unit": "metres",
             **self.summary(),
+            **({"calibration": dataclasses.asdict(self.calibration)} if self.calibration else {}),
             "prompt": self.prompt,
             "text": self.text,
             "replies": [] if self.prompt is None else [{"prompt": self.prompt, "text": self.text}],

@@ -10,6 +10,7 @@ import typer
 from .failures import INTERRUPTED, explain, fail, printable
 from .options import Device, DType, Model, Revision, Token, UntrainedHead, at_revision
 
+_CALIBRATION = "Known distances"
 _CLIPS = "Clips (video files, and folders with --sequence)"
 
 
@@ -63,6 +64,40 @@ def predict(
         bool,
         typer.Option("--overwrite", help="Redo what is complete, and replace files that depthvlm did not write."),
     ] = False,
+    known: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="X,Y,METRES",
+            help="A known distance at a position of the image in pixels, by which its depth is corrected; repeatable.",
+            rich_help_panel=_CALIBRATION,
+        ),
+    ] = None,
+    lidar: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Known distances as three columns, x y metres: .csv, .txt or .npy; a folder of files named like the "
+            "images.",
+            rich_help_panel=_CALIBRATION,
+        ),
+    ] = None,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Correction by known distances: scale, scale+shift (3 or more) or field (10 or more).",
+            show_default="scale",
+            rich_help_panel=_CALIBRATION,
+        ),
+    ] = None,
+    along: Annotated[
+        str,
+        typer.Option(
+            metavar="z|ray",
+            help="Known distances are along the optical axis (z), or straight from the camera, as by laser (ray).",
+            rich_help_panel=_CALIBRATION,
+        ),
+    ] = "z",
     sequence: Annotated[
         bool,
         typer.Option("--sequence", help="Each folder is one clip: its images are frames.", rich_help_panel=_CLIPS),
@@ -105,6 +140,7 @@ def predict(
     from ..prediction import DEFAULT_FORMATS, output_paths
     from ..result_records import prepared_folder
     from . import predict_clips, predict_images
+    from .known_points import known_points
     from .predict_report import DiskFull, Report
 
     model = at_revision(model, revision)
@@ -137,6 +173,9 @@ def predict(
         cameras = [] if intrinsics is None else read_cameras(intrinsics, named)
         if unread := next((lens for lens in cameras if not lens.is_pinhole), None):
             raise ValueError(f"{intrinsics}: the lens {unread.model!r} is not read yet: undistort the pictures first.")
+        if clips and (known or lidar):
+            raise ValueError("--known and --lidar are for images, not for clips.")
+        known_of = dict(zip(paths, known_points(known, lidar, calibrate, along, paths), strict=True))
     except ValueError as error:
         raise fail(error, code=2) from None
     report.tell_of(found)
@@ -158,6 +197,7 @@ def predict(
         max_image_pixels=max_image_pixels,
         formats=chosen,
         overwrite=overwrite,
+        known=[known_of[path] for path in paths],
     )
     jobs = predict_images.plan(paths, stems[: len(paths)], out, settings)
     report.tell_what_is_there(jobs, overwrite)

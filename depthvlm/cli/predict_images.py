@@ -10,6 +10,7 @@ from typing import Any
 from ..files import file_hash, read_json, write_json
 from ..prediction import FORMATS, Prediction, output_paths
 from ..result_records import ResultRecord, check_names, fingerprint, own_names
+from .known_points import KnownPoints
 
 _MOST_NAMED = 10  # number of names in a message
 _WRITTEN_AT_ONCE = 4  # images kept in memory until their files are written
@@ -28,6 +29,7 @@ class Job:
         origin: Inputs and settings that determine the results.
         depth_due: True if there are files to write.
         prompts_due: The prompts without a reply.
+        known: Known distances in the image.
     """
 
     image: Path | str
@@ -37,6 +39,7 @@ class Job:
     origin: dict[str, Any]
     depth_due: bool = True
     prompts_due: list[str] = field(default_factory=list)
+    known: KnownPoints | None = None
 
     @property
     def source(self) -> str:
@@ -85,6 +88,7 @@ class Settings:
         max_image_pixels: A larger image is an error.
         formats: Files to write.
         overwrite: Replace existing files.
+        known: Known distances in each image, or None.
     """
 
     model: str
@@ -96,6 +100,7 @@ class Settings:
     max_image_pixels: int
     formats: Sequence[str]
     overwrite: bool
+    known: Sequence[KnownPoints | None]
 
 
 def without_own_results(images: Iterable[Path | str], out: Path) -> list[Path | str]:
@@ -118,17 +123,18 @@ def plan(images: Sequence[Path | str], stems: Sequence[str], out: Path, settings
         ValueError: A name is too long.
     """
     jobs = []
-    for image, stem, camera in zip(images, stems, settings.cameras, strict=True):
+    for image, stem, camera, known in zip(images, stems, settings.cameras, settings.known, strict=True):
         origin = {
             "input": file_hash(image) if isinstance(image, Path) else fingerprint({"url": image}),
             "model": settings.model,
             "weights": settings.weights,
             "dtype": settings.dtype,
             **camera,
+            **({} if known is None else {"calibration": known.origin}),
         }
         files = output_paths(out, stem, settings.formats)
         check_names(files.values())
-        job = Job(image, stem, files, ResultRecord(out, stem), origin, prompts_due=list(settings.prompts))
+        job = Job(image, stem, files, ResultRecord(out, stem), origin, prompts_due=list(settings.prompts), known=known)
         if settings.overwrite:
             job.record.forget_replies()
         else:
@@ -224,6 +230,13 @@ def predict_images(
 
         with ThreadPoolExecutor(thread_name_prefix="depthvlm-write") as writers:
             for index, prediction in found:
+                known = due[index].known
+                if known is not None:
+                    try:
+                        prediction = known.calibrated(prediction)
+                    except ValueError as error:
+                        fail(index, error)
+                        continue
                 waiting.append((index, prediction, writers.submit(_write, due[index], prediction, settings)))
                 settle(_WRITTEN_AT_ONCE)
             settle(0)

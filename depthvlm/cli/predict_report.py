@@ -229,5 +229,13 @@ def _named(files: Sequence[Path]) -> str:
 def _line(job: Job, prediction: Prediction) -> str:
     depth = " / ".join("-" if value is None else f"{value:.2f}" for value in prediction.summary().values())
     camera = prediction.camera
-    image = printable(job.image)
-    return f"{image}  {depth} m (min / median / max)  focal length {camera.fx:.1f} px ({camera.source})"
+    image, made = printable(job.image), prediction.calibration
+    line = f"{image}  {depth} m (min / median / max)  focal length {camera.fx:.1f} px ({camera.source})"
+    if made is None:
+        return line
+    rejected = ", ".join(f"{x:g},{y:g},{metres:g}" for x, y, metres in made.rejected[:_MOST_NAMED])
+    return (
+        f"{line}\n  calibrated by {made.model}: factor {made.factor:.4g}, shift {made.shift:.3g} m; median error "
+        f"{made.error_before:.1%} before, {made.error_after:.1%} after; used {made.used} of "
+        f"{made.used + len(made.rejected)} known distances" + (f", rejected {rejected}" if rejected else "")
+    )
