@@ -39,6 +39,7 @@ lint: $(VENV)/.dev build/package
 		|| { echo "The files above were written by accident: remove them."; exit 1; }
 	cd build/package && $(abspath $(BIN))/lint-imports --no-cache --no-logo $(abspath pyproject.toml)
 	$(BIN)/vulture
+	$(BIN)/hadolint docker/Dockerfile
 
 types: $(VENV)/.dev build/package
 	$(BIN)/mypy build/package/depthvlm

@@ -1,5 +1,7 @@
 """The wheel: everything that a user needs, and nothing at the top level but `depthvlm`."""
 
+import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -18,13 +20,16 @@ print(prediction.depth.shape, prediction.camera.source)
 """
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, REPOSITORY]
+def build_wheel(source: Path, folder: Path) -> Path:
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, source]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    return build_wheel(REPOSITORY, tmp_path_factory.mktemp("wheel"))
 
 
 def test_contents(wheel):
@@ -53,3 +58,33 @@ def test_predicts_where_only_the_wheel_is(wheel, tmp_path):
         archive.extractall(site)
     done = python("-c", HERE_AND_THERE, site, folder=tmp_path, PYTHONPATH=str(site))
     assert done.stdout.strip() == "(480, 640) exif"
+
+
+def test_the_container_builds_the_same_wheel(wheel, tmp_path):
+    """Its first stage, from what docker/Dockerfile copies out of the build context that .dockerignore leaves."""
+    dockerfile = (REPOSITORY / "docker" / "Dockerfile").read_text(encoding="utf-8")
+    copied = [line.split()[1:-1] for line in dockerfile.splitlines() if re.match("COPY (?!--from)", line)]
+    names = [name for line in copied for name in line]
+    ignored = (REPOSITORY / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert sorted(names) == sorted(line[1:] for line in ignored if line.startswith("!"))
+    context = tmp_path / "src"
+    context.mkdir()
+    for name in names:
+        source = REPOSITORY / name
+        if source.is_dir():
+            shutil.copytree(source, context / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, context / name)
+    made = build_wheel(context, tmp_path / "wheels")
+    assert set(zipfile.ZipFile(made).namelist()) == set(zipfile.ZipFile(wheel).namelist())
+
+
+def test_the_container_has_the_vllm_that_is_tested():
+    tested = re.search(r"^test-vllm:\n(\t.+\n)+", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert tested is not None
+    pins = set(re.findall(r"[\w-]+==[\d.]+", tested[0]))
+    dockerfile = (REPOSITORY / "docker" / "Dockerfile").read_text(encoding="utf-8")
+    assert {re.match(r"[a-z]+", pin)[0] for pin in pins} == {"torch", "vllm"}
+    assert set(re.findall(r"[\w-]+==[\d.]+", dockerfile)) == pins
+    [version] = [pin.split("==")[1] for pin in pins if pin.startswith("vllm")]
+    assert f"vllm-openai:v{version}\n" in dockerfile
