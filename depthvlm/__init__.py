@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         silog_loss,
     )
     from .prediction import Prediction
-    from .processing import Camera, DepthVLMImageProcessor, DepthVLMProcessor
+    from .processing import Camera, DepthVLMImageProcessor, DepthVLMProcessor, read_depth
     from .training import DepthDataCollator, DepthSFTConfig, DepthSFTTrainer
     from .video import predict_video
 
@@ -50,6 +50,7 @@ __all__ = [
     "predict",
     "predict_video",
     "read_camera",
+    "read_depth",
     "silog_loss",
 ]
 
@@ -68,7 +69,7 @@ _MODULES = {
             "silog_loss",
         ),
         "prediction": ("Prediction",),
-        "processing": ("Camera", "DepthVLMImageProcessor", "DepthVLMProcessor"),
+        "processing": ("Camera", "DepthVLMImageProcessor", "DepthVLMProcessor", "read_depth"),
         "training": ("DepthDataCollator", "DepthSFTConfig", "DepthSFTTrainer"),
         "video": ("predict_video",),
     }.items()

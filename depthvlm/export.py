@@ -6,6 +6,7 @@ glTF (x right, y up, looking along -z), so that viewers show the scene the right
 
 import io
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,6 +33,55 @@ def write_npy(path: Path, depth: NDArray[np.floating]) -> None:
     """Write a depth map `(H, W)` in metres as a float32 `.npy` file."""
     with atomic_write(path) as file:
         np.save(file, depth.astype(np.float32), allow_pickle=False)
+
+
+def write_npz(path: Path, depth: NDArray[np.floating], camera: "Camera") -> None:
+    """Write a compressed `.npz` of plain arrays.
+
+    They are `depth` `(H, W)` in float32 metres, `K` `(3, 3)` in pixels of the map, the centre of the first pixel at
+    (0.5, 0.5), and `focal_source`.
+    """
+    matrix = np.array([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]])
+    with atomic_write(path) as file:
+        np.savez_compressed(
+            file, allow_pickle=False, depth=depth.astype(np.float32), K=matrix, focal_source=camera.source
+        )
+
+
+def write_pfm(path: Path, depth: NDArray[np.floating]) -> None:
+    """Write a depth map `(H, W)` in metres as a portable float map: little-endian, the lowest row first."""
+    with atomic_write(path) as file:
+        Image.fromarray(depth.astype(np.float32)).save(file, format="PPM")
+
+
+def write_exr(path: Path, depth: NDArray[np.floating]) -> None:
+    """Write a depth map `(H, W)` in metres as OpenEXR with the one channel `Z`, float32, losslessly compressed.
+
+    Raises:
+        ImportError: The package OpenEXR is not installed.
+    """
+    require_exr()
+    import OpenEXR
+
+    header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
+    with atomic_write(path) as file:
+        OpenEXR.File(header, {"Z": np.ascontiguousarray(depth, dtype=np.float32)}).write(file)
+
+
+def require_exr() -> None:
+    """Raise ImportError if OpenEXR files cannot be written."""
+    if find_spec("OpenEXR") is None:
+        raise ImportError('The format exr needs the package OpenEXR: `pip install "depthvlm[exr]"`.')
+
+
+def write_normals(path: Path, normals: NDArray[np.float32]) -> None:
+    """Write normals `(H, W, 3)` in the camera's frame as a colour map of 8 bits: red right, green up, blue towards it.
+
+    A value is `255 * (n + 1) / 2` of the axes x right, y up and z towards the camera, so that a wall in front of it is
+    (128, 128, 255). Where there is no normal the colour is black, which no normal has.
+    """
+    colours = np.round(255 * (normals * np.array([1, -1, -1], dtype=np.float32) + 1) / 2)
+    write_png(path, Image.fromarray(np.where(np.isnan(colours), 0, colours).astype(np.uint8)))
 
 
 class PngDepth(NamedTuple):

@@ -146,3 +146,31 @@ def surface_triangles(grid: DepthGrid) -> NDArray[np.int32]:
         kept = far <= near * (1 + grid.max_jump)
         triangles.append(np.stack([corner[kept] for corner in corners], axis=1))
     return np.concatenate(triangles)
+
+
+def surface_normals(grid: DepthGrid) -> NDArray[np.float32]:
+    """Return the unit normals of the visible surface, `(h, w, 3)`, towards the camera; NaN where there is none.
+
+    A normal is the cross product of the differences of points along a column and along a row. These are central; at
+    the edge of a surface, where one neighbour has no depth or differs by more than `max_jump`, one-sided.
+    """
+    down, across = _differences(grid, 0), _differences(grid, 1)
+    normals = np.cross(down, across)
+    with np.errstate(invalid="ignore"):
+        return (normals / np.linalg.norm(normals, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def _differences(grid: DepthGrid, axis: int) -> NDArray[np.float32]:
+    """Return the differences of neighbouring points along an axis of the grid, NaN without one on the same surface."""
+    points = np.moveaxis(grid.points, axis, 0)
+    z = points[..., 2]
+    with np.errstate(invalid="ignore"):
+        apart = ~(np.abs(np.diff(np.log(z), axis=0)) <= np.log1p(grid.max_jump))
+    steps = np.diff(points, axis=0)
+    steps[apart] = np.nan
+    none = np.full((1, *points.shape[1:]), np.nan, dtype=np.float32)
+    after, before = np.concatenate([steps, none]), np.concatenate([none, steps])
+    difference = after + before
+    for one_sided in (after, before):
+        difference = np.where(np.isnan(difference), one_sided, difference)
+    return np.moveaxis(difference, 0, axis)

@@ -31,8 +31,12 @@ SUFFIXES = {
     "ply": ".ply",
     "glb": ".glb",
     "json": ".json",
+    "npz": "_depth.npz",
+    "exr": "_depth.exr",
+    "pfm": "_depth.pfm",
+    "normals": "_normals.png",
 }
-FORMATS = tuple(SUFFIXES)
+FORMATS = ("npy", "png16", "color", "ply", "glb", "json")  # of `Prediction.save`, unless others are asked for
 DEFAULT_FORMATS = "png16,color,json"  # of the command; at 12 megapixels npy is 48 MB, a cloud and a mesh up to 50
 
 
@@ -78,6 +82,20 @@ class Prediction:
         from .geometry import back_project
 
         return back_project(self.depth, self.camera).points
+
+    def normals(self, max_jump: float | None = None) -> NDArray[np.float32]:
+        """Return the unit normals of the visible surface, `(H, W, 3)` float32, in the axes of `points`.
+
+        They point towards the camera, so that of a wall straight ahead is (0, 0, -1). They are differences of
+        neighbouring points, across no depth step; NaN where a pixel has no depth, or no neighbour on its surface in
+        a row or in a column.
+
+        Args:
+            max_jump: See `to_point_cloud`.
+        """
+        from .geometry import back_project, surface_normals
+
+        return surface_normals(back_project(self.depth, self.camera, max_jump=max_jump))
 
     def at(self, x: float, y: float) -> float:
         """Return the depth in metres at a position of the image, or NaN if there is none.
@@ -126,7 +144,7 @@ class Prediction:
         Args:
             points: `{(x, y): metres}`, positions in pixels as for `at`; or an array `(n, 3)` of x, y and metres.
             model: `scale`: one factor, from 1 point on. `scale+shift`: a factor and an offset, from 3 points at
-                different depths on; with fewer than 20 or so, `scale` is usually better. `field`: factors that vary
+                different depths on; with fewer than 100 or so, `scale` is usually as good. `field`: factors that vary
                 smoothly over the picture, from 10 points on.
             along: `z`: the distances are along the optical axis, as `depth` is. `ray`: they are from the camera to the
                 point in a straight line, as a laser rangefinder measures.
@@ -222,12 +240,16 @@ class Prediction:
             directory: Created if missing.
             stem: Start of the files' names; the image's own name by default.
             formats: `npy` (float32 metres), `png16` (16-bit PNG with its scale in the metadata), `color` (near blue
-                to far red, with a scale bar), `ply` (point cloud), `glb` (mesh), `json` (camera, statistics, reply).
+                to far red, with a scale bar), `ply` (point cloud), `glb` (mesh), `json` (camera, statistics, reply);
+                and, only on request, `npz` (float32 metres as `depth`, 3x3 matrix as `K`), `exr` (OpenEXR, float32
+                metres in the channel Z), `pfm` (float32 metres), `normals` (8-bit colours: red right, green up, blue
+                towards the camera).
             overwrite: Replace existing files.
 
         Raises:
             ValueError: A format is not known, or the files have no name.
             FileExistsError: A file exists and `overwrite` is false; nothing is written.
+            ImportError: `exr` is asked for and the package OpenEXR is not installed; nothing is written.
         """
         stem = stem or (self.source.stem if self.source else None)
         if not stem:
@@ -256,6 +278,10 @@ class Prediction:
             "ply": lambda path: export.write_ply(path, self.to_point_cloud()),
             "glb": lambda path: export.write_glb(path, self.to_mesh(), self.image, self.camera),
             "json": lambda path: write_json(path, record),
+            "npz": lambda path: export.write_npz(path, self.depth, self.camera),
+            "exr": lambda path: export.write_exr(path, self.depth),
+            "pfm": lambda path: export.write_pfm(path, self.depth),
+            "normals": lambda path: export.write_normals(path, self.normals()),
         }
         with ThreadPoolExecutor() as threads:
             written = [threads.submit(writers[name], path) for name, path in paths.items() if name != "json"]
@@ -281,8 +307,13 @@ def output_paths(directory: Path, stem: str, formats: Sequence[str]) -> dict[str
 
     Raises:
         ValueError: A format is not known, or none is given.
+        ImportError: A format needs a package that is not installed.
     """
     unknown = [name for name in formats if name not in SUFFIXES]
     if unknown or not formats:
         raise ValueError(f"Formats to save: got {', '.join(unknown) or 'none'}; choose from {', '.join(SUFFIXES)}.")
+    if "exr" in formats:
+        from .export import require_exr
+
+        require_exr()
     return {name: directory / f"{stem}{SUFFIXES[name]}" for name in formats}

@@ -19,6 +19,9 @@ from .camera_depthvlm import per_image
 from .images_depthvlm import MAX_IMAGE_PIXELS, local_path, open_raster, require_file
 
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".pgm", ".pfm")
+ARRAY_SUFFIXES = (".npy", ".npz", ".exr")
+EXR_MAGIC = b"\x76\x2f\x31\x01"
+ARRAY_MAGIC = (b"\x93NUMPY", b"PK", EXR_MAGIC)
 
 # A map and its image may differ this much in aspect ratio, because resized sides are rounded.
 ASPECT_TOLERANCE = 0.02
@@ -34,9 +37,10 @@ def read_depth(depth: Any, scale: float | None = None) -> np.ndarray:
     """Read a depth map into metres.
 
     Args:
-        depth: The path of a PNG, TIFF, PGM, PFM, `.npy` or `.npz` file, its bytes, `{"bytes", "path"}` as in
-            `datasets`, a PIL image of one channel, or an array (masked or not) or a tensor of shape `(H, W)`,
-            `(1, H, W)` or `(H, W, 1)`.
+        depth: The path of a PNG, TIFF, PGM, PFM, OpenEXR, `.npy` or `.npz` file, its bytes, `{"bytes", "path"}` as
+            in `datasets`, a PIL image of one channel, or an array (masked or not) or a tensor of shape `(H, W)`,
+            `(1, H, W)` or `(H, W, 1)`. Of an `.npz` the array `depth` is read, or the only one; of OpenEXR the channel
+            `Z` (also of a layer, as in `ViewLayer.Depth.Z`), or the only one.
         scale: Raw value divided by metres, 1000 for millimetres. Integer maps need it, unless a PNG has it in its
             metadata under `depth_scale`; floating-point maps are in metres without it. If a scale would bring the
             median of a floating-point map below 5 cm, it is ignored with a warning: the map is in metres.
@@ -55,7 +59,7 @@ def read_depth(depth: Any, scale: float | None = None) -> np.ndarray:
         name = f"The depth map {os.fspath(depth)}"
         depth = _open(Path(local_path(depth) or depth), name)
     elif isinstance(depth, (bytes, bytearray)):
-        depth = _decode(bytes(depth), name, depth.startswith((b"\x93NUMPY", b"PK")))
+        depth = _decode(bytes(depth), name, depth.startswith(ARRAY_MAGIC))
     if isinstance(depth, Image.Image):
         stored_scale = depth.info.get(PNG_SCALE_KEY)
         depth = _pil_to_array(depth, name)
@@ -228,18 +232,18 @@ def _open(path: Path, name: str) -> Image.Image | np.ndarray:
     if not path.exists():
         raise FileNotFoundError(f"{name} does not exist.")
     suffix = path.suffix.lower()
-    if suffix in (".npy", ".npz", *IMAGE_SUFFIXES):
-        return _decode(path, name, suffix in (".npy", ".npz"))
+    if suffix in (*ARRAY_SUFFIXES, *IMAGE_SUFFIXES):
+        return _decode(path, name, suffix in ARRAY_SUFFIXES)
     raise ValueError(
-        f"{name} is a {suffix or 'nameless'} file. Depth is read from .npy, .npz, .pfm, 16-bit .png or .pgm, and .tif "
-        "of 16 bits or float32. Convert it (for OpenEXR: with its own Python package, then `numpy.save`)."
+        f"{name} is a {suffix or 'nameless'} file. Depth is read from .npy, .npz, .exr, .pfm, 16-bit .png or .pgm, "
+        "and .tif of 16 bits or float32. Convert it to one of these."
     )
 
 
 def _decode(source: Path | bytes, name: str, is_array: bool) -> Image.Image | np.ndarray:
     try:
         if is_array:
-            return load_array(source)
+            return _load_exr(source) if _is_exr(source) else load_array(source)
         image = open_raster(source)
         image.load()
         return image
@@ -247,6 +251,37 @@ def _decode(source: Path | bytes, name: str, is_array: bool) -> Image.Image | np
         raise ValueError(f"{name} is not an image that can be read. Save it as .npy (float32, metres).") from None
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{name} cannot be read, it may be truncated: {error}.") from error
+
+
+def _is_exr(source: Path | bytes) -> bool:
+    return source.startswith(EXR_MAGIC) if isinstance(source, bytes) else source.suffix.lower() == ".exr"
+
+
+def _load_exr(source: Path | bytes) -> np.ndarray:
+    """Read the channel of depth from an OpenEXR file.
+
+    Raises:
+        ValueError: It cannot be read, is too large, or has several channels and none, or more than one, is `Z`.
+    """
+    try:
+        import OpenEXR
+    except ImportError:
+        raise ValueError('it is OpenEXR, which needs its package: `pip install "depthvlm[exr]"`') from None
+    if not isinstance(source, bytes):
+        require_file(source)
+        source = source.read_bytes()
+    try:
+        first, last = OpenEXR.File(io.BytesIO(source), header_only=True).header()["dataWindow"]
+        width, height = (int(end) - int(start) + 1 for start, end in zip(first, last, strict=True))
+        if width * height > MAX_IMAGE_PIXELS:
+            raise ValueError(f"it has {width}x{height} pixels, more than the {MAX_IMAGE_PIXELS:,} that are read")
+        channels = OpenEXR.File(io.BytesIO(source), separate_channels=True).channels()
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+    found = list(channels) if len(channels) == 1 else [name for name in channels if name.rpartition(".")[2] == "Z"]
+    if len(found) != 1:
+        raise ValueError(f"its channels are {', '.join(channels)}, where one channel, or one that is named Z, is depth")
+    return np.asarray(channels[found[0]].pixels)
 
 
 def _pil_to_array(image: Image.Image, name: str) -> np.ndarray:

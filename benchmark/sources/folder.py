@@ -30,7 +30,7 @@ from .files import (
 from .frames import Frame, FrameError, FrameRef, Intrinsics, Source, SourceError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
-DEPTH_SUFFIXES = (".png", ".npy", ".npz", ".tif", ".tiff", ".pgm", ".pfm")
+DEPTH_SUFFIXES = (".png", ".npy", ".npz", ".tif", ".tiff", ".pgm", ".pfm", ".exr")
 
 IMAGE_FOLDERS = ("rgb", "images", "image", "color", "colour")
 DEPTH_FOLDERS = ("depth", "depths")
@@ -74,9 +74,9 @@ class RGBDFolder(Source):
     files, and hidden ones, are skipped; the build's notes count and name them.
 
     Depth is z-depth in a form that `depthvlm.processing.read_depth` reads: PNG, TIFF and PGM of 16 bits, float TIFF,
-    PFM, `.npy` and `.npz`. Integers need the scale, from `depth.json`, the argument or the PNG's own text entry
-    `depth_scale`; floats are metres without it. 0 is none. Without the folder `splits/` both splits are all frames, so
-    keep training and test data in different folders or list them.
+    PFM, OpenEXR, `.npy` and `.npz`. Integers need the scale, from `depth.json`, the argument or the PNG's own text
+    entry `depth_scale`; floats are metres without it. 0 is none. Without the folder `splits/` both splits are all
+    frames, so keep training and test data in different folders or list them.
 
     Args:
         root: The folder.

@@ -47,7 +47,7 @@ def predict(
         typer.Option(
             metavar="LIST",
             help="Files to write, of png16 (to 1 mm, or 4 mm beyond 65 m; up to 256 m), npy (float32 metres, 4 bytes "
-            "a pixel), color, json, ply (point cloud) and glb (mesh).",
+            "a pixel), color, json, ply (point cloud), glb (mesh), npz (with the camera), exr, pfm and normals.",
             show_default="png16,color,json",
         ),
     ] = None,
@@ -176,7 +176,7 @@ def predict(
         if clips and (known or lidar):
             raise ValueError("--known and --lidar are for images, not for clips.")
         known_of = dict(zip(paths, known_points(known, lidar, calibrate, along, paths), strict=True))
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         raise fail(error, code=2) from None
     report.tell_of(found)
     camera_of = {path: lens.numbers for path, lens in zip(sources, cameras, strict=bool(cameras))}

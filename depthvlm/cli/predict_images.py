@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import file_hash, read_json, write_json
-from ..prediction import FORMATS, Prediction, output_paths
+from ..prediction import SUFFIXES, Prediction, output_paths
 from ..result_records import ResultRecord, check_names, fingerprint, own_names
 from .known_points import KnownPoints
 
@@ -60,7 +60,7 @@ class Job:
         """Return the files to write: all of a result, or only the JSON for another reply."""
         if not self.depth_due:
             return {name: path for name, path in self.files.items() if name == "json"}
-        earlier = output_paths(self.record.folder, self.stem, FORMATS)
+        earlier = {name: self.record.folder / f"{self.stem}{suffix}" for name, suffix in SUFFIXES.items()}
         kept = {name: path for name, path in earlier.items() if self.record.is_complete(path, self.fingerprint)}
         return self.files | kept
 

@@ -263,8 +263,8 @@ def test_roots(root):
     no_index(r"rgb/c\.jpg and rgb/c\.png in .* have the same stem", RGBDFolder, root)
     (root / "rgb/c.png").unlink()
     for path in (root / "depth").rglob("*.png"):
-        path.rename(path.with_suffix(".exr"))
-    no_index(r"depth has no files of \.png, .*, but of \.exr: convert them", RGBDFolder, root)
+        path.rename(path.with_suffix(".bin"))
+    no_index(r"depth has no files of \.png, .*, but of \.bin: convert them", RGBDFolder, root)
     (root / "depth").rename(root / "disparity")
     no_index(r"the folders rgb/ \(or images/.*or files named .*images=DIR", RGBDFolder, root)
 

@@ -128,7 +128,7 @@ class TestPredict:
         ("arguments", "code", "message"),
         [
             (("photos", "--fov", 60, "--focal-length", 70), 2, "--focal-length and --fov both name the camera"),
-            (("photos", "--formats", "npy,exr"), 2, "got exr; choose from npy, png16, color, ply, glb, json"),
+            (("photos", "--formats", "npy,tiff"), 2, "got tiff; choose from npy, png16, color, ply, glb, json"),
             (("photos", "--formats", ","), 2, "got none; choose from"),
             (("photos/*.tiff",), 2, "photos/*.tiff: no images there"),
             (("photos", "--focal-length", "0"), 1, "`focal_length` must be a finite number above 0"),

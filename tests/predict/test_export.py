@@ -217,8 +217,8 @@ class TestFiles:
         np.testing.assert_array_equal(np.load(tmp_path / "x_depth.npy"), STEP + 1)
 
     def test_wrong_requests(self, tmp_path):
-        with pytest.raises(ValueError, match="got exr; choose from npy, png16"):
-            prediction(STEP).save(tmp_path, stem="x", formats=["npy", "exr"])
+        with pytest.raises(ValueError, match="got tiff; choose from npy, png16"):
+            prediction(STEP).save(tmp_path, stem="x", formats=["npy", "tiff"])
         with pytest.raises(ValueError, match="give save\\(\\) a `stem`"):
             prediction(STEP).save(tmp_path)
         assert not list(tmp_path.iterdir())

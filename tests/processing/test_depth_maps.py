@@ -101,7 +101,7 @@ class TestBadDepthMaps:
         [
             *(
                 (f"depth.{suffix}", lambda path: path.write_bytes(b"anything"), rf"is a \.{suffix} file.*Convert it")
-                for suffix in ("exr", "jpg", "hdr")
+                for suffix in ("jpg", "hdr")
             ),
             *(
                 (f"depth.{suffix}", lambda path: path.write_bytes(b"no image"), "not an image that can be read")
