@@ -17,6 +17,7 @@ from rich.text import Text
 
 from .inputs import REPORT_KIND
 from .model import MISSING, PARTIAL_MARK, Cell, Detail, Report, ReportColumn, ReportRow, ReportTable, percent
+from .shape import SHAPE_KEYS
 from .tables import SCORE
 
 TEXT_WIDTH = 120
@@ -152,7 +153,9 @@ def _number(value: float | None) -> str:
 
 def _rich_table(table: ReportTable) -> Table:
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, collapse_padding=True)
-    shown.add_column(table.row_title, overflow="fold", min_width=_NAME_WIDTH)
+    # Rich narrows a column below its least width and then draws it too wide; a fixed width it keeps.
+    fixed = _NAME_WIDTH if table.key in SHAPE_KEYS else None
+    shown.add_column(table.row_title, overflow="fold", min_width=_NAME_WIDTH, width=fixed)
     shown.add_column("From", no_wrap=True)
     narrow = len(table.columns) > 6
     for index, column in enumerate(table.columns):

@@ -75,7 +75,7 @@ class ReportGroup:
 class ReportTable:
     """A table."""
 
-    key: str  # "1", "2", "3", "8", OUTSIDE_KEY or TASKS_KEY
+    key: str  # "1", "2", "3", "8", OUTSIDE_KEY, TASKS_KEY or one of SHAPE_KEYS
     title: str
     caption: str
     source: str  # source of the paper's rows, "" without any

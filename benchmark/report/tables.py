@@ -36,6 +36,7 @@ from .published import (
     published_table,
     same_name,
 )
+from .shape import shape_tables
 
 SCORE = "delta1"
 OUTSIDE_KEY = "outside"
@@ -68,7 +69,7 @@ def build_report(inputs: Inputs, tables: Iterable[int] | None = None, date: str 
     Args:
         inputs: What was measured; without anything only the paper's rows are there.
         tables: Numbers of the paper's tables, of 1, 2, 3 and 8. By default all of them, and after them the sets and
-            tasks of lmms-eval that are in no table of the paper.
+            tasks of lmms-eval that are in no table of the paper, and the shape of maps.
         date: Date to be printed; the same inputs and date give the same report.
 
     Raises:
@@ -92,6 +93,7 @@ def build_report(inputs: Inputs, tables: Iterable[int] | None = None, date: str 
             built.append(_speed_table(table, inputs.measured))
     if tables is None:
         built += [table for table in (_outside_table(inputs.measured), _tasks_table(inputs.lmms)) if table.rows]
+        built += shape_tables(inputs.measured)
     return Report(REPORT_TITLE, tuple(built), date)
 
 

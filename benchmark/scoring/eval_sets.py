@@ -18,6 +18,7 @@ from ...processing.images_depthvlm import open_image, open_raster, upright_image
 from ..build.sampling import POINTS_PER_IMAGE, sample_points
 from ..build.shards import build_hash, finished_builds, load_build
 from ..sources.files import same_shape
+from .scene_masks import SceneMasks
 
 _RANGE = (0.001, 1000.0)  # metres that count where a row has no `depth_range`
 _QUARTER_TURNS = (5, 6, 7, 8)  # values of EXIF's orientation
@@ -35,6 +36,7 @@ class EvalItem:
     depth_range: tuple[float, float]  # metres that the source counts as measured
     points: NDArray[np.int64]  # (n, 2) column and row in pixels of the depth map
     point_depths: NDArray[np.float64]  # (n,) metres at the points
+    masks: SceneMasks | None = None  # planes and edges, where the source gives them and maps are scored
 
 
 class EvalSet:

@@ -34,6 +34,7 @@ class ImageResult:
     points: list[tuple[float, float]] = field(default_factory=list)  # columns and rows in pixels of the image
     texts: list[str] = field(default_factory=list)  # replies of a VLM, one for each point
     seconds: float = 0.0  # in the predictor, this image's share of its batch
+    grid: dict[str, list[float]] = field(default_factory=dict)  # powers of a map's token grid, see `shape.grid_powers`
 
     def to_json(self) -> str:
         """Return the result as one line."""
@@ -77,6 +78,7 @@ class Result:
     checkpoint: str | None = None  # `depthvlm.checkpoint_hash` of a DepthVLM
     options: dict[str, Any] = field(default_factory=dict)  # options of the predictor, without the model's name
     build_options: dict[str, Any] = field(default_factory=dict)  # options of the reader that made the set
+    grid: dict[str, list[float]] = field(default_factory=dict)  # ratio of each harmonic of the token grid, by direction
 
     @property
     def complete(self) -> bool:

@@ -20,11 +20,22 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ...files import write_text
-from ..systems.interface import DensePredictor, Example, PointAnswer, PointPredictor, PredictorError, check_maps
+from ..systems.interface import (
+    DensePredictor,
+    Example,
+    PointAnswer,
+    PointPredictor,
+    PredictorError,
+    TokenGrid,
+    check_maps,
+)
+from .consistency import CONSISTENCY, consistency
 from .eval_sets import EvalItem, EvalSet
 from .metrics import METRICS, ErrorSums, MetricAccumulator
 from .protocols import Protocol
 from .results import EvaluationError, ImageResult, Result, claim, lines_path, mend, parts_of, read_parts
+from .scene_masks import MaskReader, mask_reader
+from .shape import pooled_grid
 from .statistics import bootstrap_interval
 from .tasks import EXTRA_METRICS, make_example, score_answers, score_map
 
@@ -53,6 +64,7 @@ def evaluate(
     batch_size: int = 8,
     limit: int | None = None,
     extra: Sequence[str] = (),
+    masks: str | Path | None = None,
 ) -> Result | None:
     """Score one system on one set under one protocol.
 
@@ -67,7 +79,8 @@ def evaluate(
         out: Folder of results.
         batch_size: Largest number of images of one size that the predictor gets at once.
         limit: Score only so many images, evenly spaced; the result then says so.
-        extra: Metrics of `EXTRA_METRICS`, for a dense protocol.
+        extra: Metrics of `EXTRA_METRICS`, for a dense protocol, or `CONSISTENCY`.
+        masks: Folder of iBims-1's annotations of planes and edges, see [`mask_reader`].
 
     Returns:
         The result on the main process, None on the others.
@@ -86,7 +99,8 @@ def evaluate(
     wanted = list(range(len(eval_set)))
     if limit is not None and limit < len(wanted):
         wanted = [i * len(wanted) // limit for i in range(limit)]
-    settings = {
+    reader = mask_reader(eval_set.source, masks) if protocol.points is None else None
+    settings: dict[str, Any] = {
         "row": system.key,
         "options": dict(system.options),
         "checkpoint": system.predictor.checkpoint(),  # a folder may hold another model when the run goes on
@@ -95,6 +109,8 @@ def evaluate(
         "limit": limit,
         "extra": sorted(extra),
     }
+    if protocol.points is None:  # runs of versions without the metrics of shape do not go on
+        settings["shape"] = "masks" if reader else "maps"
     shared: list[Any] = [None]
     if state.is_main_process:
         try:
@@ -114,7 +130,7 @@ def evaluate(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with part.open("a", encoding="utf-8") as file, Progress(*columns, disable=not state.is_main_process) as bar:
         task = bar.add_task(f"{system.key} on {eval_set.source}", total=sum(map(len, batches)))
-        for results in _score(system.predictor, eval_set, protocol, batches, extra):
+        for results in _score(system.predictor, eval_set, protocol, batches, extra, reader):
             file.write("".join(result.to_json() + "\n" for result in results))
             file.flush()
             bar.advance(task, len(results))
@@ -144,7 +160,7 @@ def result_path(
 def _check(system: LoadedSystem, protocol: Protocol, limit: int | None, batch_size: int, extra: Sequence[str]) -> None:
     if batch_size < 1 or (limit is not None and limit < 1):
         raise ValueError(f"batch_size and limit must be at least 1, got {batch_size} and {limit}.")
-    unknown = set(extra) - set(EXTRA_METRICS)
+    unknown = set(extra) - {*EXTRA_METRICS, CONSISTENCY}
     if unknown:
         raise ValueError(f"Unknown metric {', '.join(sorted(unknown))}: choose from {', '.join(EXTRA_METRICS)}.")
     if extra and protocol.points is not None:
@@ -171,17 +187,24 @@ def _score(
     protocol: Protocol,
     batches: Sequence[Sequence[int]],
     extra: Sequence[str],
+    reader: MaskReader | None,
 ) -> Iterator[list[ImageResult]]:
     with ThreadPoolExecutor(_DECODERS) as decoders, ThreadPoolExecutor(1) as scorer:
         pending: deque[Future[list[ImageResult]]] = deque()
-        for batch in _decoded(decoders, eval_set, protocol, batches):
+        for batch in _decoded(decoders, eval_set, protocol, batches, reader):
             examples = [example for _, example in batch]
             started = time.perf_counter()
             answers: Any = predictor.predict(examples)
             seconds = (time.perf_counter() - started) / len(batch)
             _check_answers(predictor, answers, examples)
+            tokens: list[TokenGrid | None] = [None] * len(batch)
+            further: list[dict[str, float]] = [{} for _ in batch]
+            if protocol.points is None and isinstance(predictor, DensePredictor):
+                tokens = [predictor.token_grid(example) for example in examples]
+                if CONSISTENCY in extra:
+                    further = consistency(predictor, examples, answers)
             # In another thread: maps are scored while the predictor works on the next batch.
-            pending.append(scorer.submit(_score_batch, batch, answers, protocol, extra, seconds))
+            pending.append(scorer.submit(_score_batch, batch, answers, protocol, extra, seconds, tokens, further))
             while len(pending) > 1:
                 yield pending.popleft().result()
         while pending:
@@ -189,23 +212,35 @@ def _score(
 
 
 def _score_batch(
-    batch: Batch, answers: Sequence[Any], protocol: Protocol, extra: Sequence[str], seconds: float
+    batch: Batch,
+    answers: Sequence[Any],
+    protocol: Protocol,
+    extra: Sequence[str],
+    seconds: float,
+    tokens: Sequence[TokenGrid | None],
+    further: Sequence[Mapping[str, float]],
 ) -> list[ImageResult]:
     results = []
-    for (item, example), answer in zip(batch, answers, strict=True):
+    for (item, example), answer, grid, more in zip(batch, answers, tokens, further, strict=True):
         if isinstance(answer, np.ndarray):
-            result = score_map(item, example, answer, protocol, extra)
+            result = score_map(item, example, answer, protocol, extra, grid)
         else:
             result = score_answers(item, example, answer, protocol)
-        results.append(replace(result, seconds=seconds))
+        known = {name: value for name, value in more.items() if not math.isnan(value)}
+        results.append(replace(result, seconds=seconds, metrics=result.metrics | known))
     return results
 
 
 def _decoded(
-    pool: ThreadPoolExecutor, eval_set: EvalSet, protocol: Protocol, batches: Sequence[Sequence[int]]
+    pool: ThreadPoolExecutor,
+    eval_set: EvalSet,
+    protocol: Protocol,
+    batches: Sequence[Sequence[int]],
+    reader: MaskReader | None,
 ) -> Iterator[Batch]:
     def load(index: int) -> tuple[EvalItem, Example]:
         item = eval_set.read(index)
+        item = replace(item, masks=reader(item)) if reader else item
         return item, make_example(item, eval_set, protocol)
 
     rest = iter(batches)
@@ -278,6 +313,7 @@ def _summarise(
         checkpoint=system.predictor.checkpoint(),
         options=json.loads(json.dumps({k: v for k, v in system.options.items() if k != "model"}, default=str)),
         build_options=eval_set.options,
+        grid=pooled_grid([result.grid for result in results]),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,13 +12,14 @@ from PIL import Image
 
 from ...geometry import intrinsics_of_map, ray_factors
 from ..build.sampling import sample_points
-from ..systems.interface import Example, PointAnswer
+from ..systems.interface import Example, PointAnswer, TokenGrid
 from .boundary import boundary_f1
 from .eval_sets import EvalItem, EvalSet
 from .metrics import Array, ErrorSums
 from .point_clouds import point_cloud_f_score
 from .protocols import Coordinates, Protocol
 from .results import ImageResult
+from .shape import grid_powers, shape_metrics
 
 EXTRA_METRICS = ("boundary_f1", "boundary_f1_released", "point_cloud_f_score")
 """Metrics of dense maps that are computed on request: they cost more than the others together. `boundary_f1` follows
@@ -63,11 +64,17 @@ def make_example(item: EvalItem, eval_set: EvalSet, protocol: Protocol) -> Examp
 
 
 def score_map(
-    item: EvalItem, example: Example, prediction: NDArray[np.float32], protocol: Protocol, extra: Sequence[str] = ()
+    item: EvalItem,
+    example: Example,
+    prediction: NDArray[np.float32],
+    protocol: Protocol,
+    extra: Sequence[str] = (),
+    tokens: TokenGrid | None = None,
 ) -> ImageResult:
-    """Score a map of z-depth in metres, of the image's size `(H, W)`; `extra` is for dense protocols.
+    """Score a map of z-depth in metres, of the image's size `(H, W)`.
 
-    A point takes the value of the pixel that it lies in.
+    A point takes the value of the pixel that it lies in. Where whole maps are scored, `extra` names further metrics,
+    and the metrics of shape are added; those of the grid need the model's `tokens`.
     """
     if protocol.points is not None:
         height, width = prediction.shape
@@ -79,18 +86,19 @@ def score_map(
     if protocol.depth_type != "z":
         rows, columns = np.indices(item.depth.shape)
         factors = ray_factors(np.stack([columns.ravel(), rows.ravel()], axis=1), camera)
-    depth = _at_size(prediction, item.depth.shape)
+    depth = at_size(prediction, item.depth.shape)
     p, g, mask = protocol.prepare(depth, item.depth, item.depth_range, factors, repr(item.id))
-    values: dict[str, float] = {}
+    z = np.ones(g.shape) if factors is None else 1 / factors.reshape(g.shape)
+    answered_z = p * z if protocol.depth_type == "ray" else p
+    values = shape_metrics(answered_z, g * z, mask, camera, item.masks)
     if "boundary_f1" in extra:
         values["boundary_f1"] = boundary_f1(p, g, mask)
     if "boundary_f1_released" in extra:
         values["boundary_f1_released"] = boundary_f1(p, g, mask, convention="released")
     if "point_cloud_f_score" in extra:
-        z = np.ones(g.shape) if factors is None else 1 / factors.reshape(g.shape)
-        answered_z = p * z if protocol.depth_type == "ray" else p
         values["point_cloud_f_score"] = point_cloud_f_score(answered_z, g * z, camera, mask)
-    return _result(item.id, ErrorSums.of(p, g, mask, repr(item.id)), values)
+    result = _result(item.id, ErrorSums.of(p, g, mask, repr(item.id)), values)
+    return replace(result, grid=grid_powers(prediction, tokens))
 
 
 def score_answers(item: EvalItem, example: Example, answers: Sequence[PointAnswer], protocol: Protocol) -> ImageResult:
@@ -117,7 +125,7 @@ def _result(name: str, sums: ErrorSums, extra: Mapping[str, float]) -> ImageResu
     return ImageResult(name, metrics, sums.pixels, sums.failures, asdict(sums))
 
 
-def _at_size(prediction: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
+def at_size(prediction: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Read the map at the pixel centres of a map of another size, bilinearly; failures stay failures."""
     if prediction.shape == shape:
         return prediction

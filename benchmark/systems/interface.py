@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,8 +72,20 @@ class Predictor:
         """Release everything besides memory, such as another process. Called once, at the end."""
 
 
+class TokenGrid(NamedTuple):
+    """Visual tokens of an image inside a model."""
+
+    rows: int
+    columns: int
+    stride: int  # pixels of the model's input per token and axis
+
+
 class DensePredictor(Predictor, ABC):
     """A predictor that answers with a depth map per image."""
+
+    def token_grid(self, example: Example) -> TokenGrid | None:
+        """Return the tokens into which the model cuts an image, for the grid artefact; None where that is not known."""
+        return None
 
     @abstractmethod
     def predict(self, examples: Sequence[Example]) -> list[NDArray[np.float32]]:

@@ -17,7 +17,7 @@ from ...checkpoint import BUNDLED_MODEL, checkpoint_hash, resolve_model_path, sp
 from ...loading import load_checkpoint
 from ...processing import DEPTH_PROMPT, DEPTH_SYSTEM_PROMPT
 from .dense import rgb_pixels
-from .interface import DensePredictor, Example
+from .interface import DensePredictor, Example, TokenGrid
 
 
 class DepthVLMSystem(DensePredictor):
@@ -81,6 +81,13 @@ class DepthVLMSystem(DensePredictor):
         with torch.inference_mode():
             depths = self.processor.post_process_depth_estimation(self.model.predict_depth(**inputs))
         return [depth["predicted_depth"].cpu().numpy() for depth in depths]
+
+    def token_grid(self, example: Example) -> TokenGrid:
+        """Return the tokens of an image at the size of the model's input, which its camera decides."""
+        stride = self.model.config.input_stride
+        blank = Image.new("RGB", example.image.size)  # without EXIF data, as the pixels that `predict` takes
+        image, _, _ = self.processor.image_processor.canonical_image(blank, intrinsics=self._camera(example))
+        return TokenGrid(image.height // stride, image.width // stride, stride)
 
     def _camera(self, example: Example) -> list[float]:
         if self.focal_length is None:

@@ -45,6 +45,17 @@ def evaluate(
     change: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE for the protocol, such as alignment=median; repeat it.")
     ] = None,
+    consistency: Annotated[
+        bool,
+        typer.Option(
+            "--consistency",
+            help="Under a dense protocol, predict each picture at three more sizes and mirrored: 5 times the cost.",
+        ),
+    ] = False,
+    masks: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Unpacked ibims1_core_mat.zip, for the planes and edges of ibims1."),
+    ] = None,
     metric: Annotated[
         list[str] | None,
         typer.Option(
@@ -60,6 +71,7 @@ def evaluate(
     try:
         from accelerate import PartialState
 
+        from ..benchmark.scoring.consistency import CONSISTENCY
         from ..benchmark.scoring.eval_sets import open_sets
         from ..benchmark.scoring.protocols import get_protocol
         from ..benchmark.scoring.results import check_writable
@@ -74,16 +86,19 @@ def evaluate(
         chosen = get_protocol(protocol, **named_values(change, "--change"))
         row = find_system(predictor)
         sets = open_sets(data, split, tuple(source or ()))
+        if masks is not None and (chosen.points is not None or not any(one.source == "ibims1" for one in sets)):
+            raise ValueError("--masks is for the set ibims1 under a protocol of whole maps, such as --protocol dense.")
         check_writable(out)
         loaded: Any = make_predictor(predictor, **options)
     answering = {name: value for name, value in (dict(row.kwargs) | options).items() if name not in _INCIDENTAL}
     system = LoadedSystem(predictor, loaded.name, loaded, answering)
+    wanted = (*(metric or ()), *((CONSISTENCY,) if consistency else ()))
     results = []
     kept = "What was scored is kept: the same command goes on."
     try:
         with expected_failures(note=kept, interrupted=f"Interrupted. {kept}"):
             for one in sets:
-                result = run(system, one, chosen, out, batch_size, limit, tuple(metric or ()))
+                result = run(system, one, chosen, out, batch_size, limit, wanted, masks)
                 if result is not None:
                     results.append(result)
     finally:
