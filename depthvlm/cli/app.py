@@ -171,10 +171,10 @@ def serve(
     """Serve depth or words with vLLM. Other options are vLLM's: `--port`, `--dtype`, `--tensor-parallel-size`, ..."""
     if find_spec("vllm") is None:
         raise fail('Serving needs vLLM, which is not installed: `pip install "depthvlm[vllm]"`.')
-    from ..serving.command import vllm_command
+    from ..serving.command import vllm_command, vllm_environment
 
     command = vllm_command(str(at_revision(model, revision)), words, context.args)
-    os.execv(command[0], command)
+    os.execve(command[0], command, vllm_environment())
 
 
 @app.command()

@@ -1,8 +1,10 @@
 """The command line that starts vLLM for a checkpoint."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from transformers.utils.hub import cached_file
@@ -10,7 +12,12 @@ from transformers.utils.hub import cached_file
 from ..checkpoint import resolve_model_path, split_revision
 from ..files import read_json
 
-TESTED_VLLM = "0.32"
+# The extra's bounds. 0.31 wants transformers below 5.18, our lowest, and 0.32.0 is the newest build for CPUs, so that
+# it is both the lower and the upper end that `make test-vllm` runs.
+SUPPORTED_VLLM = ">=0.32,<0.33"
+TESTED_VLLM = "0.32.0"
+# Groups of vLLM's plugins that are loaded unless `VLLM_PLUGINS` is set.
+PLUGIN_GROUPS = ("general_plugins", "io_processor_plugins", "platform_plugins", "stat_logger_plugins")
 
 
 def vllm_command(model: str, words: bool, options: Sequence[str] = ()) -> list[str]:
@@ -42,3 +49,17 @@ def vllm_command(model: str, words: bool, options: Sequence[str] = ()) -> list[s
         command += ["--runner", "pooling", "--io-processor-plugin", "depthvlm"]
         command += ["--hf-overrides", json.dumps(overrides), "--enable-chunked-prefill"]
     return [*command, *options]
+
+
+def vllm_environment() -> dict[str, str]:
+    """Return the environment for vLLM, whose `VLLM_PLUGINS` allows the route of `POST /v1/depth`.
+
+    vLLM loads a plugin that adds routes only where this variable names it, and then no plugin that it does not name. So
+    it names all that are loaded without it; a plugin that adds routes of its own is left to the user to name.
+    """
+    given = os.environ.get("VLLM_PLUGINS")
+    names = set(given.split(",")) if given else set()
+    if given is None:
+        names = {point.name for group in PLUGIN_GROUPS for point in entry_points(group=f"vllm.{group}")}
+        names -= {point.name for point in entry_points(group="vllm.endpoint_plugins")}
+    return os.environ | {"VLLM_PLUGINS": ",".join(sorted(names | {"depthvlm"}))}

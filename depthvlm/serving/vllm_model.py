@@ -6,8 +6,10 @@ grid.
 """
 
 from collections.abc import Iterable, Set
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from vllm.config import VllmConfig
@@ -23,6 +25,7 @@ from vllm.model_executor.models.qwen3_vl import (
     Qwen3VLProcessingInfo,
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.parse import MultiModalDataItems
 from vllm.v1.pool.metadata import PoolingMetadata
 
 from ..modeling_depthvlm.depth_heads_depthvlm import DepthHead, build_depth_head
@@ -39,12 +42,21 @@ class DepthVLMProcessingInfo(Qwen3VLProcessingInfo):
         """Return the checkpoint's processor."""
         return self.ctx.get_hf_processor(DepthVLMProcessor, **kwargs)
 
+    def parse_mm_data(self, mm_data: Any, **kwargs: Any) -> MultiModalDataItems:
+        """Wait for an image that is still being read (see `DepthRequests.pre_process`), and parse the data."""
+        ready = {name: data.result()[0] if isinstance(data, Future) else data for name, data in mm_data.items()}
+        return super().parse_mm_data(ready, **kwargs)
+
 
 @MULTIMODAL_REGISTRY.register_processor(
     Qwen3VLMultiModalProcessor, info=DepthVLMProcessingInfo, dummy_inputs=Qwen3VLDummyInputsBuilder
 )
 class DepthVLMForConditionalGeneration(Qwen3VLForConditionalGeneration):
     """Text model: vLLM's Qwen3-VL, without the depth head's weights."""
+
+    lora_skip_prefixes: ClassVar[list[str]] = [
+        "depth_head."
+    ]  # trained whole beside an adapter: no LoRA, and no part of the text
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "model"):
         config = vllm_config.model_config.hf_config
@@ -78,7 +90,8 @@ class DepthVLMForDepthEstimation(DepthVLMForConditionalGeneration):
         self.depth_head = build_depth_head(config.head, config.text_config.hidden_size, config.input_stride)
         levels = sorted(config.vision_config.deepstack_visual_indexes)
         self.levels = [levels.index(layer) for layer in config.vision_layers] if config.reads_vision else []
-        self.pooler = DispatchPooler({"plugin": DepthPooler(self.depth_head, config.image_token_id)})
+        pooler = DepthPooler(self.depth_head, config.image_token_id, config.text_config.hidden_size)
+        self.pooler = DispatchPooler({"plugin": pooler})
 
     def forward(
         self,
@@ -105,12 +118,14 @@ class DepthPooler(Pooler):
     Args:
         head: The depth head.
         image_token_id: The token of images.
+        hidden_size: Width of the LLM.
     """
 
-    def __init__(self, head: DepthHead, image_token_id: int):
+    def __init__(self, head: DepthHead, image_token_id: int, hidden_size: int):
         super().__init__()
         self.head = head
         self.image_token_id = image_token_id
+        self.hidden_size = hidden_size
         self.collect = AllPool()  # collects the chunks of a prefill
 
     def get_supported_tasks(self) -> Set[Any]:
@@ -123,24 +138,25 @@ class DepthPooler(Pooler):
 
     def forward(self, hidden_states: Tensor, pooling_metadata: PoolingMetadata) -> list[Tensor | None]:
         """Return per request its image's depth in metres of the canonical camera, `(h * w,)` float32."""
-        collected = self.collect(hidden_states, pooling_metadata)
+        depth: list[Tensor | None] = []
+        images: dict[int, Tensor] = {}
         prompts = pooling_metadata.get_prompt_token_ids_cpu()
-        return [
-            None if states is None else self._depth(states, torch.as_tensor(prompt)[: len(states)])
-            for states, prompt in zip(collected, prompts, strict=True)
-        ]
+        for index, states in enumerate(self.collect(hidden_states, pooling_metadata)):
+            # Zero is the depth of the dummy requests, without an image, with which vLLM measures memory.
+            depth.append(None if states is None else states.new_zeros(1, dtype=torch.float32))
+            where = np.flatnonzero(prompts[index].numpy() == self.image_token_id)
+            if states is not None and len(where):
+                images[index] = states[where[0] : where[-1] + 1]
+        if not images:
+            return depth
 
-    def _depth(self, states: Tensor, prompt: Tensor) -> Tensor:
-        tokens = states[(prompt == self.image_token_id).to(states.device)]
-        if not len(tokens):  # a dummy request with which vLLM measures memory
-            return states.new_zeros(1, dtype=torch.float32)
-        columns = PLACE * 4 // states.element_size()
-        place = tokens[:, -columns:].contiguous().view(torch.int32)
-        height, width = (int(place[:, axis].max() - place[:, axis].min()) + 1 for axis in (0, 1))
-        hidden_size = self.head.norm.normalized_shape[0] if self.head.config.feature_source != "vit+llm" else 0
-        final, *levels = tokens[:, :-columns].split(hidden_size or self._width(tokens, columns), dim=-1)
-        [depth] = run_depth_head(self.head, [[one] for one in (*levels, final)], [(height, width)], None)
-        return depth.flatten()
-
-    def _width(self, tokens: Tensor, columns: int) -> int:
-        return (tokens.shape[-1] - columns) // 4
+        columns = PLACE * 4 // hidden_states.element_size()
+        ends = [end[-columns:] for image in images.values() for end in (image[0], image[-1])]
+        places = torch.stack(ends).view(torch.int32).tolist()  # the only read from the GPU
+        # One image after the other, so that memory is bounded by the largest.
+        for (index, image), (top, left), (bottom, right) in zip(images.items(), places[::2], places[1::2], strict=True):
+            final, *levels = image[:, :-columns].split(self.hidden_size, dim=-1)
+            grid = (bottom - top + 1, right - left + 1)
+            [metres] = run_depth_head(self.head, [[one] for one in (*levels, final)], [grid], None)
+            depth[index] = metres.flatten()
+        return depth

@@ -2,7 +2,7 @@
 
 import logging
 
-from .command import TESTED_VLLM
+from .command import SUPPORTED_VLLM, TESTED_VLLM
 
 logger = logging.getLogger(__name__)
 
@@ -12,16 +12,19 @@ ARCHITECTURES = ("DepthVLMForConditionalGeneration", "DepthVLMForDepthEstimation
 def register() -> None:
     """Register a text and a depth architecture with transformers and vLLM (`vllm.general_plugins`)."""
     import vllm
+    from packaging.specifiers import SpecifierSet
     from vllm import ModelRegistry
 
     import depthvlm
 
-    if not vllm.__version__.startswith(f"{TESTED_VLLM}."):
-        logger.warning(
-            "DepthVLM's plugin was tested with vLLM %s, and %s is installed. If something fails, install that version.",
-            TESTED_VLLM,
-            vllm.__version__,
-        )
+    supported = SpecifierSet(SUPPORTED_VLLM, prereleases=True)
+    logger.log(
+        logging.INFO if vllm.__version__ in supported else logging.WARNING,
+        "DepthVLM's plugin supports vLLM %s and is tested with %s; %s is installed.",
+        SUPPORTED_VLLM,
+        TESTED_VLLM,
+        vllm.__version__,
+    )
     depthvlm.register()
     for name in ARCHITECTURES:
         if name not in ModelRegistry.get_supported_archs():
