@@ -17,12 +17,15 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from .files import atomic_write
+from .lens import Lens
 from .visualize import valid_mask
 
 if TYPE_CHECKING:
     from .processing import Camera
 
 
+# What the PNG's text says of a `depth_type`.
+DEPTH_TYPES = {"z_depth": "z-depth", "ray_distance": "distance along the ray"}
 UINT16_MAX = 65535
 _MAX_TEXTURE_SIZE = 4096  # supported by every WebGL viewer
 _PNG_LEVEL = 4  # zlib level; a third of the time of the default, 6, for 8 % more bytes
@@ -35,16 +38,19 @@ def write_npy(path: Path, depth: NDArray[np.floating]) -> None:
         np.save(file, depth.astype(np.float32), allow_pickle=False)
 
 
-def write_npz(path: Path, depth: NDArray[np.floating], camera: "Camera") -> None:
+def write_npz(path: Path, depth: NDArray[np.floating], camera: "Camera | Lens") -> None:
     """Write a compressed `.npz` of plain arrays.
 
     They are `depth` `(H, W)` in float32 metres, `K` `(3, 3)` in pixels of the map, the centre of the first pixel at
-    (0.5, 0.5), and `focal_source`.
+    (0.5, 0.5), and `focal_source`; of a lens also `lens`, its model, `distortion` and `depth_type`.
     """
+    lens: dict[str, Any] = {}
+    if isinstance(camera, Lens):
+        lens = {"lens": camera.model, "distortion": camera.distortion, "depth_type": camera.depth_type}
     matrix = np.array([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]])
     with atomic_write(path) as file:
         np.savez_compressed(
-            file, allow_pickle=False, depth=depth.astype(np.float32), K=matrix, focal_source=camera.source
+            file, allow_pickle=False, depth=depth.astype(np.float32), K=matrix, focal_source=camera.source, **lens
         )
 
 
@@ -91,8 +97,8 @@ class PngDepth(NamedTuple):
     clipped_pixels: int
 
 
-def write_png16(path: Path, depth: NDArray[np.floating]) -> PngDepth:
-    """Write a depth map `(H, W)` in metres as a 16-bit PNG.
+def write_png16(path: Path, depth: NDArray[np.floating], depth_type: str = "z_depth") -> PngDepth:
+    """Write a depth map `(H, W)` in metres, of a `depth_type` of `DEPTH_TYPES`, as a 16-bit PNG.
 
     Its unit is a millimetre, or 1/256 m if a depth is beyond 65.535 m, as stated by the PNG's text entry `depth_scale`
     (1000 or 256: metres = value / depth_scale). 0 means no depth, so that a depth below half a unit is written as 1.
@@ -111,15 +117,15 @@ def write_png16(path: Path, depth: NDArray[np.floating]) -> PngDepth:
             stacklevel=2,
         )
     np.clip(units, valid.astype(np.uint8), UINT16_MAX, out=units)
-    write_png16_values(path, units.astype(np.uint16), scale)
+    write_png16_values(path, units.astype(np.uint16), scale, depth_type)
     return PngDepth(scale, clipped)
 
 
-def write_png16_values(path: Path, values: NDArray[np.uint16], depth_scale: int) -> None:
+def write_png16_values(path: Path, values: NDArray[np.uint16], depth_scale: int, depth_type: str = "z_depth") -> None:
     """Write values `(H, W)` as a 16-bit PNG whose text says that metres = value / `depth_scale`."""
     text = PngInfo()
     text.add_text("depth_scale", str(depth_scale))
-    text.add_text("depth_unit", f"metres = value / {depth_scale}; z-depth; 0 = no depth")
+    text.add_text("depth_unit", f"metres = value / {depth_scale}; {DEPTH_TYPES[depth_type]}; 0 = no depth")
     with atomic_write(path) as file:
         Image.fromarray(values).save(file, format="PNG", pnginfo=text, compress_level=_PNG_LEVEL)
 
@@ -153,20 +159,22 @@ def write_ply(path: Path, cloud: trimesh.PointCloud) -> None:
         file.write(trimesh.exchange.ply.export_ply(cloud))
 
 
-def write_glb(path: Path, mesh: trimesh.Trimesh, image: Image.Image, camera: "Camera") -> None:
-    """Write a mesh given in the camera's frame as GLB, textured with the image that this camera took.
+def write_glb(path: Path, mesh: trimesh.Trimesh, image: Image.Image, camera: "Camera | Lens") -> None:
+    """Write a mesh given in the camera's frame as GLB, textured with the image that this camera, or lens, took.
 
     The texture is an unlit JPEG of at most 4096 pixels a side: the photograph already includes the lighting.
     """
-    texture = io.BytesIO()
+    texture, size = io.BytesIO(), image.size
     image = image.copy()
     image.thumbnail((_MAX_TEXTURE_SIZE, _MAX_TEXTURE_SIZE))
     image.save(texture, format="JPEG", quality=92)
 
-    x, y, z = mesh.vertices.T
-    uv = np.stack(
-        [(x / z * camera.fx + camera.cx) / camera.width, 1 - (y / z * camera.fy + camera.cy) / camera.height], axis=1
-    )
+    if isinstance(camera, Lens):
+        seen = camera.project(mesh.vertices)
+    else:
+        x, y, z = mesh.vertices.T
+        seen = np.stack([x / z * camera.fx + camera.cx, y / z * camera.fy + camera.cy], axis=1)
+    uv = np.stack([seen[:, 0] / size[0], 1 - seen[:, 1] / size[1]], axis=1)
     material = trimesh.visual.material.PBRMaterial(
         baseColorTexture=Image.open(texture, formats=["JPEG"]),
         metallicFactor=0.0,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .lens import Lens
 from .visualize import valid_mask
 
 if TYPE_CHECKING:
@@ -21,25 +22,30 @@ class DepthGrid(NamedTuple):
     """Every `stride`-th pixel of a depth map in both directions, back-projected.
 
     points: `(h, w, 3)` float32, x, y, z in metres; not finite where there is no depth.
+    depth: `(h, w)` float32 in metres, z-depth or, of a wide lens, along the ray; NaN where there is none.
     valid: `(h, w)` bool.
-    max_jump: largest relative depth step, `z_far / z_near - 1`, between neighbours on one surface.
+    max_jump: largest relative depth step, `far / near - 1`, between neighbours on one surface.
     stride: in pixels.
     """
 
     points: NDArray[np.float32]
+    depth: NDArray[np.float32]
     valid: NDArray[np.bool_]
     max_jump: float
     stride: int
 
 
 def back_project(
-    depth: NDArray[np.floating], camera: "Camera", max_points: int | None = None, max_jump: float | None = None
+    depth: NDArray[np.floating],
+    camera: "Camera | Lens",
+    max_points: int | None = None,
+    max_jump: float | None = None,
 ) -> DepthGrid:
     """Return the points of a depth map: `x = (u + 0.5 - cx) / fx * z`, pixel centres at half integers.
 
     Args:
-        depth: `(H, W)`, z-depth in metres.
-        camera: Camera of the map.
+        depth: `(H, W)`, z-depth in metres; of the `depth_type` of a lens.
+        camera: Camera of the map, or its lens.
         max_points: Take every n-th pixel in both directions, with the smallest n that gives at most this many points.
         max_jump: See `DepthGrid`. None: `stride * GRAZING / fx`.
     """
@@ -50,10 +56,14 @@ def back_project(
     z = depth[::stride, ::stride].astype(np.float32)
     valid = valid_mask(z)
     z = np.where(valid, z, np.float32(np.nan))
-    x = (np.arange(0, width, stride, dtype=np.float32) + 0.5 - camera.cx) / camera.fx
-    y = (np.arange(0, height, stride, dtype=np.float32) + 0.5 - camera.cy) / camera.fy
-    points = np.stack([x[None, :] * z, y[:, None] * z, z], axis=-1).astype(np.float32)
-    return DepthGrid(points, valid, stride * GRAZING / camera.fx if max_jump is None else max_jump, stride)
+    across, down = np.arange(0, width, stride, dtype=np.float32) + 0.5, np.arange(0, height, stride) + 0.5
+    if isinstance(camera, Lens):
+        rays = camera.depth_rays(np.stack(np.meshgrid(across, down), axis=-1))
+        points = (rays * z[..., None]).astype(np.float32)
+    else:
+        x, y = (across - camera.cx) / camera.fx, (down.astype(np.float32) - camera.cy) / camera.fy
+        points = np.stack([x[None, :] * z, y[:, None] * z, z], axis=-1).astype(np.float32)
+    return DepthGrid(points, z, valid, stride * GRAZING / camera.fx if max_jump is None else max_jump, stride)
 
 
 def ray_to_z(distance: NDArray[np.floating], camera: "Camera") -> NDArray[np.float32]:
@@ -118,7 +128,7 @@ def flying_pixels(grid: DepthGrid) -> NDArray[np.bool_]:
     They lie behind one neighbour and in front of the opposite one, both by more than `max_jump`. A thin object (in
     front of, or behind, both neighbours) and the true edge of a surface (a jump on one side only) are kept.
     """
-    log_z = np.log(grid.points[..., 2])
+    log_z = np.log(grid.depth)
     limit = np.log1p(grid.max_jump)
     flying = np.zeros(log_z.shape, dtype=bool)
     for z, mask in ((log_z, flying), (log_z.T, flying.T)):  # along rows, then columns; .T are views
@@ -138,7 +148,7 @@ def surface_triangles(grid: DepthGrid) -> NDArray[np.int32]:
     index = np.arange(height * width, dtype=np.int32).reshape(height, width)
     top_left, top_right = index[:-1, :-1].ravel(), index[:-1, 1:].ravel()
     bottom_left, bottom_right = index[1:, :-1].ravel(), index[1:, 1:].ravel()
-    z = grid.points[..., 2].ravel()
+    z = grid.depth.ravel()
     triangles = []
     for corners in ((top_left, bottom_left, top_right), (top_right, bottom_left, bottom_right)):
         a, b, c = (z[corner] for corner in corners)  # by hand: a reduction along an axis of three takes 5 times as long
@@ -162,10 +172,9 @@ def surface_normals(grid: DepthGrid) -> NDArray[np.float32]:
 
 def _differences(grid: DepthGrid, axis: int) -> NDArray[np.float32]:
     """Return the differences of neighbouring points along an axis of the grid, NaN without one on the same surface."""
-    points = np.moveaxis(grid.points, axis, 0)
-    z = points[..., 2]
+    points, depth = np.moveaxis(grid.points, axis, 0), np.moveaxis(grid.depth, axis, 0)
     with np.errstate(invalid="ignore"):
-        apart = ~(np.abs(np.diff(np.log(z), axis=0)) <= np.log1p(grid.max_jump))
+        apart = ~(np.abs(np.diff(np.log(depth), axis=0)) <= np.log1p(grid.max_jump))
     steps = np.diff(points, axis=0)
     steps[apart] = np.nan
     none = np.full((1, *points.shape[1:]), np.nan, dtype=np.float32)

@@ -5,7 +5,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from threading import Lock
@@ -29,6 +29,7 @@ from .processing.images_depthvlm import (
     open_raster,
     upright_image,
 )
+from .through_lens import lens_per_image, predict_through_lenses
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ def predict(
         model: See [`load`], or its return value, to load only once.
         device: See [`load`]; not used with a loaded model.
         dtype: See [`load`]; not used with a loaded model.
-        **kwargs: `focal_length`, `fov`, `intrinsics`, `prompt`, `batch_size`, `max_new_tokens`: see
+        **kwargs: `focal_length`, `fov`, `intrinsics`, `camera`, `prompt`, `batch_size`, `max_new_tokens`: see
             [`DepthPredictor.predict`].
 
     Returns:
@@ -148,6 +149,7 @@ class DepthPredictor:
         focal_length: float | Sequence[float | None] | None = None,
         fov: float | Sequence[float | None] | None = None,
         intrinsics: Any = None,
+        camera: Any = None,
         prompt: str | None = None,
         batch_size: int = 4,
         max_new_tokens: int = 256,
@@ -166,6 +168,8 @@ class DepthPredictor:
             intrinsics: 3x3 matrix or `[fx, fy, cx, cy]` in pixels of the upright image, or `[fx, fy, cx, cy, width,
                 height]` of another size of it, likewise. Without any of these, EXIF data are used, or a field of view
                 is assumed, with one warning.
+            camera: A [`Lens`], such as [`read_camera`] returns, or `"equirectangular"` for a panorama, likewise. Its
+                picture is cut into pinhole views for the model, whose metres are brought back to its own pixels.
             prompt: A question or instruction; its reply comes from the same prefill as the depth. None: only depth.
             batch_size: Images in a batch.
             max_new_tokens: Greatest length of the reply.
@@ -191,6 +195,18 @@ class DepthPredictor:
         # A wrong number of values is the caller's mistake, not an image's: report it before the first image.
         cameras = cameras_per_image(len(items), intrinsics, focal_length, fov)
         generation = {"max_new_tokens": max_new_tokens} | generate_kwargs
+        lenses = lens_per_image(camera, len(items), cameras)
+        if any(lenses):
+            options = {"prompt": prompt, "batch_size": batch_size, "max_image_pixels": max_image_pixels, **generation}
+
+            def failed(index: int, error: Exception) -> None:
+                if on_error is None:
+                    raise ValueError(_message(index, items[index], error)) from error
+                on_error(index, error)
+
+            for index, prediction in predict_through_lenses(self, items, lenses, cameras, options, failed):
+                yield index, replace(prediction, source=_path(items[index]))
+            return
         run = _Run(self, cameras, prompt, generation, max_image_pixels, on_error)
         with ThreadPoolExecutor(1, "depthvlm-prepare") as worker:
             ahead: tuple[_Batch, Future[_Prepared]] | None = None

@@ -149,6 +149,11 @@ class Lens:
         rays = np.stack([a, b, np.ones_like(a)], axis=-1)
         return rays / np.linalg.norm(rays, axis=-1, keepdims=True)
 
+    def depth_rays(self, positions: ArrayLike) -> Array:
+        """Return the directions `(..., 3)` whose product with the depth at positions, of `depth_type`, is the point."""
+        rays = self.rays(positions)
+        return rays if self.depth_type == "ray_distance" else rays / rays[..., 2:]
+
     def project(self, points: ArrayLike) -> Array:
         """Return the positions in the picture that see points or directions.
 
@@ -217,6 +222,8 @@ class Lens:
             for _ in range(_STEPS):
                 at_x, at_y, xx, xy, yy = self._distorted(x, y)
                 error_x, error_y, determinant = at_x - a, at_y - b, xx * yy - xy * xy
+                if max(np.abs(error_x).max(), np.abs(error_y).max()) < _CONVERGED / 10:
+                    break
                 x -= (yy * error_x - xy * error_y) / determinant
                 y -= (xx * error_y - xy * error_x) / determinant
             at_x, at_y, *_ = self._distorted(x, y)
@@ -236,6 +243,8 @@ class Lens:
         with np.errstate(all="ignore"):
             for _ in range(_STEPS):
                 at, slope = self._fisheye(angle)
+                if np.abs(at - radius).max() < _CONVERGED / 10:
+                    break
                 angle = np.clip(angle - (at - radius) / slope, 0, self._turning_point)
             found = np.abs(self._fisheye(angle)[0] - radius) < _CONVERGED
         return np.where(found, angle, np.nan)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import trimesh
 
     from .calibration import Calibration
+    from .lens import Lens
     from .processing import Camera
 
 
@@ -45,8 +46,10 @@ class Prediction:
     """The prediction for one image of height H and width W.
 
     Attributes:
-        depth: `(H, W)` float32, z-depth in metres.
-        camera: The intrinsics used, in pixels of this image, and their origin (`camera.source`).
+        depth: `(H, W)` float32, z-depth in metres; of a panorama or a wide fisheye the distance along the ray, see
+            `depth_type`.
+        camera: The intrinsics used, in pixels of this image, and their origin (`camera.source`); a `Lens` where the
+            picture is not a pinhole's.
         image: The upright image, RGB, `(W, H)`.
         text: The model's reply, or None when no prompt was given.
         prompt: The prompt, or None.
@@ -56,7 +59,7 @@ class Prediction:
     """
 
     depth: NDArray[np.float32]
-    camera: "Camera"
+    camera: "Camera | Lens"
     image: Image.Image
     text: str | None = None
     prompt: str | None = None
@@ -68,6 +71,11 @@ class Prediction:
     def valid(self) -> NDArray[np.bool_]:
         """Mask of finite, positive depth, `(H, W)` bool."""
         return valid_mask(self.depth)
+
+    @property
+    def depth_type(self) -> str:
+        """`z_depth`, along the optical axis; or `ray_distance`, along each pixel's ray, of a lens that is too wide."""
+        return getattr(self.camera, "depth_type", "z_depth")
 
     def summary(self) -> dict[str, float | None]:
         """Return the smallest, median and largest valid depth in metres: see `depth_summary`."""
@@ -162,26 +170,39 @@ class Prediction:
         known = calibration.checked_points(points, model, along, self.depth)
         columns, rows = known[:, 0].astype(int), known[:, 1].astype(int)
         distance = known[:, 2]
-        if along == "ray":
+        if self.depth_type == "ray_distance":
+            if along != "ray":
+                raise ValueError("The depth of this prediction is along the rays, and so are known ones: along='ray'.")
+        elif along == "ray":
             seen = self.points[rows, columns].astype(np.float64)
             distance = distance * seen[:, 2] / np.linalg.norm(seen, axis=1)
         depth, record = calibration.calibrated(self.depth, known, distance, model)
         return dataclasses.replace(self, depth=depth, calibration=record)
 
     def _point(self, x: float, y: float) -> NDArray[np.float64]:
+        from .lens import Lens
+
         z, camera = self.at(x, y), self.camera
+        if isinstance(camera, Lens):
+            return np.asarray(camera.depth_rays((x, y)) * z)
         return np.array([(x - camera.cx) / camera.fx * z, (y - camera.cy) / camera.fy * z, z])
 
     def record(self) -> dict[str, Any]:
         """Return the content of the JSON file: image, camera, depth statistics in metres, and the reply."""
+        from .lens import Lens
+
+        lens = {}
+        if isinstance(self.camera, Lens):
+            lens = {"lens": self.camera.model, "distortion": list(self.camera.distortion)}
         return {
             "source": None if self.source is None else str(self.source.resolve()),
             "model": self.model,
             "width": self.depth.shape[1],
             "height": self.depth.shape[0],
-            "camera": {name: getattr(self.camera, name) for name in ("fx", "fy", "cx", "cy", "width", "height")},
+            "camera": {name: getattr(self.camera, name) for name in ("fx", "fy", "cx", "cy", "width", "height")} | lens,
             "focal_source": self.camera.source,
             "unit": "metres",
+            "depth_type": self.depth_type,
             **self.summary(),
             **({"calibration": dataclasses.asdict(self.calibration)} if self.calibration else {}),
             "prompt": self.prompt,
@@ -273,7 +294,7 @@ class Prediction:
         record = self.record() | {"files": {name: path.name for name, path in paths.items() if name != "json"}}
         writers: dict[str, Callable[[Path], Any]] = {
             "npy": lambda path: export.write_npy(path, self.depth),
-            "png16": lambda path: record.update(export.write_png16(path, self.depth)._asdict()),
+            "png16": lambda path: record.update(export.write_png16(path, self.depth, self.depth_type)._asdict()),
             "color": lambda path: export.write_png(path, color_picture(self.depth)),
             "ply": lambda path: export.write_ply(path, self.to_point_cloud()),
             "glb": lambda path: export.write_glb(path, self.to_mesh(), self.image, self.camera),

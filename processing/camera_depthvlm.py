@@ -258,7 +258,7 @@ def resolve_cameras(
         name = image_names[index] if image_names else f"Image {index}"
         matrix, length, angle = (given[key][index] for key in ("intrinsics", "focal_length", "fov"))
         if matrix is not None:
-            camera = _camera_of_picture(matrix, width, height, exif_orientation(exifs[index]), name)
+            camera = camera_of_picture(matrix, width, height, exif_orientation(exifs[index]), name)
         elif length is not None or angle is not None:
             source = "fov" if length is None else "focal_length"
             length = length or width / (2 * math.tan(math.radians(angle) / 2))
@@ -334,9 +334,10 @@ def _camera_from_exif(
     reason = panorama_reason(exif, width, height)
     if reason is not None:
         raise ValueError(
-            f"{name} is a panorama ({reason}), not the picture of a pinhole camera. Cut it into views of at "
-            "most 100 degrees and pass the `fov` of each; or pass `focal_length`, `fov` or `intrinsics` with the whole "
-            "to have it taken for a pinhole picture all the same."
+            f"{name} is a panorama ({reason}), not the picture of a pinhole camera. depthvlm.predict cuts it into "
+            "views with `camera='equirectangular'` (--panorama). Elsewhere, cut it into views of at most 100 degrees "
+            "and pass the `fov` of each; or pass `focal_length`, `fov` or `intrinsics` with the whole to have it taken "
+            "for a pinhole picture all the same."
         )
     found, problems = focal_length_from_exif(exif, width, height)
     lengths = found or (max(width, height) / (2 * math.tan(math.radians(assumed) / 2)),) * 2
@@ -352,7 +353,7 @@ def _camera_from_exif(
     return camera, bool(found or problems)
 
 
-def _camera_of_picture(numbers: list[float], width: int, height: int, orientation: int, name: str) -> Camera:
+def camera_of_picture(numbers: list[float], width: int, height: int, orientation: int, name: str) -> Camera:
     """Return a given camera at the size of an upright picture; raise if it is not the camera of that picture."""
     fx, fy, cx, cy, *size = numbers
     if size:

@@ -37,6 +37,12 @@ def predict(
             "with cameras by the images' names, or a folder of files named like the images.",
         ),
     ] = None,
+    panorama: Annotated[
+        bool,
+        typer.Option(
+            "--panorama", help="The images are equirectangular panoramas: predicted in views, in metres along the ray."
+        ),
+    ] = False,
     prompt: Annotated[
         list[str] | None,
         typer.Option(metavar="TEXT", help="Ask this about each image too; several times for several replies."),
@@ -139,6 +145,7 @@ def predict(
     from ..inputs import look_for_images, path_of_url, result_stems
     from ..prediction import DEFAULT_FORMATS, output_paths
     from ..result_records import prepared_folder
+    from ..through_lens import PANORAMA
     from . import predict_clips, predict_images
     from .known_points import known_points
     from .predict_report import DiskFull, Report
@@ -146,7 +153,7 @@ def predict(
     model = at_revision(model, revision)
     prompts = list(dict.fromkeys(prompt or []))
     report = Report()
-    options = {"--focal-length": focal_length, "--fov": fov, "--intrinsics": intrinsics}
+    options = {"--focal-length": focal_length, "--fov": fov, "--intrinsics": intrinsics, "--panorama": panorama or None}
     given = [name for name, value in options.items() if value is not None]
     if len(given) > 1:
         raise fail(f"{' and '.join(given)} both name the camera: give one of them.", code=2)
@@ -171,15 +178,18 @@ def predict(
         sources = [*paths, *clips]
         named = [one if isinstance(one, Path) else path_of_url(one) for one in sources]
         cameras = [] if intrinsics is None else read_cameras(intrinsics, named)
-        if unread := next((lens for lens in cameras if not lens.is_pinhole), None):
-            raise ValueError(f"{intrinsics}: the lens {unread.model!r} is not read yet: undistort the pictures first.")
+        lenses = [None if lens.is_pinhole else lens.to_dict() for lens in cameras]
+        if clips and (panorama or any(lenses[len(paths) :])):
+            raise ValueError("A clip needs a pinhole camera: undistort it first, or predict its frames as images.")
         if clips and (known or lidar):
             raise ValueError("--known and --lidar are for images, not for clips.")
         known_of = dict(zip(paths, known_points(known, lidar, calibrate, along, paths), strict=True))
     except (ValueError, ImportError) as error:
         raise fail(error, code=2) from None
     report.tell_of(found)
-    camera_of = {path: lens.numbers for path, lens in zip(sources, cameras, strict=bool(cameras))}
+    pinholes = (lens.numbers if lens.is_pinhole else None for lens in cameras)
+    camera_of = dict(zip(sources, pinholes, strict=bool(cameras)))
+    lens_of = dict.fromkeys(sources, PANORAMA) if panorama else dict(zip(sources, lenses, strict=bool(cameras)))
     paths = predict_images.without_own_results([path for path in paths if report.is_readable(path)], out)
     clips = [path for path in clips if path.is_dir() or report.is_readable(path)]
     if paths or clips:
@@ -191,7 +201,11 @@ def predict(
         model=name,
         weights=weights_identity(name) if paths or clips else "",
         dtype=dtype,
-        cameras=[{"focal_length": focal_length, "fov": fov, "intrinsics": camera_of.get(path)} for path in paths],
+        cameras=[
+            {"focal_length": focal_length, "fov": fov, "intrinsics": camera_of.get(path)}
+            | ({"camera": lens_of[path]} if lens_of.get(path) else {})
+            for path in paths
+        ],
         prompts=prompts,
         max_new_tokens=max_new_tokens,
         max_image_pixels=max_image_pixels,

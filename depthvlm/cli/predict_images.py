@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import file_hash, read_json, write_json
+from ..lens import Lens
 from ..prediction import SUFFIXES, Prediction, output_paths
 from ..result_records import ResultRecord, check_names, fingerprint, own_names
 from .known_points import KnownPoints
@@ -82,7 +83,8 @@ class Settings:
         model: Name of the model.
         weights: Identity of the model's weights.
         dtype: The requested dtype.
-        cameras: `focal_length`, `fov` and `intrinsics` of each image, None if not given.
+        cameras: `focal_length`, `fov` and `intrinsics` of each image, None if not given; and `camera`, the fields of
+            its lens or its name, where it is no pinhole.
         prompts: Questions about each image.
         max_new_tokens: Greatest length of a reply.
         max_image_pixels: A larger image is an error.
@@ -206,6 +208,7 @@ def predict_images(
             on_error(due[index], error)
 
         cameras = {name: [job.origin[name] for job in due] for name in _CAMERA_OPTIONS}
+        cameras["camera"] = [_lens(job.origin.get("camera")) for job in due]
         given = {name: values for name, values in cameras.items() if any(value is not None for value in values)}
         found = predictor.predict_iter(
             [job.image for job in due],
@@ -240,6 +243,10 @@ def predict_images(
                 waiting.append((index, prediction, writers.submit(_write, due[index], prediction, settings)))
                 settle(_WRITTEN_AT_ONCE)
             settle(0)
+
+
+def _lens(value: Any) -> Any:
+    return Lens(**value) if isinstance(value, dict) else value
 
 
 def _write(job: Job, prediction: Prediction, settings: Settings) -> None:

@@ -120,6 +120,7 @@ class Demo:
         typed = focal_length if camera.source == "focal_length" else None
         conversation = self._see(photo, typed)
         prediction, results = conversation.prediction, self.files.results()
+        assert isinstance(prediction.camera, Camera)  # no lens is given here
         new = Visit(photo, typed, prediction.camera, results, result_stem(photo), conversation=conversation)
         prediction.save(results, new.stem, ["npy"])  # the other files are made from it
         return new, view_of(prediction, results / "view")

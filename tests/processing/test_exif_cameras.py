@@ -227,7 +227,7 @@ class TestPanorama:
         Image.new("RGB", (512, 256)).save(path, **given.get(suffix, {"xmp": GPANO}))
         with Image.open(path) as image:
             exif = read_exif(image)
-        with pytest.raises(ValueError, match=r"'equirectangular'.*Cut it into views.*`fov`"):
+        with pytest.raises(ValueError, match=r"'equirectangular'.*--panorama.*cut it into views.*`fov`"):
             resolve_camera((256, 512), exif)
         assert resolve_camera((256, 512), exif, fov=90).source == "fov"
 
