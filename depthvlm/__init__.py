@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .camera_files import read_camera
     from .conversation import Conversation
+    from .grounding import measure
     from .inference import DepthPredictor, load, predict
     from .lens import Lens
     from .modeling_depthvlm import (
@@ -47,6 +48,7 @@ __all__ = [
     "Prediction",
     "__version__",
     "load",
+    "measure",
     "predict",
     "predict_video",
     "read_camera",
@@ -59,6 +61,7 @@ _MODULES = {
     for module, names in {
         "camera_files": ("read_camera",),
         "conversation": ("Conversation",),
+        "grounding": ("measure",),
         "inference": ("DepthPredictor", "load", "predict"),
         "lens": ("Lens",),
         "modeling_depthvlm": (

@@ -11,6 +11,7 @@ from .bench_build import build, inspect
 from .bench_eval import evaluate, list_systems
 from .bench_report import report
 from .failures import Commands, fail, print_any_name, printable
+from .measure import measure
 from .options import Device, DType, Model, Revision, Token, UntrainedHead, at_revision
 from .predict import predict
 from .push import push
@@ -33,6 +34,7 @@ bench.command("eval")(evaluate)
 bench.command()(report)
 app.add_typer(bench)
 app.command()(predict)
+app.command()(measure)
 app.command()(push)
 export = typer.Typer(name="export", help="Write parts of a model in other formats.", no_args_is_help=True)
 app.add_typer(export)
