@@ -60,8 +60,9 @@ def measure(
     report.console = Console(stderr=True, **style)  # what is asked for goes to stdout, all else does not
     with report.warnings():
         loaded = report.load(at_revision(model, revision), device, dtype, False)
-        camera = {"focal_length": focal_length, "fov": fov}
-        found = grounding.measure(image, what, loaded, max_new_tokens=max_new_tokens, **camera)
+        found = grounding.measure(
+            image, what, loaded, max_new_tokens=max_new_tokens, focal_length=focal_length, fov=fov
+        )
     prediction = found.prediction
     if as_json:
         typer.echo(json.dumps(found.record(), indent=2, ensure_ascii=False))
