@@ -39,6 +39,16 @@ def test_the_same_metres_as_the_package_predicts(predictor, checkpoint):
         np.testing.assert_allclose(depth, prediction.depth, rtol=1e-4)
 
 
+def test_its_token_grid_is_that_of_the_models_input(predictor):
+    """Of 500 px and the canonical 1000 px: the processor's own patches, two of them a token and axis."""
+    for example in (toy_example(80, 60, (500.0, 480.0, 40.0, 30.0)), toy_example(96, 70, (1000.0, 1000.0, 48.0, 35.0))):
+        inputs = predictor.processor.image_processor(example.image, intrinsics=list(example.intrinsics))
+        _, rows, columns = np.asarray(inputs["image_grid_thw"])[0].tolist()
+        grid = predictor.token_grid(example)
+        assert (2 * grid.rows, 2 * grid.columns) == (rows, columns)
+        assert grid.stride == predictor.model.config.input_stride
+
+
 def test_the_camera_sets_the_scale(predictor):
     """Four times the pixel budget's focal length: the same pixels are seen, and all metres double with it."""
     pixels = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)

@@ -20,6 +20,9 @@ from depthvlm.benchmark.synthetic.scenes import render_scene
 from depthvlm.benchmark.systems.interface import DensePredictor, TokenGrid
 from scipy.io import savemat
 from toy_examples import toy_example
+from typer.testing import CliRunner
+
+from depthvlm.cli import app as cli
 
 COUNT = 6
 
@@ -55,8 +58,12 @@ class Truth(DensePredictor):
 
 
 @pytest.fixture(scope="module")
-def scenes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("scenes")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("scenes")
+
+
+@pytest.fixture(scope="module")
+def scenes(folder):
     plan = plan_build(open_source("synthetic", "."), "test", COUNT, 10, 0, None, {})
     run_build(plan, open_source, ".", folder, workers=1)
     [one] = open_sets(folder)
@@ -172,3 +179,11 @@ def test_ibims_annotations(tmp_path):
         reader(item)
     with pytest.raises(FileNotFoundError, match="holds no"):
         mask_reader("ibims1", tmp_path / "nowhere")
+
+
+@pytest.mark.usefixtures("scenes")
+def test_masks_without_the_set_that_has_them_are_refused(folder, tmp_path):
+    arguments = ["bench", "eval", "-p", "always-2m", "-d", str(folder), "-o", str(tmp_path), "--masks", "."]
+    result = CliRunner().invoke(cli.app, [*arguments, "--protocol", "dense"])
+    assert result.exit_code == 2
+    assert "--masks is for the set ibims1" in result.stderr
