@@ -41,7 +41,12 @@ ImageInput: TypeAlias = (
 
 
 def load(
-    model: str | PathLike[str] | None = None, device: str = "auto", dtype: str | torch.dtype = "auto", **kwargs: Any
+    model: str | PathLike[str] | None = None,
+    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    *,
+    compile: bool = False,
+    **kwargs: Any,
 ) -> "DepthPredictor":
     """Load a model and its processor.
 
@@ -50,18 +55,20 @@ def load(
             `depthvlm-nano` bundled with the package, which is not made for photographs and warns about it.
         device: `cuda`, `cuda:1`, `mps`, `cpu`; `auto`: the first of these that is available.
         dtype: `float32`, `bfloat16`, `float16`; `auto`: the checkpoint's own, but float32 for a small model on a CPU.
+        compile: Predict depth with compiled layers, on CUDA with CUDA graphs. The first picture of a size takes longer,
+            which a line says. Replies to a prompt run as without it. For Qwen3-VL alone.
         **kwargs: Passed on to `from_pretrained` of the model, such as `attn_implementation`; those that locate files
             (`revision`, `token`, `cache_dir`, `subfolder`, `local_files_only`, ...) also to the processor's.
 
     Raises:
-        ValueError: The device is not available, or the dtype is unknown.
+        ValueError: The device is not available, the dtype is unknown, or the model cannot be compiled.
         TypeError: A keyword is not known.
         OSError: There is no such model.
     """
     name = BUNDLED_MODEL if model is None else str(model)
     if model is None:
         logger.warning("Using %s.", BUNDLED_MODEL_NOTE)
-    return DepthPredictor(*load_checkpoint(name, device, dtype, **kwargs), name)
+    return DepthPredictor(*load_checkpoint(name, device, dtype, compile=compile, **kwargs), name)
 
 
 def predict(

@@ -13,6 +13,7 @@ from transformers.utils.hub import cached_file, resolve_revision
 
 from . import register
 from .checkpoint import resolve_model_path, split_revision
+from .compiling import compile_depth
 from .modeling_depthvlm import DepthVLMConfig, DepthVLMForConditionalGeneration
 from .modeling_depthvlm.checkpoints_depthvlm import ADAPTER_CONFIG, CONFIG, adapter_folder
 from .modeling_depthvlm.configuration_depthvlm import HUB_KWARGS
@@ -50,6 +51,7 @@ def load_checkpoint(
     dtype: str | torch.dtype = "auto",
     *,
     allow_untrained_head: bool = False,
+    compile: bool = False,
     **kwargs: Any,
 ) -> tuple[DepthVLMForConditionalGeneration, DepthVLMProcessor]:
     """Load a model in eval mode, on its device, and its processor. An adapter is applied to its base model.
@@ -60,6 +62,7 @@ def load_checkpoint(
         dtype: `float32`, `bfloat16`, `float16`; `auto`: the checkpoint's own, but float32 for a small model on a CPU.
         allow_untrained_head: Also accept the new, untrained head of a plain backbone, whose depth is one metre
             everywhere.
+        compile: Predict depth with compiled layers, on CUDA with CUDA graphs: see [`compile_depth`].
         **kwargs: Keywords of the model's `from_pretrained`. `canonical_focal_length` and those of [`hub_keywords`]
             reach the processor too.
 
@@ -67,7 +70,7 @@ def load_checkpoint(
         TypeError: A keyword is not known.
         ValueError: The device is not available, or `device_map` is given too; the dtype is not one; weights are
             missing; the depth head is untrained or holds NaN; model and processor were made for different canonical
-            focal lengths.
+            focal lengths; the model cannot be compiled.
         OSError: There is no such model.
     """
     check_loading(kwargs, "load")
@@ -84,6 +87,8 @@ def load_checkpoint(
         network = network.to(where)
         if what == "auto" and where.type == "cpu" and network.num_parameters() <= _SMALL_MODEL:
             network = network.float()
+    if compile:
+        compile_depth(network)
     return network, processor
 
 

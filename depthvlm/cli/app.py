@@ -12,7 +12,7 @@ from .bench_eval import evaluate, list_systems
 from .bench_report import report
 from .failures import Commands, fail, print_any_name, printable
 from .measure import measure
-from .options import Device, DType, Model, Revision, Token, UntrainedHead, at_revision
+from .options import Compile, Device, DType, Model, Revision, Token, UntrainedHead, at_revision
 from .predict import predict
 from .push import push
 
@@ -137,6 +137,7 @@ def demo(
     ] = None,
     device: Device = "auto",
     dtype: DType = "auto",
+    compile: Compile = False,
     allow_untrained_head: UntrainedHead = False,
 ) -> None:
     """Open a page in the browser: depth, distances, the scene in 3D, and a chat about the picture."""
@@ -153,6 +154,7 @@ def demo(
         at_revision(model, revision) or BUNDLED_MODEL,
         device=device,
         dtype=dtype,
+        compile=compile,
         allow_untrained_head=allow_untrained_head,
         host=host,
         port=port,

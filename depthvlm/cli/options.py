@@ -22,6 +22,13 @@ Model = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cuda, mps or cpu; auto: the first that is there.")]
 DType = Annotated[str, typer.Option(help="float32, bfloat16 or float16; auto: the model's own.")]
+Compile = Annotated[
+    bool,
+    typer.Option(
+        "--compile",
+        help="Compile the layers for depth, on CUDA into CUDA graphs: a wait at each new size of picture, then faster.",
+    ),
+]
 Revision = Annotated[
     str | None,
     typer.Option(metavar="REV", help="Branch, tag or commit of a model on the Hub; MODEL@REV says the same."),

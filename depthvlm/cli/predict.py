@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .failures import INTERRUPTED, explain, fail, printable
-from .options import Device, DType, Model, Revision, Token, UntrainedHead, at_revision
+from .options import Compile, Device, DType, Model, Revision, Token, UntrainedHead, at_revision
 
 _CALIBRATION = "Known distances"
 _CLIPS = "Clips (video files, and folders with --sequence)"
@@ -60,6 +60,7 @@ def predict(
     save: Annotated[str | None, typer.Option(hidden=True)] = None,  # the earlier name of --formats
     device: Device = "auto",
     dtype: DType = "auto",
+    compile: Compile = False,
     allow_untrained_head: UntrainedHead = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 4,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Greatest length of the reply to --prompt.")] = 256,
@@ -217,7 +218,7 @@ def predict(
     report.tell_what_is_there(jobs, overwrite)
     todo = [job for job in jobs if job.is_due]
     predict_clips.check_clips(named_clips, out, overwrite)
-    load = cache(lambda: report.load(model, device, dtype, allow_untrained_head))
+    load = cache(lambda: report.load(model, device, dtype, allow_untrained_head, compile))
     if todo or clips:
         _check_options(device, dtype, focal_length, fov)
     try:

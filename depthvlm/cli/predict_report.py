@@ -113,7 +113,7 @@ class Report:
         if added := sum(not job.depth_due and bool(job.prompts_due) for job in jobs):
             self.console.print(f"Adding replies to {added} whose depth is complete.")
 
-    def load(self, model: str | None, device: str, dtype: str, allow_untrained_head: bool) -> Any:
+    def load(self, model: str | None, device: str, dtype: str, allow_untrained_head: bool, compile: bool) -> Any:
         """Load the model and print a description of it."""
         from transformers.utils import logging as transformers_logging
 
@@ -124,7 +124,8 @@ class Report:
             transformers_logging.disable_progress_bar()  # it loads instantly
             self.console.print(f"Model: {BUNDLED_MODEL_NOTE} (choose another with --model).", style="yellow")
             self.console.print(f"For photographs: {PUBLISHED_MODEL_NOTE}", style="yellow")
-        loaded = inference.load(model or BUNDLED_MODEL, device, dtype, allow_untrained_head=allow_untrained_head)
+        options = {"allow_untrained_head": allow_untrained_head, "compile": compile}
+        loaded = inference.load(model or BUNDLED_MODEL, device, dtype, **options)
         parameters = loaded.model.num_parameters() / 1e6
         self.console.print(
             f"Loaded {loaded.name}: {parameters:,.1f} M parameters, {loaded.model.dtype} on {loaded.model.device}, "

@@ -3,9 +3,11 @@ What metres cost beside words: ratios measured in one run, at full width with ra
 
     python scripts/perf/forward.py --layers 36 --size 192x256 --size 480x640
     python scripts/perf/forward.py --device cuda --size 992x1344
+    python scripts/perf/forward.py --device cuda --compile --size 192x256 --size 480x640 --size 992x1344
 
 1 is a plain Qwen3-VL prefill with the last token's logits, or plain `generate` of one token. Every round runs all
 candidates in turn; the table shows medians of their times and of their ratios, and the peak memory above the weights.
+With `--compile` the tables are those of `compiled.py`: depth alone, eager, compiled, and what the device's rates allow.
 """
 
 import ctypes
@@ -18,6 +20,7 @@ from typing import Annotated, Any
 import torch
 import torch.nn.functional as F
 import typer
+from compiled import benchmark_compiled
 from depthvlm.modeling_depthvlm import DepthHeadConfig, DepthVLMConfig, DepthVLMForConditionalGeneration
 from depthvlm.modeling_depthvlm.depth_heads_depthvlm import (
     DPTDepthHead,
@@ -80,18 +83,18 @@ def take_tokens(config: DepthVLMConfig, small: DepthVLMConfig) -> None:
         setattr(config, name, getattr(small, name))
 
 
-def build_inputs(model: DepthVLMForConditionalGeneration, size: tuple[int, int]) -> dict[str, Tensor]:
-    """One image of `size` (height, width) in the method's prompt."""
+def build_inputs(model: DepthVLMForConditionalGeneration, size: tuple[int, int], batch: int = 1) -> dict[str, Tensor]:
+    """Images of `size` (height, width), each in the method's prompt."""
     config, device = model.config, model.device
     height, width = size[0] // 32, size[1] // 32
     prompt = [config.image_token_id] * (height * width) + [config.vision_end_token_id] + list(range(PROMPT_TOKENS))
-    input_ids = torch.tensor([[*config.depth_prompt_ids, *prompt]], device=device)
+    input_ids = torch.tensor([[*config.depth_prompt_ids, *prompt]] * batch, device=device)
     return {
         "input_ids": input_ids,
         "attention_mask": torch.ones_like(input_ids),
         "mm_token_type_ids": (input_ids == config.image_token_id).int(),
-        "pixel_values": torch.randn(4 * height * width, 1536, device=device, dtype=model.dtype),
-        "image_grid_thw": torch.tensor([[1, 2 * height, 2 * width]], device=device),
+        "pixel_values": torch.randn(batch * 4 * height * width, 1536, device=device, dtype=model.dtype),
+        "image_grid_thw": torch.tensor([[1, 2 * height, 2 * width]] * batch, device=device),
     }
 
 
@@ -162,9 +165,10 @@ def compare(
     return times
 
 
-def benchmark_model(model: DepthVLMForConditionalGeneration, size: tuple[int, int], rounds: int, device: str) -> None:
+def benchmark_model(
+    model: DepthVLMForConditionalGeneration, title: str, inputs: dict[str, Tensor], rounds: int, device: str
+) -> None:
     """Depth, and depth with the first word, against the plain prefill and plain `generate`."""
-    inputs = build_inputs(model, size)
     options = {"max_new_tokens": 1, "do_sample": False, "return_dict_in_generate": True, "pad_token_id": 0}
 
     def depth_then_words() -> None:
@@ -172,7 +176,7 @@ def benchmark_model(model: DepthVLMForConditionalGeneration, size: tuple[int, in
         model.generate(**inputs, **options, output_depth=False)
 
     compare(
-        f"{size[0]}x{size[1]}, {inputs['input_ids'].shape[1]} tokens",
+        title,
         {
             "plain prefill": lambda: Qwen3VLForConditionalGeneration.forward(
                 model, **inputs, logits_to_keep=1, use_cache=True
@@ -252,6 +256,8 @@ def main(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's choice.")] = 0,
     only: Annotated[str, typer.Option(help="all, model or head.")] = "all",
+    batch: Annotated[int, typer.Option(help="Images in a call.")] = 1,
+    compile: Annotated[bool, typer.Option("--compile", help="Depth alone: eager, compiled and the bounds.")] = False,
 ) -> None:
     """Print the tables."""
     if threads:
@@ -259,14 +265,20 @@ def main(
     name = torch.cuda.get_device_name() if device.startswith("cuda") else f"CPU, {torch.get_num_threads()} threads"
     console.print(f"{name}; torch {torch.__version__}; {shape}, {layers} LLM layers; bfloat16; {rounds} rounds")
     hidden_size = SHAPES[shape]["text"]["hidden_size"]
-    if only in ("all", "head"):
+    if only in ("all", "head") and not compile:
         benchmark_head(hidden_size, (15, 20), torch.float32, rounds, device)
         benchmark_head(hidden_size, (31, 42), torch.bfloat16, rounds, device)
     if only in ("all", "model"):
         model = build_model(shape, layers, device, torch.bfloat16)
+        calls = {}
         for text in size:
             height, width = map(int, text.split("x"))
-            benchmark_model(model, (height, width), rounds, device)
+            inputs = build_inputs(model, (height, width), batch)
+            calls[f"{batch} of {text}, {inputs['input_ids'].shape[1]} tokens each"] = inputs
+        if compile:
+            benchmark_compiled(model, calls, rounds, device, console)
+        for title, inputs in calls.items() if not compile else ():
+            benchmark_model(model, title, inputs, rounds, device)
 
 
 if __name__ == "__main__":
