@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -30,7 +30,7 @@ BUCKETS = (64, 96, 128, 192, 256, 320, 448, 576, 768, 1024, 1344, 1728, 2304, 30
 BATCHES = (1, 2, 4, 8)
 _PREFIX = 32  # places for the prompt before the image; a longer prompt takes a larger bucket
 _MASKED = -32768.0  # score of padding before scaling; exact in bfloat16 and float16
-_MANY = 10_000
+_MANY = 10_000  # recompilations
 _INPUTS = {"input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw"}
 
 
@@ -75,19 +75,12 @@ def _check_supported(network: Any) -> None:
 
 
 class _Picture(NamedTuple):
-    """A picture of a call.
+    """A picture of a call."""
 
-    Args:
-        index: Its number.
-        ids: Its prompt up to the last image token.
-        grid: `(h, w)` in visual tokens.
-        first_patch: Where its pixels begin.
-    """
-
-    index: int
-    ids: Tensor
-    grid: tuple[int, int]
-    first_patch: int
+    number: int
+    ids: Tensor  # of its prompt, up to the last image token
+    grid: tuple[int, int]  # in visual tokens
+    first_patch: int  # where its pixels begin
 
     @property
     def tokens(self) -> int:
@@ -96,12 +89,7 @@ class _Picture(NamedTuple):
 
 
 class _Program:
-    """The compiled way for one bucket.
-
-    Args:
-        inputs: Its inputs. They keep their addresses, which a CUDA graph reads.
-        run: Takes the inputs to the feature maps.
-    """
+    """The compiled way for one bucket; its inputs keep their addresses, which a CUDA graph reads."""
 
     def __init__(self, inputs: dict[str, Tensor], run: Callable[[dict[str, Tensor]], list[Tensor]]):
         self.inputs = inputs
@@ -168,8 +156,9 @@ class CompiledDepth:
         **inputs: Any,
     ) -> tuple[Any, list[Tensor] | None]:
         """Run as [`DepthVLMMixin.run_backbone`]: depth alone from compiled layers, everything else as before."""
+        as_before = partial(self._eager, output_depth, focal_scale, text, prompt_states, **inputs)
         if self.network.training or torch.is_grad_enabled():
-            return self._eager(output_depth, focal_scale, text, prompt_states, **inputs)  # type: ignore[no-any-return]
+            return as_before()
         pictures: list[_Picture] | str = "replies to a prompt, and other calls for words, run as without `compile`"
         if output_depth and not text:
             check_images(inputs.get("pixel_values"), inputs.get("image_grid_thw"), focal_scale)
@@ -178,7 +167,7 @@ class CompiledDepth:
             if pictures not in self._said:
                 self._said.add(pictures)
                 logger.warning("Not compiled: %s.", pictures)
-            return self._eager(output_depth, focal_scale, text, prompt_states, **inputs)  # type: ignore[no-any-return]
+            return as_before()
         depth: dict[int, Tensor] = {}
         # Compiled code is for one mode of autograd: the callers' modes would double it. torch allows 8 graphs of one
         # function in a process before it gives up; here the buckets are the limit.
@@ -188,14 +177,14 @@ class CompiledDepth:
                 group = [picture for picture in pictures if self._bucket(picture) == tokens]
                 for start in range(0, len(group), BATCHES[-1]):
                     part = group[start : start + BATCHES[-1]]
-                    scale = None if focal_scale is None else torch.stack([focal_scale[p.index] for p in part])
+                    scale = None if focal_scale is None else torch.stack([focal_scale[p.number] for p in part])
                     depth |= self._depth(part, tokens, inputs["pixel_values"], scale)
-        return None, [depth[index] for index in range(len(pictures))]
+        return None, [depth[number] for number in range(len(pictures))]
 
     def _bucket(self, picture: _Picture) -> int:
         """Return the bucket of a picture, by its visual tokens and the length of its prompt; 0 if it fits in none."""
-        length = len(picture.ids)
-        return next((size for size in self.buckets if size >= picture.tokens and size + _PREFIX >= length), 0)
+        least = max(picture.tokens, len(picture.ids) - _PREFIX)
+        return next((size for size in self.buckets if size >= least), 0)
 
     def _pictures(self, inputs: dict[str, Any]) -> list[_Picture] | str:
         """Return the pictures of a call, or why they cannot run in a bucket."""
@@ -210,11 +199,11 @@ class CompiledDepth:
         if len(grids) != len(ids):
             return "prompts with several images, or none"
         pictures, first_patch = [], 0
-        for index, (row, (frames, height, width)) in enumerate(zip(ids, grids, strict=True)):
-            row = row if mask is None else row[mask[index]]
+        for number, (row, (frames, height, width)) in enumerate(zip(ids, grids, strict=True)):
+            row = row if mask is None else row[mask[number]]
             grid = (height // side, width // side)
             places = (row == config.image_token_id).nonzero()[:, 0]
-            picture = _Picture(index, row[: int(places[-1]) + 1] if len(places) else row, grid, first_patch)
+            picture = _Picture(number, row[: int(places[-1]) + 1] if len(places) else row, grid, first_patch)
             # Tokens that do not match the image, or a video among them: the model itself handles or reports them.
             if frames != 1 or len(places) != picture.tokens or int(places[-1] - places[0]) + 1 != picture.tokens:
                 return "prompts whose image tokens are not those of one image"
@@ -253,7 +242,7 @@ class CompiledDepth:
             logger.warning("Compiled for a batch of %d with up to %d visual tokens, in %.1f s.", size, tokens, seconds)
         features = [[states[i, : picture.tokens] for i, picture in enumerate(pictures)] for states in maps]
         depth = run_depth_head(self.network.depth_head, features, [picture.grid for picture in pictures], scale)
-        return {picture.index: metres for picture, metres in zip(pictures, depth, strict=True)}
+        return {picture.number: metres for picture, metres in zip(pictures, depth, strict=True)}
 
     def _fill(
         self, inputs: dict[str, Tensor], pictures: list[_Picture], size: int, tokens: int, pixel_values: Tensor
@@ -279,13 +268,7 @@ class CompiledDepth:
         return inputs
 
     def _layout(self, length: int, grid: tuple[int, int], tokens: int) -> dict[str, Tensor]:
-        """Return what a program must know of a picture besides its pixels and words, on the model's device.
-
-        Args:
-            length: Tokens of the prompt up to the last image token.
-            grid: `(h, w)` in visual tokens.
-            tokens: The bucket.
-        """
+        """Return what a program must know of a picture of this grid whose prompt has this length, besides both."""
         config, visual = self.network.config, self.network.model.visual
         side, count = config.vision.spatial_merge_size, grid[0] * grid[1]
         grid_thw = torch.tensor([[1, grid[0] * side, grid[1] * side]])
@@ -301,16 +284,17 @@ class CompiledDepth:
         is_image = (is_image >= 0) & (is_image < count)
         types = is_image[None, :length].int()
         words = torch.where(types.bool(), config.image_token_id, 0)
-        positions, _ = positions_of_call(
+        found, _ = positions_of_call(
             self.network.model, words, image_grid_thw=grid_thw, mm_token_type_ids=types, attention_mask=None
         )
+        assert found is not None
         patches, room = tokens * side**2, tokens + _PREFIX
         layout = {
             "taps": F.pad(taps, (0, 0, 0, patches - len(taps))),
             "tap_weights": F.pad(tap_weights, (0, 0, 0, patches - len(taps))),
             "patch_places": F.pad(get_vision_position_ids(grid_thw, side), (0, 0, 0, patches - len(taps))),
             "is_padding": torch.arange(patches) >= count * side**2,
-            "positions": F.pad(positions[-3:, 0], (0, room - length)),
+            "positions": F.pad(found[-3:, 0], (0, room - length)),
             "is_image": is_image,
             "source": (torch.arange(room) - before).clamp(0, tokens - 1),  # position to visual token, and back
             "places": (torch.arange(tokens) + before).clamp(max=room - 1),
@@ -388,8 +372,8 @@ def vision_block(block: Any, hidden: Tensor, cos: Tensor, sin: Tensor, score: Te
     query, key = apply_rotary_pos_emb_vision(query, key, cos, sin)
     query = F.pad(F.pad(query, (0, 1), value=1.0), (0, 7))
     key = F.pad(torch.cat([key, score[..., None, None].expand(*key.shape[:-1], 1)], dim=-1), (0, 7))
-    parts = (part.transpose(1, 2) for part in (query, key, F.pad(value, (0, 8))))
-    mixed = F.scaled_dot_product_attention(*parts, scale=attention.scaling)[..., : attention.head_dim]
+    query, key, value = (part.transpose(1, 2) for part in (query, key, F.pad(value, (0, 8))))
+    mixed = F.scaled_dot_product_attention(query, key, value, scale=attention.scaling)[..., : attention.head_dim]
     hidden = hidden + attention.proj(mixed.transpose(1, 2).flatten(2))
     return hidden + block.mlp(block.norm2(hidden))
 
