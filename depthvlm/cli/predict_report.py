@@ -113,7 +113,9 @@ class Report:
         if added := sum(not job.depth_due and bool(job.prompts_due) for job in jobs):
             self.console.print(f"Adding replies to {added} whose depth is complete.")
 
-    def load(self, model: str | None, device: str, dtype: str, allow_untrained_head: bool, compile: bool) -> Any:
+    def load(
+        self, model: str | None, device: str, dtype: str, allow_untrained_head: bool, compile: bool = False
+    ) -> Any:
         """Load the model and print a description of it."""
         from transformers.utils import logging as transformers_logging
 
