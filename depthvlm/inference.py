@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from os import PathLike
 from pathlib import Path
 from threading import Lock
@@ -166,7 +167,7 @@ class DepthPredictor:
     ) -> Iterator[tuple[int, Prediction]]:
         """Predict batch by batch, with memory for a few images. Images of similar size share a batch.
 
-        While the model runs, the images of the next batch are opened and resized in a thread.
+        While the model runs, the images of the next batch are opened and resized in threads.
 
         Args:
             images: One image or many, see [`predict`]. Files are opened when their turn comes.
@@ -289,7 +290,8 @@ class _Run:
         """Open the images of a batch and run the processor on them; needs no model."""
         model, processor = self.depthvlm.model, self.depthvlm.processor
         labels = [_label(index, item) for index, item in batch.items()]
-        images = [open_image(item, self.max_image_pixels) for item in batch.values()]
+        with ThreadPoolExecutor(thread_name_prefix="depthvlm-open") as threads:  # Pillow decodes without the GIL
+            images = list(threads.map(open_image, batch.values(), repeat(self.max_image_pixels)))
         conversation: list[Any] = [
             {"role": "system", "content": [{"type": "text", "text": DEPTH_SYSTEM_PROMPT}]},
             {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": self.prompt or DEPTH_PROMPT}]},

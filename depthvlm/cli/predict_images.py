@@ -1,5 +1,6 @@
 """`depthvlm predict` for images: plan the work, check for conflicts, and do it."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +15,8 @@ from ..result_records import ResultRecord, check_names, fingerprint, own_names
 from .known_points import KnownPoints
 
 _MOST_NAMED = 10  # number of names in a message
-_WRITTEN_AT_ONCE = 4  # images kept in memory until their files are written
+# Images kept in memory until their files are written; an image has two files that take long to compress.
+_WRITTEN_AT_ONCE = max(4, (os.cpu_count() or 1) // 2)
 _CAMERA_OPTIONS = ("focal_length", "fov", "intrinsics")
 
 
