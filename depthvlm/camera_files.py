@@ -269,6 +269,8 @@ def _lens_of(content: Any) -> Lens:
     if isinstance(inner, Mapping) and "data" not in inner:
         outer = {name: value for name, value in content.items() if name not in (*_NESTED, "model")}
         return _lens_of({**outer, **inner})
+    if isinstance(inner, list) and any(isinstance(one, Mapping) for one in inner):
+        raise ValueError(f"it lists {len(inner)} cameras without the names of pictures: give the one of your picture")
     if inner is not None:
         inner = np.asarray(inner["data"] if isinstance(inner, Mapping) else inner, dtype=np.float64).squeeze()
     size = [_first(content, names) for names in _SIZES] if any(n in content for names in _SIZES for n in names) else []

@@ -81,6 +81,7 @@ class TestOurs:
                 "[[70, 0, 41], [0, 71, 29], [41, 29, 1]]",
                 "numbers both in its last row and in its last column",
             ),
+            ("k.json", '{"intrinsics": [{"fx": 1}, {"fx": 2}]}', "it lists 2 cameras without the names of pictures"),
             ("k.json", "[[70, 9, 41], [0, 71, 29], [0, 0, 1]]", "without skew"),
             ("pose.txt", "1 0 0 2\n0 1 0 3\n0 0 1 4\n0 0 0 1", "holds a translation: it is a pose, not a camera"),
             ("k.bin", b"\x02\0\0\0\0\0\0\0abc", "neither text, nor an array of NumPy, nor COLMAP's cameras.bin"),

@@ -104,7 +104,7 @@ class TestCameras:
     ("arguments", "words"),
     [
         (["nothere.jpg"], "There is no image file 'nothere.jpg'."),
-        (["photos/a.jpg", "--formats", "exr"], "got exr; choose from"),
+        (["photos/a.jpg", "--formats", "tga"], "got tga; choose from"),
         (["photos/a.jpg", "--device", "abacus"], "The device 'abacus' cannot be used here"),
         (["photos/a.jpg", "--dtype", "float8"], "The dtype 'float8' is not known"),
         (["photos/a.jpg", "--out", "photos/b.png"], "photos/b.png: nothing can be written there"),
