@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from os import PathLike
 from typing import Any
 
 from PIL import Image
@@ -74,7 +75,9 @@ def predict_through_lenses(
     for index, lens in enumerate(lenses):
         if lens is not None:
             try:
-                prediction = _predict(predictor, items[index], lens, f"image {index}", options)
+                item = items[index]
+                name = str(item)[:200] if isinstance(item, (str, PathLike)) else f"Image {index}"
+                prediction = _predict(predictor, item, lens, name, options)
             except Exception as error:  # as `predict_iter` does with whatever an image raises
                 on_error(index, error)
             else:
