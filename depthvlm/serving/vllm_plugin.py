@@ -4,7 +4,7 @@ import logging
 
 from .command import SUPPORTED_VLLM, TESTED_VLLM
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("vllm.depthvlm")  # below vLLM's own, which shows what the root logger does not
 
 ARCHITECTURES = ("DepthVLMForConditionalGeneration", "DepthVLMForDepthEstimation")
 

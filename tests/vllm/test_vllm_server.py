@@ -26,21 +26,35 @@ import vllm  # noqa: F401  (without it this module fails: it is never skipped)
 import yaml
 from peft import LoraConfig, PeftConfig, get_peft_model
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import depthvlm
 from depthvlm import DepthPredictor
+from depthvlm.checkpoint import bundled_model_path
 
 NAME = "depthvlm-nano"
 
 
 @contextmanager
-def server(*options: str) -> Iterator[str]:
+def server(*options: str, model: str = NAME) -> Iterator[str]:
     """The command that a user types; yields the address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     limits = ("--max-model-len", "2048", "--max-num-seqs", "8", "--enforce-eager")
-    command = [sys.executable, "-m", "depthvlm", "serve", NAME, *options, *limits, "--host", "127.0.0.1"]
+    command = [
+        sys.executable,
+        "-m",
+        "depthvlm",
+        "serve",
+        model,
+        "--served-model-name",
+        NAME,
+        *options,
+        *limits,
+        "--host",
+        "127.0.0.1",
+    ]
     # Its automatic binding of threads wants a NUMA node for each rank.
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     process = subprocess.Popen([*command, "--port", str(port)], cwd=tempfile.gettempdir(), env=environment)
@@ -255,6 +269,44 @@ def test_depth_in_bfloat16_is_as_near_as_its_rounding(ours):
         # At edges transformers' own bfloat16 is further from float32 than that: vLLM's may be twice as far.
         errors = [np.quantile(np.abs(one - exact) / exact, 0.99) for one in (found, expected)]
         assert errors[0] < 2 * errors[1]
+
+
+def test_depth_of_a_checkpoint_with_an_int8_llm(tmp_path, ours):
+    images = [asset("room.jpg"), asset("street.jpg")]
+    int8_checkpoint(tmp_path / "int8")
+    with server("--dtype", "bfloat16", model=str(tmp_path / "int8")) as address:
+        answers = depth_of(address, images, fov=60)
+    for image, answer in zip(images, answers, strict=True):
+        expected = ours.predict(image, fov=60)[0].depth
+        median, most = np.quantile(np.abs(decoded(answer) - expected) / expected, [0.5, 0.99])
+        assert median < 5e-3
+        assert most < 2e-2
+
+
+def int8_checkpoint(folder: Path) -> None:
+    """Write the bundled model with the LLM's linear layers in int8, a scale for each row (compressed-tensors)."""
+    shutil.copytree(bundled_model_path(), folder)
+    weights = load_file(folder / "model.safetensors")
+    for name in [one for one in weights if "language_model.layers" in one and one.endswith("proj.weight")]:
+        weight = weights[name].float()
+        weights[f"{name}_scale"] = weight.abs().amax(1, keepdim=True) / 127
+        weights[name] = (weight / weights[f"{name}_scale"]).round().to(torch.int8)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    int8 = {"num_bits": 8, "type": "int", "symmetric": True}
+    group = {
+        "targets": ["Linear"],
+        "weights": int8 | {"strategy": "channel", "dynamic": False},
+        "input_activations": int8 | {"strategy": "token", "dynamic": True},
+    }
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+        "quantization_status": "compressed",
+        "ignore": ["lm_head", "re:.*visual.*", "re:.*depth_head.*"],
+        "config_groups": {"group_0": group},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def words_of(address: str, model: str, question: str) -> str:
