@@ -178,9 +178,7 @@ def test_clients_that_send_the_same_request_id_get_their_own_depth_or_are_told(d
 
     def ask(index: int) -> Any:
         try:
-            return post(
-                depth, "/v1/depth", {"image": encoded(images[index : index + 1]), "fov": 60}, X_Request_Id="one"
-            )
+            return post(depth, "/v1/depth", {"image": encoded(images[index : index + 1]), "fov": 60}, "one")
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
 
