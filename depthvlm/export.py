@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # What the PNG's text says of a `depth_type`.
 DEPTH_TYPES = {"z_depth": "z-depth", "ray_distance": "distance along the ray"}
 UINT16_MAX = 65535
+SPREAD_SCALE = 10000
 _MAX_TEXTURE_SIZE = 4096  # supported by every WebGL viewer
 _PNG_LEVEL = 4  # zlib level; a third of the time of the default, 6, for 8 % more bytes
 _OPENCV_TO_GLTF = np.array([1.0, -1.0, -1.0])
@@ -58,6 +59,20 @@ def write_pfm(path: Path, depth: NDArray[np.floating]) -> None:
     """Write a depth map `(H, W)` in metres as a portable float map: little-endian, the lowest row first."""
     with atomic_write(path) as file:
         Image.fromarray(depth.astype(np.float32)).save(file, format="PPM")
+
+
+def write_spread(path: Path, spread: Any) -> None:
+    """Write the spread of a depth map `(H, W)` as a 16-bit PNG: relative spread = value / 10000, at most 6.5535.
+
+    Pixels without depth have the largest value.
+    """
+    units = np.nan_to_num(
+        np.clip(np.round(np.asarray(spread, np.float64) * SPREAD_SCALE), 0, UINT16_MAX), nan=UINT16_MAX
+    )
+    text = PngInfo()
+    text.add_text("spread_scale", f"{SPREAD_SCALE}")
+    with atomic_write(path) as file:
+        Image.fromarray(units.astype(np.uint16)).save(file, format="PNG", pnginfo=text, compress_level=_PNG_LEVEL)
 
 
 def write_exr(path: Path, depth: NDArray[np.floating]) -> None:

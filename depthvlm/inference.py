@@ -18,7 +18,7 @@ from PIL import Image
 
 from .checkpoint import BUNDLED_MODEL, BUNDLED_MODEL_NOTE
 from .loading import check_generation, load_checkpoint, processor_of
-from .modeling_depthvlm import DepthVLMForConditionalGeneration
+from .modeling_depthvlm import DepthVLMForConditionalGeneration, PredictedDepth
 from .prediction import Prediction
 from .processing import DEPTH_PROMPT, DEPTH_SYSTEM_PROMPT, AssumedCameraWarning, DepthVLMProcessor
 from .processing.camera_depthvlm import cameras_per_image, unsaid
@@ -30,6 +30,7 @@ from .processing.images_depthvlm import (
     open_raster,
     upright_image,
 )
+from .refinement import combine, resize_spread, view_inputs, views
 from .through_lens import lens_per_image, predict_through_lenses
 
 logger = logging.getLogger(__name__)
@@ -162,6 +163,7 @@ class DepthPredictor:
         batch_size: int = 4,
         max_new_tokens: int = 256,
         max_image_pixels: int = MAX_IMAGE_PIXELS,
+        refine: int = 1,
         on_error: Callable[[int, Exception], None] | None = None,
         **generate_kwargs: Any,
     ) -> Iterator[tuple[int, Prediction]]:
@@ -183,6 +185,8 @@ class DepthPredictor:
             max_new_tokens: Greatest length of the reply.
             max_image_pixels: A larger image is an error. One with more than 64 million pixels is reduced to 1/2, 1/4 or
                 1/8 of its size: depth and camera refer to the smaller size.
+            refine: Number of views of every image, up to 32, whose depth is averaged: the image itself, then shifted by
+                parts of a visual token and mirrored. Each costs a prefill; where they disagree, `spread` is large.
             on_error: Called with the image's number and its error; the other images continue. None: raise.
             **generate_kwargs: Passed on to `generate`, such as `do_sample=True`; greedy by default.
 
@@ -199,13 +203,20 @@ class DepthPredictor:
             raise TypeError(f"`{next(iter(generate_kwargs))}` is for the reply to a `prompt`, and none was given.")
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+        views(refine, 1)  # refuses a number that cannot be
         items = image_list(images)
         # A wrong number of values is the caller's mistake, not an image's: report it before the first image.
         cameras = cameras_per_image(len(items), intrinsics, focal_length, fov)
         generation = {"max_new_tokens": max_new_tokens} | generate_kwargs
         lenses = lens_per_image(camera, len(items), cameras)
         if any(lenses):
-            options = {"prompt": prompt, "batch_size": batch_size, "max_image_pixels": max_image_pixels, **generation}
+            options = {
+                "prompt": prompt,
+                "batch_size": batch_size,
+                "max_image_pixels": max_image_pixels,
+                "refine": refine,
+            }
+            options |= generation
 
             def failed(index: int, error: Exception) -> None:
                 if on_error is None:
@@ -215,7 +226,7 @@ class DepthPredictor:
             for index, prediction in predict_through_lenses(self, items, lenses, cameras, options, failed):
                 yield index, replace(prediction, source=_path(items[index]))
             return
-        run = _Run(self, cameras, prompt, generation, max_image_pixels, on_error)
+        run = _Run(self, cameras, prompt, generation, max_image_pixels, on_error, refine)
         with ThreadPoolExecutor(1, "depthvlm-prepare") as worker:
             ahead: tuple[_Batch, Future[_Prepared]] | None = None
             for batch in _batches(items, batch_size):
@@ -242,11 +253,12 @@ def _batches(items: Sequence[Any], batch_size: int) -> Iterator[_Batch]:
 
 @dataclass
 class _Prepared:
-    """A batch ready for the model: upright pictures, their names in messages, and the processor's output."""
+    """A batch ready for the model: upright pictures, their names in messages, and the processor's output, by views."""
 
     pictures: list[Image.Image]
     labels: list[str]
     inputs: Any
+    others: list[Any]
 
 
 @dataclass
@@ -259,6 +271,7 @@ class _Run:
     generation: dict[str, Any]
     max_image_pixels: int
     on_error: Callable[[int, Exception], None] | None
+    refine: int = 1
     warned_assumed: bool = False
     tokenizer_lock: Any = field(default_factory=Lock)  # tokenizers are not thread-safe
 
@@ -298,6 +311,7 @@ class _Run:
         ]
         text = processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
         cameras = {name: [values[index] for index in batch] for name, values in self.cameras.items()}
+        cameras = {name: values for name, values in cameras.items() if any(value is not None for value in values)}
         with unsaid(AssumedCameraWarning), self.tokenizer_lock:  # the warning comes once, below
             inputs = processor(
                 images=images,
@@ -306,10 +320,13 @@ class _Run:
                 padding_side="left",
                 return_tensors="pt",
                 image_names=labels,
-                **{name: values for name, values in cameras.items() if any(value is not None for value in values)},
+                **cameras,
             )
-        check_context(model, inputs["input_ids"].shape[1])
-        return _Prepared([upright_rgb(image) for image in images], labels, inputs)
+            with unsaid(UserWarning):  # said above
+                others = view_inputs(processor, images, text, self.refine, cameras)
+        for one in (inputs, *(one for _, one in others)):
+            check_context(model, one["input_ids"].shape[1])
+        return _Prepared([upright_rgb(image) for image in images], labels, inputs, others)
 
     def _predict(self, batch: _Batch, prepared: _Prepared) -> list[Prediction]:
         model, processor = self.depthvlm.model, self.depthvlm.processor
@@ -323,6 +340,12 @@ class _Run:
                 new_tokens = output.sequences[:, inputs["input_ids"].shape[1] :]
                 with self.tokenizer_lock:
                     replies = [reply.strip() for reply in processor.batch_decode(new_tokens, skip_special_tokens=True)]
+            spreads: list[Any] = [None] * len(batch)
+            if prepared.others:
+                maps = [(view, model.predict_depth(**one.to(model.device))) for view, one in prepared.others]
+                means, spreads = combine(output.predicted_depth, maps)
+                output = PredictedDepth(means, inputs["cameras"])
+                spreads = [spread.cpu().numpy() for spread in resize_spread(spreads, inputs["cameras"])]
             depths = processor.post_process_depth_estimation(output)
         self._warn_assumed([depth["camera"] for depth in depths], prepared.labels)
         return [
@@ -334,8 +357,11 @@ class _Run:
                 prompt=self.prompt,
                 source=_path(item),
                 model=self.depthvlm.name,
+                spread=spread,
             )
-            for item, picture, depth, reply in zip(batch.values(), prepared.pictures, depths, replies, strict=True)
+            for item, picture, depth, spread, reply in zip(
+                batch.values(), prepared.pictures, depths, spreads, replies, strict=True
+            )
         ]
 
     def _warn_assumed(self, cameras: list[Any], labels: list[str]) -> None:

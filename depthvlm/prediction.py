@@ -36,6 +36,7 @@ SUFFIXES = {
     "exr": "_depth.exr",
     "pfm": "_depth.pfm",
     "normals": "_normals.png",
+    "spread": "_spread.png",
 }
 FORMATS = ("npy", "png16", "color", "ply", "glb", "json")  # of `Prediction.save`, unless others are asked for
 DEFAULT_FORMATS = "png16,color,json"  # of the command; at 12 megapixels npy is 48 MB, a cloud and a mesh up to 50
@@ -56,6 +57,8 @@ class Prediction:
         source: The file that the image was read from, or None.
         model: Name or path of the model.
         calibration: The calibration that `calibrate` applied to `depth`, or None.
+        spread: `(H, W)` float32, standard deviation of the logarithm of depth over the views of `refine`, close to the
+            relative one; None with one view. Depth is less certain where it is large.
     """
 
     depth: NDArray[np.float32]
@@ -66,6 +69,7 @@ class Prediction:
     source: Path | None = None
     model: str | None = None
     calibration: "Calibration | None" = None
+    spread: NDArray[np.float32] | None = None
 
     @property
     def valid(self) -> NDArray[np.bool_]:
@@ -205,6 +209,7 @@ class Prediction:
             "depth_type": self.depth_type,
             **self.summary(),
             **({"calibration": dataclasses.asdict(self.calibration)} if self.calibration else {}),
+            **({} if self.spread is None else {"median_spread": float(np.nanmedian(self.spread))}),
             "prompt": self.prompt,
             "text": self.text,
             "replies": [] if self.prompt is None else [{"prompt": self.prompt, "text": self.text}],
@@ -264,11 +269,11 @@ class Prediction:
                 to far red, with a scale bar), `ply` (point cloud), `glb` (mesh), `json` (camera, statistics, reply);
                 and, only on request, `npz` (float32 metres as `depth`, 3x3 matrix as `K`), `exr` (OpenEXR, float32
                 metres in the channel Z), `pfm` (float32 metres), `normals` (8-bit colours: red right, green up, blue
-                towards the camera).
+                towards the camera), `spread` (16-bit PNG: value / 10000; needs `refine`).
             overwrite: Replace existing files.
 
         Raises:
-            ValueError: A format is not known, or the files have no name.
+            ValueError: A format is not known, `spread` was not predicted, or the files have no name.
             FileExistsError: A file exists and `overwrite` is false; nothing is written.
             ImportError: `exr` is asked for and the package OpenEXR is not installed; nothing is written.
         """
@@ -278,6 +283,8 @@ class Prediction:
                 "This prediction's image did not come from a file: give save() a `stem` to name its files by."
             )
         paths = output_paths(Path(directory), stem, formats)
+        if "spread" in paths and self.spread is None:
+            raise ValueError("`spread` compares several views of an image: predict it with `refine=2` or more.")
         existing = [str(path) for path in paths.values() if path.exists()]
         if existing and not overwrite:
             raise FileExistsError(
@@ -303,6 +310,7 @@ class Prediction:
             "exr": lambda path: export.write_exr(path, self.depth),
             "pfm": lambda path: export.write_pfm(path, self.depth),
             "normals": lambda path: export.write_normals(path, self.normals()),
+            "spread": lambda path: export.write_spread(path, self.spread),
         }
         with ThreadPoolExecutor() as threads:
             written = [threads.submit(writers[name], path) for name, path in paths.items() if name != "json"]

@@ -6,6 +6,7 @@ from dataclasses import replace
 from os import PathLike
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from .lens import Lens
@@ -96,7 +97,12 @@ def _predict(predictor: Any, item: Any, lens: Lens | str, name: str, options: Ma
         [cut_view(picture, lens, view) for view in views], intrinsics=[view.camera for view in views], **options
     )
     depth = merge_views(lens, views, [prediction.depth for prediction in predictions])
-    return replace(predictions[0], depth=depth, camera=lens, image=picture)
+    spread = None
+    if options["refine"] > 1:
+        # Merging averages logarithms, so that of what a spread adds to them is the mean of the spreads.
+        upper = [prediction.depth * np.exp(prediction.spread) for prediction in predictions]
+        spread = np.log(merge_views(lens, views, upper) / depth)
+    return replace(predictions[0], depth=depth, camera=lens, image=picture, spread=spread)
 
 
 def _upright(item: Any, lens: Lens | str, name: str, max_image_pixels: int) -> tuple[Image.Image, Lens]:

@@ -43,6 +43,9 @@ def predict(
             "--panorama", help="The images are equirectangular panoramas: predicted in views, in metres along the ray."
         ),
     ] = False,
+    refine: Annotated[
+        int, typer.Option(metavar="N", help="Average the depth of N views of each image, each at the cost of one.")
+    ] = 1,
     prompt: Annotated[
         list[str] | None,
         typer.Option(metavar="TEXT", help="Ask this about each image too; several times for several replies."),
@@ -145,6 +148,7 @@ def predict(
     from ..checkpoint import BUNDLED_MODEL, weights_identity
     from ..inputs import look_for_images, path_of_url, result_stems
     from ..prediction import DEFAULT_FORMATS, output_paths
+    from ..refinement import views
     from ..result_records import prepared_folder
     from ..through_lens import PANORAMA
     from . import predict_clips, predict_images
@@ -182,6 +186,11 @@ def predict(
         lenses = [None if lens.is_pinhole else lens.to_dict() for lens in cameras]
         if clips and (panorama or any(lenses[len(paths) :])):
             raise ValueError("A clip needs a pinhole camera: undistort it first, or predict its frames as images.")
+        views(refine, 1)
+        if "spread" in chosen and refine == 1:
+            raise ValueError("The format spread compares several views of an image: give --refine 2 or more.")
+        if clips and refine > 1:
+            raise ValueError("--refine is for images, not for clips.")
         if clips and (known or lidar):
             raise ValueError("--known and --lidar are for images, not for clips.")
         known_of = dict(zip(paths, known_points(known, lidar, calibrate, along, paths), strict=True))
@@ -213,6 +222,7 @@ def predict(
         formats=chosen,
         overwrite=overwrite,
         known=[known_of[path] for path in paths],
+        refine=refine,
     )
     jobs = predict_images.plan(paths, stems[: len(paths)], out, settings)
     report.tell_what_is_there(jobs, overwrite)

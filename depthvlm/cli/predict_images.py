@@ -105,6 +105,7 @@ class Settings:
     formats: Sequence[str]
     overwrite: bool
     known: Sequence[KnownPoints | None]
+    refine: int = 1
 
 
 def without_own_results(images: Iterable[Path | str], out: Path) -> list[Path | str]:
@@ -135,6 +136,7 @@ def plan(images: Sequence[Path | str], stems: Sequence[str], out: Path, settings
             "dtype": settings.dtype,
             **camera,
             **({} if known is None else {"calibration": known.origin}),
+            **({} if settings.refine == 1 else {"refine": settings.refine}),
         }
         files = output_paths(out, stem, settings.formats)
         check_names(files.values())
@@ -218,6 +220,7 @@ def predict_images(
             batch_size=batch_size,
             max_new_tokens=settings.max_new_tokens,
             max_image_pixels=settings.max_image_pixels,
+            refine=settings.refine,
             on_error=fail,
             **given,
         )
