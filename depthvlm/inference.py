@@ -210,13 +210,8 @@ class DepthPredictor:
         generation = {"max_new_tokens": max_new_tokens} | generate_kwargs
         lenses = lens_per_image(camera, len(items), cameras)
         if any(lenses):
-            options = {
-                "prompt": prompt,
-                "batch_size": batch_size,
-                "max_image_pixels": max_image_pixels,
-                "refine": refine,
-            }
-            options |= generation
+            options = {"prompt": prompt, "batch_size": batch_size, "max_image_pixels": max_image_pixels, **generation}
+            options["refine"] = refine
 
             def failed(index: int, error: Exception) -> None:
                 if on_error is None:
