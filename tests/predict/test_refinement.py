@@ -144,3 +144,14 @@ def test_views_better_the_depth_and_their_spread_ranks_its_errors(nano):
         doubts.append(prediction.spread[valid])
     assert np.mean(found[8]) >= np.mean(found[1])
     assert sparsification_gain(np.concatenate(errors), np.concatenate(doubts)) >= 0.2
+
+
+def test_views_through_a_lens_have_the_spread_of_their_pinhole_views(nano):
+    scene = render_scene(HELD_OUT + 80, width=192, height=160, kind="room")
+    lens = depthvlm.Lens(FOCAL_LENGTH, FOCAL_LENGTH, 96, 80, distortion=(1e-9, 0, 0, 0, 0), model="opencv")
+    [through] = nano.predict(scene.image, camera=lens, refine=2)
+    [plain] = nano.predict(scene.image, focal_length=FOCAL_LENGTH, refine=2)
+    inside = np.s_[8:-8, 8:-8]  # a lens is seen in views that reach a little beyond it
+    assert np.median(np.abs(np.log(through.depth / plain.depth)[inside])) < 0.05
+    assert np.isfinite(through.spread[inside]).all()
+    assert 0.5 < np.median(through.spread[inside]) / np.median(plain.spread[inside]) < 2
