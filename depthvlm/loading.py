@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import GenerationConfig, GenerationMixin
@@ -120,6 +120,37 @@ def load_parts(
     Raises:
         OSError, ValueError: There is no such model, or it has no safetensors.
     """
+    parts = _find_parts(model, kwargs)
+    processor, settings = parts.processor, parts.settings
+    network = DepthVLMForConditionalGeneration.from_pretrained(parts.base, dtype=dtype, **parts.keywords)
+    if "depth_prompt_ids" not in settings and processor.chat_template:  # a plain backbone or a published checkpoint
+        network.config.depth_prompt_ids = processor.depth_prompt_ids
+    return network, processor, None if parts.adapter is None else str(parts.adapter)
+
+
+def load_processor(model: str | PathLike[str], **kwargs: Any) -> tuple[DepthVLMProcessor, DepthVLMConfig]:
+    """Load the processor and the configuration of a checkpoint, without its weights.
+
+    The arguments are those of [`load_checkpoint`].
+
+    Raises:
+        OSError, ValueError: There is no such model.
+    """
+    parts = _find_parts(model, kwargs)
+    return parts.processor, DepthVLMConfig.from_pretrained(parts.base, **parts.keywords)
+
+
+class _Parts(NamedTuple):
+    """The files of a model: its base with the keywords that load it, its processor, its adapter."""
+
+    base: str
+    keywords: dict[str, Any]
+    settings: dict[str, Any]
+    processor: DepthVLMProcessor
+    adapter: Path | None
+
+
+def _find_parts(model: str | PathLike[str], kwargs: dict[str, Any]) -> _Parts:
     path, revision = split_revision(resolve_model_path(str(model)))
     if revision is not None:
         if kwargs.get("revision") not in (None, revision):
@@ -142,10 +173,7 @@ def load_parts(
     has_processor = adapter is None or any((adapter / name).is_file() for name in PROCESSOR_FILES)
     processor_path, processor_origin = (path, origin) if has_processor else (base, base_origin)
     processor = DepthVLMProcessor.from_pretrained(processor_path, **processor_origin, **camera)
-    network = DepthVLMForConditionalGeneration.from_pretrained(base, dtype=dtype, **{**kwargs, **base_origin})
-    if "depth_prompt_ids" not in settings and processor.chat_template:  # a plain backbone or a published checkpoint
-        network.config.depth_prompt_ids = processor.depth_prompt_ids
-    return network, processor, None if adapter is None else str(adapter)
+    return _Parts(base, {**kwargs, **base_origin}, settings, processor, adapter)
 
 
 def processor_of(network: DepthVLMForConditionalGeneration) -> DepthVLMProcessor:

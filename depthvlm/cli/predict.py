@@ -3,7 +3,7 @@
 import re
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,10 +11,12 @@ from .failures import INTERRUPTED, explain, fail, printable
 from .options import Compile, Device, DType, Model, Revision, Token, UntrainedHead, at_revision
 
 _CALIBRATION = "Known distances"
+_RAY = "Millions of images (--engine ray)"
 _CLIPS = "Clips (video files, and folders with --sequence)"
 
 
 def predict(
+    context: typer.Context,
     images: Annotated[
         list[str],
         typer.Argument(
@@ -50,7 +52,7 @@ def predict(
         list[str] | None,
         typer.Option(metavar="TEXT", help="Ask this about each image too; several times for several replies."),
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")] = Path("depthvlm_results"),
+    out: Annotated[str, typer.Option(metavar="DIR", help="Folder for the results.")] = "depthvlm_results",
     formats: Annotated[
         str | None,
         typer.Option(
@@ -127,6 +129,41 @@ def predict(
     fps: Annotated[
         float, typer.Option(help="Frames a second of a folder; a video has its own.", rich_help_panel=_CLIPS)
     ] = 30.0,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(
+            help="ray: on a Ray cluster, to shards of parquet; IMAGE may be parquet tables, URLs of object stores, and "
+            "data sets on the Hub (owner/name).",
+            rich_help_panel=_RAY,
+        ),
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="The cluster; auto: this machine's.", rich_help_panel=_RAY),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes with the model.",
+            show_default="one a GPU, or half the CPUs",
+            rich_help_panel=_RAY,
+        ),
+    ] = None,
+    shard_rows: Annotated[int, typer.Option(min=1, help="Images of a shard.", rich_help_panel=_RAY)] = 256,
+    image_column: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Column of the tables with images.",
+            show_default="the only one",
+            rich_help_panel=_RAY,
+        ),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Split of a data set.", show_default="all", rich_help_panel=_RAY),
+    ] = None,
 ) -> None:
     """Predict metric depth of images, with a point cloud, a mesh and the model's reply; and of video files, by frames.
 
@@ -153,9 +190,34 @@ def predict(
     from ..through_lens import PANORAMA
     from . import predict_clips, predict_images
     from .known_points import known_points
+    from .predict_ray import check_engine, predict_ray
     from .predict_report import DiskFull, Report
 
+    check_engine(context, engine)
     model = at_revision(model, revision)
+    if engine == "ray":
+        predict_ray(
+            images,
+            out,
+            intrinsics,
+            formats,
+            token,
+            focal_length=focal_length,
+            fov=fov,
+            model=model or BUNDLED_MODEL,
+            device=device,
+            dtype=dtype,
+            allow_untrained_head=allow_untrained_head,
+            batch_size=batch_size,
+            max_image_pixels=max_image_pixels,
+            address=address,
+            workers=workers,
+            shard_rows=shard_rows,
+            image_column=image_column,
+            split=split,
+        )
+        return
+    folder = Path(out)
     prompts = list(dict.fromkeys(prompt or []))
     report = Report()
     options = {"--focal-length": focal_length, "--fov": fov, "--intrinsics": intrinsics, "--panorama": panorama or None}
@@ -168,7 +230,7 @@ def predict(
     parts = (part.strip() for part in (DEFAULT_FORMATS if formats is None else formats).split(","))
     chosen = list(dict.fromkeys(part for part in parts if part))
     try:
-        output_paths(out, "", chosen)
+        output_paths(folder, "", chosen)
         for text in prompts:
             _check_prompt(text)
         clips, others = predict_clips.split_clips(images, sequence)
@@ -200,7 +262,7 @@ def predict(
     pinholes = (lens.numbers if lens.is_pinhole else None for lens in cameras)
     camera_of = dict(zip(sources, pinholes, strict=bool(cameras)))
     lens_of = dict.fromkeys(sources, PANORAMA) if panorama else dict(zip(sources, lenses, strict=bool(cameras)))
-    paths = predict_images.without_own_results([path for path in paths if report.is_readable(path)], out)
+    paths = predict_images.without_own_results([path for path in paths if report.is_readable(path)], folder)
     clips = [path for path in clips if path.is_dir() or report.is_readable(path)]
     if paths or clips:
         report.tell_failures()
@@ -224,22 +286,22 @@ def predict(
         known=[known_of[path] for path in paths],
         refine=refine,
     )
-    jobs = predict_images.plan(paths, stems[: len(paths)], out, settings)
+    jobs = predict_images.plan(paths, stems[: len(paths)], folder, settings)
     report.tell_what_is_there(jobs, overwrite)
     todo = [job for job in jobs if job.is_due]
-    predict_clips.check_clips(named_clips, out, overwrite)
+    predict_clips.check_clips(named_clips, folder, overwrite)
     load = cache(lambda: report.load(model, device, dtype, allow_untrained_head, compile))
     if todo or clips:
         _check_options(device, dtype, focal_length, fov)
     try:
-        with prepared_folder(out) if todo or clips else nullcontext(), report.warnings():
+        with prepared_folder(folder) if todo or clips else nullcontext(), report.warnings():
             if todo:
                 report.predict_all(load(), todo, settings, batch_size)
             for clip, stem in named_clips:
                 camera = (focal_length, fov, camera_of.get(clip))
                 predict_clips.predict_clip(
                     clip,
-                    predict_clips.ClipFiles.of(out, stem),
+                    predict_clips.ClipFiles.of(folder, stem),
                     predict_clips.ClipSettings(*camera, every, max_frames),
                     fps,
                     overwrite,
@@ -253,12 +315,12 @@ def predict(
     except KeyboardInterrupt:
         total = len(todo) + len(clips)
         report.console.print(
-            f"Interrupted: {report.done} of {total} files done, results in {printable(out)}. Run it again to go on."
+            f"Interrupted: {report.done} of {total} files done, results in {printable(folder)}. Run it again to go on."
         )
         raise typer.Exit(INTERRUPTED) from None
     except DiskFull as error:
         report.console.print(f"Stopped: {explain(error.reason)} Run it again to go on.", style="red")
-    report.sum_up(out, [*found.images, *clips])
+    report.sum_up(folder, [*found.images, *clips])
     if report.failed:
         raise typer.Exit(1)
 
