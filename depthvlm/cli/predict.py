@@ -201,7 +201,6 @@ def predict(
             out,
             intrinsics,
             formats,
-            token,
             focal_length=focal_length,
             fov=fov,
             model=model or BUNDLED_MODEL,

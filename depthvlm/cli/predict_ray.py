@@ -20,7 +20,7 @@ def check_engine(context: typer.Context, engine: str) -> None:
     """Refuse options of the other engine.
 
     Raises:
-        typer.Exit: One is given.
+        typer.Exit: One is given, or a token for a cluster elsewhere.
     """
     given = [name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
     if engine == "ray":
@@ -29,6 +29,8 @@ def check_engine(context: typer.Context, engine: str) -> None:
     else:
         wrong = [name for name in given if name in _RAY_ONLY]
         advice = "add --engine ray, or leave it out."
+    if engine == "ray" and {"token", "address"} <= {*given}:
+        raise fail("--token is for this machine alone: set HF_TOKEN on the cluster's nodes.", code=2)
     if wrong:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in wrong)
         raise fail(f"{names}: not for --engine {engine}: {advice}", code=2)
@@ -39,7 +41,6 @@ def predict_ray(
     out: str,
     intrinsics: Path | None,
     formats: str | None,
-    token: str | None,
     **options: Any,
 ) -> None:
     """Predict on a Ray cluster.
@@ -49,7 +50,6 @@ def predict_ray(
         out: Folder or URL of the results.
         intrinsics: A file with one camera for all images.
         formats: Files of each image, separated by commas; None: shards in parquet.
-        token: The token given, for the Hub.
         **options: `focal_length` and `fov`, and other fields of `Request`.
 
     Raises:
@@ -65,8 +65,6 @@ def predict_ray(
     report = Report()
     camera = {name: options.pop(name) for name in ("focal_length", "fov")}
     try:
-        if token and options["address"]:
-            raise ValueError("--token is for this machine alone: set HF_TOKEN on the cluster's nodes.")
         if options["device"] not in ("auto", "cpu", "cuda"):
             raise ValueError(f"--device with --engine ray is auto, cpu or cuda, got {options['device']!r}.")
         if clips := [one for one in sources if is_video(Path(one))]:

@@ -41,10 +41,16 @@ def connected(address: str | None) -> Iterator[Any]:
             # Ray would report the use of what it starts to its makers; nobody has asked for that.
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             options |= {"include_dashboard": False}
+        # Ray Data makes Ray's core print an error about actors' arguments in every run, although it keeps them.
+        level = os.environ.get("RAY_BACKEND_LOG_LEVEL")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         try:
             ray.init(address=address or "local", **options)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ConnectionError(f"No Ray cluster can be reached at {address or 'this machine'}: {error}") from error
+        finally:
+            if level is None:
+                del os.environ["RAY_BACKEND_LOG_LEVEL"]
     try:
         yield ray
     finally:

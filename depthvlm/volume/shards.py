@@ -44,7 +44,7 @@ def schema() -> pa.Schema:
 
 def shard_name(shard: int, shards: int, as_folder: bool) -> str:
     """Return the name of a shard's file or folder."""
-    return f"{DATA}/depth-{shard:05d}-of-{shards:05d}{'' if as_folder else '.parquet'}"
+    return f"{DATA}/train-{shard:05d}-of-{shards:05d}{'' if as_folder else '.parquet'}"
 
 
 def write_shard(
