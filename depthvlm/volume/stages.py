@@ -156,7 +156,7 @@ def _prepare_one(run: _Run, batch: dict[int, Any], group: Sequence[Image], job: 
     for warning in caught:
         group[0].warnings.append(_named(str(warning.message), group, list(batch)))
     if not job.with_pictures:
-        prepared = replace(prepared, pictures=[None] * len(group))  # type: ignore[arg-type]
+        prepared = replace(prepared, pictures=[None] * len(group))  # type: ignore[list-item]
     return prepared
 
 
