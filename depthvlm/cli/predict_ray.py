@@ -1,5 +1,6 @@
 """`depthvlm predict --engine ray`: from the command's options to a run on a cluster, and its outcome on the console."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,18 @@ _MOST_NAMED = 20  # failures on the console; the manifest has all
 
 
 def check_engine(context: typer.Context, engine: str) -> None:
-    """Refuse options of the other engine.
+    """Refuse options of the other engine, and several processes that would all do the same.
 
     Raises:
-        typer.Exit: One is given, or a token for a cluster elsewhere.
+        typer.Exit: One is given, or a token for a cluster elsewhere, or a launcher has started this process.
     """
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if "LOCAL_RANK" in os.environ and processes != "1":
+        raise fail(
+            f"A launcher has started {processes} processes of `depthvlm predict`, which would all predict the same "
+            "images. Start it without a launcher: --engine ray uses all GPUs.",
+            code=2,
+        )
     given = [name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
     if engine == "ray":
         wrong = [name for name in given if name not in _SUPPORTED]
@@ -48,14 +56,14 @@ def predict_ray(
     Args:
         sources: See `Listing`.
         out: Folder or URL of the results.
-        intrinsics: A file with one camera for all images.
+        intrinsics: A file with one camera for all images; those of single images are columns of tables.
         formats: Files of each image, separated by commas; None: shards in parquet.
         **options: `focal_length` and `fov`, and other fields of `Request`.
 
     Raises:
         typer.Exit: An image failed, an option is wrong, or the run was interrupted.
     """
-    from ..inputs import read_intrinsics
+    from ..camera_files import read_camera
     from ..prediction import output_paths
     from ..processing.camera_depthvlm import cameras_per_image
     from ..volume.run import Request, Run
@@ -72,12 +80,10 @@ def predict_ray(
         chosen = None if formats is None else tuple(dict.fromkeys(part.strip() for part in formats.split(",")))
         if chosen is not None:
             output_paths(Path(), "", chosen)
-        if intrinsics is not None and (intrinsics.is_dir() or not intrinsics.exists()):
-            raise ValueError(
-                f"{intrinsics} is not a file with one camera: with --engine ray, give the cameras of single images as "
-                "a column `intrinsics` of parquet tables."
-            )
-        matrix = None if intrinsics is None else read_intrinsics(intrinsics).tolist()
+        lens = None if intrinsics is None else read_camera(intrinsics)
+        if lens is not None and not lens.is_pinhole:
+            raise ValueError(f"{intrinsics}: the lens {lens.model!r} is not read yet: undistort the pictures first.")
+        matrix = None if lens is None else [float(number) for number in lens.numbers]
         cameras_per_image(1, **camera, intrinsics=None if matrix is None else [matrix])
         request = Request(sources, out, camera=camera | {"intrinsics": matrix}, formats=chosen, **options)
         run = Run(request)

@@ -54,8 +54,10 @@ def main() -> None:
         options = (arguments.images, arguments.width, workers, arguments.model, arguments.shard_rows)
         together, size, begin = measure(*options)
         rate = together / workers
-        print(f"measured: {arguments.images} pictures of {arguments.width}x{arguments.width * 3 // 4}, {workers} worker(s)")
-        print(f"  {together:.2f} images a second, {rate:.2f} a worker; {size / 1e3:.0f} kB a map; {begin:.0f} s to begin")
+        size_of = f"{arguments.width}x{arguments.width * 3 // 4}"
+        print(f"measured: {arguments.images} pictures of {size_of}, {workers} worker(s)")
+        print(f"  {together:.2f} images a second, {rate:.2f} a worker; {size / 1e3:.0f} kB a map")
+        print(f"  {begin:.0f} s from the start to the first shard of {arguments.shard_rows}")
     hours = arguments.total / (rate * workers) / 3600
     print(f"computed: {arguments.total:,} images with {workers} worker(s) of {rate:.2f} images a second each")
     print(f"  {hours:,.1f} hours, {hours * workers:,.0f} worker-hours, {arguments.total * size / 1e12:.2f} TB")

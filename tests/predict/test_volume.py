@@ -300,7 +300,8 @@ def test_the_shards_open_in_datasets(tmp_path, pictures):
         (["--device", "mps"], "auto, cpu or cuda"),
         (["--formats", "jpg"], "Formats to save: got jpg"),
         (["--fov", "400"], "fov"),
-        (["--intrinsics", "folder"], "column `intrinsics`"),
+        (["--intrinsics", "folder"], "There is no file folder"),
+        (["--known", "3,4,2.5"], "--known: not for --engine ray"),
         (["--token", "hf_x", "--address", "auto"], "HF_TOKEN on the cluster's nodes"),
     ],
 )
@@ -315,6 +316,15 @@ def test_what_a_cluster_does_not_do_is_refused(tmp_path, monkeypatch, options, m
 def test_options_of_the_cluster_need_it(tmp_path):
     result = command("predict", "photo.jpg", "--workers", 2, "--address", "auto", "--out", tmp_path / "out", code=2)
     assert "--workers, --address: not for --engine local: add --engine ray" in " ".join(result.output.split())
+
+
+def test_a_launcher_of_several_processes_is_refused(tmp_path, monkeypatch, pictures):
+    # As `accelerate launch --num_processes 2 -m depthvlm predict` sets them.
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    result = command("predict", *pictures, "--out", tmp_path / "out", code=2)
+    assert "started 2 processes" in result.output
+    assert "--engine ray uses all GPUs" in " ".join(result.output.split())
 
 
 def test_without_ray(tmp_path, monkeypatch, pictures):

@@ -50,7 +50,8 @@ def begin(pictures: list[Path], out: Path) -> subprocess.Popen:
         "--out",
         out,
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    # Ray would kill workers where other processes of this machine take its memory.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_memory_monitor_refresh_ms": "0"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, env=environment, **pipes)
 
