@@ -82,7 +82,10 @@ def predict_ray(
             output_paths(Path(), "", chosen)
         lens = None if intrinsics is None else read_camera(intrinsics)
         if lens is not None and not lens.is_pinhole:
-            raise ValueError(f"{intrinsics}: the lens {lens.model!r} is not read yet: undistort the pictures first.")
+            raise ValueError(
+                f"{intrinsics}: with --engine ray cameras are pinholes, and this is one of the model {lens.model!r}. "
+                "Predict without --engine ray, or undistort the pictures first."
+            )
         matrix = None if lens is None else [float(number) for number in lens.numbers]
         cameras_per_image(1, **camera, intrinsics=None if matrix is None else [matrix])
         request = Request(sources, out, camera=camera | {"intrinsics": matrix}, formats=chosen, **options)
