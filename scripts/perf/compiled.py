@@ -54,7 +54,7 @@ def seconds(run: Callable[[], Any], device: str) -> float:
 
 def device_rates(device: str, dtype: torch.dtype) -> tuple[float, float]:
     """The best of 20 large products in FLOP/s, and of 20 large copies in bytes read and written a second."""
-    side, count = (8192, 2**29) if device.startswith("cuda") else (2048, 2**26)
+    side, count = (8192, 2**32) if device.startswith("cuda") else (2048, 2**26)
     one, other = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     product = min(seconds(lambda: one @ other, device) for _ in range(20))
     source = torch.zeros(count, device=device, dtype=torch.uint8)
