@@ -48,6 +48,7 @@ def load(
     dtype: str | torch.dtype = "auto",
     *,
     compile: bool = False,
+    quantize: str | None = None,
     **kwargs: Any,
 ) -> "DepthPredictor":
     """Load a model and its processor.
@@ -59,18 +60,22 @@ def load(
         dtype: `float32`, `bfloat16`, `float16`; `auto`: the checkpoint's own, but float32 for a small model on a CPU.
         compile: Predict depth with compiled layers, on CUDA with CUDA graphs. The first picture of a size takes longer,
             which a line says. Replies to a prompt run as without it. For Qwen3-VL alone.
+        quantize: `int8` or `int4`: bits of the weights in the linear layers of LLM and vision tower, by bitsandbytes;
+            everything else, and with `int4` the arithmetic, keeps `dtype`, of which `auto` is then the checkpoint's own
+            on a CPU too.
         **kwargs: Passed on to `from_pretrained` of the model, such as `attn_implementation`; those that locate files
             (`revision`, `token`, `cache_dir`, `subfolder`, `local_files_only`, ...) also to the processor's.
 
     Raises:
-        ValueError: The device is not available, the dtype is unknown, or the model cannot be compiled.
+        ValueError: The device is not available, the dtype is unknown, or the model cannot be compiled or quantised.
+        ImportError: `quantize` needs a package that is not installed.
         TypeError: A keyword is not known.
         OSError: There is no such model.
     """
     name = BUNDLED_MODEL if model is None else str(model)
     if model is None:
         logger.warning("Using %s.", BUNDLED_MODEL_NOTE)
-    return DepthPredictor(*load_checkpoint(name, device, dtype, compile=compile, **kwargs), name)
+    return DepthPredictor(*load_checkpoint(name, device, dtype, compile=compile, quantize=quantize, **kwargs), name)
 
 
 def predict(

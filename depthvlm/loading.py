@@ -19,6 +19,7 @@ from .modeling_depthvlm.checkpoints_depthvlm import ADAPTER_CONFIG, CONFIG, adap
 from .modeling_depthvlm.configuration_depthvlm import HUB_KWARGS
 from .processing import DepthVLMProcessor
 from .processing.image_processing_depthvlm import LOADING_KEYWORDS, check_keywords
+from .quantization import quantization_keywords, settle
 
 register()  # for the `depthvlm` command; otherwise done on import of the package
 
@@ -50,6 +51,7 @@ def load_checkpoint(
     device: str = "auto",
     dtype: str | torch.dtype = "auto",
     *,
+    quantize: str | None = None,
     allow_untrained_head: bool = False,
     compile: bool = False,
     **kwargs: Any,
@@ -60,6 +62,7 @@ def load_checkpoint(
         model: A checkpoint's folder, its name on the Hub (`owner/name` or `owner/name@revision`), or `depthvlm-nano`.
         device: `cuda`, `cuda:1`, `mps`, `cpu`; `auto`: the first of these that is available.
         dtype: `float32`, `bfloat16`, `float16`; `auto`: the checkpoint's own, but float32 for a small model on a CPU.
+        quantize: See [`depthvlm.load`].
         allow_untrained_head: Also accept the new, untrained head of a plain backbone, whose depth is one metre
             everywhere.
         compile: Predict depth with compiled layers, on CUDA with CUDA graphs: see [`compile_depth`].
@@ -70,22 +73,28 @@ def load_checkpoint(
         TypeError: A keyword is not known.
         ValueError: The device is not available, or `device_map` is given too; the dtype is not one; weights are
             missing; the depth head is untrained or holds NaN; model and processor were made for different canonical
-            focal lengths; the model cannot be compiled.
+            focal lengths; the model cannot be compiled or quantised, or is quantised already.
+        ImportError: `quantize` needs a package that is not installed.
         OSError: There is no such model.
     """
     check_loading(kwargs, "load")
     if device != "auto" and kwargs.get("device_map") is not None:
         raise ValueError(f"`device={device!r}` and `device_map` both say where the model goes: give one of them.")
+    if compile and quantize is not None:
+        raise ValueError("`compile` and `quantize` do not go together: bitsandbytes' layers do not compile as a whole.")
     where, what = pick_device(device), pick_dtype(dtype)
-    network, processor, adapter = load_parts(model, what, **kwargs)
+    placed = {"device_map": {"": where}} if quantize is not None and kwargs.get("device_map") is None else {}
+    network, processor, adapter = load_parts(model, what, quantize=quantize, **kwargs | placed)
     if adapter is not None:
         network.load_adapter(adapter)
     network = network.eval()
+    settle(network, None if quantize is None else network.dtype)
     _check_canonical(network, processor, str(model))
     _check_head(network, str(model), allow_untrained_head)
-    if kwargs.get("device_map") is None and kwargs.get("quantization_config") is None:
+    if quantize is None and kwargs.get("device_map") is None and kwargs.get("quantization_config") is None:
         network = network.to(where)
-        if what == "auto" and where.type == "cpu" and network.num_parameters() <= _SMALL_MODEL:
+        is_small = where.type == "cpu" and network.num_parameters() <= _SMALL_MODEL
+        if what == "auto" and is_small and not getattr(network, "is_quantized", False):
             network = network.float()
     if compile:
         compile_depth(network)
@@ -108,7 +117,7 @@ def _check_head(network: DepthVLMForConditionalGeneration, path: str, allow_untr
 
 
 def load_parts(
-    model: str | PathLike[str], dtype: str | torch.dtype = "auto", **kwargs: Any
+    model: str | PathLike[str], dtype: str | torch.dtype = "auto", *, quantize: str | None = None, **kwargs: Any
 ) -> tuple[DepthVLMForConditionalGeneration, DepthVLMProcessor, str | None]:
     """Load a model as stored in its checkpoint, and its processor.
 
@@ -168,6 +177,8 @@ def _find_parts(model: str | PathLike[str], kwargs: dict[str, Any]) -> _Parts:
     settings, _ = DepthVLMConfig.get_config_dict(base, **base_origin)
     if not settings:
         raise FileNotFoundError(f"{base} holds no config.json: it is no checkpoint.")
+    if quantize is not None:
+        kwargs |= quantization_keywords(quantize, settings, base, kwargs, base_origin)
     camera = {name: kwargs[name] for name in ("canonical_focal_length",) if name in kwargs}
     # An adapter usually comes with the processor that it was trained with; one made elsewhere may not.
     has_processor = adapter is None or any((adapter / name).is_file() for name in PROCESSOR_FILES)

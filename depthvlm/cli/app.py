@@ -12,7 +12,7 @@ from .bench_eval import evaluate, list_systems
 from .bench_report import report
 from .failures import Commands, fail, print_any_name, printable
 from .measure import measure
-from .options import Compile, Device, DType, Model, Revision, Token, UntrainedHead, at_revision
+from .options import Compile, Device, DType, Model, Quantize, Revision, Token, UntrainedHead, at_revision
 from .predict import predict
 from .push import push
 
@@ -138,6 +138,7 @@ def demo(
     device: Device = "auto",
     dtype: DType = "auto",
     compile: Compile = False,
+    quantize: Quantize = None,
     allow_untrained_head: UntrainedHead = False,
 ) -> None:
     """Open a page in the browser: depth, distances, the scene in 3D, and a chat about the picture."""
@@ -155,6 +156,7 @@ def demo(
         device=device,
         dtype=dtype,
         compile=compile,
+        quantize=quantize,
         allow_untrained_head=allow_untrained_head,
         host=host,
         port=port,

@@ -16,6 +16,12 @@ def _use_token(token: str | None) -> None:
         os.environ["HF_TOKEN"] = token
 
 
+def _known_scheme(scheme: str | None) -> str | None:
+    if scheme not in (None, "int8", "int4"):
+        raise typer.BadParameter(f"{scheme!r} is neither int8 nor int4.")
+    return scheme
+
+
 Model = Annotated[
     str | None,
     typer.Option(help="Folder or Hub name of a model.", show_default="the bundled depthvlm-nano"),
@@ -27,6 +33,15 @@ Compile = Annotated[
     typer.Option(
         "--compile",
         help="Compile the layers for depth, on CUDA into CUDA graphs: a wait at each new size of picture, then faster.",
+    ),
+]
+Quantize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="int8|int4",
+        help="Weights in 8 or 4 bits, by bitsandbytes.",
+        show_default="as stored",
+        callback=_known_scheme,
     ),
 ]
 Revision = Annotated[

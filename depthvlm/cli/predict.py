@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from .failures import INTERRUPTED, explain, fail, printable
-from .options import Compile, Device, DType, Model, Revision, Token, UntrainedHead, at_revision
+from .options import Compile, Device, DType, Model, Quantize, Revision, Token, UntrainedHead, at_revision
 
 _CALIBRATION = "Known distances"
 _RAY = "Millions of images (--engine ray)"
@@ -66,6 +66,7 @@ def predict(
     device: Device = "auto",
     dtype: DType = "auto",
     compile: Compile = False,
+    quantize: Quantize = None,
     allow_untrained_head: UntrainedHead = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 4,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Greatest length of the reply to --prompt.")] = 256,
@@ -271,7 +272,7 @@ def predict(
     settings = predict_images.Settings(
         model=name,
         weights=weights_identity(name) if paths or clips else "",
-        dtype=dtype,
+        dtype=dtype if quantize is None else f"{dtype}, {quantize}",
         cameras=[
             {"focal_length": focal_length, "fov": fov, "intrinsics": camera_of.get(path)}
             | ({"camera": lens_of[path]} if lens_of.get(path) else {})
@@ -289,7 +290,7 @@ def predict(
     report.tell_what_is_there(jobs, overwrite)
     todo = [job for job in jobs if job.is_due]
     predict_clips.check_clips(named_clips, folder, overwrite)
-    load = cache(lambda: report.load(model, device, dtype, allow_untrained_head, compile))
+    load = cache(lambda: report.load(model, device, dtype, allow_untrained_head, compile, quantize))
     if todo or clips:
         _check_options(device, dtype, focal_length, fov)
     try:

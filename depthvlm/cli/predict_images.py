@@ -84,7 +84,7 @@ class Settings:
     Attributes:
         model: Name of the model.
         weights: Identity of the model's weights.
-        dtype: The requested dtype.
+        dtype: The requested dtype, and the bits of quantised weights.
         cameras: `focal_length`, `fov` and `intrinsics` of each image, None if not given; and `camera`, the fields of
             its lens or its name, where it is no pinhole.
         prompts: Questions about each image.

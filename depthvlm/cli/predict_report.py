@@ -114,7 +114,13 @@ class Report:
             self.console.print(f"Adding replies to {added} whose depth is complete.")
 
     def load(
-        self, model: str | None, device: str, dtype: str, allow_untrained_head: bool, compile: bool = False
+        self,
+        model: str | None,
+        device: str,
+        dtype: str,
+        allow_untrained_head: bool,
+        compile: bool = False,
+        quantize: str | None = None,
     ) -> Any:
         """Load the model and print a description of it."""
         from transformers.utils import logging as transformers_logging
@@ -126,12 +132,13 @@ class Report:
             transformers_logging.disable_progress_bar()  # it loads instantly
             self.console.print(f"Model: {BUNDLED_MODEL_NOTE} (choose another with --model).", style="yellow")
             self.console.print(f"For photographs: {PUBLISHED_MODEL_NOTE}", style="yellow")
-        options = {"allow_untrained_head": allow_untrained_head, "compile": compile}
+        options = {"allow_untrained_head": allow_untrained_head, "compile": compile, "quantize": quantize}
         loaded = inference.load(model or BUNDLED_MODEL, device, dtype, **options)
         parameters = loaded.model.num_parameters() / 1e6
+        weights = "" if quantize is None else f" with {quantize} weights"
         self.console.print(
-            f"Loaded {loaded.name}: {parameters:,.1f} M parameters, {loaded.model.dtype} on {loaded.model.device}, "
-            f"in {time.perf_counter() - started:.1f} s".replace("torch.", "")
+            f"Loaded {loaded.name}: {parameters:,.1f} M parameters, {loaded.model.dtype}{weights} "
+            f"on {loaded.model.device}, in {time.perf_counter() - started:.1f} s".replace("torch.", "")
         )
         return loaded
 

@@ -61,6 +61,7 @@ def launch(
     device: str = "auto",
     dtype: str = "auto",
     compile: bool = False,
+    quantize: str | None = None,
     allow_untrained_head: bool = False,
     host: str | None = None,
     port: int | None = None,
@@ -75,6 +76,7 @@ def launch(
         device: See `depthvlm.load`.
         dtype: See `depthvlm.load`.
         compile: See `depthvlm.load`.
+        quantize: See `depthvlm.load`.
         allow_untrained_head: See `depthvlm.load`.
         host: The address to listen on. None: Gradio's own choice, 127.0.0.1, or all addresses on a Space.
         port: The port to listen on. None: the first free one from 7860 on.
@@ -98,7 +100,9 @@ def launch(
         from ...inference import load
         from .demo import Demo
 
-        loaded = load(model, device, dtype, compile=compile, allow_untrained_head=allow_untrained_head)
+        loaded = load(
+            model, device, dtype, compile=compile, quantize=quantize, allow_untrained_head=allow_untrained_head
+        )
         demo = Demo(loaded, Files(folder, limits), limits)
         serve(demo, host=host, port=port, share=share, allowed_hosts=allowed_hosts)
 
