@@ -7,16 +7,14 @@ Scenes are rendered at 256x192 pixels with fields of view of 45 to 80 degrees fr
 focal length. delta1 is the share of pixels with max(p / g, g / p) < 1.25; sky has no depth and does not count.
 """
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
-import torch
 import typer
 from depthvlm.benchmark.synthetic import render_scene
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from transformers import BitsAndBytesConfig
 
 from depthvlm import DepthPredictor, load
 
@@ -29,31 +27,17 @@ def main(
     scenes: Annotated[int, typer.Option(help="Scenes of each kind.")] = 250,
     batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 16,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
-    quantize: Annotated[int | None, typer.Option(help="Bits of the LLM's weights, 8 or 4, by bitsandbytes.")] = None,
+    quantize: Annotated[str | None, typer.Option(help="int8 or int4: bits of the weights.")] = None,
 ) -> None:
     """Print delta1 and abs_rel for rooms, streets and both."""
-    network = load(model, dtype=dtype, **(quantized(quantize, dtype) if quantize else {}))
+    network = load(model, dtype=dtype, quantize=quantize)
     table = Table(
         "scenes", "images", "delta1, mean of images", "delta1, pooled pixels", "abs_rel", "best constant", "its delta1"
     )
     for name, pairs in predict_scenes(network, scenes, batch_size).items():
         table.add_row(name, str(len(pairs)), *_scores(pairs))
-    weights = f", LLM in {quantize} bits" if quantize else ""
+    weights = f", {quantize} weights" if quantize else ""
     Console(width=120).print(f"{network.name}, {dtype}{weights}, {scenes} scenes of each kind", table)
-
-
-def quantized(bits: int, dtype: str) -> dict[str, Any]:
-    """Keywords of `load` for LLM weights of 8 or 4 bits; vision tower, output layer and depth head stay as they are."""
-    kept = ["visual", "lm_head", "depth_head"]
-    if bits == 8:
-        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)}
-    config = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=getattr(torch, dtype),
-        llm_int8_skip_modules=kept,
-    )
-    return {"quantization_config": config}
 
 
 def predict_scenes(
