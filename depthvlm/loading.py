@@ -130,8 +130,10 @@ def load_parts(
         OSError, ValueError: There is no such model, or it has no safetensors.
     """
     parts = _find_parts(model, kwargs)
-    processor, settings = parts.processor, parts.settings
-    network = DepthVLMForConditionalGeneration.from_pretrained(parts.base, dtype=dtype, **parts.keywords)
+    processor, settings, keywords = parts.processor, parts.settings, parts.keywords
+    if quantize is not None:
+        keywords |= quantization_keywords(quantize, settings, parts.base, keywords, hub_keywords(parts.base, keywords))
+    network = DepthVLMForConditionalGeneration.from_pretrained(parts.base, dtype=dtype, **keywords)
     if "depth_prompt_ids" not in settings and processor.chat_template:  # a plain backbone or a published checkpoint
         network.config.depth_prompt_ids = processor.depth_prompt_ids
     return network, processor, None if parts.adapter is None else str(parts.adapter)
@@ -177,8 +179,6 @@ def _find_parts(model: str | PathLike[str], kwargs: dict[str, Any]) -> _Parts:
     settings, _ = DepthVLMConfig.get_config_dict(base, **base_origin)
     if not settings:
         raise FileNotFoundError(f"{base} holds no config.json: it is no checkpoint.")
-    if quantize is not None:
-        kwargs |= quantization_keywords(quantize, settings, base, kwargs, base_origin)
     camera = {name: kwargs[name] for name in ("canonical_focal_length",) if name in kwargs}
     # An adapter usually comes with the processor that it was trained with; one made elsewhere may not.
     has_processor = adapter is None or any((adapter / name).is_file() for name in PROCESSOR_FILES)

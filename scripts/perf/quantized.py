@@ -76,7 +76,7 @@ def one_round(model: Any, inputs: dict[str, Any], device: str) -> tuple[float, f
 
 
 def compare_layer(shape: str, rounds: int, device: str) -> None:
-    """Print the ratios of one feed-forward layer of the LLM alone: copies in turn, so that no cache holds the weights."""
+    """Print the ratios of one feed-forward layer of the LLM: copies in turn, so that no cache holds the weights."""
     inputs, outputs = (SHAPES[shape]["text"][name] for name in ("hidden_size", "intermediate_size"))
     plain = [torch.nn.Linear(inputs, outputs, False, device, torch.bfloat16) for _ in range(4)]
     layers: dict[str, list[Any]] = {"bfloat16": plain, "int8": [], "int4": []}
