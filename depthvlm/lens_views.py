@@ -20,6 +20,8 @@ ONE_VIEW = 60.0
 ALL_AROUND = 120.0
 # Half the side of the square views that a wider lens is cut into, in degrees: those around a panorama, and the others.
 _AROUND, _TILTED = 45.0, 50.0
+# Power of the weights in overlaps. With 1, the six tilted views outvote the straight one in the middle of a picture.
+_SHARPNESS = 4
 _MARGIN = 2  # pixels around the outermost rays of one view
 _ROWS = 256  # of the picture at a time
 
@@ -197,7 +199,7 @@ def _weights(view: View, rays: Array) -> Array:
         x, y = np.abs(rays[..., 0] / rays[..., 2]), np.abs(rays[..., 1] / rays[..., 2])
         inside = (1 - x * camera.fx / camera.cx, 1 - y * camera.fy / camera.cy)
         seen = (rays[..., 2] > 0) & (inside[0] > 0) & (inside[1] > 0)
-        return np.where(seen, inside[0] * inside[1], 0.0)
+        return np.where(seen, (inside[0] * inside[1]) ** _SHARPNESS, 0.0)
 
 
 def _sampled(values: Array, x: Array, y: Array, step: float) -> Array:
