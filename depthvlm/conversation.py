@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteriaList, TextIteratorStreamer
 
-from .inference import DepthPredictor, ImageInput, check_context, greedy, load, upright_rgb
+from .batches import check_context, greedy, upright_rgb
+from .inference import DepthPredictor, ImageInput, load
 from .loading import check_generation
 from .prediction import Prediction
 from .processing import DEPTH_PROMPT, DEPTH_SYSTEM_PROMPT

@@ -5,7 +5,6 @@ whatever is killed, a recorded shard is complete. `manifest.json` is put togethe
 when it ends.
 """
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..result_records import fingerprint
 from .storage import STATE, Storage
 
 MANIFEST = "manifest.json"
@@ -61,11 +61,6 @@ class Done:
     def warnings(self) -> list[str]:
         """The warnings of all shards, each once."""
         return list(dict.fromkeys(text for record in self.records.values() for text in record["warnings"]))
-
-
-def fingerprint(settings: Mapping[str, Any]) -> str:
-    """Return a short hash of the settings, which the records of shards carry."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

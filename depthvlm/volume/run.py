@@ -12,6 +12,7 @@ from typing import Any
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from ..checkpoint import resolve_model_path, split_revision, weights_identity
+from ..result_records import fingerprint
 from . import manifest
 from .cluster import connected, require_ray, worker_resources
 from .plan import PlanSummary, write_plan
@@ -108,7 +109,7 @@ class Run:
             self.out.put(plan, _PLAN)
         self.job = Job(
             out=self.out.url,
-            made_with=manifest.fingerprint(self.settings),
+            made_with=fingerprint(self.settings),
             images=self.summary.images,
             shard_rows=request.shard_rows,
             shards=self.summary.shards,

@@ -16,11 +16,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from ..batches import BatchRun, PreparedBatch, batches_by_size
 from ..export import write_png16
-from ..inference import DepthPredictor, _batches, _Prepared, _Run, load
+from ..inference import load
 from ..inputs import is_url
 from ..loading import load_processor
 from ..prediction import Prediction
+from ..processing import DepthVLMProcessor
 from .reading import Item, read_items
 from .shards import write_shard
 from .sources import Columns, Entry
@@ -125,13 +127,13 @@ def prepare(batch: dict[str, Any], job: Job) -> Iterator[dict[str, list[Any]]]:
 
 def _prepared(
     images: Sequence[Image], items: Sequence[Item], job: Job
-) -> Iterator[tuple[list[Image], _Prepared | None]]:
+) -> Iterator[tuple[list[Image], PreparedBatch | None]]:
     """Yield images with what the model takes of them; None for images that failed."""
     usable = [number for number, item in enumerate(items) if item.problem is None]
     if broken := [image for image in images if image.problem is not None]:
         yield broken, None
     run = _run([items[number] for number in usable], job)
-    for batch in _batches([items[number].image for number in usable], job.batch_size):
+    for batch in batches_by_size([items[number].image for number in usable], job.batch_size):
         group = [images[usable[position]] for position in batch]
         try:
             yield group, _prepare_one(run, batch, group, job)
@@ -149,7 +151,7 @@ def _prepared(
                 yield [image], prepared
 
 
-def _prepare_one(run: _Run, batch: dict[int, Any], group: Sequence[Image], job: Job) -> _Prepared:
+def _prepare_one(run: BatchRun, batch: dict[int, Any], group: Sequence[Image], job: Job) -> PreparedBatch:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         prepared = run.prepare(batch)
@@ -172,16 +174,16 @@ def _named(text: str, group: Sequence[Image], numbers: Sequence[int] = ()) -> st
 
 
 @lru_cache(maxsize=1)
-def _processor(model: str) -> DepthPredictor:
-    """Return what prepares images in this process: a predictor with the configuration in place of the model."""
+def _processor(model: str) -> tuple[Any, DepthVLMProcessor]:
+    """Return what prepares images in this process: the configuration in place of the model, and the processor."""
     processor, config = load_processor(model)
-    return DepthPredictor(SimpleNamespace(config=config), processor)  # type: ignore[arg-type]
+    return SimpleNamespace(config=config), processor
 
 
-def _run(items: Sequence[Item], job: Job) -> _Run:
+def _run(items: Sequence[Item], job: Job) -> BatchRun:
     names = ("focal_length", "fov", "intrinsics")
     cameras = {name: [item.camera.get(name, dict(job.camera).get(name)) for item in items] for name in names}
-    return _Run(_processor(job.model), cameras, None, {}, job.max_image_pixels, None)
+    return BatchRun(*_processor(job.model), job.name, cameras, None, {}, job.max_image_pixels, None)
 
 
 class Predict:
@@ -194,7 +196,6 @@ class Predict:
     def __init__(self, job: Job):
         self.job = job
         self.predictor = load(job.model, job.device, job.dtype, allow_untrained_head=job.allow_untrained_head)
-        self.predictor.name = job.name
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
         """Predict prepared batches; of a batch that fails, each image by itself."""
@@ -202,7 +203,7 @@ class Predict:
             group, prepared = pickle.loads(work)
             yield {"shard": [int(shard)], "work": [pickle.dumps(self._outcomes(group, prepared))]}
 
-    def _outcomes(self, group: list[Image], prepared: _Prepared | None) -> list[tuple[Image, Prediction | None]]:
+    def _outcomes(self, group: list[Image], prepared: PreparedBatch | None) -> list[tuple[Image, Prediction | None]]:
         if prepared is None:
             return [(image, None) for image in group]
         try:
@@ -217,10 +218,11 @@ class Predict:
             outcomes += self._outcomes([image], alone)
         return outcomes
 
-    def _predict(self, prepared: _Prepared) -> list[Prediction]:
-        run = _Run(self.predictor, {}, None, {}, self.job.max_image_pixels, None)
+    def _predict(self, prepared: PreparedBatch) -> list[Prediction]:
+        network, processor = self.predictor.model, self.predictor.processor
+        run = BatchRun(network, processor, self.job.name, {}, None, {}, self.job.max_image_pixels, None)
         run.warned_assumed = True  # the driver says it once for all
-        return run._predict(dict.fromkeys(range(len(prepared.labels))), prepared)
+        return run.predict(dict.fromkeys(range(len(prepared.labels))), prepared)
 
 
 def encode(batch: dict[str, Any], job: Job) -> Iterator[dict[str, list[Any]]]:

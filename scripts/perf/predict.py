@@ -22,8 +22,9 @@ from forward import build_model, take_tokens
 from PIL import Image
 
 import depthvlm
+from depthvlm.batches import BatchRun, batches_by_size
 from depthvlm.cli.predict_images import Settings, plan, predict_images
-from depthvlm.inference import DepthPredictor, _batches, _Run
+from depthvlm.inference import DepthPredictor
 from depthvlm.prediction import DEFAULT_FORMATS
 
 FOV = 60.0  # of all photographs, so that no camera is assumed
@@ -52,13 +53,13 @@ def measure_parts(
 ) -> dict[str, float]:
     """Return the seconds of preparing, the model, and writing, one after the other."""
     unknown = {key: [None] * len(paths) for key in ("intrinsics", "focal_length")} | {"fov": [FOV] * len(paths)}
-    run = _Run(predictor, unknown, None, {}, 10**9, None)
+    run = BatchRun(predictor.model, predictor.processor, predictor.name, unknown, None, {}, 10**9, None)
     seconds = dict.fromkeys(("prepare", "model", "write"), 0.0)
-    for batch in _batches(paths, batch_size):
+    for batch in batches_by_size(paths, batch_size):
         started = time.perf_counter()
         prepared = run.prepare(batch)
         ready = time.perf_counter()
-        predictions = run._predict(batch, prepared)
+        predictions = run.predict(batch, prepared)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         done = time.perf_counter()

@@ -135,7 +135,7 @@ class TestBadInput:
         ],
     )
     def test_settings_are_refused_before_anything_is_done(self, model, monkeypatch, keywords, message):
-        monkeypatch.setattr("depthvlm.inference._Run.prepare", lambda *_: pytest.fail("went on"))
+        monkeypatch.setattr("depthvlm.batches.BatchRun.prepare", lambda *_: pytest.fail("went on"))
         with pytest.raises(ValueError, match=message):
             model.predict([picture(80, 60)] * 2, **keywords)
 
