@@ -132,7 +132,11 @@ class Report:
             transformers_logging.disable_progress_bar()  # it loads instantly
             self.console.print(f"Model: {BUNDLED_MODEL_NOTE} (choose another with --model).", style="yellow")
             self.console.print(f"For photographs: {PUBLISHED_MODEL_NOTE}", style="yellow")
-        options = {"allow_untrained_head": allow_untrained_head, "compile": compile, "quantize": quantize}
+        options: dict[str, Any] = {
+            "allow_untrained_head": allow_untrained_head,
+            "compile": compile,
+            "quantize": quantize,
+        }
         loaded = inference.load(model or BUNDLED_MODEL, device, dtype, **options)
         parameters = loaded.model.num_parameters() / 1e6
         weights = "" if quantize is None else f" with {quantize} weights"
