@@ -58,7 +58,8 @@ def predict(
         typer.Option(
             metavar="LIST",
             help="Files to write, of png16 (to 1 mm, or 4 mm beyond 65 m; up to 256 m), npy (float32 metres, 4 bytes "
-            "a pixel), color, json, ply (point cloud), glb (mesh), npz (with the camera), exr, pfm and normals.",
+            "a pixel), color, json, ply (point cloud), glb (mesh), npz (with the camera), exr, pfm, normals, and with "
+            "--refine spread.",
             show_default="png16,color,json",
         ),
     ] = None,

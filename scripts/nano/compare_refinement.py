@@ -1,14 +1,13 @@
 """
-What averaging over views (`refine=N`) brings, and costs, on synthetic scenes that the model has not seen.
+What averaging over views (`refine=N`) brings on synthetic scenes that the model has not seen.
 
     python scripts/nano/compare_refinement.py --scenes 100
 
 The pictures have the size of the model's input, so that a token is 32 pixels wide and nothing is resized: 192x160,
-224x160 and 256x192 at the canonical focal length. Time is that of the processor's cores.
+224x160 and 256x192 at the canonical focal length.
 """
 
 import math
-import time
 from typing import Annotated
 
 import numpy as np
@@ -35,14 +34,12 @@ def main(
     predictor = load(model, dtype="float32")
     config = predictor.model.config
     canonical = config.canonical_focal_length
-    print("| views | delta1 | abs_rel | boundary F1 | worst harmonic across, down | gain of spread | time |")
-    print("|---|---|---|---|---|---|---|")
-    seconds = {}
+    print("| views | delta1 | abs_rel | boundary F1 | worst harmonic across, down | gain of spread |")
+    print("|---|---|---|---|---|---|")
     for count in views:
         scores: dict[str, list[float]] = {name: [] for name in ("delta1", "abs_rel", "boundary")}
         spectra: dict[str, list] = {"x": [], "y": []}
         errors, doubts = [], []
-        seconds[count] = 0.0
         for number in track(range(scenes), description=f"{count} views", transient=True):
             width, height = SIZES[number % len(SIZES)]
             scene = render_scene(
@@ -52,9 +49,7 @@ def main(
                 fov=math.degrees(2 * math.atan(width / 2 / canonical)),
                 kind="street" if number % 2 else "room",
             )
-            started = time.process_time()
             [prediction] = predictor.predict(scene.image, focal_length=scene.focal_length, refine=count)
-            seconds[count] += time.process_time() - started
             truth, depth = scene.depth, prediction.depth
             metrics, valid = ErrorSums.of(depth, truth).metrics(), truth > 0
             for name in ("delta1", "abs_rel"):
@@ -72,7 +67,6 @@ def main(
             *(f"{np.nanmean(values):.4f}" for values in scores.values()),
             ", ".join(f"{ratio:.2f} (no. {harmonic})" for harmonic, ratio in worst.values()),
             gain,
-            f"{seconds[count] / seconds[views[0]]:.1f}",
         ]
         print(f"| {' | '.join(cells)} |", flush=True)
 
