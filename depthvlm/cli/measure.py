@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .failures import fail, printable
-from .options import Device, DType, Model, Revision, Token, at_revision
+from .options import Device, DType, FieldOfView, FocalLength, Model, Quantize, Revision, Token, at_revision
 
 _MOST_SHOWN = 500  # characters of a reply without a box
 _PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
@@ -20,10 +20,11 @@ def measure(
     model: Model = None,
     revision: Revision = None,
     token: Token = None,
-    focal_length: Annotated[
-        float | None, typer.Option(metavar="PX", help="Focal length in pixels of the image as given.")
+    focal_length: FocalLength = None,
+    fov: FieldOfView = None,
+    intrinsics: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Camera file, as for `depthvlm predict`.")
     ] = None,
-    fov: Annotated[float | None, typer.Option(metavar="DEG", help="Horizontal field of view in degrees.")] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw boxes and distances into the image: .png or .jpg.")
     ] = None,
@@ -31,6 +32,7 @@ def measure(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: objects, reply, camera.")] = False,
     device: Device = "auto",
     dtype: DType = "auto",
+    quantize: Quantize = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Greatest length of the model's reply.")] = 1024,
 ) -> None:
     """Measure how far the objects are that a description names: boxes in the model's words, metres in its depth.
@@ -45,23 +47,31 @@ def measure(
         raise fail(f"--out is a picture, .png or .jpg, got {out}.", code=2)
     if out is not None and os.path.lexists(out) and not overwrite:
         raise fail(f"{out} is there already: give another --out, or --overwrite.", code=2)
-    if focal_length is not None and fov is not None:
-        raise fail("--focal-length and --fov both name the camera: give one of them.", code=2)
+    options = {"--focal-length": focal_length, "--fov": fov, "--intrinsics": intrinsics}
+    if len(given := [name for name, value in options.items() if value is not None]) > 1:
+        raise fail(f"{' and '.join(given)} both name the camera: give one of them.", code=2)
 
     from rich.console import Console
     from rich.table import Table
 
     from .. import grounding
+    from ..camera_files import read_cameras
     from ..files import atomic_write
+    from ..inputs import is_url, path_of_url
     from .predict_report import Report
 
     style: dict[str, Any] = {"soft_wrap": True, "highlight": False, "markup": False}
     report = Report()
     report.console = Console(stderr=True, **style)  # what is asked for goes to stdout, all else does not
+    name = path_of_url(image) if is_url(image) else Path(image)
+    try:
+        camera = None if intrinsics is None else read_cameras(intrinsics, [name])[0]
+    except ValueError as error:
+        raise fail(error, code=2) from None
     with report.warnings():
-        loaded = report.load(at_revision(model, revision), device, dtype, False)
+        loaded = report.load(at_revision(model, revision), device, dtype, False, quantize=quantize)
         found = grounding.measure(
-            image, what, loaded, max_new_tokens=max_new_tokens, focal_length=focal_length, fov=fov
+            image, what, loaded, max_new_tokens=max_new_tokens, focal_length=focal_length, fov=fov, camera=camera
         )
     prediction = found.prediction
     if as_json:

@@ -56,6 +56,8 @@ Token = Annotated[
         callback=_use_token,
     ),
 ]
+FocalLength = Annotated[float | None, typer.Option(metavar="PX", help="Focal length in pixels of the image as given.")]
+FieldOfView = Annotated[float | None, typer.Option(metavar="DEG", help="Horizontal field of view in degrees.")]
 UntrainedHead = Annotated[
     bool,
     typer.Option("--allow-untrained-head", help="Also load a depth head that was never trained: one metre everywhere."),

@@ -8,7 +8,19 @@ from typing import Annotated, Literal
 import typer
 
 from .failures import INTERRUPTED, explain, fail, printable
-from .options import Compile, Device, DType, Model, Quantize, Revision, Token, UntrainedHead, at_revision
+from .options import (
+    Compile,
+    Device,
+    DType,
+    FieldOfView,
+    FocalLength,
+    Model,
+    Quantize,
+    Revision,
+    Token,
+    UntrainedHead,
+    at_revision,
+)
 
 _CALIBRATION = "Known distances"
 _RAY = "Millions of images (--engine ray)"
@@ -26,10 +38,8 @@ def predict(
     model: Model = None,
     revision: Revision = None,
     token: Token = None,
-    focal_length: Annotated[
-        float | None, typer.Option(metavar="PX", help="Focal length in pixels of the image as given.")
-    ] = None,
-    fov: Annotated[float | None, typer.Option(metavar="DEG", help="Horizontal field of view in degrees.")] = None,
+    focal_length: FocalLength = None,
+    fov: FieldOfView = None,
     intrinsics: Annotated[
         Path | None,
         typer.Option(

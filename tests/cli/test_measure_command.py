@@ -40,6 +40,21 @@ def test_json_alone_on_standard_output(fixed_words):
     assert record["focal_source"] == "fov"
 
 
+def test_a_camera_file(fixed_words, tmp_path):
+    with Image.open(ROOM) as room:
+        width, height = room.size
+    (tmp_path / "camera.txt").write_text(f"400 400 {width / 2} {height / 2}")
+    one, same = (
+        json.loads(run("measure", ROOM, "the middle", *camera, "--json").stdout)
+        for camera in (("--intrinsics", tmp_path / "camera.txt"), ("--focal-length", 400))
+    )
+    assert one["focal_source"] == "intrinsics"
+    assert one["objects"] == same["objects"]
+    (tmp_path / "camera.txt").write_text("no camera")
+    result = run("measure", ROOM, "the middle", "--intrinsics", tmp_path / "camera.txt", code=2)
+    assert "camera.txt" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
