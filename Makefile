@@ -6,6 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 IMAGE ?=
 OUT ?= outputs/demo
 JOBS ?= 2
+ABLATION_JOBS ?= 1
 
 NANO := outputs/nano
 # Small images want one thread a process, and kernels that are kept for every size of image.
@@ -13,7 +14,7 @@ NANO_ENV := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 ONEDNN_PRIMITIVE_CACHE_CAPA
 	MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456 \
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
-.PHONY: demo test test-slow nano lint types check wheel docs docs-serve release test-torchvision test-oldest test-lmms test-vllm test-browser test-gpu screenshots clean
+.PHONY: demo test test-slow nano ablations lint types check wheel docs docs-serve release test-torchvision test-oldest test-lmms test-vllm test-browser test-gpu screenshots clean
 
 demo: $(VENV)/.demo
 	$(BIN)/depthvlm predict $(if $(IMAGE),"$(IMAGE)",depthvlm/assets/room.jpg depthvlm/assets/street.jpg) \
@@ -63,6 +64,12 @@ $(NANO)/stage2/model.safetensors: $(NANO)/stage1/model.safetensors
 $(NANO)/stage3/model.safetensors: $(NANO)/stage2/model.safetensors
 $(NANO)/stage%/model.safetensors: training/recipes/nano_stage%.yaml
 	$(NANO_ENV) $(BIN)/depthvlm sft --config $< --resume_from_checkpoint latest
+
+# The paper's tables 4 to 7 at nano's scale, in one process on one core; interrupted, it goes on where it was when called again.
+# In the background: `nohup make ablations > ablations.log 2>&1 &`.
+ablations: $(NANO)/stage0/model.safetensors
+	$(NANO_ENV) nice -n 10 $(BIN)/python scripts/nano/run_ablations.py outputs/ablations --start $(NANO)/stage0 \
+		--page docs/benchmarks/ablations.md --jobs $(ABLATION_JOBS)
 
 # The site, in build/site, without network.
 docs: $(VENV)/.dev build/package

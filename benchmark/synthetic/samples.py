@@ -50,6 +50,8 @@ class _Recipe:
     turns: tuple[int, int]
     system_share: float
     group: int
+    sizes: tuple[float, float] | None
+    raw: bool
 
 
 def training_rows(
@@ -66,6 +68,8 @@ def training_rows(
     system_share: float = 0.5,
     group: int = 16,
     ranks: int = 1,
+    sizes: tuple[float, float] | None = None,
+    raw: bool = False,
 ) -> IterableDataset:
     """Make rows of synthetic scenes, one a scene, each when it is read.
 
@@ -97,6 +101,10 @@ def training_rows(
             of the batch size of all processes, so that no batch pads its images.
         ranks: Number of processes. Shards are ordered so that each of them, given its equal part of their list, draws
             from one group as the others do: their images have one size, and none waits for another.
+        sizes: Least and largest focal length of the images as multiples of `focal_length`, between which each is drawn
+            with a uniform logarithm. By default two thirds have `focal_length` itself, the others up to 1.9 times it.
+        raw: Give `focal_length` as that of every image, whatever its camera, so that training leaves images and metres
+            alone: the "raw mixed-source" of the paper's table 7. Scenes and images are the same with and without.
 
     Raises:
         ValueError: An argument is out of its range, with the range.
@@ -119,12 +127,16 @@ def training_rows(
             f"ranks must be >= 1 and divide group, and group must divide scenes and seed where ranks > 1, "
             f"got ranks {ranks}, group {group}, scenes {scenes} and seed {seed}"
         )
+    if sizes is not None and not 0 < sizes[0] <= sizes[1] < math.inf:
+        raise ValueError(f"sizes must be two rising multiples of the focal length above 0, got {sizes!r}")
     for name, share in (("depth_share", depth_share), ("system_share", system_share)):
         if not 0 <= share <= 1:
             raise ValueError(f"{name} must be in [0, 1], got {share}")
 
     shares = tuple(mix.get(kind, 0) / total for kind in ROW_KINDS)
-    recipe = _Recipe(focal_length, shares, depth, depth_share, reply, (turns[0], turns[1]), system_share, group)
+    cameras = None if sizes is None else (sizes[0], sizes[1])
+    said = (turns[0], turns[1])
+    recipe = _Recipe(focal_length, shares, depth, depth_share, reply, said, system_share, group, cameras, raw)
     first = seed + HELD_OUT * (split == "test")
     size = group // ranks
     bounds = [first, *range(first - first % size + size, first + scenes, size), first + scenes]
@@ -153,17 +165,20 @@ def held_out_questions(scenes: int, start: int = 0, per_scene: int = 3) -> list[
     return found
 
 
-def draw_scene(seed: int, focal_length: float = 160.0, group: int = 16) -> SyntheticScene:
+def draw_scene(
+    seed: int, focal_length: float = 160.0, group: int = 16, sizes: tuple[float, float] | None = None
+) -> SyntheticScene:
     """Draw the scene of a seed as training sees it: with its own camera and light, up to 1.9 times oversampled.
 
-    `group` scenes, from a multiple of it on, have images of one size at the canonical `focal_length`.
+    `group` scenes, from a multiple of it on, have images of one size at the canonical `focal_length`. With `sizes`
+    images have other focal lengths, see [`training_rows`].
     """
     rng = np.random.default_rng([10, seed])
     # Drawn from the group's number alone, so that all of them agree on it.
-    grid = _camera(np.random.default_rng([8, seed // group]), focal_length)[2]
-    fov, (width, height), own_grid = _camera(rng, focal_length)
+    grid = _camera(np.random.default_rng([8, seed // group]), focal_length, sizes)[2]
+    fov, (width, height), own_grid = _camera(rng, focal_length, sizes)
     while own_grid != grid:
-        fov, (width, height), own_grid = _camera(rng, focal_length)
+        fov, (width, height), own_grid = _camera(rng, focal_length, sizes)
     scene = render_scene(seed, width=width, height=height, fov=fov)
     return dataclasses.replace(scene, image=_jitter(scene.image, rng))
 
@@ -175,7 +190,7 @@ def _rows(shards: list[tuple[int, int]], recipe: _Recipe) -> Iterator[dict[str, 
 
 
 def _row(seed: int, recipe: _Recipe) -> dict[str, Any]:
-    scene = draw_scene(seed, recipe.focal_length, recipe.group)
+    scene = draw_scene(seed, recipe.focal_length, recipe.group, recipe.sizes)
     rng = np.random.default_rng([9, seed])
     kind = ROW_KINDS[int(rng.choice(len(ROW_KINDS), p=recipe.shares))]
     with_depth = recipe.depth and (kind == "depth" or rng.random() < recipe.depth_share)
@@ -199,15 +214,21 @@ def _row(seed: int, recipe: _Recipe) -> dict[str, Any]:
         "messages": messages,
         "images": [Image.fromarray(scene.image)],
         "depth": scene.depth if with_depth else None,
-        "focal_length": scene.focal_length,
+        "focal_length": recipe.focal_length if recipe.raw else scene.focal_length,
     }
 
 
-def _camera(rng: np.random.Generator, focal_length: float) -> tuple[float, tuple[int, int], tuple[int, int]]:
+def _camera(
+    rng: np.random.Generator, focal_length: float, sizes: tuple[float, float] | None
+) -> tuple[float, tuple[int, int], tuple[int, int]]:
     """Draw the field of view in degrees, width and height of the image, and rows and columns of its tokens."""
     fov = rng.uniform(45, 80)
     spread = 2 * math.tan(math.radians(fov / 2))
-    width = round(spread * focal_length * (rng.uniform(1.0, 1.9) if rng.random() < 1 / 3 else 1.0))
+    if sizes is None:
+        oversampling = rng.uniform(1.0, 1.9) if rng.random() < 1 / 3 else 1.0
+    else:
+        oversampling = math.exp(rng.uniform(math.log(sizes[0]), math.log(sizes[1])))
+    width = round(spread * focal_length * oversampling)
     height = round(width / ASPECTS[rng.integers(len(ASPECTS))])
     scale = focal_length * spread / width / _CELL
     return fov, (width, height), (round(height * scale), round(width * scale))
