@@ -94,7 +94,7 @@ def recipe(stage: int) -> dict[str, Any]:
 
 def full_settings() -> Settings:
     """Return the settings of the run that counts."""
-    return Settings(recipe(1)["max_steps"], recipe(2)["max_steps"], held_out=150, questions=300)
+    return Settings(recipe(1)["max_steps"], recipe(2)["max_steps"], held_out=250, questions=500)
 
 
 def recipe_file(stage: int) -> Path:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from ablation_rows import NANO_FOCAL_LENGTH, recipe
+from ablation_rows import NANO_FOCAL_LENGTH, full_settings, recipe
 from depthvlm.benchmark.scoring.metrics import ErrorSums
 from depthvlm.benchmark.synthetic import HELD_OUT, SyntheticScene, draw_scene, held_out_questions
 from depthvlm.benchmark.synthetic.dialogues import is_right
@@ -21,6 +21,7 @@ from rich.progress import track
 from depthvlm import DepthPredictor, load
 from depthvlm.files import write_json
 
+FULL = full_settings()
 FIRST = 20_000_000  # of the held-out seeds: other scenes than those that the pages about nano score
 BATCH = 12
 METRICS = ("delta1", "abs_rel")
@@ -74,8 +75,10 @@ def word_scores(network: DepthPredictor, scenes: int) -> dict[str, dict[str, int
 def main(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a checkpoint.")],
     out: Annotated[Path, typer.Argument(help="JSON file of its scores.")],
-    held_out: Annotated[int, typer.Option(help="Held-out scenes of each kind.")] = 150,
-    questions: Annotated[int, typer.Option(help="Held-out scenes with up to three questions about each.")] = 300,
+    held_out: Annotated[int, typer.Option(help="Held-out scenes of each kind.")] = FULL.held_out,
+    questions: Annotated[
+        int, typer.Option(help="Held-out scenes with up to three questions about each.")
+    ] = FULL.questions,
     raw: Annotated[bool, typer.Option(help="Trained on raw images: give all of them one focal length.")] = False,
     words: Annotated[bool, typer.Option(help="Ask closed questions too.")] = False,
 ) -> None:

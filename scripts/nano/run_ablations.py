@@ -31,7 +31,7 @@ from ablation_rows import (
     ROWS,
     Settings,
     full_settings,
-    recipe_file,
+    recipe,
     result_file,
     scored_folder,
     stage_folder,
@@ -49,9 +49,9 @@ Job = tuple[str, int]  # a row's name and its seed
 FULL = full_settings()
 DONE = "trained.json"  # in a stage's folder, written when it has ended
 STEP = re.compile(rb"(\d+)/\d+ \[")  # in the trainer's progress bar
-# Seconds of one core, for the time that is left: measured as docs/benchmarks/ablations.md says.
+# Seconds of one core, for the time that is left: rounded up from what docs/benchmarks/ablations.md says.
 SECONDS_A_STEP = {1: 0.5, 2: 1.0}
-SECONDS_TO_START, SECONDS_A_SCENE, SECONDS_A_QUESTION = 20.0, 0.3, 0.1
+SECONDS_TO_START, SECONDS_A_SCENE, SECONDS_A_QUESTION = 20.0, 0.06, 0.06
 
 
 class Stopped(Exception):
@@ -250,7 +250,7 @@ def keep_settings(out: Path, settings: Settings) -> None:
         typer.BadParameter: The folder holds rows that were made with other settings.
     """
     shared: dict[str, Any] = asdict(settings) | {"start": file_hash(out / "start" / "model.safetensors")}
-    shared |= {f"recipe of stage {stage}": file_hash(recipe_file(stage)) for stage in (1, 2)}
+    shared |= {f"recipe of stage {stage}": recipe(stage) for stage in (1, 2)}
     file = out / "settings.json"
     if not file.is_file():
         write_json(file, shared)

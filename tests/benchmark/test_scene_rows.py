@@ -123,6 +123,19 @@ def test_a_group_has_one_size_as_the_model_sees_it():
     assert len({row["images"][0].size for row in rows[:16]}) > 4
 
 
+def test_raw_rows_are_the_same_images_said_to_have_the_canonical_focal_length():
+    """From 0.7 to 1.4 times 160 px: 112 to 224."""
+    plain, raw = (list(training_rows(scenes=24, group=12, sizes=(0.7, 1.4), raw=raw)) for raw in (False, True))
+    lengths = np.array([row["focal_length"] for row in plain])
+    assert 111 < lengths.min() < 125  # widths are whole pixels
+    assert 200 < lengths.max() < 225
+    assert {row["focal_length"] for row in raw} == {160.0}
+    for one, other in zip(plain, raw, strict=True):
+        assert np.array_equal(one["images"][0], other["images"][0])
+        assert np.array_equal(one["depth"], other["depth"])
+        assert one["messages"] == other["messages"]
+
+
 def test_trl_finds_the_image_of_a_row():
     (row,) = training_rows(scenes=1, mix={"question": 1})
     prepared = prepare_multimodal_messages(row["messages"], images=row["images"])
