@@ -198,8 +198,9 @@ def as_page(results: Results, out: Path, figure: str | None = None) -> str:
         "# The paper's ablations at nano's scale",
         "Written by `make ablations`; do not edit it. Nothing is tuned to make an ordering hold.",
         *([f"Not scored yet: {'; '.join(lacking)}."] if lacking else []),
-        f"Of {len(verdicts)} orderings in the paper's tables 4 to 7, {counts['holds']} hold here, {counts['reversed']} "
-        f"are reversed, {counts['cannot be told apart']} cannot be told apart, and {counts['missing']} wait for rows.",
+        f"Orderings in the paper's tables 4 to 7: {len(verdicts)}. Hold here: {counts['holds']}; reversed: "
+        f"{counts['reversed']}; cannot be told apart: {counts['cannot be told apart']}; "
+        f"not known yet: {counts['missing']}.",
         *([f"![delta1 of every row with its interval]({figure})"] if figure else []),
         "## How it is made",
         conditions(out).strip(),
