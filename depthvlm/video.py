@@ -1,31 +1,32 @@
 """Clips: metric depth of every frame of a video file or of a folder of frames, in constant memory.
 
-Frames are predicted independently: the depth of a frame does not depend on the previous one. All frames of a clip share
-the camera, the unit of the 16-bit depth and the colour range.
+Frames are predicted independently: unless they are steadied, the depth of a frame does not depend on the previous one.
+All frames of a clip share the camera, the unit of the 16-bit depth and the colour range.
 """
 
 import itertools
 import json
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .checkpoint import BUNDLED_MODEL, weights_identity
-from .export import UINT16_MAX, read_png16, write_png16, write_png16_values
-from .files import atomic_write, file_hash, read_json, remove_partial_files, write_json
+from .clip_files import ClipFiles, ClipPrediction, ClipSettings
+from .export import UINT16_MAX, read_png16, write_png16_values
+from .files import atomic_write, file_hash, remove_partial_files, write_json
 from .prediction import depth_summary
 from .processing import Camera, resolve_camera
 from .processing.camera_depthvlm import AssumedCameraWarning
 from .processing.image_processing_depthvlm import names_keywords
 from .video_frames import Frame, ImageSequence, VideoFile, open_clip
+from .video_steady import FrameWriter, SteadyWriter, depending_frames
 from .video_writer import SideBySide, write_video
 from .visualize import DepthRange
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from .inference import DepthPredictor
 
 INDEPENDENT = "Frames are predicted independently: nothing ties the depth of one to that of the next."
+STEADY = "Frames are steadied: the depth of static points is averaged with that in the frames before."
 _PERCENTILES = (1.0, 99.0)
 
 Progress = Callable[[str, int, int | None], None]
@@ -53,6 +55,7 @@ def predict_video(
     every: int = 1,
     max_frames: int | None = None,
     fps: float = 30.0,
+    steady: int | None = None,
     batch_size: int = 4,
     overwrite: bool = False,
     stem: str | None = None,
@@ -60,8 +63,8 @@ def predict_video(
 ) -> "ClipPrediction":
     """Predict metric depth of every frame of a clip: 16-bit PNGs, a side-by-side video and JSON.
 
-    Frames are predicted independently, in constant memory. After an interruption, a clip continues from the finished
-    frames.
+    Frames are predicted in constant memory, independently unless `steady` is given. After an interruption, a clip
+    continues from the finished frames.
 
     Examples:
         >>> import depthvlm
@@ -82,6 +85,8 @@ def predict_video(
         every: Take every n-th frame.
         max_frames: Take at most that many frames.
         fps: Frames per second of a folder; a video file has its own times.
+        steady: Average the depth of static points with the frames before, and with this number of frames after (0:
+            none). None: every frame as it is predicted alone.
         batch_size: Frames in a batch.
         overwrite: Redo everything.
         stem: Name of the results. None: the clip's name without suffix.
@@ -105,7 +110,7 @@ def predict_video(
     run = ClipRun(
         source=open_clip(clip, fps),
         files=ClipFiles.of(Path(out), stem or Path(clip).resolve().stem),
-        settings=ClipSettings(focal_length, fov, intrinsics, every, max_frames),
+        settings=ClipSettings(focal_length, fov, intrinsics, every, max_frames, steady),
         model=name,
         weights=weights,
         load=cache(lambda: model if isinstance(model, DepthPredictor) else load(model, device, dtype)),
@@ -114,116 +119,6 @@ def predict_video(
         progress=progress or (lambda *_: None),
     )
     return run(overwrite)
-
-
-@dataclass(frozen=True)
-class ClipSettings:
-    """Settings of a clip's prediction; frames with different settings are never mixed. See [`predict_video`]."""
-
-    focal_length: float | None = None
-    fov: float | None = None
-    intrinsics: list[Any] | None = None
-    every: int = 1
-    max_frames: int | None = None
-
-    @property
-    def camera(self) -> dict[str, Any]:
-        """The given camera options."""
-        options = {"focal_length": self.focal_length, "fov": self.fov, "intrinsics": self.intrinsics}
-        return {name: value for name, value in options.items() if value is not None}
-
-
-class ClipFiles(NamedTuple):
-    """Paths of a clip's results.
-
-    Attributes:
-        depth: Folder of 16-bit PNGs.
-        video: Side-by-side video.
-        frames: One line of JSON for every frame.
-        record: JSON of the clip.
-        unfinished: The file instead of `record` while the clip is unfinished.
-    """
-
-    depth: Path
-    video: Path
-    frames: Path
-    record: Path
-    unfinished: Path
-
-    @classmethod
-    def of(cls, out: Path, stem: str) -> "ClipFiles":
-        """Return the paths for a clip called `stem`."""
-        names = ("_depth", "_depth.mp4", "_frames.jsonl", ".json", ".unfinished.json")
-        return cls(*(out / f"{stem}{name}" for name in names))
-
-    @property
-    def whole(self) -> tuple[Path, Path]:
-        """The files whose sizes are in the record."""
-        return self.video, self.frames
-
-    def earlier_record(self) -> dict[str, Any] | None:
-        """Return the record of an earlier run, finished or not, or None.
-
-        Raises:
-            ValueError: A file of that name is not the record of a clip.
-        """
-        for path in (self.record, self.unfinished):
-            try:
-                record = read_json(path)
-            except FileNotFoundError:
-                continue
-            except (OSError, ValueError) as error:
-                reason = f" ({error})"
-            else:
-                if "every" in record:
-                    return record
-                reason = ""
-            raise ValueError(f"{path} is not the record of a clip{reason}: choose another --out, or move it away.")
-        return None
-
-    def check_owner(self, overwrite: bool) -> None:
-        """Check that no files from elsewhere block the results.
-
-        Args:
-            overwrite: Allow replacing a video and lines of JSON. Other records and PNGs are never replaced.
-
-        Raises:
-            FileExistsError, ValueError: There is such a file; the message names it.
-        """
-        record = self.earlier_record()
-        if record is None and any(self.depth.glob("*.png")):
-            raise ValueError(
-                f"{self.depth} holds PNG files, but no record says of which clip: choose another --out, or "
-                "move them away."
-            )
-        sizes = None if record is None else record.get("sizes", {})
-        for path in () if overwrite else self.whole:
-            size = path.stat().st_size if path.exists() else None
-            if os.path.lexists(path) and (sizes is None or size not in (0, sizes.get(path.name, size))):
-                raise FileExistsError(
-                    f"{path} was not written by depthvlm, or was changed since: choose another --out, move it away, "
-                    "or replace it with --overwrite."
-                )
-
-
-@dataclass(frozen=True)
-class ClipPrediction:
-    """The prediction of a clip.
-
-    Attributes:
-        files: Paths of the results.
-        record: Number of frames, camera, unit, range of colours, and unreadable parts (`problem`).
-        skipped: True if everything was already there.
-    """
-
-    files: ClipFiles
-    record: dict[str, Any]
-    skipped: bool = False
-
-    @property
-    def camera(self) -> Camera:
-        """The camera of all frames."""
-        return Camera(**self.record["camera"], source=self.record["focal_source"])
 
 
 @dataclass
@@ -262,6 +157,8 @@ class ClipRun:
                 f"every, max_frames and batch_size must be at least 1, got {settings.every}, {settings.max_frames} and "
                 f"{self.batch_size}."
             )
+        if settings.steady is not None and settings.steady < 0:
+            raise ValueError(f"steady is a number of frames to look ahead, 0 or more, got {settings.steady}.")
         if len(settings.camera) > 1:
             raise ValueError(f"{' and '.join(settings.camera)} both name the camera: give one of them.")
         if limits is not None and not 0 <= limits[0] < limits[1] < np.inf:
@@ -285,6 +182,10 @@ class ClipRun:
             remove_partial_files(folder)
         for path in self._outdated_frames(self._noted_frames()):
             path.unlink()
+        if self.settings.steady is not None:
+            total = self._total() if self.source.files else state.get("frames")
+            for path in depending_frames(self.source, self.files.depth, self.settings, total):
+                path.unlink()
         camera = {name: state[name] for name in ("camera", "focal_source")} if state else self._camera_record()
         write_json(self.files.unfinished, self.identity | camera)
         self.files.record.unlink(missing_ok=True)
@@ -315,7 +216,7 @@ class ClipRun:
             "depth_scale": scale,
             "clipped_pixels": clipped,
             "video_codec": codec,
-            "note": INDEPENDENT,
+            "note": INDEPENDENT if self.settings.steady is None else STEADY,
             "problem": problem,
             "files": {name: getattr(self.files, name).name for name in ("depth", "video", "frames")},
             "sizes": {path.name: path.stat().st_size for path in self.files.whole},
@@ -417,6 +318,8 @@ class ClipRun:
         # A camera from EXIF data or an assumed one applies to all frames.
         options = self.settings.camera or {"intrinsics": [camera.fx, camera.fy, camera.cx, camera.cy]}
         frames, count = self._taken(), 0
+        ahead = self.settings.steady
+        writer = FrameWriter(self._png) if ahead is None else SteadyWriter(self._png, ahead, camera)
         while batch := list(itertools.islice(frames, self.batch_size)):
             missing = [not self._png(frame.name).exists() for frame in batch]
             if any(missing):
@@ -429,13 +332,16 @@ class ClipRun:
                             f"first one {self.source.size[0]}x{self.source.size[1]}: cut the clip there."
                         )
                 predictions = self.load().predict(pictures, batch_size=len(pictures), **options)
-                for frame, prediction, is_missing in zip(batch, predictions, missing, strict=True):
+                for frame, picture, prediction, is_missing in zip(batch, pictures, predictions, missing, strict=True):
                     if is_missing:
-                        with warnings.catch_warnings():
-                            warnings.filterwarnings("ignore", message=".*the most that a 16-bit PNG holds")
-                            write_png16(self._png(frame.name), prediction.depth)
+                        writer.add(frame, picture, prediction.depth)
+                    else:
+                        writer.skip(frame)
+            else:
+                writer.skip(batch[-1])
             count += len(batch)
             self.progress("predict", count, self._total())
+        writer.close()
         return count
 
     def _measure(self, frames: int) -> tuple[int, NDArray[np.int64]]:

@@ -62,7 +62,14 @@ class SyntheticScene:
 
 
 def render_scene(
-    seed: int, *, kind: Kind | None = None, width: int = 256, height: int = 192, fov: float | None = None
+    seed: int,
+    *,
+    kind: Kind | None = None,
+    width: int = 256,
+    height: int = 192,
+    fov: float | None = None,
+    motion: NDArray[np.float64] | None = None,
+    frame: int = 0,
 ) -> SyntheticScene:
     """Render the scene of a seed; the same arguments give the same bytes.
 
@@ -72,6 +79,9 @@ def render_scene(
         width: Width of the image in pixels, at least 16.
         height: Height of the image in pixels, at least 16.
         fov: Horizontal field of view in degrees, in [20, 120]; by default the seed chooses in [45, 80].
+        motion: Pose `(4, 4)` of the camera in the frame of the scene's own camera, for a camera path; by default it
+            stands where the seed puts it.
+        frame: Number of a frame of a camera path, which draws the sensor's noise.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -94,17 +104,19 @@ def render_scene(
     (_build_room if chosen == "room" else _build_street)(world)
 
     focal_length = width / 2 / np.tan(np.radians(fov) / 2)
-    camera = Camera(width, height, focal_length, world.camera_to_world)
+    pose = world.camera_to_world if motion is None else world.camera_to_world @ motion
+    camera = Camera(width, height, focal_length, pose)
     hits = trace(world.quads, world.spheres, camera, MAX_DEPTH)
     groups = group_pixels(hits.surface, len(world.quads) + len(world.spheres))
     color = shade(hits, groups, world.quads, world.spheres, camera, world.light, world.sky)
     depth = np.where(hits.surface < 0, np.float32(0), 1 / hits.inverse_depth)
     objects, segments = _visible_objects(world, groups, depth)
+    noise = np.random.default_rng([seed, 1, frame] if frame else [seed, 1])
     return SyntheticScene(
-        image=_expose(color, world.exposure, world.noise, np.random.default_rng([seed, 1])),
+        image=_expose(color, world.exposure, world.noise, noise),
         depth=depth,
         intrinsics=np.array([[focal_length, 0, width / 2], [0, focal_length, height / 2], [0, 0, 1]]),
-        camera_to_world=world.camera_to_world,
+        camera_to_world=pose,
         objects=objects,
         kind=chosen,
         seed=int(seed),

@@ -141,6 +141,15 @@ def predict(
     fps: Annotated[
         float, typer.Option(help="Frames a second of a folder; a video has its own.", rich_help_panel=_CLIPS)
     ] = 30.0,
+    steady: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Steady static points: average their depth with the frames before, and with N frames after (0: none).",
+            rich_help_panel=_CLIPS,
+        ),
+    ] = None,
     engine: Annotated[
         Literal["local", "ray"],
         typer.Option(
@@ -188,8 +197,8 @@ def predict(
 
     Without a camera option the focal length comes from an image's EXIF data, or is assumed, with a warning.
     Images and clips whose results are complete are skipped; files that depthvlm did not write are not replaced without
-    --overwrite. The frames of a clip are predicted independently, with one camera and one range of colours: 16-bit
-    PNGs, a side-by-side video and JSON. The exit code is 1 if any failed; the reasons come at the end.
+    --overwrite. The frames of a clip are predicted independently (but see --steady), with one camera and one range of
+    colours: 16-bit PNGs, a side-by-side video and JSON. The exit code is 1 if any failed; the reasons come at the end.
     """
     from contextlib import nullcontext
 
@@ -264,6 +273,8 @@ def predict(
             raise ValueError("The format spread compares several views of an image: give --refine 2 or more.")
         if clips and refine > 1:
             raise ValueError("--refine is for images, not for clips.")
+        if paths and steady is not None:
+            raise ValueError(f"--steady is for clips, and {paths[0]} is an image: leave it out, or add --sequence.")
         if clips and (known or lidar):
             raise ValueError("--known and --lidar are for images, not for clips.")
         known_of = dict(zip(paths, known_points(known, lidar, calibrate, along, paths), strict=True))
@@ -313,7 +324,7 @@ def predict(
                 predict_clips.predict_clip(
                     clip,
                     predict_clips.ClipFiles.of(folder, stem),
-                    predict_clips.ClipSettings(*camera, every, max_frames),
+                    predict_clips.ClipSettings(*camera, every, max_frames, steady),
                     fps,
                     overwrite,
                     report,

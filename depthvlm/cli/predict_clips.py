@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..clip_files import ClipFiles, ClipSettings
 from ..result_records import check_names
-from ..video import INDEPENDENT, ClipFiles, ClipRun, ClipSettings
+from ..video import ClipRun
 from ..video_frames import open_clip, require_av
 from .failures import printable
 from .predict_report import Report
@@ -89,4 +90,4 @@ def predict_clip(
     report.add(camera.source)
     if record["problem"]:
         report.add_failure(clip, record["problem"])
-    report.console.print(INDEPENDENT)
+    report.console.print(record["note"])
