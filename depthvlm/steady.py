@@ -78,7 +78,7 @@ def steadied(
         return frame.depth
     total = PREVIOUS_WEIGHT * _correction(frame, previous, motion, camera)
     weight = 1 + PREVIOUS_WEIGHT
-    pose: Array = np.linalg.inv(motion.pose)  # a camera goes on as it came
+    pose = np.asarray(np.linalg.inv(motion.pose), np.float64)  # a camera goes on as it came
     for other in ahead:
         motion = _motion(frame, other, camera, pose)
         if motion is None:

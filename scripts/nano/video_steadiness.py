@@ -43,14 +43,7 @@ class Clip(NamedTuple):
     focal_length: float
 
 
-class Scores(NamedTuple):
-    """Flicker, typical change and drift of the logarithm of depth; abs_rel and delta1 of all pixels."""
-
-    flicker: float
-    typical: float
-    drift: float
-    abs_rel: float
-    delta1: float
+Scores = dict[str, float]  # flicker, typical change and drift of the logarithm of depth; abs_rel and delta1
 
 
 def main(
@@ -73,13 +66,13 @@ def main(
             seeds = range(FIRST_SEED + 100 * number, FIRST_SEED + 100 * number + scenes)
             clips = [render_clip(seed, kind, path, frames) for seed in seeds]
             alone = [score(clip, predicted(network, clip, None)) for clip in clips]
-            row = [f"{kind}, {path}", " ".join(f"{one.flicker:.4f}" for one in alone)]
+            row = [f"{kind}, {path}", " ".join(f"{one['flicker']:.4f}" for one in alone)]
             for value in values:
                 pairs = list(zip([score(clip, predicted(network, clip, value)) for clip in clips], alone, strict=True))
                 results[value] += pairs
                 row += [" ".join(f"{a:.2f}" for a in ratios(pairs, name)) for name in ("flicker", "typical", "drift")]
-                row += [" ".join(f"{b.abs_rel:.4f}>{a.abs_rel:.4f}" for a, b in pairs)]
-                row += [" ".join(f"{b.delta1:.4f}>{a.delta1:.4f}" for a, b in pairs)]
+                row += [" ".join(f"{b['abs_rel']:.4f}>{a['abs_rel']:.4f}" for a, b in pairs)]
+                row += [" ".join(f"{b['delta1']:.4f}>{a['delta1']:.4f}" for a, b in pairs)]
             table.add_row(*row)
     console.print(f"{network.name}, {SIZE['width']}x{SIZE['height']}, {frames} frames a clip, {scenes} scenes a path")
     console.print(table)
@@ -90,7 +83,7 @@ def main(
 
 def ratios(pairs: list[tuple[Scores, Scores]], name: str) -> list[float]:
     """The ratio of a score with `steady` to that without, for every clip."""
-    return [getattr(a, name) / getattr(b, name) for a, b in pairs]
+    return [a[name] / b[name] for a, b in pairs]
 
 
 def summarise(console: Console, value: int, pairs: list[tuple[Scores, Scores]]) -> None:
@@ -100,7 +93,7 @@ def summarise(console: Console, value: int, pairs: list[tuple[Scores, Scores]]) 
         all_of = ratios(pairs, name)
         parts.append(f"{name} x{np.mean(all_of):.2f} (worst {max(all_of):.3f})")
     under = sum(ratio <= 0.5 for ratio in ratios(pairs, "flicker"))
-    change = [a.delta1 - b.delta1 for a, b in pairs]
+    change = [a["delta1"] - b["delta1"] for a, b in pairs]
     parts.append(f"delta1 {np.mean(change):+.4f} (worst {min(change):+.4f})")
     console.print(f"steady {value}: {under} of {len(pairs)} clips at most 0.5; {', '.join(parts)}")
 
@@ -178,13 +171,13 @@ def score(clip: Clip, depth: np.ndarray) -> Scores:
     changes = changes[np.isfinite(changes)]
     valid = clip.depth > 0
     ratio = depth[valid] / clip.depth[valid]
-    return Scores(
-        flicker=float(np.sqrt(np.mean(changes**2))),
-        typical=float(np.median(np.abs(changes))),
-        drift=float(np.sqrt(np.mean(np.nanvar(errors, axis=0)))),
-        abs_rel=float(np.mean(np.abs(ratio - 1))),
-        delta1=float(np.mean(np.maximum(ratio, 1 / ratio) < 1.25)),
-    )
+    return {
+        "flicker": float(np.sqrt(np.mean(changes**2))),
+        "typical": float(np.median(np.abs(changes))),
+        "drift": float(np.sqrt(np.mean(np.nanvar(errors, axis=0)))),
+        "abs_rel": float(np.mean(np.abs(ratio - 1))),
+        "delta1": float(np.mean(np.maximum(ratio, 1 / ratio) < 1.25)),
+    }
 
 
 def errors_of_points(clip: Clip, log_depth: np.ndarray) -> np.ndarray:

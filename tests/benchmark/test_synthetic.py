@@ -261,3 +261,30 @@ def test_the_scene_does_not_depend_on_the_resolution(kind):
 def test_errors_say_what_was_given(arguments, message):
     with pytest.raises(ValueError, match=message):
         render_scene(**{"seed": 0} | arguments)
+
+
+class TestCameraPath:
+    @pytest.mark.parametrize("kind", ["room", "street"])
+    def test_a_moved_camera_sees_the_same_points(self, kind):
+        """Points of one view, projected into the other, lie at its depth; a pose of no motion changes no byte."""
+        step = np.eye(4)
+        step[:3, :3], step[:3, 3] = Rotation.from_euler("YX", [0.05, 0.02]).as_matrix(), (0.1, 0.02, 0.2)
+        size = {"kind": kind, "width": 256, "height": 192}
+        one, other = render_scene(7, **size), render_scene(7, **size, motion=step)
+        np.testing.assert_allclose(other.camera_to_world, one.camera_to_world @ step)
+        points = world_points(one)[one.depth > 0]
+        x, y, z = other.camera_to_world[:3, :3].T @ (points - other.camera_to_world[:3, 3]).T
+        column, row = np.floor(x / z * one.focal_length + 128), np.floor(y / z * one.focal_length + 96)
+        seen = (z > 0) & (column >= 0) & (column < 256) & (row >= 0) & (row < 192)
+        ratio = other.depth[row[seen].astype(int), column[seen].astype(int)] / z[seen]
+        assert np.median(np.abs(ratio - 1)) < 0.01
+        assert np.mean(np.abs(ratio - 1) < 0.05) > 0.85
+        still = render_scene(7, **size, motion=np.eye(4))
+        assert still.image.tobytes() == one.image.tobytes()
+
+    def test_each_frame_has_its_own_noise(self):
+        one, other = (render_scene(7, width=64, height=48, frame=frame) for frame in (0, 1))
+        np.testing.assert_array_equal(one.depth, other.depth)
+        difference = one.image.astype(int) - other.image
+        assert 0.5 < difference.std() < 10
+        assert abs(difference.mean()) < 0.5

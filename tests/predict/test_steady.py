@@ -6,10 +6,12 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from command_line import run
 from depthvlm.benchmark.synthetic import render_scene
 from PIL import Image
 from toy_clips import contents, pngs, values_of
+from toy_models import last_layer
 
 import depthvlm
 from depthvlm.ego_motion import Pinhole, camera_motion, moved, sample
@@ -50,12 +52,12 @@ def clip(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone(self, clip, nano, tmp_path_factory):
+def alone(clip, nano, tmp_path_factory):
     return depthvlm.predict_video(clip, tmp_path_factory.mktemp("alone"), nano, focal_length=FOCAL, batch_size=3)
 
 
 @pytest.fixture(scope="module", params=[0, 2])
-def done(self, request, clip, nano, tmp_path_factory):
+def done(request, clip, nano, tmp_path_factory):
     options = {"focal_length": FOCAL, "batch_size": 3, "steady": request.param}
     return depthvlm.predict_video(clip, tmp_path_factory.mktemp("done"), nano, **options), options
 
@@ -161,6 +163,25 @@ class TestClip:
             (tmp_path / "out/frames.json").rename(tmp_path / "out/frames.unfinished.json")
         depthvlm.predict_video(clip, tmp_path / "out", nano, **options)
         assert contents(tmp_path / "out") == whole
+
+    @pytest.mark.parametrize("missing", [1, 3, 6])
+    def test_after_a_break_in_a_clip_whose_unit_had_to_change(self, clip, tmp_path, missing):
+        """For the street the room's frames are written again, in 1/256 m; before, they steadied in millimetres."""
+        far = depthvlm.load()
+        layer = last_layer(far.model.depth_head)
+        with torch.no_grad():
+            layer.weight *= 3
+            layer.bias *= 3
+        options = {"focal_length": FOCAL, "batch_size": 1, "steady": 0}
+        first = depthvlm.predict_video(clip, tmp_path, far, **options)
+        assert first.record["depth_scale"] == 256
+        assert (
+            values_of(first.files.depth / "3.png").max() / 256 < 65 < values_of(first.files.depth / "6.png").max() / 256
+        )
+        whole = contents(tmp_path)
+        (first.files.depth / f"{missing}.png").unlink()
+        depthvlm.predict_video(clip, tmp_path, far, **options)
+        assert contents(tmp_path) == whole
 
     @pytest.mark.parametrize("change", ["replaced", "removed", "added"])
     def test_frames_near_a_changed_image_are_made_again(self, clip, nano, tmp_path, change):
