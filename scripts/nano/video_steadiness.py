@@ -55,7 +55,7 @@ def main(
 ) -> None:
     """Print flicker and errors by path, and what becomes of cuts."""
     network, values = load(model), ahead or [0, 2]
-    console = Console(width=140)
+    console = Console(width=260)  # numbers are never cut off
     results: dict[int, list[tuple[Scores, Scores]]] = {value: [] for value in values}
     columns = ["path", "flicker frame by frame"]
     for value in values:
