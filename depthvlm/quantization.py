@@ -87,6 +87,8 @@ def settle(network: PreTrainedModel, compute_dtype: torch.dtype | None = None) -
             if layer.out_features % _CPU_ROWS or layer.in_features % _BLOCK:  # the CPU kernel raises
                 layer.support_avx512bf16_for_cpu = False
             layer.compute_dtype = compute_dtype or layer.compute_dtype
-        if isinstance(layer, Linear4bit | Linear8bitLt):
+        # Without double quantisation, bitsandbytes 0.50 saves a 4-bit layer wrongly once it has run on some CPUs.
+        savable = not isinstance(layer, Linear4bit) or getattr(layer.weight, "compress_statistics", False)
+        if isinstance(layer, Linear4bit | Linear8bitLt) and savable:
             with torch.no_grad():
                 layer(torch.ones(1, layer.in_features, dtype=network.dtype, device=layer.weight.device))
