@@ -165,7 +165,7 @@ class Run:
 
         Raises:
             ConnectionError: There is no such cluster.
-            ValueError: The cluster has fewer GPUs than workers.
+            ValueError: The cluster has fewer GPUs than workers, or a worker cannot load the model.
         """
         with connected(self.request.address) as ray:
             count, each = worker_resources(ray.cluster_resources(), self.request.device, self.request.workers)
@@ -175,7 +175,7 @@ class Run:
                     record = json.loads(row["record"])
                     self.done.add(record)
                     on_shard(record)
-            except ray.exceptions.RayTaskError as error:
+            except ray.exceptions.RayError as error:
                 raise _cause(error) from None
         self.out.remove_partial_files()
 
@@ -216,7 +216,9 @@ def _at_commit(model: str, weights: str) -> str:
 
 
 def _cause(error: Any) -> BaseException:
-    """Return the innermost error of a worker."""
+    """Return the innermost error of a worker; of one that ended as it began, the last line of what it said."""
+    if not hasattr(error, "cause"):
+        return ValueError(f"A worker ended. {str(error).strip().splitlines()[-1]}")
     cause: BaseException = error
     while isinstance(getattr(cause, "cause", None), BaseException):
         cause = cause.cause  # type: ignore[attr-defined]
