@@ -5,7 +5,6 @@ FileStorage and `calib3d`, ROS `sensor_msgs/CameraInfo`, librealsense's `doc/pro
 Record3D, COLMAP's output format, nerfstudio's data conventions, the KITTI development kits, ScanNet's readme.
 """
 
-import io
 import json
 import re
 import warnings
@@ -139,6 +138,7 @@ def _reader(path: Path) -> Reader:
 
 
 def _open(path: Path) -> Reader:
+    from .processing.depth_maps_depthvlm import load_array
     from .processing.images_depthvlm import require_file
 
     if path.is_dir():
@@ -148,7 +148,7 @@ def _open(path: Path) -> Reader:
     if not content.strip():
         raise ValueError("the file is empty")
     if content.startswith(b"\x93NUMPY"):
-        array = np.load(io.BytesIO(content), allow_pickle=False)
+        array = load_array(content)
         return lambda _: _lens_of(array)
     if path.suffix.lower() == ".npy":
         raise ValueError("it is no array of NumPy")

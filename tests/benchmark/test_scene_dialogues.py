@@ -35,7 +35,7 @@ def scene_of(*objects, kind="room", seed=0):
         depth[o.pixel[1], o.pixel[0]] = o.depth
     image, intrinsics = np.zeros((100, 100, 3), np.uint8), np.array([[100, 0, 50], [0, 100, 50], [0, 0, 1.0]])
     segments = np.full(depth.shape, -1, np.int16)
-    return SyntheticScene(image, depth, intrinsics, np.eye(4), tuple(objects), kind, seed, segments)
+    return SyntheticScene(image, depth, intrinsics, np.eye(4), tuple(objects), kind, seed, segments, segments)
 
 
 def asked(scene, draws=200):

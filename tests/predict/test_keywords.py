@@ -31,7 +31,7 @@ def converse(nano, **keywords):
             lambda _: load("there/is-none", attn_implementatoin="eager"),
             "Did you mean `attn_implementation`",
         ),
-        (lambda nano: nano.predict(PIXELS, fov=60.0, refine=4), "`refine`"),
+        (lambda nano: nano.predict(PIXELS, fov=60.0, refined=4), "`refined`.*`refine`"),
         (lambda nano: nano.predict(PIXELS, fov=60.0, prompt="a", max_new_token=4), "mean `max_new_tokens`"),
         (lambda nano: nano.predict(PIXELS, fov=60.0, do_sample=True), "`do_sample` is for the reply to a `prompt`"),
         (lambda nano: converse(nano).ask("a", do_samples=True), "`do_samples`.*mean `do_sample`"),

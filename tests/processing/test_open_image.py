@@ -25,8 +25,8 @@ from PIL import EpsImagePlugin, Image
 from toy_images import exif_of, png_of
 
 from depthvlm.annotated_depth import AnnotatedDepth
+from depthvlm.camera_files import read_camera
 from depthvlm.export import read_png16
-from depthvlm.inputs import read_intrinsics
 from depthvlm.video_frames import ImageSequence
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n{} loop\nshowpage\n%%EOF\n"
@@ -83,7 +83,7 @@ def test_nothing_else_opens_pictures():
                 assert "formats=" in call, f"{file}: {call}"
 
 
-@pytest.mark.parametrize("read", [open_image, read_depth, read_intrinsics, read_source_image, load_array, read_png16])
+@pytest.mark.parametrize("read", [open_image, read_depth, read_camera, read_source_image, load_array, read_png16])
 def test_a_pipe_is_refused_at_once(read, tmp_path):
     pipe = tmp_path / "photo.npy"
     os.mkfifo(pipe)
@@ -99,9 +99,7 @@ def npy_header(shape: tuple[int, ...], dtype: str = "<f4") -> bytes:
     return stream.getvalue()
 
 
-@pytest.mark.parametrize(
-    "read", [read_depth, load_array, read_intrinsics, lambda file: read_depth_map(file.read_bytes())]
-)
+@pytest.mark.parametrize("read", [read_depth, load_array, read_camera, lambda file: read_depth_map(file.read_bytes())])
 def test_an_array_that_claims_more_than_it_holds(read, tmp_path):
     file = tmp_path / "depth.npy"
     file.write_bytes(npy_header((50000, 100000)) + bytes(64))
