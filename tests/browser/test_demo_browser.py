@@ -93,7 +93,27 @@ def ask(page: Page, question: str) -> str:
     page.wait_for_function(f"document.querySelectorAll('#chat .bot.message').length > {before}")
     page.wait_for_selector("#chat [aria-label='Loading response']", state="detached")
     page.wait_for_selector("#chat .generating", state="detached")  # the reply comes word by word
+    page.wait_for_function(
+        """() => {
+            const shown = [...document.querySelectorAll('#chat .bot.message')].at(-1).innerText;
+            const settled = window.shownReply === shown;
+            window.shownReply = shown;
+            return settled;
+        }""",
+        polling=1000,  # between two words a loaded machine may pause
+    )
     return replies.last.inner_text().strip()
+
+
+def pointed_at(page: Page, pixel: tuple[int, int]) -> str:
+    """The metres that are shown at a pixel of a picture of 640x480, once its depth has come."""
+    for _ in range(50):
+        for column in (pixel[0] + 1, pixel[0]):
+            page.mouse.move(*place(page, (column, pixel[1]), (640, 480)))
+        if found := re.findall(METRES, page.inner_text("#view .pointer")):
+            return str(found[0])
+        page.wait_for_timeout(200)
+    raise AssertionError(f"No metres are shown at {pixel}.")
 
 
 def download(page: Page, name: str) -> bytes:
@@ -211,15 +231,12 @@ def test_a_sample_brings_its_camera_which_can_be_changed(page):
     assert page.input_value("#focal input") == "571.8"
     measure(page)
     pixel = 320, 240
-    page.mouse.move(*place(page, pixel, (640, 480)))
-    [before] = re.findall(METRES, page.inner_text("#view .pointer"))
+    before = pointed_at(page, pixel)
     type_focal_length(page, 700)
     shown = page.get_attribute("#view .picture", "src")
     page.press("#focal input", "Enter")
     page.wait_for_function("shown => document.querySelector('#view .picture').src !== shown", arg=shown)
-    page.mouse.move(*place(page, (pixel[0] + 1, pixel[1]), (640, 480)))
-    page.mouse.move(*place(page, pixel, (640, 480)))
-    [after] = re.findall(METRES, page.inner_text("#view .pointer"))
+    after = pointed_at(page, pixel)
     room = REPOSITORY / "depthvlm" / "assets" / "room.jpg"
     for metres, focal_length in ((before, None), (after, 700.0)):
         [prediction] = depthvlm.predict(room, BUNDLED_MODEL, focal_length=focal_length)
