@@ -131,18 +131,18 @@ def test_sparsification_by_hand():
 
 
 @pytest.mark.slow
-def test_views_better_the_depth_and_their_spread_ranks_its_errors(nano):
-    found = {1: [], 8: []}
+def test_views_lower_the_error_and_their_spread_ranks_it(nano):
+    found = {1: [], 4: []}
     errors, doubts = [], []
-    for number in range(30):
+    for number in range(100):
         scene = render_scene(HELD_OUT + 3000 + number, kind="street" if number % 2 else "room")
-        for count, delta1 in found.items():
+        for count, abs_rel in found.items():
             [prediction] = nano.predict(scene.image, focal_length=scene.focal_length, refine=count)
-            delta1.append(ErrorSums.of(prediction.depth, scene.depth).metrics()["delta1"])
+            abs_rel.append(ErrorSums.of(prediction.depth, scene.depth).metrics()["abs_rel"])
         valid = scene.depth > 0
         errors.append(np.abs(prediction.depth - scene.depth)[valid] / scene.depth[valid])
         doubts.append(prediction.spread[valid])
-    assert np.mean(found[8]) >= np.mean(found[1])
+    assert np.mean(found[4]) < np.mean(found[1])
     assert sparsification_gain(np.concatenate(errors), np.concatenate(doubts)) >= 0.2
 
 
