@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,12 @@ from demo_process import DemoProcess
 from fresh import python
 from loopback_hub import LoopbackHub
 from loopback_repos import Token
+from PIL import Image
 from safetensors.torch import load_file
 from toy_checkpoint import save_foreign_checkpoint, save_toy_checkpoint
 from toy_training import toy_dataset, toy_rows
+
+from depthvlm import Lens, load
 
 pytestmark = pytest.mark.slow
 
@@ -28,6 +32,15 @@ TRAINED = (
     *("--save_strategy", "steps", "--save_steps", "1", "--learning_rate", "0.01", "--lr_scheduler_type", "constant"),
 )
 PHOTO = REPOSITORY / "depthvlm" / "assets" / "room.jpg"
+# As ROS's camera_calibration writes it.
+ROS_CAMERA = """
+image_width: 640
+image_height: 480
+camera_name: narrow
+camera_matrix: {rows: 3, cols: 3, data: [560.0, 0, 320.0, 0, 560.0, 240.0, 0, 0, 1]}
+distortion_model: plumb_bob
+distortion_coefficients: {rows: 1, cols: 5, data: [-0.2, 0.05, 0.001, -0.001, 0.0]}
+"""
 
 
 class World:
@@ -214,3 +227,41 @@ def test_what_was_pushed_serves_every_use(world, trained, monkeypatch, tmp_path)
             assert "DepthVLM" in httpx.get(demo.url, timeout=60).text
         finally:
             demo.stop()
+
+
+def test_every_way_to_predict_from_the_hub(world, nano):
+    """Refined, quantised, compiled, through a lens, along a clip, and measured: as the same call here predicts."""
+    world.hub.put(REPOSITORY / "depthvlm" / "nano", "ada/nano", private=True)
+    command = ("-m", "depthvlm", "predict", PHOTO, "--model", "ada/nano", "--formats", "npy", "--out", "OUT")
+    fov = ("--fov", 60)
+
+    def maps(home: str, *options: object) -> np.ndarray:
+        world.twice(home, *command, *options)
+        first, again = (np.load(world.folder / f"{home}_{name}" / "room_depth.npy") for name in ("out", "offline"))
+        np.testing.assert_array_equal(first, again)
+        return first
+
+    [alone], [refined] = nano.predict(PHOTO, fov=60), nano.predict(PHOTO, fov=60, refine=2)
+    np.testing.assert_allclose(maps("refined", *fov, "--refine", 2), refined.depth, rtol=1e-4)
+    assert np.abs(refined.depth / alone.depth - 1).max() > 0.01
+    np.testing.assert_allclose(maps("compiled", *fov, "--compile"), alone.depth, rtol=1e-4)
+    quantized = load(REPOSITORY / "depthvlm" / "nano", quantize="int4", device="cpu").predict(PHOTO, fov=60)
+    np.testing.assert_allclose(maps("int4", *fov, "--quantize", "int4"), quantized[0].depth, rtol=1e-4)
+    (world.folder / "ros.yaml").write_text(ROS_CAMERA)
+    lens = Lens(560, 560, 320.5, 240.5, width=640, height=480, model="opencv", distortion=(-0.2, 0.05, 0.001, -0.001))
+    [through] = nano.predict(PHOTO, camera=lens)
+    np.testing.assert_allclose(maps("lens", "--intrinsics", "ros.yaml"), through.depth, rtol=1e-4)
+
+    (world.folder / "still").mkdir()
+    for frame in range(3):
+        shutil.copy(PHOTO, world.folder / "still" / f"{frame}.jpg")
+    clip = ("-m", "depthvlm", "predict", "still", "--sequence", "--steady", 1, *fov, "--model", "ada/nano")
+    world.twice("clip", *clip, "--out", "OUT")
+    for name, frame in (("out", 0), ("out", 2), ("offline", 1)):
+        written = np.array(Image.open(world.folder / f"clip_{name}" / "still_depth" / f"{frame}.png")) / 1000
+        assert np.median(np.abs(written / alone.depth - 1)) < 0.01
+
+    for told in world.twice(
+        "measure", "-m", "depthvlm", "measure", PHOTO, "the chair", *fov, "--model", "ada/nano", "--max-new-tokens", 8
+    ):
+        assert "No box in the reply: " in told  # nano cannot find objects by their names
