@@ -8,6 +8,7 @@ accelerate launch -m depthvlm.training.sft --config stage1.yaml  # the same with
 ```
 """
 
+import inspect
 import json
 import os
 import sys
@@ -235,6 +236,13 @@ def generate(generator: str, script_args: DepthScriptArguments, split: str) -> A
     if not callable(function):
         raise ArgumentError(f"`dataset_generator` {generator}: {module_name} has no function {function_name}.")
     keywords: Any = script_args.dataset_generator_kwargs or {}
+    try:
+        inspect.signature(function).bind(**keywords, split=split)
+    except TypeError as error:
+        raise ArgumentError(
+            f"`dataset_generator` {generator} does not take {keywords} and `split`: {error}. "
+            f"It is {function_name}{inspect.signature(function)}."
+        ) from None
     rows = function(**keywords, split=split)
     if not isinstance(rows, Dataset | IterableDataset):
         raise ArgumentError(

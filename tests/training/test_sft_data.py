@@ -112,6 +112,7 @@ def test_data_from_a_function(tmp_path, monkeypatch):
     for generator, reason in {
         "my_simulator:wrong": "returned a list, expected a datasets.Dataset or IterableDataset",
         "my_simulator:nosuch": "my_simulator has no function nosuch",
+        "my_simulator:rows": "missing a required argument: 'count'. It is rows\\(count, split\\)",
         "no_simulator:rows": "there is no module no_simulator, neither installed nor in",
     }.items():
         with pytest.raises(ArgumentError, match=reason):
