@@ -105,7 +105,7 @@ def measure(
         device: See [`load`]; not used with a loaded model.
         dtype: See [`load`]; not used with a loaded model.
         max_new_tokens: Greatest length of the reply; a box takes about 40.
-        **kwargs: `focal_length`, `fov` or `intrinsics`, and keywords of `generate`: see
+        **kwargs: `focal_length`, `fov`, `intrinsics` or `camera`, `refine`, and keywords of `generate`: see
             [`DepthPredictor.predict_iter`].
 
     Raises:

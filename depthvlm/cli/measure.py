@@ -8,7 +8,20 @@ from typing import Annotated, Any
 import typer
 
 from .failures import fail, printable
-from .options import Device, DType, FieldOfView, FocalLength, Model, Quantize, Revision, Token, at_revision
+from .options import (
+    Device,
+    DType,
+    FieldOfView,
+    FocalLength,
+    Intrinsics,
+    Model,
+    Quantize,
+    Refine,
+    Revision,
+    Token,
+    at_revision,
+    check_camera,
+)
 
 _MOST_SHOWN = 500  # characters of a reply without a box
 _PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
@@ -22,9 +35,8 @@ def measure(
     token: Token = None,
     focal_length: FocalLength = None,
     fov: FieldOfView = None,
-    intrinsics: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Camera file, as for `depthvlm predict`.")
-    ] = None,
+    intrinsics: Intrinsics = None,
+    refine: Refine = 1,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw boxes and distances into the image: .png or .jpg.")
     ] = None,
@@ -47,9 +59,7 @@ def measure(
         raise fail(f"--out is a picture, .png or .jpg, got {out}.", code=2)
     if out is not None and os.path.lexists(out) and not overwrite:
         raise fail(f"{out} is there already: give another --out, or --overwrite.", code=2)
-    options = {"--focal-length": focal_length, "--fov": fov, "--intrinsics": intrinsics}
-    if len(given := [name for name, value in options.items() if value is not None]) > 1:
-        raise fail(f"{' and '.join(given)} both name the camera: give one of them.", code=2)
+    check_camera(focal_length, fov, intrinsics)
 
     from rich.console import Console
     from rich.table import Table
@@ -70,9 +80,8 @@ def measure(
         raise fail(error, code=2) from None
     with report.warnings():
         loaded = report.load(at_revision(model, revision), device, dtype, False, quantize=quantize)
-        found = grounding.measure(
-            image, what, loaded, max_new_tokens=max_new_tokens, focal_length=focal_length, fov=fov, camera=camera
-        )
+        cameras: dict[str, Any] = {"focal_length": focal_length, "fov": fov, "camera": camera}
+        found = grounding.measure(image, what, loaded, max_new_tokens=max_new_tokens, refine=refine, **cameras)
     prediction = found.prediction
     if as_json:
         typer.echo(json.dumps(found.record(), indent=2, ensure_ascii=False))

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -58,6 +59,18 @@ Token = Annotated[
 ]
 FocalLength = Annotated[float | None, typer.Option(metavar="PX", help="Focal length in pixels of the image as given.")]
 FieldOfView = Annotated[float | None, typer.Option(metavar="DEG", help="Horizontal field of view in degrees.")]
+Intrinsics = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Camera file: 3x3 matrix, or fx fy cx cy, in pixels (.json, .npy or text), or one of OpenCV, ROS, "
+        "RealSense, Record3D, ARKit, COLMAP, nerfstudio, KITTI or ScanNet. For one camera an image: a .json file "
+        "with cameras by the images' names, or a folder of files named like the images.",
+    ),
+]
+Refine = Annotated[
+    int, typer.Option(metavar="N", help="Average the depth of N views of each image, each at the cost of one.")
+]
 UntrainedHead = Annotated[
     bool,
     typer.Option("--allow-untrained-head", help="Also load a depth head that was never trained: one metre everywhere."),
@@ -75,6 +88,20 @@ def at_revision(model: str | None, revision: str | None) -> str | None:
     if model is None:
         raise typer.BadParameter("A revision is that of a model: name the model too.", param_hint="--revision")
     return f"{model}@{revision}"
+
+
+def check_camera(
+    focal_length: float | None, fov: float | None, intrinsics: Path | None, panorama: bool = False
+) -> None:
+    """End the command if more than one option names the camera.
+
+    Raises:
+        typer.Exit: Two or more of them are given.
+    """
+    options = {"--focal-length": focal_length, "--fov": fov, "--intrinsics": intrinsics, "--panorama": panorama or None}
+    given = [name for name, value in options.items() if value is not None]
+    if len(given) > 1:
+        raise fail(f"{' and '.join(given)} both name the camera: give one of them.", code=2)
 
 
 def named_values(given: Sequence[str] | None, option: str) -> dict[str, Any]:

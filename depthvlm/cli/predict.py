@@ -14,12 +14,15 @@ from .options import (
     DType,
     FieldOfView,
     FocalLength,
+    Intrinsics,
     Model,
     Quantize,
+    Refine,
     Revision,
     Token,
     UntrainedHead,
     at_revision,
+    check_camera,
 )
 
 _CALIBRATION = "Known distances"
@@ -40,24 +43,14 @@ def predict(
     token: Token = None,
     focal_length: FocalLength = None,
     fov: FieldOfView = None,
-    intrinsics: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Camera file: 3x3 matrix, or fx fy cx cy, in pixels (.json, .npy or text), or one of OpenCV, ROS, "
-            "RealSense, Record3D, ARKit, COLMAP, nerfstudio, KITTI or ScanNet. For one camera an image: a .json file "
-            "with cameras by the images' names, or a folder of files named like the images.",
-        ),
-    ] = None,
+    intrinsics: Intrinsics = None,
     panorama: Annotated[
         bool,
         typer.Option(
             "--panorama", help="The images are equirectangular panoramas: predicted in views, in metres along the ray."
         ),
     ] = False,
-    refine: Annotated[
-        int, typer.Option(metavar="N", help="Average the depth of N views of each image, each at the cost of one.")
-    ] = 1,
+    refine: Refine = 1,
     prompt: Annotated[
         list[str] | None,
         typer.Option(metavar="TEXT", help="Ask this about each image too; several times for several replies."),
@@ -240,10 +233,7 @@ def predict(
     folder = Path(out)
     prompts = list(dict.fromkeys(prompt or []))
     report = Report()
-    options = {"--focal-length": focal_length, "--fov": fov, "--intrinsics": intrinsics, "--panorama": panorama or None}
-    given = [name for name, value in options.items() if value is not None]
-    if len(given) > 1:
-        raise fail(f"{' and '.join(given)} both name the camera: give one of them.", code=2)
+    check_camera(focal_length, fov, intrinsics, panorama)
     if save is not None:
         typer.secho("FutureWarning: --save is now --formats.", fg="yellow", err=True)
         formats = save if formats is None else formats

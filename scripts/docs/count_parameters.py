@@ -7,15 +7,15 @@ The models are laid out on the meta device: nothing is downloaded, and no weight
 the checkpoints' `config.json`, as far as they differ from the defaults of transformers.
 """
 
-import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from depthvlm.modeling_depthvlm import FAMILIES
+from tables import write_tables
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "backbones.md"
-START, END = "<!-- sizes: scripts/docs/count_parameters.py -->", "<!-- end of sizes -->"
 
 SMALL_VIT = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096}
 SMALL_DEEPSTACK = SMALL_VIT | {"deepstack_visual_indexes": [5, 11, 17]}
@@ -118,18 +118,17 @@ def row(family: str, name: str, model: Any) -> str:
     return f"| {name} | `{family}` | {' | '.join(counts)} | {layers} | {config.input_stride} |"
 
 
+def rows() -> Iterator[str]:
+    """Yield the lines of the table."""
+    yield "| backbone | family | LLM | vision tower | projector | depth head | all | ViT layers read | stride |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for family, name, *sizes in SIZES:
+        yield row(family, name, build(family, *sizes))
+
+
 def main() -> None:
     """Write the table."""
-    lines = [
-        "| backbone | family | LLM | vision tower | projector | depth head | all | ViT layers read | stride |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for family, name, *sizes in SIZES:
-        lines.append(row(family, name, build(family, *sizes)))
-        print(lines[-1], flush=True)
-    page = PAGE.read_text(encoding="utf-8")
-    table = "\n".join([START, "", *lines, "", END])
-    PAGE.write_text(re.sub(f"{re.escape(START)}.*{re.escape(END)}", table, page, flags=re.DOTALL), encoding="utf-8")
+    write_tables(PAGE, "sizes", __file__, rows())
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ memory. The layouts are those of scripts/docs/count_parameters.py.
 """
 
 import copy
-import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -22,6 +21,7 @@ from count_parameters import SIZES
 from depthvlm.modeling_depthvlm import FAMILIES
 from depthvlm.modeling_depthvlm.modeling_depthvlm import run_depth_head
 from depthvlm.training.memory import model_without_data
+from tables import write_tables
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
@@ -29,7 +29,6 @@ from training_memory import configuration
 from transformers.initialization import no_init_weights
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "predict.md"
-START, END = "<!-- memory: scripts/docs/inference_memory.py -->", "<!-- end of memory -->"
 
 NAMES = ("Qwen3-VL-2B", "Qwen3-VL-4B", "Qwen3-VL-8B")
 PICTURES = ((192, 256), (480, 640), (992, 1344), (1472, 1984))  # height and width of the model's input, in pixels
@@ -180,15 +179,7 @@ def rows() -> Iterator[str]:
 
 def main() -> None:
     """Write the tables."""
-    lines = []
-    for line in rows():
-        lines.append(line)
-        print(line, flush=True)
-    page = PAGE.read_text(encoding="utf-8")
-    table = "\n".join([START, "", *lines, "", END])
-    PAGE.write_text(
-        re.sub(f"{re.escape(START)}.*{re.escape(END)}", lambda _: table, page, flags=re.DOTALL), encoding="utf-8"
-    )
+    write_tables(PAGE, "memory", __file__, rows())
 
 
 if __name__ == "__main__":

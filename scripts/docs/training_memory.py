@@ -7,7 +7,6 @@ The models are laid out on the meta device and their layers run on tensors witho
 weight takes memory. The layouts are those of scripts/docs/count_parameters.py.
 """
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ from count_parameters import SIZES
 from depthvlm.modeling_depthvlm import FAMILIES
 from depthvlm.training.memory import count_parameters, estimate_memory, model_without_data, unmeasured_layers
 from depthvlm.training.optimizer import CHOICES, PARTS
+from tables import write_tables
 from torch import nn
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "training.md"
-START, END = "<!-- memory: scripts/docs/training_memory.py -->", "<!-- end of memory -->"
 
 GPUS = (24, 48, 80)  # GB; a fifth of each stays free
 IMAGE = 1024, 768  # pixels, rounded down to whole visual tokens
@@ -96,15 +95,7 @@ def rows() -> Iterator[str]:
 
 def main() -> None:
     """Write the table."""
-    lines = []
-    for line in rows():
-        lines.append(line)
-        print(line, flush=True)
-    page = PAGE.read_text(encoding="utf-8")
-    table = "\n".join([START, "", *lines, "", END])
-    PAGE.write_text(
-        re.sub(f"{re.escape(START)}.*{re.escape(END)}", lambda _: table, page, flags=re.DOTALL), encoding="utf-8"
-    )
+    write_tables(PAGE, "memory", __file__, rows())
 
 
 if __name__ == "__main__":

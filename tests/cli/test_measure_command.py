@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from command_line import run
 from conftest import REPOSITORY
@@ -83,3 +84,12 @@ def test_nano_says_no_box_in_a_process_of_its_own(tmp_path):
     assert done.stdout.startswith("No box in the reply: ")
     assert "Focal length" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_refined_depth_is_that_of_predict(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ("--fov", 60, "--refine", 2, "--device", "cpu")
+    record = json.loads(run("measure", ROOM, "chair", *options, "--max-new-tokens", 2, "--json").stdout)
+    run("predict", ROOM, *options, "--formats", "npy", "--out", "results")
+    depth = np.load("results/room_depth.npy")
+    assert (record["min"], record["max"]) == pytest.approx((depth.min(), depth.max()), rel=1e-4)

@@ -5,11 +5,9 @@ import pytest
 import torch
 from conftest import REPOSITORY
 from inference_memory import (
-    END,
     NAMES,
     PICTURES,
     QUANTISED,
-    START,
     cache_bytes,
     configurations,
     memory,
@@ -17,6 +15,7 @@ from inference_memory import (
     rows,
     weights,
 )
+from tables import marks
 
 MIB = 2**20
 FOUR_B = NAMES[1]
@@ -64,4 +63,5 @@ def test_a_larger_picture_and_model_need_more():
 
 def test_the_page_has_these_tables():
     page = (REPOSITORY / "docs" / "predict.md").read_text(encoding="utf-8")
-    assert page.split(START)[1].split(END)[0].strip() == "\n".join(rows())
+    start, end = marks("memory", "inference_memory.py")
+    assert page.split(start)[1].split(end)[0].strip() == "\n".join(rows())
