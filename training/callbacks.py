@@ -23,6 +23,7 @@ from trl.data_utils import is_conversational, prepare_multimodal_messages
 from ..files import atomic_write
 from ..modeling_depthvlm.losses_depthvlm import resize_depth
 from ..visualize import colorize, depth_range, scale_bar
+from .dense_losses import DenseWeights
 from .forward import TOTALS
 
 logger = logging.getLogger(__name__)
@@ -67,13 +68,22 @@ class DepthMeter:
         self.sums = self.sums + torch.cat([row, totals]).detach().to(self.sums)
         self.batches += 1
 
-    def read(self, *, alpha: float, training: bool, text: bool) -> dict[str, float]:
+    def read(
+        self,
+        *,
+        alpha: float,
+        training: bool,
+        text: bool,
+        dense: DenseWeights = DenseWeights(),  # noqa: B008  # frozen
+    ) -> dict[str, float]:
         """Return the numbers since the last call, over all ranks; every rank must call it.
 
         Args:
             alpha: Weight of the depth loss.
             training: True for losses as means over steps, False for exact ones over the evaluated data.
             text: True if there is a text loss.
+            dense: Weights of the losses for dense truth; those that have one are logged, each without its weight, and
+                SILog with them.
 
         Returns:
             Numbers by name; none if there was no batch.
@@ -99,9 +109,12 @@ class DepthMeter:
             if text:
                 numbers["text_loss"] = sums["text_nll"] / max(1, sums["text_tokens"])
             if images:
-                numbers["depth_loss"] = sums["silog"] / images
+                depth = sums["silog"] + sum(weight * sums[name] for name, weight in vars(dense).items())
+                numbers["depth_loss"] = depth / images
             numbers["loss"] = numbers.get("text_loss", 0.0) + alpha * numbers.get("depth_loss", 0.0)
         if images:
+            if dense.names:
+                numbers |= {name: sums[name] / images for name in ("silog", *dense.names)}
             numbers["delta1"] = sums["delta1"] / images
             numbers["abs_rel"] = sums["abs_rel"] / images
             numbers["valid_pixels"] = sums["valid_pixels"] / max(1, sums["pixels"])

@@ -64,7 +64,11 @@ def stage_record(trainer: Any) -> dict[str, Any]:
     if is_peft_model(trainer.model):
         record["adapter"] = _adapter(trainer.model.active_peft_config)
     record["loss"] = (
-        {"depth_loss_weight": core.config.depth_loss_weight, "silog_lambda": core.config.silog_lambda}
+        {
+            "depth_loss_weight": core.config.depth_loss_weight,
+            "silog_lambda": core.config.silog_lambda,
+            **args.dense_weights().options(),
+        }
         if trainer.depth_enabled
         else "text alone"
     )

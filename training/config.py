@@ -8,6 +8,8 @@ from typing import Any
 
 from trl import SFTConfig
 
+from .dense_losses import DenseWeights
+
 logger = logging.getLogger(__name__)
 
 ON_BAD_SAMPLE = ("stop", "skip")
@@ -42,6 +44,22 @@ class DepthSFTConfig(SFTConfig):
     )
     silog_lambda: float | None = field(
         default=None, metadata={"help": "lambda of equation 4, in [0, 1]. None: the model's own (config.silog_lambda)."}
+    )
+
+    # Losses for dense truth, added to SILog: docs/training.md.
+    gradient_matching_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of multi-scale gradient matching in log depth, added to SILog; for dense true depth, and "
+            "sharper edges. 0: none."
+        },
+    )
+    normal_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of 1 - cos(angle) between predicted and true surface normals, added to SILog; for dense "
+            "true depth of known cameras, and flatter planes. 0: none."
+        },
     )
 
     # Trained parts and their learning rates.
@@ -155,6 +173,12 @@ class DepthSFTConfig(SFTConfig):
             raise ValueError(f"`depth_loss_weight` is {self.depth_loss_weight}, expected a finite number >= 0.")
         if self.silog_lambda is not None and not 0 <= self.silog_lambda <= 1:
             raise ValueError(f"`silog_lambda` is {self.silog_lambda}, expected a number in [0, 1].")
+        dense = self.dense_weights()
+        if self.depth_loss_weight == 0 and dense.names:
+            raise ValueError(
+                "`depth_loss_weight` is 0, so `gradient_matching_weight` and `normal_weight`, which are parts of the "
+                "depth loss, must be 0 too."
+            )
         if self.on_bad_sample not in ON_BAD_SAMPLE:
             raise ValueError(f"`on_bad_sample` is {self.on_bad_sample!r}, expected one of {', '.join(ON_BAD_SAMPLE)}.")
         if self.depth_log_images < 0:
@@ -179,6 +203,14 @@ class DepthSFTConfig(SFTConfig):
             "merger": self.merger_learning_rate,
             "vit": self.vit_learning_rate,
         }
+
+    def dense_weights(self) -> DenseWeights:
+        """Return the weights of the losses for dense truth.
+
+        Raises:
+            ValueError: If one is negative or not finite.
+        """
+        return DenseWeights(self.gradient_matching_weight, self.normal_weight)
 
     def columns(self) -> dict[str, Any]:
         """Return the names of the data's columns by their contents."""

@@ -129,11 +129,13 @@ def wants_depth(args: DepthSFTConfig, dataset: Any) -> bool:
         return False  # TRL reports other types as errors
     columns = get_dataset_column_names(dataset) or []
     found = args.depth_column in columns or "depth_path" in columns  # `depth_path` is in DepthVLM-Bench's annotations
-    if not found and args.depth_loss_weight is not None:
+    given = {"depth_loss_weight": args.depth_loss_weight, **args.dense_weights().options()}
+    asked = " and ".join(f"`{name}` is {weight}" for name, weight in given.items() if weight is not None)
+    if not found and asked:
         raise ValueError(
-            f"`depth_loss_weight` is {args.depth_loss_weight}, but the training data has no column "
-            f"{args.depth_column!r} (it has {', '.join(columns)}). Name it with `depth_column`, or set "
-            "`depth_loss_weight=0` to train on text alone."
+            f"{asked}, but the training data has no column {args.depth_column!r} (it has {', '.join(columns)}). "
+            "Name it with `depth_column`, or set `depth_loss_weight=0`, and no other weight of the depth loss, "
+            "to train on text alone."
         )
     if not found:
         logger.info("The training data has no column %r: text alone is trained.", args.depth_column)

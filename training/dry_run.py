@@ -75,11 +75,15 @@ def _steps(trainer: Any) -> Text:
     ]
     if trainer.depth_enabled:
         weight = trainer.depth_loss_weight
+        dense = vars(trainer.args.dense_weights()).items()
+        parts = [f"{factor:g} x {name.replace('_', ' ')}" for name, factor in dense if factor]
         lines.append(
             f"Loss: {weight:g} x depth loss (stage 1: no text)"
             if trainer.head_alone
             else f"Loss: text loss + {weight:g} x depth loss"
         )
+        if parts:
+            lines.append(f"Depth loss: {' + '.join(['SILog', *parts])}")
     else:
         lines.append("Loss: text loss alone (no depth in the data, or a depth loss weight of 0)")
     return Text("\n".join(lines))

@@ -18,9 +18,10 @@ from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
 
 from ..modeling_depthvlm import DepthVLMForConditionalGeneration
 from ..modeling_depthvlm.losses_depthvlm import resize_depth, silog_per_image, valid_depth
+from .dense_losses import DenseWeights, gradient_matching_per_image, normal_loss_per_image
 
 # `score_depth` returns sums of these, in this order.
-TOTALS = ("silog", "depth_images", "delta1", "abs_rel", "valid_pixels", "pixels")
+TOTALS = ("silog", "gradient_matching", "normal", "depth_images", "delta1", "abs_rel", "valid_pixels", "pixels")
 TEXT_SCORES = ("log_probs", "entropy", "is_top1")
 TILE_WORDS = 32768  # vocabulary entries per tile, as in TRL
 
@@ -38,12 +39,14 @@ class DepthTargets:
         weight: Factor on the sum of the images' losses: alpha over the number of images with depth.
         head_runs: Least number of runs of the depth head. If every run gathers its weights from all ranks, this is the
             largest number of image sizes in any rank.
+        cameras (`(images, 7)`): The processor's `cameras`, which the loss of normals needs.
     """
 
     depth_labels: Sequence[Tensor | None]
     focal_scale: Tensor | None
     weight: Tensor | float = 1.0
     head_runs: int = 1
+    cameras: Tensor | None = None
 
 
 @dataclass
@@ -66,7 +69,7 @@ class JointOutput(FusedCausalLMOutput):
     """TRL's fused output, with depth.
 
     Args:
-        depth_loss: `DepthTargets.weight` times the sum of the images' SILog, with the head in its graph.
+        depth_loss: `DepthTargets.weight` times the sum of the images' losses, with the head in its graph.
         scores: The [`DepthScores`] to log, if any image was seen.
     """
 
@@ -75,7 +78,11 @@ class JointOutput(FusedCausalLMOutput):
 
 
 def install_training_forward(
-    model: DepthVLMForConditionalGeneration, silog_lambda: float = 0.5, text: bool = True, sharded: bool = False
+    model: DepthVLMForConditionalGeneration,
+    silog_lambda: float = 0.5,
+    text: bool = True,
+    sharded: bool = False,
+    dense: DenseWeights = DenseWeights(),  # noqa: B008  # frozen
 ) -> None:
     """Let `model(..., labels=labels, fused_lm_head=True)` score only the tokens that have a label, and train depth.
 
@@ -89,6 +96,7 @@ def install_training_forward(
         text: True if there is a text loss. Without it the backbone runs without a graph, up to the last image token.
         sharded: True if ranks share weights or gradients module by module (FSDP, DeepSpeed). All must then run the
             same modules, in the same order: a rank whose batch has no image runs the smallest one with weight zero.
+        dense: Weights of the losses for dense truth.
     """
     given_forward = model.forward
 
@@ -109,7 +117,7 @@ def install_training_forward(
             inputs.pop("focal_scale", None)
             outputs, _ = self.run_backbone(False, **inputs)
             return score_text(self, outputs, labels, inputs.get("attention_mask"))
-        return joint_step(self, inputs, labels if text else None, depth_targets, silog_lambda, sharded)
+        return joint_step(self, inputs, labels if text else None, depth_targets, silog_lambda, sharded, dense)
 
     model.forward = types.MethodType(forward, model)  # type: ignore[method-assign]
 
@@ -121,6 +129,7 @@ def joint_step(
     targets: DepthTargets,
     silog_lambda: float,
     sharded: bool,
+    dense: DenseWeights,
 ) -> JointOutput:
     """Run backbone, depth head and LM head once each, as [`install_training_forward`] describes.
 
@@ -131,6 +140,7 @@ def joint_step(
         targets: Depth labels.
         silog_lambda: Lambda of equation 4.
         sharded: True if all ranks must run the same modules.
+        dense: Weights of the losses for dense truth.
     """
     has_images = inputs.get("pixel_values") is not None
     zero: Tensor | float = 0.0
@@ -158,7 +168,7 @@ def joint_step(
     if labels is not None:  # last, as in all other ranks
         output = score_text(model, outputs, labels, inputs.get("attention_mask"))
     if prediction:
-        loss, totals = score_depth(prediction, targets.depth_labels, silog_lambda)
+        loss, totals = score_depth(prediction, targets, silog_lambda, dense)
         # Images without depth also keep the head in the graph: distributed training waits for every gradient.
         loss = loss + 0.0 * torch.stack([image[0, 0] for image in prediction]).sum() + zero
         output.scores = DepthScores(totals, [image.detach() for image in prediction])
@@ -245,37 +255,54 @@ def _zero_from_vision(model: DepthVLMForConditionalGeneration) -> Tensor:
 
 
 def score_depth(
-    prediction: Sequence[Tensor], depth_labels: Sequence[Tensor | None], silog_lambda: float
+    prediction: Sequence[Tensor], targets: DepthTargets, silog_lambda: float, dense: DenseWeights
 ) -> tuple[Tensor, Tensor]:
-    """Compute SILog (equation 4) and metrics over the images with true depth.
+    """Compute SILog (equation 4), the losses for dense truth that have a weight, and metrics.
 
     Args:
-        prediction: `(h_i, w_i)` for each image, metres.
-        depth_labels: `(H_i, W_i)` for each image, metres, or None; the prediction is resized to it.
+        prediction: `(h_i, w_i)` for each image, metres; resized to the image's true depth.
+        targets: Depth labels.
         silog_lambda: Lambda of equation 4.
+        dense: Weights of the losses for dense truth.
 
     Returns:
         The sum of the images' losses, with gradients, and the sums named in [`TOTALS`]: float32.
+
+    Raises:
+        ValueError: If normals have a weight and there are no cameras.
     """
+    if dense.normal and targets.cameras is None:
+        raise ValueError(
+            "`normal_weight` is above 0, but the batch has no `cameras`, without which there are no normals. Keep the "
+            "processor's `cameras` in the batch, as DepthDataCollator does, or leave `normal_weight` at 0."
+        )
     device = prediction[0].device
     loss = torch.zeros((), device=device)
     totals = torch.zeros(len(TOTALS), device=device)
-    groups: dict[tuple[torch.Size, torch.Size], list[tuple[Tensor, Tensor]]] = {}
-    for image, truth in zip(prediction, depth_labels, strict=True):
+    groups: dict[tuple[torch.Size, torch.Size], list[tuple[int, Tensor]]] = {}
+    for index, (image, truth) in enumerate(zip(prediction, targets.depth_labels, strict=True)):
         if truth is not None:
-            groups.setdefault((image.shape, truth.shape), []).append((image, truth))
+            groups.setdefault((image.shape, truth.shape), []).append((index, truth))
     for (_, size), pairs in groups.items():
         truth = torch.stack([one.to(device, torch.float32) for _, one in pairs])
-        stacked = torch.stack([image for image, _ in pairs]).float()
+        stacked = torch.stack([prediction[index] for index, _ in pairs]).float()
         stacked = resize_depth(stacked, (size[0], size[1]), align_corners=True)  # as in the loss itself
         losses, has_depth = silog_per_image(stacked, truth, silog_lambda)
+        parts = [losses, torch.zeros_like(losses), torch.zeros_like(losses)]  # in the order of `TOTALS`
+        if dense.gradient_matching:
+            parts[1] = gradient_matching_per_image(stacked, truth)
+            losses = losses + dense.gradient_matching * parts[1]
+        if dense.normal:
+            assert targets.cameras is not None
+            parts[2] = normal_loss_per_image(stacked, truth, targets.cameras[[index for index, _ in pairs]])
+            losses = losses + dense.normal * parts[2]
         loss = loss + losses.sum()
-        totals = totals + _totals(stacked.detach(), truth, losses.detach(), has_depth)
+        totals = totals + _totals(stacked.detach(), truth, [part.detach() for part in parts], has_depth)
     return loss, totals
 
 
 @torch.no_grad()
-def _totals(prediction: Tensor, truth: Tensor, losses: Tensor, has_depth: Tensor) -> Tensor:
+def _totals(prediction: Tensor, truth: Tensor, losses: list[Tensor], has_depth: Tensor) -> Tensor:
     valid = valid_depth(truth)
     truth = torch.where(valid, truth, 1.0)
     ratio = torch.maximum(prediction / truth, truth / prediction)
@@ -284,4 +311,4 @@ def _totals(prediction: Tensor, truth: Tensor, losses: Tensor, has_depth: Tensor
     delta1 = (valid & (ratio < 1.25)).sum((-2, -1)) / pixels
     abs_rel = torch.where(valid, (prediction - truth).abs() / truth, 0.0).sum((-2, -1)) / pixels
     size = has_depth * float(valid[0].numel())
-    return torch.stack([x.float().sum() for x in (losses, has_depth, delta1, abs_rel, count, size)])
+    return torch.stack([x.float().sum() for x in (*losses, has_depth, delta1, abs_rel, count, size)])

@@ -48,7 +48,8 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
 
     On data with a depth column the loss is `text_loss + alpha * depth_loss` (equation 5): cross-entropy over the
     reply's tokens, and SILog over the images with depth, each a mean over the whole accumulated, global batch, however
-    it is cut into micro-batches and ranks. On data without one, or with `depth_loss_weight=0`, it is `SFTTrainer`.
+    it is cut into micro-batches and ranks. `gradient_matching_weight` and `normal_weight` add losses for dense depth to
+    SILog. On data without one, or with `depth_loss_weight=0`, it is `SFTTrainer`.
 
     The arguments are those of `SFTTrainer`. A model given by its name may also be a plain checkpoint of any supported
     family (`Qwen/Qwen3.5-4B`), which gets a new head in that family's class, or one of the published implementation.
@@ -174,7 +175,9 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
             config.silog_lambda = args.silog_lambda
         self.depth_loss_weight = config.depth_loss_weight
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        install_training_forward(self.depth_model, config.silog_lambda, text=not self.head_alone, sharded=sharded)
+        install_training_forward(
+            self.depth_model, config.silog_lambda, not self.head_alone, sharded, args.dense_weights()
+        )
         # The backbones say no and would get a mean of means; `compute_loss` here normalises by the step's tokens.
         self.model_accepts_loss_kwargs = True
         self._meters = {mode: DepthMeter(self.accelerator) for mode in ("train", "eval")}
@@ -279,6 +282,7 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
             focal_scale=inputs.pop("focal_scale", None),
             weight=self._depth_weight(info),
             head_runs=self._head_runs(inputs),
+            cameras=inputs.get("cameras"),
         )
         outputs: Any = None
 
@@ -318,7 +322,10 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         if self.depth_enabled:
             training = self.model.training
             numbers = self._meters["train" if training else "eval"].read(
-                alpha=self.depth_loss_weight, training=training, text=not self.head_alone
+                alpha=self.depth_loss_weight,
+                training=training,
+                text=not self.head_alone,
+                dense=self.args.dense_weights(),
             )
             if training:
                 tokens = numbers.pop("tokens", 0.0)
@@ -364,7 +371,7 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
             self._first_look = None
 
     def _depth_weight(self, info: BatchInfo) -> Tensor | float:
-        """Return the factor on the sum of this micro-batch's SILog: alpha over the step's images with depth."""
+        """Return the factor on the sum of this micro-batch's depth losses: alpha over the step's images with depth."""
         alpha = self.depth_loss_weight
         if not self.model.training or self._depth_images_in_step is None:
             return alpha / max(1, info.depth_images)

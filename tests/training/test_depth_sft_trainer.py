@@ -303,6 +303,10 @@ def test_depth_is_asked_for_and_there_is_none(checkpoint: str, tmp_path: Path) -
     data = toy_dataset(rows).remove_columns("depth")
     with pytest.raises(ValueError, match="has no column 'depth'"):
         DepthSFTTrainer(checkpoint, settings(tmp_path, depth_loss_weight=1.0), train_dataset=data)
+    with pytest.raises(ValueError, match=r"`normal_weight` is 0\.1, but the training data has no column 'depth'"):
+        DepthSFTTrainer(checkpoint, settings(tmp_path, normal_weight=0.1), train_dataset=data)
+    with pytest.raises(ValueError, match="`depth_loss_weight` is 0, so `gradient_matching_weight`"):
+        settings(tmp_path, normal_weight=0.1, depth_loss_weight=0.0)
     blind = toy_dataset(toy_rows(4)).remove_columns("images")
     with pytest.raises(ValueError, match="has depth but no images: no column of them"):
         DepthSFTTrainer(checkpoint, settings(tmp_path), train_dataset=blind)

@@ -137,6 +137,8 @@ def test_resume_without_a_value_means_the_latest(tmp_path: Path) -> None:
     [
         ("depth_loss_weight", -1.0, "finite number >= 0"),
         ("silog_lambda", 1.5, r"in \[0, 1\]"),
+        ("gradient_matching_weight", -0.1, "`gradient_matching_weight` is -0.1, expected a finite number >= 0"),
+        ("normal_weight", float("inf"), "`normal_weight` is inf"),
         ("on_bad_sample", "replace", "stop, skip"),
         ("depth_log_images", -2, "number of steps"),
         ("vit_learning_rate", float("nan"), "`vit_learning_rate` is nan"),
