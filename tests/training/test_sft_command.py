@@ -1,5 +1,6 @@
 """`depthvlm sft`: every option of `trl sft` and our own, split between launcher and script, down to a real run."""
 
+import ast
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import psutil
 import pytest
 import torch
 import typer
+import yaml
 from conftest import REPOSITORY
 from depthvlm.hub_cards.push.package import select_checkpoint_files
 from depthvlm.training.checkpoints import missing_in
@@ -87,6 +89,19 @@ def test_trains_and_saves(project):
     assert {name.split(".")[0] for name in changed} >= {"depth_head", "model"}
     assert not any(".visual." in name for name in changed)
     assert (project / "trained" / "processor_config.json").is_file()
+
+
+@pytest.mark.slow
+def test_losses_for_dense_truth_from_yaml_are_logged(project):
+    (project / "dense.yaml").write_text("gradient_matching_weight: 0.5\nnormal_weight: 0.25\n")
+    run = depthvlm(project, "sft", "--config", "run.yaml", "--config", "dense.yaml", "--output_dir", "dense")
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+    first = ast.literal_eval(re.search(r"\{'loss'.*?\}", run.stdout).group())
+    parts = float(first["silog"]) + 0.5 * float(first["gradient_matching"]) + 0.25 * float(first["normal"])
+    assert float(first["depth_loss"]) == pytest.approx(parts, rel=1e-3)  # four digits are printed
+    (stage,) = yaml.safe_load((project / "dense" / "training_recipe.yaml").read_text())["stages"]
+    assert stage["loss"]["gradient_matching_weight"] == 0.5
+    assert stage["loss"]["normal_weight"] == 0.25
 
 
 class Proxy(BaseHTTPRequestHandler):

@@ -114,6 +114,33 @@ def test_two_ranks_equal_one_with_projectors_of_the_heads_own(
 
 
 @pytest.mark.parametrize("layout", [{}, FSDP2], ids=["ddp", "fsdp2"])
+def test_two_ranks_equal_one_with_losses_for_dense_truth(
+    checkpoint: str, tmp_path: Path, layout: dict[str, Any]
+) -> None:
+    rows = [toy_row(i, depth=i < 2) for i in range(8)]
+    weights = {"gradient_matching_weight": 0.5, "normal_weight": 0.25}
+    changes = {"trainable": ["all"], "max_steps": 2, "shuffle_dataset": False, **weights}
+    options = {
+        "model": checkpoint,
+        "out": str(tmp_path / "two"),
+        "lone_depth": True,
+        "evaluate": True,
+        "settings": {**changes, **layout, "per_device_train_batch_size": 4},
+    }
+    two = finish(options, processes=2)
+    one = one_process(checkpoint, tmp_path / "one", rows, **changes, per_device_train_batch_size=8)
+    assert_same_weights(tmp_path / "two", one, 1e-6)
+    names = ("depth_loss", "silog", "gradient_matching", "normal")
+    for mine, theirs in zip(two["log"][:2], one.state.log_history[:2], strict=True):
+        assert [mine[name] for name in names] == pytest.approx([theirs[name] for name in names], abs=1e-5)
+        parts = theirs["silog"] + 0.5 * theirs["gradient_matching"] + 0.25 * theirs["normal"]
+        assert theirs["depth_loss"] == pytest.approx(parts, abs=1e-5)
+    numbers = one.evaluate()
+    for name in names:
+        assert two["eval"][f"eval_{name}"] == pytest.approx(numbers[f"eval_{name}"], abs=1e-5)
+
+
+@pytest.mark.parametrize("layout", [{}, FSDP2], ids=["ddp", "fsdp2"])
 def test_two_ranks_equal_one_with_muon(checkpoint: str, tmp_path: Path, layout: dict[str, Any]) -> None:
     # FSDP2 gives each rank half of a matrix's rows, and Muon's step needs the whole matrix.
     changes = {"trainable": ["all"], "max_steps": 2, "shuffle_dataset": False, "muon_learning_rate": 0.01}
