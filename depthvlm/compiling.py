@@ -240,7 +240,10 @@ class CompiledDepth:
             self.programs[size, tokens] = program
             seconds = time.perf_counter() - started
             logger.warning("Compiled for a batch of %d with up to %d visual tokens, in %.1f s.", size, tokens, seconds)
-        features = [[states[i, : picture.tokens] for i, picture in enumerate(pictures)] for states in maps]
+        features = [  # rows per token: 1, of the finer maps of `dpt_sharp` more
+            [states[i, : picture.tokens * rows] for i, picture in enumerate(pictures)]
+            for states, (rows, _) in zip(maps, self.network.depth_head.inputs, strict=True)
+        ]
         depth = run_depth_head(self.network.depth_head, features, [picture.grid for picture in pictures], scale)
         return {picture.number: metres for picture, metres in zip(pictures, depth, strict=True)}
 
@@ -308,14 +311,15 @@ class CompiledDepth:
         number does.
 
         Returns:
-            One `(size, tokens, hidden_size)` per map.
+            One `(size, tokens, hidden_size)` per map; of `dpt_sharp`'s finer maps `(size, patches, width)`.
         """
         config, model = self.network.config, self.network.model
-        levels, pooled = self._vision(inputs)
+        levels, pooled, patches = self._vision(inputs)
+        fine = [patches, inputs["pixels"]] if config.head.head_type == "dpt_sharp" else []
         order = sorted(config.vision.deepstack_visual_indexes)
         maps = [levels[order.index(layer)] for layer in config.vision_layers] if config.reads_vision else []
         if config.head.feature_source == "vit":
-            return [*maps, pooled]
+            return [*maps, pooled, *fine]
 
         text = model.language_model
         rows = torch.arange(len(pooled), device=pooled.device)[:, None]
@@ -331,10 +335,13 @@ class CompiledDepth:
             if number <= len(levels):  # DeepStack
                 hidden = hidden + levels[number - 1][rows, inputs["source"]].masked_fill(is_word, 0)
         states.append(text.norm(hidden))
-        return maps + [state[rows, inputs["places"]] for state in states]
+        return maps + [state[rows, inputs["places"]] for state in states] + fine
 
-    def _vision(self, inputs: dict[str, Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Return DeepStack's levels and the final output of the vision tower, `(size, tokens, hidden_size)` each."""
+    def _vision(self, inputs: dict[str, Tensor]) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Return DeepStack's levels and the final output of the vision tower, `(size, tokens, hidden_size)` each.
+
+        Last come the states before the merger, `(size, patches, width)`.
+        """
         visual = self.network.model.visual
         size = len(inputs["pixels"])
         embed = visual.patch_embed.proj  # a convolution as large as a patch: a product of matrices
@@ -350,7 +357,7 @@ class CompiledDepth:
             if number in visual.deepstack_visual_indexes:
                 merger = visual.deepstack_merger_list[visual.deepstack_visual_indexes.index(number)]
                 levels.append(merger(hidden).unflatten(0, (size, -1)))
-        return levels, visual.merger(hidden).unflatten(0, (size, -1))
+        return levels, visual.merger(hidden).unflatten(0, (size, -1)), hidden
 
 
 def vision_block(block: Any, hidden: Tensor, cos: Tensor, sin: Tensor, score: Tensor) -> Tensor:

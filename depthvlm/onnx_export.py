@@ -140,6 +140,11 @@ def load_depth_head(model: str | PathLike[str]) -> tuple[DepthVLMConfig, DepthHe
     """
     path, revision = split_revision(resolve_model_path(str(model)))
     config = DepthVLMConfig.from_pretrained(path, revision=revision or "main")
+    if config.head.head_type == "dpt_sharp":
+        raise ValueError(
+            f"{model} has a head of type dpt_sharp, which also reads the picture and the states before the merger: it "
+            "cannot be exported to ONNX. Export a checkpoint with another head."
+        )
     weights = _head_weights(path, revision)
     if not weights:
         raise ValueError(

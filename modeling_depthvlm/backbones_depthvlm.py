@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
 LEVELS = 3  # maps of the vision tower that the head reads, F_1 to F_3 of equation 2
+SHARP_PATCH, SHARP_SIDE = 16, 2  # pixels per patch and patches per token, along an axis, that `dpt_sharp` is made for
 
 # Fields of configurations that rule a family out, and why.
 TILES = ("image_grid_pinpoints", "max_dynamic_patch", "max_image_tiles", "max_num_tiles", "use_thumbnail")
@@ -40,6 +41,8 @@ class Backbone:
         checkpoints: The family's name and sizes, for messages and documentation.
         has_deepstack: True if the vision tower returns `deepstack_features`, projected to the width of the LLM. Without
             them the head reads hidden states of the tower, which `project` brings to that width.
+        has_patch_states: True if the vision tower's `last_hidden_state` is what its merger takes, every patch in the
+            order of `pixel_values`. `head_type="dpt_sharp"` needs it.
         projector_modules: Names of the vision tower's modules that make up its projector.
         image_start: Field of the configuration that holds the token before an image.
         processor_class: Class in `processing_depthvlm` that knows the family's prompts.
@@ -48,6 +51,7 @@ class Backbone:
     model_type: str
     checkpoints: str
     has_deepstack: bool = False
+    has_patch_states: bool = True
     projector_modules: tuple[str, ...] = ("merger",)
     image_start: str = "vision_start_token_id"
     processor_class: str = "DepthVLMProcessor"
@@ -97,6 +101,17 @@ class Backbone:
                 f"{offer}, and the depth head reads three of them, its maps 1 to 3 (equation 2), not {list(layers)}. "
                 "Use a backbone with at least three, name three as `depth_config={'vision_layers': [...]}`, or use "
                 "`depth_config={'feature_source': 'llm'}`, which reads the LLM alone."
+            )
+
+    def check_patches(self, vision_config: Any) -> None:
+        """Raise ValueError unless the vision tower gives the states of patches that `head_type="dpt_sharp"` reads."""
+        patch, side = vision_config.patch_size, vision_config.spatial_merge_size
+        if not self.has_patch_states or (patch, side) != (SHARP_PATCH, SHARP_SIDE):
+            raise ValueError(
+                f"`head_type='dpt_sharp'` reads patches of {SHARP_PATCH} pixels, {SHARP_SIDE}x{SHARP_SIDE} to a token, "
+                f"in the picture's order. {self.model_type} has patches of {patch} pixels, {side}x{side} to a token"
+                f"{'' if self.has_patch_states else ', in another order or already merged'}. Use a backbone of the "
+                "families of Qwen3-VL or Qwen3.5, or `head_type='dpt_light'`."
             )
 
     def vision_options(self, layers: Sequence[int]) -> dict[str, Any]:

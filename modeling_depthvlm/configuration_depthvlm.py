@@ -38,7 +38,7 @@ from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLConfig
 from .backbones_depthvlm import Backbone, family_of, reason_against
 from .checkpoints_depthvlm import HUB_KWARGS, adopt_config_dict
 
-HEAD_TYPES = ("dpt_light", "dpt", "mlp")
+HEAD_TYPES = ("dpt_light", "dpt", "mlp", "dpt_sharp")
 MLP_FUSIONS = ("concat", "concat_norm", "sum")
 FEATURE_SOURCES = ("vit+llm", "vit", "llm", "llm_final")
 PROJECTORS = ("shared", "own")
@@ -61,13 +61,16 @@ class DepthHeadConfig(PreTrainedConfig):
     Args:
         head_type (`str`, *optional*, defaults to `"dpt_light"`):
             `"dpt_light"`, the paper's head, which only upsamples (strides 4, 8, 16, 32); `"dpt"`, the original DPT
-            pyramid, which upsamples by 4 and 2, keeps and downsamples by 2; `"mlp"`, two linear layers per token.
+            pyramid, which upsamples by 4 and 2, keeps and downsamples by 2; `"mlp"`, two linear layers per token;
+            `"dpt_sharp"`, not in the paper, which also reads the ViT's states before the merger and the picture itself
+            (backbones with patches of 16 pixels only).
         feature_source (`str`, *optional*, defaults to `"vit+llm"`):
             Equation 2: `"vit+llm"`, three levels of the ViT and the final LLM state; `"vit"`, these levels and the
             final ViT output; `"llm"`, three LLM layers at a quarter, a half and three quarters of the depth and the
             final state; `"llm_final"`, only the final state (MLP head only).
         features (`int`, *optional*, defaults to 256):
-            Channels of the fusion blocks (DPT heads).
+            Channels of the fusion blocks (DPT heads); with `"dpt_sharp"` those of the coarse maps, a half and a quarter
+            of which the fine ones have.
         out_channels (`list[int]`, *optional*, defaults to `[256, 512, 1024, 1024]`):
             Channels of the four feature maps after projection (DPT heads).
         hidden_size (`int`, *optional*, defaults to 1024):
@@ -168,6 +171,8 @@ class DepthVLMConfigMixin(PreTrainedConfig):
             raise ValueError(f"DepthVLM does not support this configuration of {self.backbone.model_type}: {reason}.")
         if self.reads_vision:
             self.backbone.check_layers(self.vision_layers, self.vision)
+        if self.head.head_type == "dpt_sharp":
+            self.backbone.check_patches(self.vision)
         if self.head.projector == "own" and self.backbone.has_deepstack:
             raise ValueError(
                 f"`depth_config={{'projector': 'own'}}` is for backbones without DeepStack: {self.backbone.model_type} "

@@ -91,12 +91,18 @@ class DepthHead(nn.Module):
         config: The head's configuration.
         hidden_size: Width of the visual tokens, that of the LLM.
         stride: Input pixels per token and axis (32 in Qwen3-VL, 28 in Qwen2.5-VL).
+
+    Attributes:
+        inputs: `(rows per token, width)` of every map that the head reads.
     """
 
     def __init__(self, config: DepthHeadConfig, hidden_size: int, stride: int):
         super().__init__()
         self.config = config
         self.stride = stride
+        self.inputs: tuple[tuple[int, int], ...] = ((1, hidden_size),) * (
+            1 if config.feature_source == "llm_final" else 4
+        )
         self.norm = nn.LayerNorm(hidden_size)
         self.projectors = nn.ModuleList()  # one per vision level with `projector="own"`
 
@@ -252,7 +258,11 @@ class MLPDepthHead(DepthHead):
         return pixels.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
-def build_depth_head(config: DepthHeadConfig, hidden_size: int, stride: int) -> DepthHead:
-    """Return the head that `config.head_type` names."""
+def build_depth_head(config: DepthHeadConfig, hidden_size: int, stride: int, vision_config: Any = None) -> DepthHead:
+    """Return the head that `config.head_type` names; `dpt_sharp` needs the configuration of the vision tower too."""
+    if config.head_type == "dpt_sharp":
+        from .sharp_head_depthvlm import SharpDepthHead  # it builds on this file
+
+        return SharpDepthHead(config, hidden_size, stride, vision_config)
     head_class = MLPDepthHead if config.head_type == "mlp" else DPTDepthHead
     return head_class(config, hidden_size, stride)

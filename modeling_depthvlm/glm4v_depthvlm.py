@@ -52,6 +52,7 @@ class GlmExpansion(AnyModel):
 
 
 GLM: dict[str, Any] = {
+    "has_patch_states": False,  # it convolves the patches of a cell first
     "projector_modules": ("post_layernorm", "downsample", "merger"),
     "image_start": "image_start_token_id",
     "processor_class": "DepthVLMGlm46VProcessor",

@@ -73,10 +73,13 @@ class VisionMaps(NamedTuple):
         levels: Three inner layers: per level one `(tokens_i, hidden_size)` per image, or all patches unprojected where
             the head projects them itself.
         pooled: The final output, phi(E_v(I)): one `(tokens_i, hidden_size)` per image.
+        fine: For `head_type="dpt_sharp"` two finer maps, cell by cell: the states before the merger, one
+            `(patches_i, ViT width)` per image, and the pixels, one `(patches_i, values)` per image.
     """
 
     levels: list[Any]
     pooled: Sequence[Tensor]
+    fine: Sequence[Sequence[Tensor]] = ()
 
 
 class PredictedDepth(list[Tensor]):
@@ -208,7 +211,7 @@ class DepthVLMMixin(CheckpointMixin):
                 "`from_pretrained` and the Auto classes choose the class by the checkpoint."
             )
         super().__init__(config)
-        self.depth_head = build_depth_head(config.head, config.text.hidden_size, config.input_stride)
+        self.depth_head = build_depth_head(config.head, config.text.hidden_size, config.input_stride, config.vision)
         if config.reads_vision and config.head.projector == "own":
             copies = [config.backbone.copy_projector(self.model.visual) for _ in range(LEVELS)]
             self.depth_head.projectors.extend(copies)
@@ -422,7 +425,11 @@ class DepthVLMMixin(CheckpointMixin):
                     levels = self._project(levels, [self.model.visual] * LEVELS, image_grid_thw)
         if options:
             vision.hidden_states = None  # the LLM does not need them
-        return vision, VisionMaps(levels, vision.pooler_output)  # generation repeats the ones in `vision` for beams
+        fine: list[Sequence[Tensor]] = []
+        if config.head.head_type == "dpt_sharp":
+            patches = image_grid_thw.prod(-1).tolist()
+            fine = [vision.last_hidden_state.split(patches), pixel_values.split(patches)]
+        return vision, VisionMaps(levels, vision.pooler_output, fine)  # generation repeats those in `vision` for beams
 
     def _project(self, levels: Sequence[Tensor], projectors: Iterable[Any], grid_thw: Tensor) -> list[Any]:
         """Return the levels of a tower without DeepStack at the LLM's width: per level one tensor per image."""
@@ -470,9 +477,9 @@ class DepthVLMMixin(CheckpointMixin):
         """Return the head's feature maps and their grids: see [`feature_maps`]."""
         assert vision is not None
         if len(self.depth_head.projectors):
-            vision = VisionMaps(self._project(vision.levels, self.depth_head.projectors, grid_thw), vision.pooled)
+            vision = vision._replace(levels=self._project(vision.levels, self.depth_head.projectors, grid_thw))
         grids = token_grids(grid_thw.tolist(), self.config.vision.spatial_merge_size)
-        return feature_maps(self.config, vision, states, image_mask, grids), grids
+        return [*feature_maps(self.config, vision, states, image_mask, grids), *vision.fine], grids
 
     def zero_from_head(self, vit: bool = False, llm: bool = False, projected: bool = False) -> Tensor:
         """Return a zero that depends on every head parameter, so that ranks without depth stay in step.
@@ -486,8 +493,11 @@ class DepthVLMMixin(CheckpointMixin):
         own = len(self.depth_head.projectors) > 0  # trained themselves, so that their maps require gradients
         level = vit or own
         asked = {"vit+llm": [level] * 3 + [llm], "vit": [level] * 3 + [vit], "llm": [llm] * 4, "llm_final": [llm]}
-        width = self.config.text.hidden_size  # a sharded weight does not show its width
-        maps = [weight.new_zeros(1, 1, width, requires_grad=one) for one in asked[self.config.head.feature_source]]
+        requires = [*asked[self.config.head.feature_source], vit, False]  # the last two for finer maps, if it reads any
+        maps = [
+            weight.new_zeros(1, *shape, requires_grad=one)  # a sharded weight does not show its width
+            for shape, one in zip(self.depth_head.inputs, requires, strict=False)
+        ]
         if own and not projected:
             vision = self.config.vision
             side = vision.spatial_merge_size
@@ -523,9 +533,10 @@ class DepthVLMMixin(CheckpointMixin):
         _, features = self._run(True, False, None, inputs)
         assert features is not None
         maps, grids = features
-        device = maps[-1][0].device
+        tokens = maps[: len(maps) - len(self.depth_head.inputs[4:])]  # without the finer maps of `dpt_sharp`
+        device = tokens[-1][0].device
         return [
-            DepthFeatures(torch.stack([images[index].to(device) for images in maps]).unflatten(1, grid), grid)
+            DepthFeatures(torch.stack([images[index].to(device) for images in tokens]).unflatten(1, grid), grid)
             for index, grid in enumerate(grids)
         ]
 

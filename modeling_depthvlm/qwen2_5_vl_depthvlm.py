@@ -35,7 +35,10 @@ class DepthVLMQwen2_5_VLConfig(DepthVLMConfigMixin, Qwen2_5_VLConfig):
 
     model_type = "depthvlm_qwen2_5_vl"
     backbone: ClassVar[Backbone] = WindowedBackbone(
-        "qwen2_5_vl", "Qwen2.5-VL: 3B, 7B, 32B, 72B", processor_class="DepthVLMQwen2_5_VLProcessor"
+        "qwen2_5_vl",
+        "Qwen2.5-VL: 3B, 7B, 32B, 72B",
+        has_patch_states=False,
+        processor_class="DepthVLMQwen2_5_VLProcessor",
     )
 
 

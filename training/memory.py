@@ -266,8 +266,7 @@ def _experts_without_data() -> Iterator[None]:
 def _head_loss(config: DepthVLMConfigMixin, head: Any) -> Tensor:
     """Run the depth head and the loss on one image."""
     (rows, columns), stride = MEASURED_GRID, config.input_stride
-    maps = 1 if config.head.feature_source == "llm_final" else 4
-    features = [torch.empty(1, rows * columns, config.text.hidden_size) for _ in range(maps)]
+    features = [torch.empty(1, rows * columns * each, width) for each, width in head.inputs]
     truth = torch.empty(1, rows * stride, columns * stride)
     return silog_per_image(head(features, MEASURED_GRID), truth)[0]
 

@@ -85,6 +85,11 @@ class DepthVLMForDepthEstimation(DepthVLMForConditionalGeneration):
             raise ValueError(
                 f"feature_source={config.head.feature_source!r} is not served by vLLM: 'vit+llm' and 'llm_final' are."
             )
+        if config.head.head_type == "dpt_sharp":
+            raise ValueError(
+                "head_type='dpt_sharp' is not served by vLLM, which keeps neither the ViT's states before the merger "
+                "nor the pixels of a request. Use `depthvlm predict`, or serve a checkpoint with another head."
+            )
         if vllm_config.parallel_config.pipeline_parallel_size > 1:
             raise ValueError("Depth needs the DeepStack levels and the final state in one process: no pipeline stages.")
         self.depth_head = build_depth_head(config.head, config.text_config.hidden_size, config.input_stride)

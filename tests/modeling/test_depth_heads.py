@@ -52,7 +52,7 @@ def test_mlp_puts_each_token_into_its_own_square():
 
 def test_configuration_errors():
     for kwargs, words in [
-        ({"head_type": "conv"}, "expected one of dpt_light, dpt, mlp"),
+        ({"head_type": "conv"}, "expected one of dpt_light, dpt, mlp, dpt_sharp"),
         ({"feature_source": "both"}, "expected one of"),
         ({"feature_source": "llm_final"}, "head_type='mlp'"),
         ({"out_channels": [1, 2, 3]}, "four widths"),

@@ -18,6 +18,9 @@ HEADS = [
     {"head_type": "dpt", "feature_source": "llm"},
     {"head_type": "mlp", "feature_source": "llm_final"},
     {"head_type": "mlp", "feature_source": "vit+llm"},
+    {"head_type": "dpt_sharp", "feature_source": "vit+llm"},
+    {"head_type": "dpt_sharp", "feature_source": "vit"},
+    {"head_type": "dpt_sharp", "feature_source": "llm"},
 ]
 MIXED = [[3, (2, 3), 4, (3, 2), 2], [5], [1, (2, 3), 6], [(1, 1), 3]]
 SIZES = [(64, 96), (96, 64), (64, 96), (32, 32)]
