@@ -26,7 +26,7 @@ GRIDS = ((1, 1, 1), (1, 1, 7), (2, 5, 3), (1, 15, 20), (1, 24, 32))
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=2560, help="width of the LLM: 2560 (4B) or 4096 (8B)")
-    parser.add_argument("--head-type", choices=HEAD_TYPES, default="dpt_light")
+    parser.add_argument("--head-type", choices=[one for one in HEAD_TYPES if one != "dpt_sharp"], default="dpt_light")
     parser.add_argument("--feature-source", choices=FEATURE_SOURCES, default="vit+llm")
     parser.add_argument("--runs", type=int, default=5, help="timed runs each, the median is printed")
     arguments = parser.parse_args()
