@@ -131,8 +131,13 @@ class BatchRun:
             spreads: list[Any] = [None] * len(batch)
             if prepared.others:
                 maps = [(view, model.predict_depth(**one.to(model.device))) for view, one in prepared.others]
+                if model.depth_head.camera is not None:  # metres of the other views are of the assumed camera
+                    ratios = output.cameras[:, 0] / inputs["cameras"][:, 0].to(output.cameras)
+                    maps = [
+                        (view, PredictedDepth([d * r for d, r in zip(one, ratios, strict=True)])) for view, one in maps
+                    ]
                 means, spreads = combine(output.predicted_depth, maps)
-                output = PredictedDepth(means, inputs["cameras"])
+                output = PredictedDepth(means, output.cameras)
                 spreads = [spread.cpu().numpy() for spread in resize_spread(spreads, inputs["cameras"])]
             depths = processor.post_process_depth_estimation(output)
         self._warn_assumed([depth["camera"] for depth in depths], prepared.labels)

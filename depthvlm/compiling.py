@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_vision
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
-from .modeling_depthvlm import DepthVLMForConditionalGeneration
+from .modeling_depthvlm import DepthVLMForConditionalGeneration, PredictedDepth
 from .modeling_depthvlm.modeling_depthvlm import check_images, positions_of_call, recorded_states, run_depth_head
 
 logger = logging.getLogger(__name__)
@@ -153,22 +153,23 @@ class CompiledDepth:
         focal_scale: Tensor | None = None,
         text: bool = True,
         prompt_states: Any = None,
+        cameras: Tensor | None = None,
         **inputs: Any,
-    ) -> tuple[Any, list[Tensor] | None]:
+    ) -> tuple[Any, PredictedDepth | None]:
         """Run as [`DepthVLMMixin.run_backbone`]: depth alone from compiled layers, everything else as before."""
-        as_before = partial(self._eager, output_depth, focal_scale, text, prompt_states, **inputs)
+        as_before = partial(self._eager, output_depth, focal_scale, text, prompt_states, cameras, **inputs)
         if self.network.training or torch.is_grad_enabled():
             return as_before()
         pictures: list[_Picture] | str = "replies to a prompt, and other calls for words, run as without `compile`"
         if output_depth and not text:
-            check_images(inputs.get("pixel_values"), inputs.get("image_grid_thw"), focal_scale)
+            check_images(inputs.get("pixel_values"), inputs.get("image_grid_thw"), focal_scale, cameras)
             pictures = self._pictures(inputs)
         if isinstance(pictures, str):
             if pictures not in self._said:
                 self._said.add(pictures)
                 logger.warning("Not compiled: %s.", pictures)
             return as_before()
-        depth: dict[int, Tensor] = {}
+        found: dict[int, tuple[Tensor, ...]] = {}  # depth, and the camera's record if there are cameras
         # Compiled code is for one mode of autograd: the callers' modes would double it. torch allows 8 graphs of one
         # function in a process before it gives up; here the buckets are the limit.
         allowed = torch._dynamo.config.patch(recompile_limit=_MANY, accumulated_recompile_limit=_MANY)
@@ -177,9 +178,13 @@ class CompiledDepth:
                 group = [picture for picture in pictures if self._bucket(picture) == tokens]
                 for start in range(0, len(group), BATCHES[-1]):
                     part = group[start : start + BATCHES[-1]]
-                    scale = None if focal_scale is None else torch.stack([focal_scale[p.number] for p in part])
-                    depth |= self._depth(part, tokens, inputs["pixel_values"], scale)
-        return None, [depth[number] for number in range(len(pictures))]
+                    scale, rows = (
+                        None if one is None else torch.stack([one[p.number] for p in part])
+                        for one in (focal_scale, cameras)
+                    )
+                    found |= self._depth(part, tokens, inputs["pixel_values"], scale, rows)
+        depth, *records = zip(*(found[number] for number in range(len(pictures))), strict=True)
+        return None, PredictedDepth(depth, torch.stack(records[0]) if records else None)
 
     def _bucket(self, picture: _Picture) -> int:
         """Return the bucket of a picture, by its visual tokens and the length of its prompt; 0 if it fits in none."""
@@ -214,9 +219,14 @@ class CompiledDepth:
         return pictures
 
     def _depth(
-        self, pictures: list[_Picture], tokens: int, pixel_values: Tensor, scale: Tensor | None
-    ) -> dict[int, Tensor]:
-        """Return the depth of pictures of one bucket, at most `BATCHES[-1]`, by their numbers."""
+        self,
+        pictures: list[_Picture],
+        tokens: int,
+        pixel_values: Tensor,
+        scale: Tensor | None,
+        cameras: Tensor | None,
+    ) -> dict[int, tuple[Tensor, ...]]:
+        """Return the depth, and the cameras, of pictures of one bucket, at most `BATCHES[-1]`, by their numbers."""
         size = next(batch for batch in BATCHES if batch >= len(pictures))
         started = time.perf_counter()
         program = self.programs.get((size, tokens))
@@ -244,8 +254,10 @@ class CompiledDepth:
             [states[i, : picture.tokens * rows] for i, picture in enumerate(pictures)]
             for states, (rows, _) in zip(maps, self.network.depth_head.inputs, strict=True)
         ]
-        depth = run_depth_head(self.network.depth_head, features, [picture.grid for picture in pictures], scale)
-        return {picture.number: metres for picture, metres in zip(pictures, depth, strict=True)}
+        grids = [picture.grid for picture in pictures]
+        depth = run_depth_head(self.network.depth_head, features, grids, scale, cameras)
+        parts = [depth] if depth.cameras is None else [depth, depth.cameras]
+        return {picture.number: tuple(one) for picture, *one in zip(pictures, *parts, strict=True)}
 
     def _fill(
         self, inputs: dict[str, Tensor], pictures: list[_Picture], size: int, tokens: int, pixel_values: Tensor

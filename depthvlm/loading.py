@@ -114,6 +114,13 @@ def _check_head(network: DepthVLMForConditionalGeneration, path: str, allow_untr
             "name a trained checkpoint; `--allow-untrained-head`, in Python `allow_untrained_head=True`, loads it all "
             "the same."
         )
+    camera = network.depth_head.camera
+    if camera is not None and camera.is_untrained() and not allow_untrained:
+        raise ValueError(
+            f"{path}: its camera head was never trained, and its estimates mean nothing. Train it (`depthvlm sft` with "
+            "`camera_withheld`), load it with `depth_config={'predict_fov': False}` to assume cameras that are not "
+            "known, or, all the same, with `allow_untrained_head=True`."
+        )
 
 
 def load_parts(

@@ -23,6 +23,7 @@ PUBLISHED_HEADS: dict[str, dict[str, Any]] = {
     "mlp": {"head_type": "mlp", "feature_source": "llm_final"},
 }
 HEAD = "depth_head."
+CAMERA_HEAD = f"{HEAD}camera."
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CONFIG, ADAPTER_CONFIG, ADAPTER_WEIGHTS = "config.json", "adapter_config.json", "adapter_model.safetensors"
 NO_ADAPTER = {"subfolder": "no-adapter"}  # where transformers looks for one beside a model, and finds none
@@ -203,8 +204,13 @@ def has_head(config_dict: dict[str, Any]) -> bool:
 
 
 def check_missing(missing: Iterable[str], config_dict: dict[str, Any], path: str) -> None:
-    """Raise ValueError if weights had to be drawn at random, except for a new head on a plain backbone."""
-    lost = sorted(name for name in missing if has_head(config_dict) or not name.startswith(HEAD))
+    """Raise ValueError if weights had to be drawn at random, except those of a new head, or of a new camera head."""
+    allowed: tuple[str, ...] = ()
+    if not has_head(config_dict):
+        allowed = (HEAD,)
+    elif not (config_dict.get("depth_config") or {}).get("predict_fov"):
+        allowed = (CAMERA_HEAD,)
+    lost = sorted(name for name in missing if not name.startswith(allowed))
     if lost:
         raise ValueError(
             f"{path} lacks {len(lost)} of the model's weights: {', '.join(lost[:5])}{', ...' * (len(lost) > 5)}. Copy "

@@ -86,6 +86,8 @@ class DepthHeadConfig(PreTrainedConfig):
         projector (`str`, *optional*, defaults to `"shared"`):
             Without DeepStack: `"shared"`, the backbone's own projector brings the three levels to the width of the
             LLM; `"own"`, each level has its own projector in the depth head, initialised as a copy of the backbone's.
+        predict_fov (`bool`, *optional*, defaults to `False`):
+            Add a camera head, which estimates the focal length of images whose camera is not known.
     """
 
     model_type = "depthvlm_head"
@@ -99,6 +101,7 @@ class DepthHeadConfig(PreTrainedConfig):
     mlp_fusion: str = "concat"
     vision_layers: list[int] | tuple[int, ...] | None = None
     projector: str = "shared"
+    predict_fov: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.head_type not in HEAD_TYPES:
@@ -137,6 +140,8 @@ class DepthVLMConfigMixin(PreTrainedConfig):
             alpha of equation 5.
         silog_lambda (`float`, *optional*, defaults to 0.5):
             lambda of equation 4.
+        camera_loss_weight (`float`, *optional*, defaults to 1.0):
+            Weight of the camera head's loss, which is added to equation 5.
         canonical_focal_length (`float`, *optional*, defaults to 1000.0):
             f_c of equation 6, in pixels: the focal length that images are resampled to before the model sees them.
         depth_prompt_ids (`list[int]`, *optional*):
@@ -150,6 +155,7 @@ class DepthVLMConfigMixin(PreTrainedConfig):
     depth_config: dict | PreTrainedConfig | None = None
     depth_loss_weight: float = 1.0
     silog_lambda: float = 0.5
+    camera_loss_weight: float = 1.0
     canonical_focal_length: float = 1000.0
     depth_prompt_ids: list[int] | None = None
 
@@ -180,6 +186,8 @@ class DepthVLMConfigMixin(PreTrainedConfig):
             )
         if not 0.0 <= self.silog_lambda <= 1.0:
             raise ValueError(f"`silog_lambda` is {self.silog_lambda}, expected 0 to 1: the loss is unbounded beyond.")
+        if not 0.0 <= self.camera_loss_weight < float("inf"):
+            raise ValueError(f"`camera_loss_weight` is {self.camera_loss_weight}, expected a finite number >= 0.")
         if not self.canonical_focal_length > 0:
             raise ValueError(f"`canonical_focal_length` is {self.canonical_focal_length}, expected pixels above 0.")
         if self.depth_prompt_ids is None:
@@ -271,10 +279,12 @@ class DepthVLMConfig(DepthVLMConfigMixin, Qwen3VLConfig):
 
     Args:
         depth_config (`DepthHeadConfig` or `dict`, *optional*):
-            This and the next four: see [`DepthVLMConfigMixin`].
+            This and the next five: see [`DepthVLMConfigMixin`].
         depth_loss_weight (`float`, *optional*, defaults to 1.0):
             See there.
         silog_lambda (`float`, *optional*, defaults to 0.5):
+            See there.
+        camera_loss_weight (`float`, *optional*, defaults to 1.0):
             See there.
         canonical_focal_length (`float`, *optional*, defaults to 1000.0):
             See there.

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from .camera_head_depthvlm import CameraHead
 from .configuration_depthvlm import DepthHeadConfig
 from .cpu_kernels_depthvlm import ComposedConvolution, UpsampledConv2d, is_traced, may_compose, recomputed
 
@@ -105,6 +106,8 @@ class DepthHead(nn.Module):
         )
         self.norm = nn.LayerNorm(hidden_size)
         self.projectors = nn.ModuleList()  # one per vision level with `projector="own"`
+        maps = 1 if config.feature_source == "llm_final" else 4
+        self.camera = CameraHead(maps, hidden_size, config.features) if config.predict_fov else None
 
     def forward(self, features: list[Tensor], grid: tuple[int, int]) -> Tensor:
         """Return `(N, h * stride, w * stride)`, float32, above zero: metres for the canonical camera.

@@ -23,6 +23,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
 
 from .backbones_depthvlm import FAMILIES, LEVELS, register_family
+from .camera_head_depthvlm import CameraEstimate, fill_in, mean_camera_loss
 from .checkpoints_depthvlm import AnyModel, CheckpointMixin
 from .configuration_depthvlm import DepthVLMConfig, DepthVLMConfigMixin
 from .depth_heads_depthvlm import DepthHead, build_depth_head, init_head_layer
@@ -36,12 +37,15 @@ class DepthVLMCausalLMOutputWithPast(CausalLMOutputWithPast):
     """Text and depth; fields not listed are those of the backbone.
 
     Args:
-        loss: Scalar, equation 5: `text_loss + depth_loss_weight * depth_loss`, of the terms that have labels.
+        loss: Scalar, equation 5: `text_loss + depth_loss_weight * depth_loss`, of the terms that have labels; and
+            `camera_loss_weight * camera_loss` with `camera_labels`.
         text_loss: Scalar, cross-entropy of the labelled tokens.
         depth_loss: Scalar, SILog (equation 4), the mean over the images with depth.
         predicted_depth: One float32 `(H_i, W_i)` per image of the batch, in the order of `image_grid_thw`: z-depth in
             metres at the resolution of the model's input.
-        cameras: `(images, 7)`, the processor's camera records, passed through for post-processing.
+        cameras: `(images, 7)`, the processor's camera records, passed through for post-processing. With
+            `predict_fov` `(images, 8)`, where cameras that are not known are estimated: see [`fill_in`].
+        camera_loss: Scalar, negative log-likelihood of the true focal lengths, the mean over the images with a label.
         aux_loss: Scalar, load-balancing loss of a mixture of experts, with `output_router_logits`.
         router_logits: Logits of its routers, with `output_router_logits`.
     """
@@ -50,6 +54,7 @@ class DepthVLMCausalLMOutputWithPast(CausalLMOutputWithPast):
     depth_loss: Tensor | None = None
     predicted_depth: list[Tensor] | None = None
     cameras: Tensor | None = None
+    camera_loss: Tensor | None = None
     aux_loss: Tensor | None = None
     router_logits: tuple[Tensor, ...] | None = None
 
@@ -83,11 +88,17 @@ class VisionMaps(NamedTuple):
 
 
 class PredictedDepth(list[Tensor]):
-    """Depth maps, `(H_i, W_i)` float32 in metres, in a list that post-processing takes like a model output."""
+    """Depth maps, `(H_i, W_i)` float32 in metres, in a list that post-processing takes like a model output.
 
-    def __init__(self, depth: Sequence[Tensor], cameras: Tensor | None = None):
+    Args:
+        depth: The maps.
+        cameras: `(images, 7)`, or `(images, 8)` with estimates: see [`DepthVLMCausalLMOutputWithPast`].
+        estimate: The camera head's output, if there is one.
+    """
+
+    def __init__(self, depth: Sequence[Tensor], cameras: Tensor | None = None, estimate: CameraEstimate | None = None):
         super().__init__(depth)
-        self.cameras = cameras
+        self.cameras, self.estimate = cameras, estimate
 
     @property
     def predicted_depth(self) -> list[Tensor]:
@@ -122,8 +133,10 @@ def token_grids(grid_thw: Sequence[Sequence[int]], merge_size: int) -> list[tupl
     return [(height // merge_size, width // merge_size) for _, height, width in grid_thw]
 
 
-def check_images(pixel_values: Tensor | None, grid_thw: Tensor | None, focal_scale: Tensor | None) -> None:
-    """Check that there are images to predict depth for, each with a focal scale if any has one."""
+def check_images(
+    pixel_values: Tensor | None, grid_thw: Tensor | None, focal_scale: Tensor | None, cameras: Tensor | None = None
+) -> None:
+    """Check that there are images to predict depth for, each with a focal scale and a camera if any has one."""
     if pixel_values is None or grid_thw is None:
         raise ValueError(
             "Depth was asked for, but there is no image: pass `pixel_values` and `image_grid_thw` as the processor "
@@ -133,6 +146,8 @@ def check_images(pixel_values: Tensor | None, grid_thw: Tensor | None, focal_sca
         raise ValueError(
             f"`focal_scale` has shape {tuple(focal_scale.shape)}, expected one per image: ({len(grid_thw)},)."
         )
+    if cameras is not None and len(cameras) != len(grid_thw):
+        raise ValueError(f"`cameras` has {len(cameras)} records for {len(grid_thw)} images, expected one per image.")
 
 
 def recorded_states(config: DepthVLMConfigMixin) -> list[int]:
@@ -170,29 +185,52 @@ def feature_maps(
 
 
 def run_depth_head(
-    head: DepthHead, maps: Sequence[Sequence[Tensor]], grids: Sequence[tuple[int, int]], focal_scale: Tensor | None
-) -> list[Tensor]:
+    head: DepthHead,
+    maps: Sequence[Sequence[Tensor]],
+    grids: Sequence[tuple[int, int]],
+    focal_scale: Tensor | None,
+    cameras: Tensor | None = None,
+) -> PredictedDepth:
     """Return the depth of every image, `(H_i, W_i)` float32 in metres; images of one size go through the head together.
+
+    If the head has a camera head, it estimates the focal length of every image too, and the estimate replaces those
+    `cameras` that were assumed, if they are given, with their focal scales.
 
     Args:
         head: The depth head (equation 3).
         maps: Feature maps, see [`feature_maps`].
         grids: `(h, w)` of every image, in visual tokens.
         focal_scale: `(images,)`, effective over canonical focal length (equation 6).
+        cameras: `(images, 7)`, the processor's camera records.
     """
     weight = head.norm.weight
     # Weights offloaded by `device_map` are on `meta` here: its hooks move the features to the head's device.
     device = maps[0][0].device if weight.is_meta else weight.device
     depth: dict[int, Tensor] = {}
+    estimates: dict[int, tuple[Tensor, ...]] = {}
+    records: dict[int, Tensor] = {}
     for grid in dict.fromkeys(grids):
         indices = [index for index, other in enumerate(grids) if other == grid]
-        metres = head([torch.stack([images[i] for i in indices]).to(device, weight.dtype) for images in maps], grid)
-        if focal_scale is not None:
-            # Views, because indexing by a list copies it to the GPU and synchronises.
-            scale = torch.stack([focal_scale[i] for i in indices])
+        features = [torch.stack([images[i] for i in indices]).to(device, weight.dtype) for images in maps]
+        metres = head(features, grid)
+        # Views, because indexing by a list copies it to the GPU and synchronises.
+        scale = None if focal_scale is None else torch.stack([focal_scale[i] for i in indices])
+        if head.camera is not None:
+            estimate = head.camera(features, grid)
+            estimates |= zip(indices, zip(*estimate, strict=True), strict=True)
+            if cameras is not None:
+                rows, scale = fill_in(torch.stack([cameras[i] for i in indices]), scale, estimate)
+                records |= zip(indices, rows, strict=True)
+        if scale is not None:
             metres = metres * scale.to(metres.device, torch.float32)[:, None, None]
         depth |= zip(indices, metres, strict=True)
-    return [depth[index] for index in range(len(grids))]
+    order = range(len(grids))
+    found = None
+    if estimates:
+        found = CameraEstimate(*(torch.stack(part) for part in zip(*(estimates[i] for i in order), strict=True)))
+    return PredictedDepth(
+        [depth[i] for i in order], torch.stack([records[i] for i in order]) if records else cameras, found
+    )
 
 
 class DepthVLMMixin(CheckpointMixin):
@@ -247,6 +285,7 @@ class DepthVLMMixin(CheckpointMixin):
         logits_to_keep: int | Tensor = 0,
         mm_encoder_outputs: dict[str, Any] | None = None,
         depth_labels: Sequence[Tensor | None] | None = None,
+        camera_labels: Tensor | None = None,
         focal_scale: Tensor | None = None,
         cameras: Tensor | None = None,
         output_depth: bool | None = None,
@@ -259,21 +298,27 @@ class DepthVLMMixin(CheckpointMixin):
         Args:
             depth_labels: For every image of the batch one `(H, W)` map of z-depth in metres, or None. Zero, negative,
                 NaN and infinite pixels do not count. Any resolution: the prediction is resized to it.
+            camera_labels: `(images,)`, true focal lengths for the camera head, see [`camera_nll`]. With labels of
+                either kind, metres follow from `focal_scale` as it is given, not from an estimate.
             focal_scale: `(images,)`, effective over canonical focal length, the factor from the head's output to
                 metres (equation 6). 1 by default.
-            cameras: `(images, 7)`, handed through to the output.
+            cameras: `(images, 7)`, handed through to the output. With `predict_fov`, those that were assumed are
+                estimated, and depth is in metres of the estimates.
             output_depth: Run the depth head on the batch's images, if any. Defaults to True in eval mode; always on
-                with `depth_labels`.
+                with labels of depth or cameras.
             output_router_logits: For a mixture of experts: return its routers' logits, and add the load-balancing loss.
                 Defaults to the value in `text_config`.
             second_per_grid_ts: `(videos,)`, seconds between the frames of every video, for Qwen2.5-VL.
 
         Raises:
-            ValueError: `depth_labels` are given without an image, or the number of images differs from that of
-                `depth_labels` or `focal_scale`.
+            ValueError: `depth_labels` are given without an image, `camera_labels` without `predict_fov`, or the number
+                of images differs from that of the labels or of `focal_scale`.
         """
         output_depth = not self.training if output_depth is None else output_depth
-        output_depth = bool(depth_labels) or (output_depth and pixel_values is not None)
+        labelled = bool(depth_labels) or camera_labels is not None
+        output_depth = labelled or (output_depth and pixel_values is not None)
+        if camera_labels is not None and self.depth_head.camera is None:
+            raise ValueError("`camera_labels` are for a camera head: load with `depth_config={'predict_fov': True}`.")
         if depth_labels and image_grid_thw is not None and len(depth_labels) != len(image_grid_thw):
             raise ValueError(
                 f"Got {len(depth_labels)} `depth_labels` for {len(image_grid_thw)} images: give one per image, None "
@@ -289,6 +334,7 @@ class DepthVLMMixin(CheckpointMixin):
         outputs, predicted_depth = self.run_backbone(
             output_depth,
             focal_scale=focal_scale,
+            cameras=None if labelled else cameras,
             input_ids=input_ids,
             pixel_values=pixel_values,
             pixel_values_videos=pixel_values_videos,
@@ -306,7 +352,7 @@ class DepthVLMMixin(CheckpointMixin):
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs[0][:, kept, :])
 
-        loss = text_loss = depth_loss = None
+        loss = text_loss = depth_loss = camera_loss = None
         if labels is not None:
             loss = text_loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.text.vocab_size, **kwargs
@@ -324,6 +370,11 @@ class DepthVLMMixin(CheckpointMixin):
         elif loss is not None and self.training:
             # Distributed training needs a gradient for every parameter: a batch without depth gives zeros.
             loss = loss + self.zero_from_head().to(loss.device)
+        estimate = None if predicted_depth is None else predicted_depth.estimate
+        if labelled and estimate is not None:
+            camera_loss = mean_camera_loss(estimate, camera_labels)
+            weighted = self.config.camera_loss_weight * camera_loss
+            loss = weighted if loss is None else loss + weighted.to(loss.device)
 
         return DepthVLMCausalLMOutputWithPast(
             loss=loss,
@@ -333,8 +384,9 @@ class DepthVLMMixin(CheckpointMixin):
             attentions=outputs.attentions,
             text_loss=text_loss,
             depth_loss=depth_loss,
-            predicted_depth=predicted_depth,
-            cameras=cameras if output_depth else None,
+            predicted_depth=None if predicted_depth is None else list(predicted_depth),
+            cameras=None if predicted_depth is None else cameras if labelled else predicted_depth.cameras,
+            camera_loss=None if camera_labels is None else camera_loss,
             aux_loss=aux_loss,
             router_logits=router_logits,
         )
@@ -351,8 +403,9 @@ class DepthVLMMixin(CheckpointMixin):
         focal_scale: Tensor | None = None,
         text: bool = True,
         prompt_states: PromptStates | None = None,
+        cameras: Tensor | None = None,
         **inputs: Any,
-    ) -> tuple[Any, list[Tensor] | None]:
+    ) -> tuple[Any, PredictedDepth | None]:
         """Run ViT, LLM and depth head once each, without the LM head: the single path through the model.
 
         Args:
@@ -362,6 +415,7 @@ class DepthVLMMixin(CheckpointMixin):
                 cache and, attention being causal, up to the last image token; with `feature_source="vit"` the LLM does
                 not run at all.
             prompt_states: Collects the LLM states that the head reads, for depth after the last call of a prefill.
+            cameras: `(images, 7)`, of which a camera head replaces those that were assumed.
             **inputs: Arguments of `forward`, except labels.
 
         Returns:
@@ -371,11 +425,11 @@ class DepthVLMMixin(CheckpointMixin):
             ValueError: There is no image, or the numbers of images and focal scales differ.
         """
         if output_depth:
-            check_images(inputs.get("pixel_values"), inputs.get("image_grid_thw"), focal_scale)
+            check_images(inputs.get("pixel_values"), inputs.get("image_grid_thw"), focal_scale, cameras)
         outputs, features = self._run(output_depth, text, prompt_states, inputs)
         if features is None:
             return outputs, None
-        return outputs, run_depth_head(self.depth_head, *features, focal_scale)
+        return outputs, run_depth_head(self.depth_head, *features, focal_scale, cameras)
 
     def _run(
         self, wants_features: bool, text: bool, prompt_states: PromptStates | None, inputs: dict[str, Any]
@@ -505,7 +559,10 @@ class DepthVLMMixin(CheckpointMixin):
             grid_thw = torch.tensor([[1, side, side]], device=weight.device)
             levels = self._project([cell] * LEVELS, self.depth_head.projectors, grid_thw)
             maps[:LEVELS] = [level[0][None] for level in levels]
-        return self.depth_head(maps, (1, 1)).sum() * 0
+        zero = self.depth_head(maps, (1, 1)).sum() * 0
+        if self.depth_head.camera is not None:
+            zero = zero + torch.cat(self.depth_head.camera(maps, (1, 1))).sum() * 0
+        return zero
 
     def start_projectors(self) -> None:
         """Initialise every level's own projector as a copy of the backbone's, if the head has such projectors."""
@@ -527,7 +584,7 @@ class DepthVLMMixin(CheckpointMixin):
         Raises:
             ValueError: There is no image.
         """
-        for name in ("depth_labels", "focal_scale", "cameras", "labels"):
+        for name in ("depth_labels", "camera_labels", "focal_scale", "cameras", "labels"):
             inputs.pop(name, None)
         check_images(inputs.get("pixel_values"), inputs.get("image_grid_thw"), None)
         _, features = self._run(True, False, None, inputs)
@@ -557,7 +614,8 @@ class DepthVLMMixin(CheckpointMixin):
             input_ids: Prompts, from the processor.
             pixel_values: Patches of all images, likewise.
             image_grid_thw: `(images, 3)`, patches of every image, likewise.
-            cameras: `(images, 7)`, passed through to the output.
+            cameras: `(images, 7)`, passed through to the output; with `predict_fov`, those that were assumed are
+                estimated.
             output_size: `(height, width)` to resize the depth to as post-processing does, one for all images or one
                 each; by default the resolution of the model's input.
             **inputs: The rest of the processor's output.
@@ -568,10 +626,12 @@ class DepthVLMMixin(CheckpointMixin):
         Raises:
             ValueError: As in `forward`, or the number of `output_size` differs from the number of images.
         """
-        inputs.pop("depth_labels", None)
+        for name in ("depth_labels", "camera_labels"):
+            inputs.pop(name, None)
         inputs |= {"input_ids": input_ids, "pixel_values": pixel_values, "image_grid_thw": image_grid_thw}
-        _, depth = self.run_backbone(True, text=False, **inputs)
-        assert depth is not None
+        _, predicted = self.run_backbone(True, text=False, cameras=cameras, **inputs)
+        assert predicted is not None
+        depth: list[Tensor] = predicted
         if output_size is not None:
             sizes: list[Any] = [output_size] * len(depth) if isinstance(output_size[0], int) else list(output_size)
             if len(sizes) != len(depth):
@@ -579,7 +639,7 @@ class DepthVLMMixin(CheckpointMixin):
                     f"`output_size` has {len(sizes)} sizes for {len(depth)} images: give one, or one each."
                 )
             depth = [resize_depth(d[None], size)[0] for d, size in zip(depth, sizes, strict=True)]
-        return PredictedDepth(depth, cameras)
+        return PredictedDepth(depth, predicted.cameras, predicted.estimate)
 
     @torch.no_grad()
     def generate(  # type: ignore[override]
@@ -611,7 +671,8 @@ class DepthVLMMixin(CheckpointMixin):
         """
         # State lives in the call's arguments or on its cache, so that one model can serve many threads.
         focal_scale, cameras = kwargs.pop("focal_scale", None), kwargs.pop("cameras", None)
-        kwargs.pop("depth_labels", None)
+        for name in ("depth_labels", "camera_labels"):
+            kwargs.pop(name, None)
         pixel_values: Any = kwargs.get("pixel_values")
         grid_thw: Any = kwargs.get("image_grid_thw")
         config = generation_config or self.generation_config
@@ -637,7 +698,7 @@ class DepthVLMMixin(CheckpointMixin):
             raise ValueError(
                 "`output_depth=True` needs `return_dict_in_generate=True`, or there is no place for depth."
             )
-        check_images(pixel_values, grid_thw, focal_scale)
+        check_images(pixel_values, grid_thw, focal_scale, cameras)
         input_ids = inputs if inputs is not None else kwargs["input_ids"]
         length = _prefill_length(input_ids, kwargs.get("attention_mask"), kwargs.get("past_key_values"))
         vision, kept = self.encode_images(kwargs.pop("pixel_values"), grid_thw)
@@ -649,8 +710,8 @@ class DepthVLMMixin(CheckpointMixin):
             input_ids[:, -length:] == self.config.image_token_id, None if types is None else types[:, -length:]
         )
         features = self._feature_maps(kept, states.of_rows(len(input_ids)), image_mask, grid_thw)
-        output["predicted_depth"] = run_depth_head(self.depth_head, *features, focal_scale)
-        output["cameras"] = cameras
+        predicted = run_depth_head(self.depth_head, *features, focal_scale, cameras)
+        output["predicted_depth"], output["cameras"] = list(predicted), predicted.cameras
         return output
 
     def prepare_inputs_for_generation(
@@ -812,9 +873,11 @@ class DepthEstimationMixin(AnyModel):
         """
         inputs = self._depth_prompt(image_grid_thw)
         inputs |= {"pixel_values": pixel_values, "image_grid_thw": image_grid_thw, "focal_scale": focal_scale}
+        inputs["cameras"] = cameras
         loss = None
         if depth_labels is None and not self.training:
             depth: list[Tensor] = self.predict_depth(**inputs)  # type: ignore[attr-defined]
+            cameras = depth.cameras  # type: ignore[attr-defined]
         else:
             options = {"output_depth": True, "logits_to_keep": 1, "use_cache": False, "return_dict": True}
             outputs = super().forward(depth_labels=depth_labels, **inputs, **options)

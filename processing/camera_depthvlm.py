@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image
 
-CAMERA_SOURCES = ("intrinsics", "focal_length", "fov", "exif", "assumed")
+CAMERA_SOURCES = ("intrinsics", "focal_length", "fov", "exif", "assumed", "predicted")
 
 # A 30 mm lens on 35 mm film, close to most phones and compact cameras, sees 60 degrees across a 4:3 picture.
 DEFAULT_ASSUMED_FOV = 60.0
@@ -145,6 +145,7 @@ class Camera:
         width: Width of the image that the numbers belong to, in pixels, after its EXIF orientation.
         height: Height of that image, in pixels.
         source: Origin of the camera, one of `CAMERA_SOURCES`.
+        focal_spread: Standard deviation of the logarithm of the focal length, where a model predicted it; else None.
 
     Raises:
         ValueError: A size is below one pixel, a focal length is not positive, or the source is unknown.
@@ -157,6 +158,7 @@ class Camera:
     width: int
     height: int
     source: str
+    focal_spread: float | None = None
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.height < 1:
@@ -181,6 +183,14 @@ class Camera:
         return math.degrees(2 * math.atan(self.width / (2 * self.fx)))
 
     @property
+    def fov_spread(self) -> float | None:
+        """Standard deviation of `fov` in degrees, where a model predicted it; else None."""
+        if self.focal_spread is None:
+            return None
+        # tan(fov / 2) is inversely proportional to the focal length, so d fov = -sin(fov) * d log(focal length).
+        return math.degrees(math.sin(math.radians(self.fov)) * self.focal_spread)
+
+    @property
     def off_centre(self) -> float:
         """Distance of the principal point from the middle, as a share of the width or the height."""
         return max(abs(self.cx / self.width - 0.5), abs(self.cy / self.height - 0.5))
@@ -193,9 +203,8 @@ class Camera:
     def scaled_to(self, width: int, height: int) -> "Camera":
         """Return the camera of the same picture resized to `width` x `height` pixels."""
         across, down = width / self.width, height / self.height
-        return Camera(
-            *(self.fx * across, self.fy * down, self.cx * across, self.cy * down), int(width), int(height), self.source
-        )
+        numbers = (self.fx * across, self.fy * down, self.cx * across, self.cy * down)
+        return Camera(*numbers, int(width), int(height), self.source, self.focal_spread)
 
     def turned(self, orientation: int) -> "Camera":
         """Return the camera of the upright picture, given that of the stored one with an EXIF orientation of 5 to 8."""
@@ -210,9 +219,13 @@ class Camera:
 
     @classmethod
     def from_row(cls, row: Sequence[float] | torch.Tensor) -> "Camera":
-        """Return the camera of a row `(7,)`: fx, fy, cx, cy, height, width, index into `CAMERA_SOURCES`."""
-        fx, fy, cx, cy, height, width, source = (float(number) for number in row)
-        return cls(fx, fy, cx, cy, round(width), round(height), CAMERA_SOURCES[round(source)])
+        """Return the camera of a row `(7,)`: fx, fy, cx, cy, height, width, index into `CAMERA_SOURCES`.
+
+        A row `(8,)`, of a model that predicts cameras, ends with `focal_spread`, NaN where the camera was given.
+        """
+        fx, fy, cx, cy, height, width, source, *rest = (float(number) for number in row)
+        spread = next((number for number in rest if math.isfinite(number)), None)
+        return cls(fx, fy, cx, cy, round(width), round(height), CAMERA_SOURCES[round(source)], spread)
 
 
 def resolve_cameras(

@@ -537,7 +537,8 @@ def post_process_depth(outputs: Any, target_sizes: Any = None) -> list[dict[str,
 
     Args:
         outputs: Has `predicted_depth`, a list with one `(h, w)` tensor for every image or one `(N, h, w)` tensor, in
-            metres, and may have `cameras`, the `(N, 7)` tensor of the processor.
+            metres, and may have `cameras`, the `(N, 7)` tensor of the processor, or `(N, 8)` of a model that predicts
+            the cameras that are not known.
         target_sizes: `(height, width)` in pixels for every image (or None): a list or a tensor `(N, 2)`. By default the
             size of the image as given, or of the prediction without `cameras`.
 

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 # Added by a micro-batch besides `TOTALS`: its shares of the step's loss, and exact sums.
 SHARES = ("text_share", "depth_share", "text_nll", "text_tokens", "images", "tokens", "skipped")
+SHARES += ("camera_share", "camera_nll", "camera_error", "camera_images")
 NAMES = (*SHARES, *TOTALS)
 
 MOST_ROWS = 4  # rows of a picture
@@ -75,6 +76,7 @@ class DepthMeter:
         training: bool,
         text: bool,
         dense: DenseWeights = DenseWeights(),  # noqa: B008  # frozen
+        camera: float = 0.0,
     ) -> dict[str, float]:
         """Return the numbers since the last call, over all ranks; every rank must call it.
 
@@ -84,6 +86,7 @@ class DepthMeter:
             text: True if there is a text loss.
             dense: Weights of the losses for dense truth; those that have one are logged, each without its weight, and
                 SILog with them.
+            camera: Weight of the camera head's loss.
 
         Returns:
             Numbers by name; none if there was no batch.
@@ -103,6 +106,8 @@ class DepthMeter:
                 numbers["text_loss"] = sums["text_share"] / ranks / steps
             if alpha:
                 numbers["depth_loss"] = sums["depth_share"] / ranks / steps / alpha
+            if camera:
+                numbers["camera_loss"] = sums["camera_share"] / ranks / steps / camera
             numbers["images_per_second"] = sums["images"] / elapsed
             numbers["tokens"] = sums["tokens"]
         else:
@@ -111,13 +116,18 @@ class DepthMeter:
             if images:
                 depth = sums["silog"] + sum(weight * sums[name] for name, weight in vars(dense).items())
                 numbers["depth_loss"] = depth / images
+            if sums["camera_images"]:
+                numbers["camera_loss"] = sums["camera_nll"] / sums["camera_images"]
             numbers["loss"] = numbers.get("text_loss", 0.0) + alpha * numbers.get("depth_loss", 0.0)
+            numbers["loss"] += camera * numbers.get("camera_loss", 0.0)
         if images:
             if dense.names:
                 numbers |= {name: sums[name] / images for name in ("silog", *dense.names)}
             numbers["delta1"] = sums["delta1"] / images
             numbers["abs_rel"] = sums["abs_rel"] / images
             numbers["valid_pixels"] = sums["valid_pixels"] / max(1, sums["pixels"])
+        if sums["camera_images"]:
+            numbers["camera_error"] = sums["camera_error"] / sums["camera_images"]
         numbers["depth_images"] = images
         numbers["skipped_samples"] = sums["skipped"]
         return numbers

@@ -14,6 +14,7 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 from ..processing import AssumedCameraWarning
 from .replies import ReplyRenderer
 from .rows import DEFAULT_COLUMNS, BadSampleError, RowReader, TrainingRow, describe_row, is_repeated
+from .withheld import assumed_focal_length, label_withheld, withheld_cameras
 
 __all__ = ["BatchInfo", "DepthDataCollator"]
 
@@ -33,12 +34,14 @@ class BatchInfo:
         skipped: Number of examples that were left out.
         images: Number of images.
         depth_images: Number of images with a depth map of at least one valid pixel.
+        camera_images: Number of images with a label for the camera head.
     """
 
     rows: tuple[str, ...]
     skipped: int
     images: int
     depth_images: int
+    camera_images: int = 0
 
 
 @dataclass
@@ -67,11 +70,13 @@ class DepthDataCollator(DataCollatorForVisionLanguageModeling):
             counts it and lists it.
         bad_samples_file (`str`, *optional*): JSON lines `{"row", "file", "reason"}` of the examples left out; every
             process that loads data appends to it.
+        camera_withheld (`float`): Share of the images with a known camera that are processed as if none was given; see
+            [`withheld_cameras`]. The batch then has `camera_labels` `(images,)`.
         return_info (`bool`): True adds the [`BatchInfo`] of a batch as `batch_info`.
 
     Raises:
         BadSampleError: If an example cannot be used, under `"stop"`.
-        ValueError: If `max_length` would cut an image, or `on_bad_sample` is unknown.
+        ValueError: If `max_length` would cut an image, `on_bad_sample` is unknown, or `camera_withheld` is no share.
         ChatTemplateError: If the chat template does not distinguish replies from prompts.
     """
 
@@ -83,6 +88,7 @@ class DepthDataCollator(DataCollatorForVisionLanguageModeling):
     depth_root: str | None = None
     on_bad_sample: str = "stop"
     bad_samples_file: str | None = None
+    camera_withheld: float = 0.0
     return_info: bool = False
 
     def __post_init__(self) -> None:
@@ -91,6 +97,8 @@ class DepthDataCollator(DataCollatorForVisionLanguageModeling):
             raise ValueError(f"`columns` has {sorted(unknown)}, expected some of {sorted(DEFAULT_COLUMNS)}.")
         if self.on_bad_sample not in ("stop", "skip"):
             raise ValueError(f"`on_bad_sample` is {self.on_bad_sample!r}, expected 'stop' or 'skip'.")
+        if not 0 <= self.camera_withheld <= 1:
+            raise ValueError(f"`camera_withheld` is {self.camera_withheld}, expected a share from 0 to 1.")
         self._listed: set[int] = set()
         self._warned = False
         camera = {name: getattr(self.processor.image_processor, name, None) for name in CAMERA_NAMES}
@@ -126,6 +134,7 @@ class DepthDataCollator(DataCollatorForVisionLanguageModeling):
                 skipped=sum(not is_repeated(example) for example in examples) - sum(not row.repeated for row in rows),
                 images=len(depth),
                 depth_images=sum(one is not None for one in depth),
+                camera_images=int(output["camera_labels"].isfinite().sum()) if "camera_labels" in output else 0,
             )
         return output
 
@@ -169,10 +178,19 @@ class DepthDataCollator(DataCollatorForVisionLanguageModeling):
     def _call_processor(self, rows: list[TrainingRow]) -> dict[str, Any]:
         options: dict[str, Any] = {}
         images = [image for row in rows for image in row.images]
+        truths = {}
         if images:
             options["images"] = images
+            cameras = [camera for row in rows for camera in row.cameras]
+            if self.camera_withheld:
+                truths = withheld_cameras(rows, self.camera_withheld)
+                assumed = self.processor.image_processor.assumed_fov
+                cameras = [
+                    {"focal_length": assumed_focal_length(truths[index], assumed)} if index in truths else camera
+                    for index, camera in enumerate(cameras)
+                ]
             for name in CAMERA_NAMES:
-                values = [camera.get(name) for row in rows for camera in row.cameras]
+                values = [camera.get(name) for camera in cameras]
                 if any(value is not None for value in values):
                     options[name] = values
             depth = [one for row in rows for one in row.depth]
@@ -191,6 +209,8 @@ class DepthDataCollator(DataCollatorForVisionLanguageModeling):
                 **options,
             )
         self._warn_of_assumed(rows)
+        if images and self.camera_withheld:
+            label_withheld(features, truths)
         return dict(features)
 
     def _warn_of_assumed(self, rows: list[TrainingRow]) -> None:

@@ -61,6 +61,17 @@ class DepthSFTConfig(SFTConfig):
             "true depth of known cameras, and flatter planes. 0: none."
         },
     )
+    camera_withheld: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the images with a known camera that are processed as if none was given, from which the "
+            "camera head of a model with predict_fov learns."
+        },
+    )
+    camera_loss_weight: float | None = field(
+        default=None,
+        metadata={"help": "Weight of the camera head's loss. None: the model's own (config.camera_loss_weight)."},
+    )
 
     # Trained parts and their learning rates.
     trainable: list[str] | None = field(
@@ -179,6 +190,10 @@ class DepthSFTConfig(SFTConfig):
                 "`depth_loss_weight` is 0, so `gradient_matching_weight` and `normal_weight`, which are parts of the "
                 "depth loss, must be 0 too."
             )
+        if self.camera_loss_weight is not None and not 0 <= self.camera_loss_weight < float("inf"):
+            raise ValueError(f"`camera_loss_weight` is {self.camera_loss_weight}, expected a finite number >= 0.")
+        if not 0 <= self.camera_withheld <= 1:
+            raise ValueError(f"`camera_withheld` is {self.camera_withheld}, expected a share in [0, 1].")
         if self.on_bad_sample not in ON_BAD_SAMPLE:
             raise ValueError(f"`on_bad_sample` is {self.on_bad_sample!r}, expected one of {', '.join(ON_BAD_SAMPLE)}.")
         if self.depth_log_images < 0:

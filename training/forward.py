@@ -16,7 +16,8 @@ from torch.distributed.tensor import DTensor, Partial
 from trl.kernels import ChunkedLogProbFunction
 from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
 
-from ..modeling_depthvlm import DepthVLMForConditionalGeneration
+from ..modeling_depthvlm import DepthVLMForConditionalGeneration, PredictedDepth
+from ..modeling_depthvlm.camera_head_depthvlm import camera_nll
 from ..modeling_depthvlm.losses_depthvlm import resize_depth, silog_per_image, valid_depth
 from .dense_losses import DenseWeights, gradient_matching_per_image, normal_loss_per_image
 
@@ -40,6 +41,8 @@ class DepthTargets:
         head_runs: Least number of runs of the depth head. If every run gathers its weights from all ranks, this is the
             largest number of image sizes in any rank.
         cameras (`(images, 7)`): The processor's `cameras`, which the loss of normals needs.
+        camera_labels (`(images,)`): Labels of the camera head, NaN where there is none.
+        camera_weight: Factor on the sum of the images' camera losses, likewise.
     """
 
     depth_labels: Sequence[Tensor | None]
@@ -47,6 +50,8 @@ class DepthTargets:
     weight: Tensor | float = 1.0
     head_runs: int = 1
     cameras: Tensor | None = None
+    camera_labels: Tensor | None = None
+    camera_weight: Tensor | float = 1.0
 
 
 @dataclass
@@ -57,11 +62,14 @@ class DepthScores:
 
     Args:
         totals (`(len(TOTALS),)`): Sums over the images that have a valid pixel.
+        cameras (`(3,)`): Sums over the images with a camera label: loss, absolute error of the logarithm of the focal
+            length, and their number.
         prediction: Depth of every image, `(height, width)` in metres.
     """
 
     totals: Tensor
     prediction: list[Tensor] = field(default_factory=list)
+    cameras: Tensor | None = None
 
 
 @dataclass
@@ -70,10 +78,12 @@ class JointOutput(FusedCausalLMOutput):
 
     Args:
         depth_loss: `DepthTargets.weight` times the sum of the images' losses, with the head in its graph.
+        camera_loss: `DepthTargets.camera_weight` times the sum of the images' camera losses, if there is a camera head.
         scores: The [`DepthScores`] to log, if any image was seen.
     """
 
     depth_loss: Tensor | None = None
+    camera_loss: Tensor | None = None
     scores: Any = None
 
 
@@ -144,7 +154,7 @@ def joint_step(
     """
     has_images = inputs.get("pixel_values") is not None
     zero: Tensor | float = 0.0
-    prediction: list[Tensor] | None = None
+    prediction: PredictedDepth | None = None
     output, outputs = JointOutput(), None
     asked: dict[str, bool] = {}
     if labels is not None:
@@ -164,7 +174,8 @@ def joint_step(
     for run in range(len({image.shape for image in prediction or ()}), targets.head_runs):
         zero = zero + model.zero_from_head(**asked, projected=run > 0)
     if not has_images and prediction:
-        zero, prediction = zero + 0.0 * prediction[0].sum(), None
+        zero = zero + 0.0 * torch.cat([prediction[0].flatten(), *(prediction.estimate or ())]).sum()
+        prediction = None
     if labels is not None:  # last, as in all other ranks
         output = score_text(model, outputs, labels, inputs.get("attention_mask"))
     if prediction:
@@ -172,6 +183,14 @@ def joint_step(
         # Images without depth also keep the head in the graph: distributed training waits for every gradient.
         loss = loss + 0.0 * torch.stack([image[0, 0] for image in prediction]).sum() + zero
         output.scores = DepthScores(totals, [image.detach() for image in prediction])
+        if prediction.estimate is not None:
+            truth = targets.camera_labels
+            truth = torch.full_like(prediction.estimate.spread, torch.nan) if truth is None else truth.to(loss)
+            camera_loss = camera_nll(prediction.estimate, truth)
+            output.camera_loss = camera_loss * targets.camera_weight
+            errors = (prediction.estimate.log_focal.detach() - truth).abs()
+            sums = [camera_loss.detach(), errors.nansum(), truth.isfinite().sum()]
+            output.scores.cameras = torch.stack([one.float() for one in sums])
     else:
         loss = torch.as_tensor(zero)
     # Scaled here, not in the backward pass, where FSDP2 would round the factor to the model's dtype.

@@ -88,6 +88,7 @@ class TrainingRow:
         images: Decoded images.
         files: Names of the files of its images and depth maps, if any.
         cameras: Known values of `intrinsics`, `focal_length` and `fov`, for each image.
+        resolved: Cameras of the images as given, for each image.
         depth: Z-depth in metres for each image, `(height, width)` float32, or None.
         assumed: True if an image with depth has no known camera.
         repeated: True if it was already counted; it then has no labels and no depth.
@@ -98,6 +99,7 @@ class TrainingRow:
     images: list[Image.Image] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     cameras: list[dict[str, Any]] = field(default_factory=list)
+    resolved: list[Camera] = field(default_factory=list)
     depth: list[np.ndarray | None] = field(default_factory=list)
     assumed: bool = False
     repeated: bool = False
@@ -172,6 +174,7 @@ class RowReader:
                 depth = self._depth(name, depth_map, scale, kind, camera)
             result.images.append(picture)
             result.cameras.append(known)
+            result.resolved.append(camera)
             result.depth.append(depth)
             result.files += [one for one in (file, _depth_file(depth_map)) if one]
             result.assumed |= depth is not None and camera.source == "assumed"

@@ -173,7 +173,17 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
             config.depth_loss_weight = args.depth_loss_weight
         if args.silog_lambda is not None:
             config.silog_lambda = args.silog_lambda
+        if args.camera_loss_weight is not None:
+            config.camera_loss_weight = args.camera_loss_weight
         self.depth_loss_weight = config.depth_loss_weight
+        camera = self.depth_model.depth_head.camera
+        self.camera_loss_weight = 0.0 if camera is None else config.camera_loss_weight
+        if camera is not None and not args.camera_withheld and any(p.requires_grad for p in camera.parameters()):
+            logger.warning("`camera_withheld` is 0, so the camera head has no example to learn from.")
+        if camera is None and args.camera_loss_weight is not None:
+            raise ValueError(
+                "`camera_loss_weight` is for a model with a camera head (`predict_fov`), which this lacks."
+            )
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         install_training_forward(
             self.depth_model, config.silog_lambda, not self.head_alone, sharded, args.dense_weights()
@@ -186,6 +196,7 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         self._pictured_step = -1
         self._first_look: FirstLook | None = FirstLook() if self.is_world_process_zero() else None
         self._depth_images_in_step: Tensor | None = None
+        self._camera_images_in_step: Tensor | None = None
 
     @property
     def depth_enabled(self) -> bool:  # type: ignore[override]  # only declared in the mixin
@@ -220,6 +231,7 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
             depth_root=args.depth_root,
             on_bad_sample=args.on_bad_sample,
             bad_samples_file=os.path.join(str(args.output_dir), "bad_samples.jsonl"),
+            camera_withheld=args.camera_withheld,
             return_info=self.depth_enabled,
         )
 
@@ -257,9 +269,10 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         """Take the batches of a step as in transformers, and count the images with depth of the global batch."""
         batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.depth_enabled:
-            images = sum(_info(batch).depth_images for batch in batches)
-            count = torch.tensor(images, dtype=torch.float32, device=device)
-            self._depth_images_in_step = self.accelerator.reduce(count, reduction="sum")
+            infos = [_info(batch) for batch in batches]
+            images = [sum(info.depth_images for info in infos), sum(info.camera_images for info in infos)]
+            counts = self.accelerator.reduce(torch.tensor(images, dtype=torch.float32, device=device), reduction="sum")
+            self._depth_images_in_step, self._camera_images_in_step = counts
             self._look_at(batches)
             self._meters["train"].steps += 1
         return batches, num_items_in_batch
@@ -280,9 +293,11 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         targets = DepthTargets(
             depth_labels=inputs.pop("depth_labels", None) or [None] * info.images,
             focal_scale=inputs.pop("focal_scale", None),
-            weight=self._depth_weight(info),
+            weight=self._weight(self.depth_loss_weight, info.depth_images, self._depth_images_in_step),
             head_runs=self._head_runs(inputs),
             cameras=inputs.get("cameras"),
+            camera_labels=inputs.pop("camera_labels", None),
+            camera_weight=self._weight(self.camera_loss_weight, info.camera_images, self._camera_images_in_step),
         )
         outputs: Any = None
 
@@ -306,7 +321,9 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
                 text_loss, returned = text_loss
         depth_loss = outputs.depth_loss.to(text_loss.device)
         loss = text_loss + depth_loss
-        self._check_finite(text_loss, depth_loss, info)
+        if outputs.camera_loss is not None:
+            loss = loss + outputs.camera_loss.to(loss.device)
+        self._check_finite(text_loss, depth_loss, loss, info)
         self._meter(outputs, text_loss, depth_loss, inputs, info)
         if self._picture_is_due() and outputs.scores is not None:
             picture = picture_grid(
@@ -326,6 +343,7 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
                 training=training,
                 text=not self.head_alone,
                 dense=self.args.dense_weights(),
+                camera=self.camera_loss_weight,
             )
             if training:
                 tokens = numbers.pop("tokens", 0.0)
@@ -370,14 +388,13 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
                 logger.warning("The first images look wrong. %s", sign)
             self._first_look = None
 
-    def _depth_weight(self, info: BatchInfo) -> Tensor | float:
-        """Return the factor on the sum of this micro-batch's depth losses: alpha over the step's images with depth."""
-        alpha = self.depth_loss_weight
-        if not self.model.training or self._depth_images_in_step is None:
-            return alpha / max(1, info.depth_images)
+    def _weight(self, weight: float, images: int, images_in_step: Tensor | None) -> Tensor | float:
+        """Return the factor on the sum of this micro-batch's losses: a weight over the step's images with labels."""
+        if not self.model.training or images_in_step is None:
+            return weight / max(1, images)
         # DDP and FSDP average gradients over ranks.
         ranks = self.accelerator.num_processes // self.get_tp_size()
-        return alpha * ranks / self._depth_images_in_step.clamp(min=1)
+        return weight * ranks / images_in_step.clamp(min=1)
 
     def _head_runs(self, inputs: dict[str, Any]) -> int:
         """Return how often the depth head runs in this batch: once per image size, with ZeRO-3 of any rank's batch."""
@@ -391,13 +408,13 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         every, step = self.args.depth_log_images, self.state.global_step
         return every > 0 and step % every == 0 and step != self._pictured_step and self.is_world_process_zero()
 
-    def _check_finite(self, text_loss: Tensor, depth_loss: Tensor, info: BatchInfo) -> None:
-        if torch.isfinite(text_loss + depth_loss):
+    def _check_finite(self, text_loss: Tensor, depth_loss: Tensor, loss: Tensor, info: BatchInfo) -> None:
+        if torch.isfinite(loss):
             return
         raise FloatingPointError(
             f"The loss is not finite at step {self.state.global_step + 1} (text {text_loss.item()}, depth "
-            f"{depth_loss.item()}), in a batch of: {'; '.join(info.rows)}. Look at these rows; if they are good, lower "
-            "the learning rate, and resume from the last checkpoint. No step was taken with it."
+            f"{depth_loss.item()}, all {loss.item()}), in a batch of: {'; '.join(info.rows)}. Look at these rows; if "
+            "they are good, lower the learning rate, and resume from the last checkpoint. No step was taken with it."
         )
 
     def _meter(
@@ -407,6 +424,13 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         if outputs.log_probs is not None:
             text = {"text_nll": -outputs.log_probs.detach().sum(), "text_tokens": outputs.label_mask.sum()}
         tokens = inputs["attention_mask"].sum() if self.head_alone and self.model.training else 0.0
+        cameras: dict[str, Tensor] = {}
+        if outputs.camera_loss is not None:
+            names = ("camera_nll", "camera_error", "camera_images")
+            cameras = {
+                "camera_share": outputs.camera_loss.detach(),
+                **dict(zip(names, outputs.scores.cameras, strict=True)),
+            }
         self._meters["train" if self.model.training else "eval"].add(
             outputs.scores.totals if outputs.scores is not None else None,
             text_share=text_loss.detach(),
@@ -415,6 +439,7 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
             skipped=float(info.skipped),
             tokens=tokens,
             **text,
+            **cameras,
         )
 
 

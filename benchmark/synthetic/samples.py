@@ -52,6 +52,7 @@ class _Recipe:
     group: int
     sizes: tuple[float, float] | None
     raw: bool
+    widths: tuple[float, float] | None = None
 
 
 def training_rows(
@@ -70,6 +71,7 @@ def training_rows(
     ranks: int = 1,
     sizes: tuple[float, float] | None = None,
     raw: bool = False,
+    widths: tuple[float, float] | None = None,
 ) -> IterableDataset:
     """Make rows of synthetic scenes, one a scene, each when it is read.
 
@@ -105,6 +107,9 @@ def training_rows(
             with a uniform logarithm. By default two thirds have `focal_length` itself, the others up to 1.9 times it.
         raw: Give `focal_length` as that of every image, whatever its camera, so that training leaves images and metres
             alone: the "raw mixed-source" of the paper's table 7. Scenes and images are the same with and without.
+        widths: Least and largest width of the images in pixels, between which each is drawn with a uniform logarithm,
+            whatever its field of view: then neither size nor sharpness tells a camera that is withheld. In place of
+            `sizes`.
 
     Raises:
         ValueError: An argument is out of its range, with the range.
@@ -129,6 +134,8 @@ def training_rows(
         )
     if sizes is not None and not 0 < sizes[0] <= sizes[1] < math.inf:
         raise ValueError(f"sizes must be two rising multiples of the focal length above 0, got {sizes!r}")
+    if widths is not None and (sizes is not None or not 16 <= widths[0] <= widths[1] < math.inf):
+        raise ValueError(f"widths must be two rising numbers of pixels from 16 on, without sizes, got {widths!r}")
     for name, share in (("depth_share", depth_share), ("system_share", system_share)):
         if not 0 <= share <= 1:
             raise ValueError(f"{name} must be in [0, 1], got {share}")
@@ -136,7 +143,8 @@ def training_rows(
     shares = tuple(mix.get(kind, 0) / total for kind in ROW_KINDS)
     cameras = None if sizes is None else (sizes[0], sizes[1])
     said = (turns[0], turns[1])
-    recipe = _Recipe(focal_length, shares, depth, depth_share, reply, said, system_share, group, cameras, raw)
+    pixels = None if widths is None else (widths[0], widths[1])
+    recipe = _Recipe(focal_length, shares, depth, depth_share, reply, said, system_share, group, cameras, raw, pixels)
     first = seed + HELD_OUT * (split == "test")
     size = group // ranks
     bounds = [first, *range(first - first % size + size, first + scenes, size), first + scenes]
@@ -166,19 +174,23 @@ def held_out_questions(scenes: int, start: int = 0, per_scene: int = 3) -> list[
 
 
 def draw_scene(
-    seed: int, focal_length: float = 160.0, group: int = 16, sizes: tuple[float, float] | None = None
+    seed: int,
+    focal_length: float = 160.0,
+    group: int = 16,
+    sizes: tuple[float, float] | None = None,
+    widths: tuple[float, float] | None = None,
 ) -> SyntheticScene:
     """Draw the scene of a seed as training sees it: with its own camera and light, up to 1.9 times oversampled.
 
     `group` scenes, from a multiple of it on, have images of one size at the canonical `focal_length`. With `sizes`
-    images have other focal lengths, see [`training_rows`].
+    or `widths` images have other focal lengths, see [`training_rows`].
     """
     rng = np.random.default_rng([10, seed])
     # Drawn from the group's number alone, so that all of them agree on it.
-    grid = _camera(np.random.default_rng([8, seed // group]), focal_length, sizes)[2]
-    fov, (width, height), own_grid = _camera(rng, focal_length, sizes)
+    grid = _camera(np.random.default_rng([8, seed // group]), focal_length, sizes, widths)[2]
+    fov, (width, height), own_grid = _camera(rng, focal_length, sizes, widths)
     while own_grid != grid:
-        fov, (width, height), own_grid = _camera(rng, focal_length, sizes)
+        fov, (width, height), own_grid = _camera(rng, focal_length, sizes, widths)
     scene = render_scene(seed, width=width, height=height, fov=fov)
     return dataclasses.replace(scene, image=_jitter(scene.image, rng))
 
@@ -190,7 +202,7 @@ def _rows(shards: list[tuple[int, int]], recipe: _Recipe) -> Iterator[dict[str, 
 
 
 def _row(seed: int, recipe: _Recipe) -> dict[str, Any]:
-    scene = draw_scene(seed, recipe.focal_length, recipe.group, recipe.sizes)
+    scene = draw_scene(seed, recipe.focal_length, recipe.group, recipe.sizes, recipe.widths)
     rng = np.random.default_rng([9, seed])
     kind = ROW_KINDS[int(rng.choice(len(ROW_KINDS), p=recipe.shares))]
     with_depth = recipe.depth and (kind == "depth" or rng.random() < recipe.depth_share)
@@ -219,7 +231,10 @@ def _row(seed: int, recipe: _Recipe) -> dict[str, Any]:
 
 
 def _camera(
-    rng: np.random.Generator, focal_length: float, sizes: tuple[float, float] | None
+    rng: np.random.Generator,
+    focal_length: float,
+    sizes: tuple[float, float] | None,
+    widths: tuple[float, float] | None = None,
 ) -> tuple[float, tuple[int, int], tuple[int, int]]:
     """Draw the field of view in degrees, width and height of the image, and rows and columns of its tokens."""
     fov = rng.uniform(45, 80)
@@ -229,6 +244,8 @@ def _camera(
     else:
         oversampling = math.exp(rng.uniform(math.log(sizes[0]), math.log(sizes[1])))
     width = round(spread * focal_length * oversampling)
+    if widths is not None:
+        width = round(math.exp(rng.uniform(math.log(widths[0]), math.log(widths[1]))))
     height = round(width / ASPECTS[rng.integers(len(ASPECTS))])
     scale = focal_length * spread / width / _CELL
     return fov, (width, height), (round(height * scale), round(width * scale))
