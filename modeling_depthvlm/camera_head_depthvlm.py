@@ -15,6 +15,7 @@ UNIT_FOCAL_LENGTH = 0.5 / math.tan(math.radians(30))
 ASSUMED, PREDICTED = 4, 5
 # Limits of the logarithm of the standard deviation: 0.7 % and a factor of 7.
 LOG_SPREADS = (-5.0, 2.0)
+LEAST_WIDTH = 64
 
 
 class CameraEstimate(NamedTuple):
@@ -50,12 +51,13 @@ class CameraHead(nn.Module):
     Args:
         maps: Number of feature maps.
         hidden_size: Width of the maps.
-        features: Width of the head.
+        features: Width of the depth head, of which this one's is the same, but at least [`LEAST_WIDTH`].
         pools: Number of learned averages over the positions.
     """
 
     def __init__(self, maps: int, hidden_size: int, features: int, pools: int = 4):
         super().__init__()
+        features = max(features, LEAST_WIDTH)
         self.norms = nn.ModuleList(nn.LayerNorm(hidden_size) for _ in range(maps))
         self.project = nn.Conv2d(maps * hidden_size + 2, features, 1)
         self.blocks = nn.ModuleList(_block(features) for _ in range(2))
@@ -68,11 +70,11 @@ class CameraHead(nn.Module):
         """Estimate the focal lengths of N images of equal size.
 
         Args:
-            maps: `(N, h * w, hidden_size)` each.
+            maps: `(N, h * w, hidden_size)` each; those beyond the number of the head's are not read.
             grid: `(h, w)`, in tokens.
         """
         height, width = grid
-        tokens = torch.cat([norm(one) for norm, one in zip(self.norms, maps, strict=True)], dim=-1)
+        tokens = torch.cat([norm(one) for norm, one in zip(self.norms, maps, strict=False)], dim=-1)
         x = tokens.transpose(1, 2).unflatten(2, grid)
         down, across = (
             (2 * torch.arange(side, device=x.device, dtype=x.dtype) + 1 - side) / max(grid) for side in grid

@@ -106,8 +106,8 @@ class DepthHead(nn.Module):
         )
         self.norm = nn.LayerNorm(hidden_size)
         self.projectors = nn.ModuleList()  # one per vision level with `projector="own"`
-        maps = 1 if config.feature_source == "llm_final" else 4
-        self.camera = CameraHead(maps, hidden_size, config.features) if config.predict_fov else None
+        # It reads the maps of one row per token, which every head has.
+        self.camera = CameraHead(len(self.inputs), hidden_size, config.features) if config.predict_fov else None
 
     def forward(self, features: list[Tensor], grid: tuple[int, int]) -> Tensor:
         """Return `(N, h * stride, w * stride)`, float32, above zero: metres for the canonical camera.
