@@ -50,7 +50,8 @@ class Prediction:
         depth: `(H, W)` float32, z-depth in metres; of a panorama or a wide fisheye the distance along the ray, see
             `depth_type`.
         camera: The intrinsics used, in pixels of this image, and their origin (`camera.source`); a `Lens` where the
-            picture is not a pinhole's.
+            picture is not a pinhole's. Where the model predicted it, `camera.fov_spread` is the standard deviation of
+            `camera.fov` in degrees.
         image: The upright image, RGB, `(W, H)`.
         text: The model's reply, or None when no prompt was given.
         prompt: The prompt, or None.
@@ -198,6 +199,7 @@ class Prediction:
         lens = {}
         if isinstance(self.camera, Lens):
             lens = {"lens": self.camera.model, "distortion": list(self.camera.distortion)}
+        spread = None if isinstance(self.camera, Lens) else self.camera.fov_spread
         return {
             "source": None if self.source is None else str(self.source.resolve()),
             "model": self.model,
@@ -205,6 +207,7 @@ class Prediction:
             "height": self.depth.shape[0],
             "camera": {name: getattr(self.camera, name) for name in ("fx", "fy", "cx", "cy", "width", "height")} | lens,
             "focal_source": self.camera.source,
+            **({} if spread is None else {"fov": self.camera.fov, "fov_spread": spread}),
             "unit": "metres",
             "depth_type": self.depth_type,
             **self.summary(),

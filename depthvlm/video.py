@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 INDEPENDENT = "Frames are predicted independently: nothing ties the depth of one to that of the next."
 STEADY = "Frames are steadied: the depth of static points is averaged with that in the frames before."
 _PERCENTILES = (1.0, 99.0)
+FRAMES_FOR_CAMERA = 8
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -288,6 +289,8 @@ class ClipRun:
             # The model's processor warns about a given camera; an assumed one is reported once for all frames below.
             warnings.simplefilter("ignore")
             camera = resolve_camera((height, width), self.source.exif, **options, **assumed)
+        if camera.source == "assumed" and self.load().model.depth_head.camera is not None:
+            camera = self._estimated_camera(camera)
         if camera.source == "assumed":
             warnings.warn(
                 f"The focal length of {self.source.path} is not known. A field of view of {assumed['assumed_fov']:g} "
@@ -299,7 +302,16 @@ class ClipRun:
             )
         numbers = asdict(camera)
         source = numbers.pop("source")
+        if camera.focal_spread is None:
+            del numbers["focal_spread"]
         return {"camera": numbers, "focal_source": source}
+
+    def _estimated_camera(self, assumed: Camera) -> Camera:
+        """Return the camera with the median focal length among the model's estimates from the first frames."""
+        pictures = [frame.picture() for frame in itertools.islice(self._taken(), FRAMES_FOR_CAMERA)]
+        found = self.load().predict(pictures, batch_size=self.batch_size)
+        cameras = sorted((one.camera for one in found), key=lambda camera: camera.fx)
+        return cameras[len(cameras) // 2] if cameras else assumed
 
     def _taken(self) -> Iterator[Frame]:
         every, most = self.settings.every, self.settings.max_frames

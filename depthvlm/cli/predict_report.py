@@ -15,6 +15,7 @@ from rich.text import Text
 
 from ..checkpoint import BUNDLED_MODEL, BUNDLED_MODEL_NOTE, PUBLISHED_MODEL_NOTE
 from ..inputs import FoundImages
+from ..lens import Lens
 from ..prediction import Prediction
 from .failures import explain, is_expected, printable, show_fault
 from .predict_images import Job, Settings, predict_images
@@ -245,6 +246,9 @@ def _line(job: Job, prediction: Prediction) -> str:
     camera = prediction.camera
     image, made = printable(job.image), prediction.calibration
     line = f"{image}  {depth} m (min / median / max)  focal length {camera.fx:.1f} px ({camera.source})"
+    spread = None if isinstance(camera, Lens) else camera.fov_spread
+    if spread is not None:
+        line += f"\n  field of view {camera.fov:.0f} degrees +- {spread:.0f}, predicted by the model"
     if made is None:
         return line
     rejected = ", ".join(f"{x:g},{y:g},{metres:g}" for x, y, metres in made.rejected[:_MOST_NAMED])

@@ -5,6 +5,7 @@ the DeepStack levels of an image token, and its place, stored bit by bit, from w
 grid.
 """
 
+import logging
 from collections.abc import Iterable, Set
 from concurrent.futures import Future
 from typing import Any, ClassVar
@@ -31,6 +32,8 @@ from vllm.v1.pool.metadata import PoolingMetadata
 from ..modeling_depthvlm.depth_heads_depthvlm import DepthHead, build_depth_head
 from ..modeling_depthvlm.modeling_depthvlm import run_depth_head
 from ..processing import DepthVLMProcessor
+
+logger = logging.getLogger(__name__)
 
 PLACE = 2  # numbers that encode a token's place: row and column, int32
 
@@ -93,6 +96,8 @@ class DepthVLMForDepthEstimation(DepthVLMForConditionalGeneration):
         if vllm_config.parallel_config.pipeline_parallel_size > 1:
             raise ValueError("Depth needs the DeepStack levels and the final state in one process: no pipeline stages.")
         self.depth_head = build_depth_head(config.head, config.text_config.hidden_size, config.input_stride)
+        if config.head.predict_fov:
+            logger.warning("The camera head is not served: a camera that is neither given nor in EXIF data is assumed.")
         levels = sorted(config.vision_config.deepstack_visual_indexes)
         self.levels = [levels.index(layer) for layer in config.vision_layers] if config.reads_vision else []
         pooler = DepthPooler(self.depth_head, config.image_token_id, config.text_config.hidden_size)

@@ -333,10 +333,13 @@ def describe_camera(camera: Camera) -> str:
     sources = {
         "exif": "from the picture's EXIF data",
         "focal_length": "typed",
+        "predicted": "estimated by the model from the picture",
         "assumed": "<b>assumed</b>, since the picture does not say: if it is wrong, all distances are wrong by one "
         "factor. Type the right one",
     }
     text = f"{sources[camera.source]}; {camera.fov:.0f}° across {camera.width} pixels"
+    if camera.fov_spread is not None:
+        text += f", give or take {camera.fov_spread:.0f}°"
     if camera.fov > 150:
         text += ". <b>No such lens exists</b>: the focal length must be in pixels, not in millimetres"
     return f"<span data-source='{camera.source}'>Focal length: {text}.</span>"
