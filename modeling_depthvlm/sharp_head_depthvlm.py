@@ -11,7 +11,11 @@ from .configuration_depthvlm import DepthHeadConfig
 from .depth_heads_depthvlm import DepthHead, Float32Conv2d, TokenProjection
 
 COLOURS = 3  # channels of the picture
-FINEST = 16  # least channels of a resolution
+LEAST = 16  # channels of a map
+REACHES = (4, 2)  # pixels
+# The pixel itself first. Its weight is e ** OWN_SCORE times that of a neighbour before training.
+NEIGHBOURS = ((0, 0), *((down, across) for down in (-1, 0, 1) for across in (-1, 0, 1) if down or across))
+OWN_SCORE = 3.0
 
 
 def spread_cells(cells: Tensor, grid: tuple[int, int], side: int) -> Tensor:
@@ -87,7 +91,7 @@ class Step(nn.Module):
 
     def forward(self, x: Tensor, known: Tensor | None) -> Tensor:
         """Map `(N, in, h, w)` to `(N, out, 2 h, 2 w)`, where `known` has the output's shape."""
-        x = self.reduce(double(x))
+        x = double(self.reduce(x))
         return self.units(x if known is None else x + known)
 
 
@@ -96,14 +100,47 @@ def double(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
 
 
+class Selection(nn.Module):
+    """A map whose pixels are mixed anew from their neighbours, by weights that add up to one.
+
+    A step that interpolation has spread over several pixels becomes one again where each of them takes the value of its
+    side. The mix of a constant is that constant, and no value leaves the range of its neighbours. It is one step of
+    the propagation of Cheng et al. (Depth Estimation via Affinity Learned with Convolutional Spatial Propagation
+    Network, 2018), with positive weights.
+
+    Args:
+        channels: Channels of the features that choose the weights.
+        reach: Distance in pixels of the eight neighbours.
+    """
+
+    def __init__(self, channels: int, reach: int):
+        super().__init__()
+        self.reach = reach
+        self.weights = EdgeConv2d(channels, len(NEIGHBOURS))
+
+    def forward(self, x: Tensor, features: Tensor) -> Tensor:
+        """Mix `(N, 1, h, w)` in float32; `features` is `(N, channels, h, w)`."""
+        scores = self.weights(features).float()
+        scores = torch.cat([scores[:, :1] + OWN_SCORE, scores[:, 1:]], dim=1)
+        height, width = x.shape[-2:]
+        around = F.pad(x, (self.reach,) * 4, mode="replicate")
+        mixed = torch.zeros_like(x)
+        for (down, across), weight in zip(NEIGHBOURS, scores.softmax(1).split(1, dim=1), strict=True):
+            top, left = (1 + down) * self.reach, (1 + across) * self.reach
+            mixed = mixed + weight * around[..., top : top + height, left : left + width]
+        return mixed
+
+
 class SharpDepthHead(DepthHead):
     """Head that only overlaps: bilinear doublings and 3x3 convolutions from tokens to pixels, with the picture at hand.
 
-    Coarse to fine, in pixels of the input per pixel of the map (of Qwen3-VL): 32, the four maps of equation 2; 16, the
-    states of the ViT before its merger; 8; 4 and 2, features of the picture; 1, the picture itself.
+    Coarse to fine, in pixels of the input per pixel of the map: 32, the four maps of equation 2; 16, the states of the
+    ViT before its merger; 8; 4 and 2, features of the picture; 1, the picture itself, which also decides from which
+    side of an edge a pixel takes its depth.
 
     Args:
-        config: The head's configuration; `features` is the number of channels down to 8 pixels.
+        config: The head's configuration. `features` is the number of channels at 8 pixels; the maps of 32 and 16 have
+            twice, those of 4 and 2 a half and a quarter of them.
         hidden_size: Width of the visual tokens, that of the LLM.
         stride: Input pixels per token and axis.
         vision_config: Configuration of the vision tower.
@@ -114,21 +151,22 @@ class SharpDepthHead(DepthHead):
         self.side, self.patch_size = vision_config.spatial_merge_size, vision_config.patch_size
         patch = COLOURS * vision_config.temporal_patch_size * self.patch_size**2
         self.inputs = (*self.inputs, (self.side**2, vision_config.hidden_size), (self.side**2, patch))
-        width = config.features
-        half, quarter = max(width // 2, FINEST), max(width // 4, FINEST)
-        self.projects = nn.ModuleList(TokenProjection(hidden_size, width) for _ in range(4))
-        self.tokens = nn.Sequential(*(ResidualUnit(width) for _ in range(2)))
+        middle = config.features
+        coarse, half, quarter = 2 * middle, max(middle // 2, LEAST), max(middle // 4, LEAST)
+        finest = max(middle // 8, LEAST // 2)
+        self.projects = nn.ModuleList(TokenProjection(hidden_size, coarse) for _ in range(4))
+        self.tokens = nn.Sequential(*(ResidualUnit(coarse) for _ in range(2)))
         self.patch_norm = nn.LayerNorm(vision_config.hidden_size)
-        self.patch_project = TokenProjection(vision_config.hidden_size, width)
+        self.patch_project = TokenProjection(vision_config.hidden_size, coarse)
         self.stem2 = nn.Sequential(EdgeConv2d(COLOURS, quarter, stride=2), nn.ReLU(), EdgeConv2d(quarter, quarter))
         self.stem4 = nn.Sequential(nn.ReLU(), EdgeConv2d(quarter, half, stride=2), nn.ReLU(), EdgeConv2d(half, half))
-        self.step16 = Step(width, width, units=2)
-        self.step8 = Step(width, width, units=2)
-        self.step4 = Step(width, half, units=2)
+        self.step16 = Step(coarse, coarse, units=2)
+        self.step8 = Step(coarse, middle, units=2)
+        self.step4 = Step(middle, half, units=2)
         self.step2 = Step(half, quarter, units=1)
-        self.output = nn.Sequential(
-            nn.ReLU(), EdgeConv2d(quarter + COLOURS, FINEST), nn.ReLU(), Float32Conv2d(FINEST, 1)
-        )
+        self.pixels = nn.Sequential(nn.ReLU(), EdgeConv2d(quarter + COLOURS, finest), nn.ReLU())
+        self.selections = nn.ModuleList(Selection(finest, reach) for reach in REACHES)
+        self.output = Float32Conv2d(finest, 1)
 
     def forward(self, features: list[Tensor], grid: tuple[int, int]) -> Tensor:
         """Return metres: see [`DepthHead.forward`].
@@ -151,5 +189,8 @@ class SharpDepthHead(DepthHead):
         x = self.step8(x, None)
         x = self.step4(x, self.stem4(half))
         x = self.step2(x, half)
-        x = self.output(torch.cat([double(x), raw], dim=1))
-        return F.softplus(x)[:, 0]
+        x = self.pixels(torch.cat([double(x), raw], dim=1))
+        depth = self.output(x)
+        for selection in self.selections:
+            depth = selection(depth, x)
+        return F.softplus(depth)[:, 0]

@@ -7,7 +7,7 @@ from depthvlm.modeling_depthvlm import DepthHeadConfig, DepthVLMForConditionalGe
 from depthvlm.modeling_depthvlm.depth_heads_depthvlm import build_depth_head
 from depthvlm.modeling_depthvlm.glm4v_depthvlm import DepthVLMGlm4vConfig
 from depthvlm.modeling_depthvlm.qwen2_5_vl_depthvlm import DepthVLMQwen2_5_VLConfig
-from depthvlm.modeling_depthvlm.sharp_head_depthvlm import picture_of, spread_cells
+from depthvlm.modeling_depthvlm.sharp_head_depthvlm import NEIGHBOURS, Selection, picture_of, spread_cells
 from depthvlm.processing import DepthVLMImageProcessor
 from PIL import Image
 from toy_models import last_layer, toy_config, toy_inputs, toy_model
@@ -78,13 +78,13 @@ def test_constant_maps_have_no_grid():
 def test_a_shifted_input_shifts_the_map():
     """By a whole token, farther from the borders than the head sees."""
     head = sharp_head()
-    tokens, patches, pixels = torch.randn(1, 24, 1, 26), torch.randn(1, 24, 2, 52), torch.randn(1, 3, 32, 832)
-    one = features_of(tokens[..., :25], patches[..., :50], pixels[..., :800])
+    tokens, patches, pixels = torch.randn(1, 24, 1, 27), torch.randn(1, 24, 2, 54), torch.randn(1, 3, 32, 864)
+    one = features_of(tokens[..., :26], patches[..., :52], pixels[..., :832])
     other = features_of(tokens[..., 1:], patches[..., 2:], pixels[..., 32:])
     with torch.no_grad():
-        first, second = head(one, (1, 25))[0], head(other, (1, 25))[0]
-    inner = first[:, 384:416]
-    torch.testing.assert_close(inner, second[:, 352:384], atol=1e-5, rtol=1e-5)
+        first, second = head(one, (1, 26))[0], head(other, (1, 26))[0]
+    inner = first[:, 416:448]
+    torch.testing.assert_close(inner, second[:, 384:416], atol=1e-5, rtol=1e-5)
     assert inner.std() > 1e-3
 
 
@@ -95,6 +95,22 @@ def test_the_picture_shows_at_its_own_resolution():
     with torch.no_grad():
         row = head(features_of(tokens, patches, pixels), (3, 3))[0, 48].log()
     assert (row[1:] - row[:-1]).abs().argmax() in range(46, 49)
+
+
+def test_a_selection_makes_a_step_of_a_ramp():
+    """Each pixel takes the value two pixels away, on its own side of the middle."""
+    selection = Selection(2, reach=2)
+    torch.nn.init.zeros_(selection.weights.weight)
+    torch.nn.init.zeros_(selection.weights.bias)
+    ramp = torch.tensor([1.0, 1.0, 1.0, 1.5, 2.5, 3.0, 3.0, 3.0])[None, None, None]
+    left = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0])
+    sides = torch.stack([left, 1 - left])[None, :, None]
+    with torch.no_grad():
+        selection.weights.weight[NEIGHBOURS.index((0, -1)), 0, 1, 1] = 100.0
+        selection.weights.weight[NEIGHBOURS.index((0, 1)), 1, 1, 1] = 100.0
+        mixed = selection(ramp, sides)
+        assert torch.allclose(selection(torch.full((1, 1, 3, 4), 7.0), torch.randn(1, 2, 3, 4)), torch.tensor(7.0))
+    torch.testing.assert_close(mixed.flatten(), torch.tensor([1.0, 1.0, 1.0, 1.0, 3.0, 3.0, 3.0, 3.0]))
 
 
 @pytest.mark.parametrize("size", [(2048, 1024), (2560, 1024), (4096, 1152)], ids=["2B", "4B", "8B"])
