@@ -136,7 +136,8 @@ class SharpDepthHead(DepthHead):
 
     Coarse to fine, in pixels of the input per pixel of the map: 32, the four maps of equation 2; 16, the states of the
     ViT before its merger; 8; 4 and 2, features of the picture; 1, the picture itself, which also decides from which
-    side of an edge a pixel takes its depth.
+    side of an edge a pixel takes its depth. Every resolution adds to what the coarser ones say, as in a Laplacian
+    pyramid (Burt and Adelson, 1983), so that the way from the tokens to the output is short.
 
     Args:
         config: The head's configuration. `features` is the number of channels at 8 pixels; the maps of 32 and 16 have
@@ -160,13 +161,14 @@ class SharpDepthHead(DepthHead):
         self.patch_project = TokenProjection(vision_config.hidden_size, coarse)
         self.stem2 = nn.Sequential(EdgeConv2d(COLOURS, quarter, stride=2), nn.ReLU(), EdgeConv2d(quarter, quarter))
         self.stem4 = nn.Sequential(nn.ReLU(), EdgeConv2d(quarter, half, stride=2), nn.ReLU(), EdgeConv2d(half, half))
-        self.step16 = Step(coarse, coarse, units=2)
-        self.step8 = Step(coarse, middle, units=2)
-        self.step4 = Step(middle, half, units=2)
-        self.step2 = Step(half, quarter, units=1)
+        self.steps = nn.ModuleList(
+            [Step(coarse, coarse, 2), Step(coarse, middle, 2), Step(middle, half, 2), Step(half, quarter, 1)]
+        )
+        widths = (coarse, coarse, middle, half, quarter)
+        self.levels = nn.ModuleList(nn.Conv2d(channels, finest, 1) for channels in widths)
         self.pixels = nn.Sequential(nn.ReLU(), EdgeConv2d(quarter + COLOURS, finest), nn.ReLU())
         self.selections = nn.ModuleList(Selection(finest, reach) for reach in REACHES)
-        self.output = Float32Conv2d(finest, 1)
+        self.output = Float32Conv2d(2 * finest, 1)
 
     def forward(self, features: list[Tensor], grid: tuple[int, int]) -> Tensor:
         """Return metres: see [`DepthHead.forward`].
@@ -185,12 +187,13 @@ class SharpDepthHead(DepthHead):
         x = self.tokens(x)
         height, width = grid
         raster = spread_cells(self.patch_norm(patches), grid, self.side).permute(0, 2, 3, 1).flatten(1, 2)
-        x = self.step16(x, self.patch_project(raster, (height * self.side, width * self.side)))
-        x = self.step8(x, None)
-        x = self.step4(x, self.stem4(half))
-        x = self.step2(x, half)
+        known = (self.patch_project(raster, (height * self.side, width * self.side)), None, self.stem4(half), half)
+        total = self.levels[0](x)
+        for step, level, more in zip(self.steps, self.levels[1:], known, strict=True):
+            x = step(x, more)
+            total = double(total) + level(x)
         x = self.pixels(torch.cat([double(x), raw], dim=1))
-        depth = self.output(x)
+        depth = self.output(torch.cat([x, double(total)], dim=1))
         for selection in self.selections:
             depth = selection(depth, x)
         return F.softplus(depth)[:, 0]

@@ -46,6 +46,7 @@ def same(model: Any, calls: list[dict[str, Any]], **options: Any) -> tuple[Any, 
     [
         {},
         {"feature_source": "vit"},
+        {"head_type": "dpt_sharp"},
         pytest.param({"feature_source": "llm"}, marks=pytest.mark.slow),
         pytest.param({"feature_source": "llm_final", "head_type": "mlp"}, marks=pytest.mark.slow),
     ],

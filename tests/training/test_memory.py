@@ -25,7 +25,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLay
 
 TOKENS = 200
 NONE = {"head": 0, "llm": 0, "merger": 0, "vit": 0}
-HEADS = [("dpt_light", "vit+llm"), ("dpt", "vit+llm"), ("mlp", "vit+llm"), ("mlp", "llm_final")]
+HEADS = [("dpt_light", "vit+llm"), ("dpt", "vit+llm"), ("mlp", "vit+llm"), ("mlp", "llm_final"), ("dpt_sharp", "vit+llm")]
 
 
 def middle_sized(head: tuple[str, str] = ("dpt_light", "vit+llm")) -> DepthVLMConfig:
@@ -146,8 +146,8 @@ def test_what_cannot_be_measured_is_named() -> None:
 @pytest.mark.parametrize("head", HEADS, ids="-".join)
 def test_activations_of_the_head_with_its_loss(head: tuple[str, str], autocast: bool) -> None:
     config = middle_sized(head)
-    depth_head = build_depth_head(config.head, 256, 32)
-    features = [torch.randn(2, 24, 256) for _ in range(1 if head[1] == "llm_final" else 4)]
+    depth_head = build_depth_head(config.head, 256, 32, config.vision)
+    features = [torch.randn(2, 24 * rows, width) for rows, width in depth_head.inputs]
     truth = list(1 + torch.rand(2, 128, 192))
 
     def call() -> torch.Tensor:
