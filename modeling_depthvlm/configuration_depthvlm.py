@@ -69,8 +69,8 @@ class DepthHeadConfig(PreTrainedConfig):
             final ViT output; `"llm"`, three LLM layers at a quarter, a half and three quarters of the depth and the
             final state; `"llm_final"`, only the final state (MLP head only).
         features (`int`, *optional*, defaults to 256):
-            Channels of the fusion blocks (DPT heads); with `"dpt_sharp"` those of the coarse maps, a half and a quarter
-            of which the fine ones have.
+            Channels of the fusion blocks (DPT heads); with `"dpt_sharp"` those of its map at 8 pixels, of which coarser
+            maps have twice and finer ones a half to an eighth.
         out_channels (`list[int]`, *optional*, defaults to `[256, 512, 1024, 1024]`):
             Channels of the four feature maps after projection (DPT heads).
         hidden_size (`int`, *optional*, defaults to 1024):
