@@ -7,8 +7,6 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from depthvlm.checkpoint import resolve_model_path
-from depthvlm.compiling import compile_depth
 from depthvlm.processing import DepthVLMProcessor
 from PIL import Image
 from toy_models import toy_inputs, toy_model
@@ -16,7 +14,9 @@ from typer.testing import CliRunner
 
 import depthvlm
 from depthvlm import DepthVLMForConditionalGeneration
+from depthvlm.checkpoint import resolve_model_path
 from depthvlm.cli.app import app
+from depthvlm.compiling import compile_depth
 
 ASSUMED = 320 / math.tan(math.pi / 6)  # pixels, 60 degrees across 640 of them
 
