@@ -286,8 +286,8 @@ def resolve_cameras(
         warn(
             f"The focal length of {len(unknown)} of {count} image(s) is not known: {', '.join(unknown)}. A field of "
             f"view of {assumed:g} degrees across the longer side is assumed; where that is wrong, so are all depths, "
-            "by one factor, unless the model has a camera head. Pass `focal_length` (pixels), `fov` (horizontal, degrees) or `intrinsics`, or images with "
-            "EXIF data.",
+            "by one factor, unless the model has a camera head. Pass `focal_length` (pixels), `fov` (horizontal, "
+            "degrees) or `intrinsics`, or images with EXIF data.",
             AssumedCameraWarning,
             stacklevel=3,
         )
