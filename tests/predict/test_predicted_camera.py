@@ -25,12 +25,14 @@ ASSUMED = 320 / math.tan(math.pi / 6)  # pixels, 60 degrees across 640 of them
 def folder(tmp_path_factory):
     """nano with a camera head that finds half of the assumed focal length in every picture, and a spread of 0.1."""
     where, nano = tmp_path_factory.mktemp("camera") / "nano", resolve_model_path("depthvlm-nano")
-    model = DepthVLMForConditionalGeneration.from_pretrained(nano, depth_config={"predict_fov": True})
+    model = DepthVLMForConditionalGeneration.from_pretrained(
+        nano, dtype=torch.float32, depth_config={"predict_fov": True}
+    )
     last = model.depth_head.camera.output[-1]
     with torch.no_grad():
         last.weight.zero_()
         last.bias.copy_(torch.tensor([math.log(0.5), math.log(0.1)]))
-    model.float().save_pretrained(where)
+    model.save_pretrained(where)
     DepthVLMProcessor.from_pretrained(nano).save_pretrained(where)
     return where
 
@@ -115,7 +117,7 @@ def test_a_clip_has_one_camera(half, clip, tmp_path):
     assert done.camera.fov_spread == pytest.approx(5.6708, abs=1e-3)
 
 
-def test_an_untrained_camera_head_is_refused(nano, tmp_path):
+def test_an_untrained_camera_head_is_refused():
     with pytest.raises(ValueError, match="camera head was never trained"):
         depthvlm.load("depthvlm-nano", depth_config={"predict_fov": True})
     loaded = depthvlm.load("depthvlm-nano", depth_config={"predict_fov": True}, allow_untrained_head=True)
