@@ -68,6 +68,7 @@ def stage_record(trainer: Any) -> dict[str, Any]:
             "depth_loss_weight": core.config.depth_loss_weight,
             "silog_lambda": core.config.silog_lambda,
             **args.dense_weights().options(),
+            **({"camera_loss_weight": trainer.camera_loss_weight} if trainer.camera_loss_weight else {}),
         }
         if trainer.depth_enabled
         else "text alone"

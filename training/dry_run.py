@@ -82,6 +82,10 @@ def _steps(trainer: Any) -> Text:
             if trainer.head_alone
             else f"Loss: text loss + {weight:g} x depth loss"
         )
+        if trainer.camera_loss_weight:
+            lines[-1] += (
+                f" + {trainer.camera_loss_weight:g} x camera loss, {args.camera_withheld:.0%} of cameras withheld"
+            )
         if parts:
             lines.append(f"Depth loss: {' + '.join(['SILog', *parts])}")
     else:

@@ -320,10 +320,11 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
             if return_outputs:
                 text_loss, returned = text_loss
         depth_loss = outputs.depth_loss.to(text_loss.device)
-        loss = text_loss + depth_loss
+        losses = {"text": text_loss, "depth": depth_loss}
         if outputs.camera_loss is not None:
-            loss = loss + outputs.camera_loss.to(loss.device)
-        self._check_finite(text_loss, depth_loss, loss, info)
+            losses["camera"] = outputs.camera_loss.to(text_loss.device)
+        loss: Any = sum(losses.values())
+        self._check_finite(losses, info)
         self._meter(outputs, text_loss, depth_loss, inputs, info)
         if self._picture_is_due() and outputs.scores is not None:
             picture = picture_grid(
@@ -408,13 +409,14 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         every, step = self.args.depth_log_images, self.state.global_step
         return every > 0 and step % every == 0 and step != self._pictured_step and self.is_world_process_zero()
 
-    def _check_finite(self, text_loss: Tensor, depth_loss: Tensor, loss: Tensor, info: BatchInfo) -> None:
-        if torch.isfinite(loss):
+    def _check_finite(self, losses: dict[str, Tensor], info: BatchInfo) -> None:
+        if torch.isfinite(sum(losses.values())):  # type: ignore[arg-type]
             return
+        shown = ", ".join(f"{name} {loss.item()}" for name, loss in losses.items())
         raise FloatingPointError(
-            f"The loss is not finite at step {self.state.global_step + 1} (text {text_loss.item()}, depth "
-            f"{depth_loss.item()}, all {loss.item()}), in a batch of: {'; '.join(info.rows)}. Look at these rows; if "
-            "they are good, lower the learning rate, and resume from the last checkpoint. No step was taken with it."
+            f"The loss is not finite at step {self.state.global_step + 1} ({shown}), in a batch of: "
+            f"{'; '.join(info.rows)}. Look at these rows; if they are good, lower the learning rate, and resume from the "
+            "last checkpoint. No step was taken with it."
         )
 
     def _meter(
