@@ -415,8 +415,8 @@ class DepthSFTTrainer(EvaluationMixin, CheckpointMixin, HubPushMixin, SFTTrainer
         shown = ", ".join(f"{name} {loss.item()}" for name, loss in losses.items())
         raise FloatingPointError(
             f"The loss is not finite at step {self.state.global_step + 1} ({shown}), in a batch of: "
-            f"{'; '.join(info.rows)}. Look at these rows; if they are good, lower the learning rate, and resume from the "
-            "last checkpoint. No step was taken with it."
+            f"{'; '.join(info.rows)}. Look at these rows; if they are good, lower the learning rate, and resume from "
+            "the last checkpoint. No step was taken with it."
         )
 
     def _meter(
