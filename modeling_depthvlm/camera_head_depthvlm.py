@@ -16,6 +16,8 @@ ASSUMED, PREDICTED = 4, 5
 # Limits of the logarithm of the standard deviation: 0.7 % and a factor of 7.
 LOG_SPREADS = (-5.0, 2.0)
 LEAST_WIDTH = 64
+# Dropout of channels of the maps, and of their averages: without it, the head learns its training images by heart.
+MAP_DROPOUT, AVERAGE_DROPOUT = 0.25, 0.2
 
 
 class CameraEstimate(NamedTuple):
@@ -75,7 +77,7 @@ class CameraHead(nn.Module):
         """
         height, width = grid
         tokens = torch.cat([norm(one) for norm, one in zip(self.norms, maps, strict=False)], dim=-1)
-        x = tokens.transpose(1, 2).unflatten(2, grid)
+        x = F.dropout1d(tokens.transpose(1, 2), MAP_DROPOUT, self.training).unflatten(2, grid)
         down, across = (
             (2 * torch.arange(side, device=x.device, dtype=x.dtype) + 1 - side) / max(grid) for side in grid
         )
@@ -86,7 +88,8 @@ class CameraHead(nn.Module):
         weights = self.attend(x).flatten(2).float().softmax(-1)  # (N, pools, h * w)
         pooled = weights @ x.flatten(2).float().transpose(1, 2)
         aspect = pooled.new_full((len(x), 1), math.log(width / height))
-        found = self.output(torch.cat([pooled.flatten(1), aspect], dim=1)[..., None, None]).flatten(1)
+        averages = F.dropout(torch.cat([pooled.flatten(1), aspect], dim=1), AVERAGE_DROPOUT, self.training)
+        found = self.output(averages[..., None, None]).flatten(1)
         return CameraEstimate(found[:, 0], found[:, 1].clamp(*LOG_SPREADS).exp())
 
     @torch.no_grad()

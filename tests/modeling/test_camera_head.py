@@ -113,8 +113,8 @@ def test_with_labels_metres_are_those_of_the_given_focal_scale(pair):
     inputs = toy_inputs(ROWS) | {"focal_scale": SCALES, "cameras": CAMERAS}
     depth = [torch.full((8, 8), 2.0), None, torch.full((5, 7), 3.0)]
     labels = torch.tensor([0.2, torch.nan, torch.nan])
-    output = model.train()(**inputs, depth_labels=depth, camera_labels=labels)
-    assert output.depth_loss.item() == plain.train()(**inputs, depth_labels=depth).depth_loss.item()
+    output = model(**inputs, depth_labels=depth, camera_labels=labels)
+    assert output.depth_loss.item() == plain(**inputs, depth_labels=depth).depth_loss.item()
     estimate = model.run_backbone(True, **toy_inputs(ROWS))[1].estimate
     expected = -norm.logpdf(0.2, estimate.log_focal[0].item(), estimate.spread[0].item())
     assert output.camera_loss.item() == pytest.approx(expected, abs=1e-4)
