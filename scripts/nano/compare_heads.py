@@ -42,7 +42,7 @@ class Row:
     options: tuple[str, ...] = ()  # of `depthvlm sft`
 
 
-LOSSES = ("--gradient_matching_weight", "0.5", "--normal_weight", "0.1")
+LOSSES = ("--gradient_matching_weight", "0.5", "--normal_weight", "0.5")
 ROWS = {
     "light": Row("`dpt_light`", {}),
     "light_losses": Row("`dpt_light`, dense losses", {}, LOSSES),
