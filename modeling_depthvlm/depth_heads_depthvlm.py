@@ -197,17 +197,20 @@ class DPTDepthHead(DepthHead):
     x8, x4, x2, x1 of the token grid. `dpt` is the original: x4, x2, x1, x1/2.
     """
 
-    def __init__(self, config: DepthHeadConfig, hidden_size: int, stride: int):
+    overlap = 1  # kernel over stride of the transposed convolutions
+
+    def __init__(self, config: DepthHeadConfig, hidden_size: int, stride: int, channels: Sequence[int] | None = None):
         super().__init__(config, hidden_size, stride)
-        channels = config.out_channels
+        channels = channels or config.out_channels
         self.projects = nn.ModuleList(TokenProjection(hidden_size, width) for width in channels)
-        factors = (8, 4, 2, 1) if config.head_type == "dpt_light" else (4, 2, 1, 0.5)
-        self.resize_layers = nn.ModuleList(map(_resize_layer, channels, factors))
+        factors = (4, 2, 1, 0.5) if config.head_type == "dpt" else (8, 4, 2, 1)
+        layers = (_resize_layer(width, factor, self.overlap) for width, factor in zip(channels, factors, strict=True))
+        self.resize_layers = nn.ModuleList(layers)
         self.scratch = DPTScratch(channels, config.features)
         self.composed = {
             level: ComposedConvolution(resize, getattr(self.scratch, f"layer{level + 1}_rn"))
             for level, resize in enumerate(self.resize_layers)
-            if isinstance(resize, nn.ConvTranspose2d)
+            if isinstance(resize, nn.ConvTranspose2d) and self.overlap == 1
         }
 
     def forward(self, features: list[Tensor], grid: tuple[int, int]) -> Tensor:
@@ -230,10 +233,12 @@ class DPTDepthHead(DepthHead):
         return conv(self.resize_layers[level](x))
 
 
-def _resize_layer(channels: int, factor: float) -> nn.Module:
+def _resize_layer(channels: int, factor: float, overlap: int) -> nn.Module:
     """Return the layer that resizes a map by 8, 4, 2, 1 or a half."""
     if factor > 1:
-        return nn.ConvTranspose2d(channels, channels, int(factor), stride=int(factor))
+        stride = int(factor)
+        padding = (overlap - 1) * stride // 2
+        return nn.ConvTranspose2d(channels, channels, overlap * stride, stride=stride, padding=padding)
     return nn.Identity() if factor == 1 else nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
 

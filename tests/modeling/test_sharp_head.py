@@ -7,7 +7,7 @@ from depthvlm.modeling_depthvlm import DepthHeadConfig, DepthVLMForConditionalGe
 from depthvlm.modeling_depthvlm.depth_heads_depthvlm import build_depth_head
 from depthvlm.modeling_depthvlm.glm4v_depthvlm import DepthVLMGlm4vConfig
 from depthvlm.modeling_depthvlm.qwen2_5_vl_depthvlm import DepthVLMQwen2_5_VLConfig
-from depthvlm.modeling_depthvlm.sharp_head_depthvlm import NEIGHBOURS, Selection, picture_of, spread_cells
+from depthvlm.modeling_depthvlm.sharp_head_depthvlm import picture_of, spread_cells
 from depthvlm.processing import DepthVLMImageProcessor
 from PIL import Image
 from toy_models import last_layer, toy_config, toy_inputs, toy_model
@@ -65,52 +65,33 @@ def test_states_before_the_merger_are_those_that_it_merges():
     assert torch.equal(torch.cat(list(maps.fine[1])), inputs["pixel_values"])
 
 
-def test_constant_maps_have_no_grid():
-    head = sharp_head()
-    tokens, patches, pixels = torch.randn(1, 24, 1, 1), torch.randn(1, 24, 1, 1), torch.randn(1, 3, 1, 1)
-    maps = features_of(tokens.expand(-1, -1, 3, 4), patches.expand(-1, -1, 6, 8), pixels.expand(-1, -1, 96, 128))
-    with torch.no_grad():
-        depth = head(maps, (3, 4))
-    assert depth.shape == (1, 96, 128)
-    torch.testing.assert_close(depth, depth[:, :1, :1].expand_as(depth), atol=1e-5, rtol=1e-5)
-
-
-def test_a_shifted_input_shifts_the_map():
-    """By a whole token, farther from the borders than the head sees."""
-    head = sharp_head()
-    tokens, patches, pixels = torch.randn(1, 24, 1, 27), torch.randn(1, 24, 2, 54), torch.randn(1, 3, 32, 864)
-    one = features_of(tokens[..., :26], patches[..., :52], pixels[..., :832])
-    other = features_of(tokens[..., 1:], patches[..., 2:], pixels[..., 32:])
-    with torch.no_grad():
-        first, second = head(one, (1, 26))[0], head(other, (1, 26))[0]
-    inner = first[:, 416:448]
-    torch.testing.assert_close(inner, second[:, 384:416], atol=1e-5, rtol=1e-5)
-    assert inner.std() > 1e-3
+def test_a_token_reaches_into_its_neighbours():
+    """By half a token to either side, where `dpt_light` stops at its border; a token is 8 pixels of the finest map."""
+    tokens = torch.zeros(1, 24, 1, 5)
+    tokens[0, :, 0, 2] = torch.randn(24)
+    for head_type, reach in (("dpt_sharp", 4), ("dpt_light", 0)):
+        config = DepthHeadConfig(head_type=head_type, features=16, out_channels=[16] * 4)
+        head = build_depth_head(config, 24, 32, toy_config(width=24).vision_config)
+        with torch.no_grad():
+            with_it, without = (
+                head.resize_layers[0](head.projects[0](one.flatten(2).mT, (1, 5)))
+                for one in (tokens, torch.zeros_like(tokens))
+            )
+        written = with_it - without
+        columns = written.abs().sum((0, 1, 2)).nonzero().flatten()
+        assert (columns.min(), columns.max()) == (16 - reach, 23 + reach)
 
 
 def test_the_picture_shows_at_its_own_resolution():
+    """A column of the picture changes no more than the pixels that convolutions of 1, 2 and 4 pixels can reach."""
     head = sharp_head()
     tokens, patches, pixels = torch.zeros(1, 24, 3, 3), torch.zeros(1, 24, 6, 6), torch.zeros(1, 3, 96, 96)
-    pixels[:, :, :, 48:] = 1.0
+    changed = pixels.clone()
+    changed[..., 48] = 1.0
     with torch.no_grad():
-        row = head(features_of(tokens, patches, pixels), (3, 3))[0, 48].log()
-    assert (row[1:] - row[:-1]).abs().argmax() in range(46, 49)
-
-
-def test_a_selection_makes_a_step_of_a_ramp():
-    """Each pixel takes the value two pixels away, on its own side of the middle."""
-    selection = Selection(2, reach=2)
-    torch.nn.init.zeros_(selection.weights.weight)
-    torch.nn.init.zeros_(selection.weights.bias)
-    ramp = torch.tensor([1.0, 1.0, 1.0, 1.5, 2.5, 3.0, 3.0, 3.0])[None, None, None]
-    left = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0])
-    sides = torch.stack([left, 1 - left])[None, :, None]
-    with torch.no_grad():
-        selection.weights.weight[NEIGHBOURS.index((0, -1)), 0, 1, 1] = 100.0
-        selection.weights.weight[NEIGHBOURS.index((0, 1)), 1, 1, 1] = 100.0
-        mixed = selection(ramp, sides)
-        assert torch.allclose(selection(torch.full((1, 1, 3, 4), 7.0), torch.randn(1, 2, 3, 4)), torch.tensor(7.0))
-    torch.testing.assert_close(mixed.flatten(), torch.tensor([1.0, 1.0, 1.0, 1.0, 3.0, 3.0, 3.0, 3.0]))
+        one, other = (head(features_of(tokens, patches, picture), (3, 3))[0] for picture in (pixels, changed))
+    row = (other - one)[48].abs()
+    assert row.argmax() in range(45, 52)
 
 
 @pytest.mark.parametrize("size", [(2048, 1024), (2560, 1024), (4096, 1152)], ids=["2B", "4B", "8B"])
