@@ -62,17 +62,16 @@ class DepthHeadConfig(PreTrainedConfig):
         head_type (`str`, *optional*, defaults to `"dpt_light"`):
             `"dpt_light"`, the paper's head, which only upsamples (strides 4, 8, 16, 32); `"dpt"`, the original DPT
             pyramid, which upsamples by 4 and 2, keeps and downsamples by 2; `"mlp"`, two linear layers per token;
-            `"dpt_sharp"`, not in the paper, which also reads the ViT's states before the merger and the picture itself
-            (backbones with patches of 16 pixels only).
+            `"dpt_sharp"`, not in the paper: `"dpt_light"` that also reads the ViT's states before the merger and the
+            picture (backbones with patches of 16 pixels only).
         feature_source (`str`, *optional*, defaults to `"vit+llm"`):
             Equation 2: `"vit+llm"`, three levels of the ViT and the final LLM state; `"vit"`, these levels and the
             final ViT output; `"llm"`, three LLM layers at a quarter, a half and three quarters of the depth and the
             final state; `"llm_final"`, only the final state (MLP head only).
         features (`int`, *optional*, defaults to 256):
-            Channels of the fusion blocks (DPT heads); with `"dpt_sharp"` those of its map at 8 pixels, of which coarser
-            maps have twice and finer ones a half to an eighth.
+            Channels of the fusion blocks (DPT heads).
         out_channels (`list[int]`, *optional*, defaults to `[256, 512, 1024, 1024]`):
-            Channels of the four feature maps after projection (DPT heads).
+            Channels of the four feature maps after projection (DPT heads); `"dpt_sharp"` has `features` in all.
         hidden_size (`int`, *optional*, defaults to 1024):
             Width of the hidden layer of the MLP head.
         mlp_fusion (`str`, *optional*, defaults to `"concat"`):
