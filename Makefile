@@ -65,7 +65,7 @@ $(NANO)/stage3/model.safetensors: $(NANO)/stage2/model.safetensors
 $(NANO)/stage%/model.safetensors: training/recipes/nano_stage%.yaml
 	$(NANO_ENV) $(BIN)/depthvlm sft --config $< --resume_from_checkpoint latest
 
-# The paper's tables 4 to 7 at nano's scale, about 8 hours of one core; interrupted, it goes on where it was when called again.
+# The paper's tables 4 to 7 at nano's scale, about 2.5 hours of one core; interrupted, it goes on where it was when called again.
 # ABLATION_JOBS processes at a time, at most one for two cores.
 # In the background: `nohup make ablations > ablations.log 2>&1 &`.
 ablations: $(NANO)/stage0/model.safetensors

@@ -5,7 +5,7 @@ Train heads on the frozen nano by one budget, and compare the shape of their map
 
 Each head is drawn anew and trained by `depthvlm sft` with head.yaml beside this file, on the same scenes in the same
 order; then scored by `depthvlm bench eval --protocol dense`. What is finished is not made again, and an interrupted
-training goes on from its last checkpoint: run the same command once more. About 20 minutes of one core for a head.
+training goes on from its last checkpoint: run the same command once more. About 15 minutes of one core for a head.
 """
 
 import json
@@ -154,7 +154,9 @@ def main(
         heads[name] = sum(parameter.numel() for parameter in load(folder).model.depth_head.parameters())
     conditions = (HERE / "head_conditions.md").read_text(encoding="utf-8")
     conditions = conditions.format(steps=steps, images=images, torch=torch.__version__.partition("+")[0])
-    write_text(page or out / "heads.md", f"{conditions}\n{table(found, heads)}\n\n{against_first(found)}\n")
+    left = ", ".join(row.title for name, row in ROWS.items() if name not in found)
+    tables = f"{table(found, heads)}\n\n{against_first(found)}\n" + (f"\nNot trained: {left}.\n" if left else "")
+    write_text(page or out / "heads.md", f"{conditions}\n{tables}")
 
 
 if __name__ == "__main__":
