@@ -199,7 +199,9 @@ class Prediction:
         lens = {}
         if isinstance(self.camera, Lens):
             lens = {"lens": self.camera.model, "distortion": list(self.camera.distortion)}
-        spread = None if isinstance(self.camera, Lens) else self.camera.fov_spread
+        fov = {}
+        if not isinstance(self.camera, Lens) and self.camera.fov_spread is not None:
+            fov = {"fov": self.camera.fov, "fov_spread": self.camera.fov_spread}
         return {
             "source": None if self.source is None else str(self.source.resolve()),
             "model": self.model,
@@ -207,7 +209,7 @@ class Prediction:
             "height": self.depth.shape[0],
             "camera": {name: getattr(self.camera, name) for name in ("fx", "fy", "cx", "cy", "width", "height")} | lens,
             "focal_source": self.camera.source,
-            **({} if spread is None else {"fov": self.camera.fov, "fov_spread": spread}),
+            **fov,
             "unit": "metres",
             "depth_type": self.depth_type,
             **self.summary(),

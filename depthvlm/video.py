@@ -310,7 +310,8 @@ class ClipRun:
         """Return the camera with the median focal length among the model's estimates from the first frames."""
         pictures = [frame.picture() for frame in itertools.islice(self._taken(), FRAMES_FOR_CAMERA)]
         found = self.load().predict(pictures, batch_size=self.batch_size)
-        cameras = sorted((one.camera for one in found), key=lambda camera: camera.fx)
+        pinholes = (one.camera for one in found if isinstance(one.camera, Camera))  # no lens is given
+        cameras = sorted(pinholes, key=lambda camera: camera.fx)
         return cameras[len(cameras) // 2] if cameras else assumed
 
     def _taken(self) -> Iterator[Frame]:

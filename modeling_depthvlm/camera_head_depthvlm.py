@@ -3,7 +3,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -95,7 +95,7 @@ class CameraHead(nn.Module):
     @torch.no_grad()
     def is_untrained(self) -> bool:
         """Return whether the last layer's bias is zero, as it was initialised."""
-        bias = self.output[-1].bias
+        bias = cast(Tensor, self.output[-1].bias)
         return not bias.is_meta and not bool(bias.any())
 
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The DepthVLM authors. Licensed under the Apache License, Version 2.0.
 """`head_type="dpt_sharp"`, not one of the paper's: `dpt_light` whose cells overlap, with patches and the picture."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -98,7 +98,7 @@ class SharpDepthHead(DPTDepthHead):
         self.patch_project = TokenProjection(vision_config.hidden_size, wide)
         self.stem2 = nn.Sequential(EdgeConv2d(COLOURS, fine, stride=2), nn.ReLU(), EdgeConv2d(fine, fine))
         self.stem4 = nn.Sequential(nn.ReLU(), EdgeConv2d(fine, wide, stride=2))
-        self.stem1 = EdgeConv2d(COLOURS, self.scratch.output_conv2[0].out_channels)
+        self.stem1 = EdgeConv2d(COLOURS, cast(nn.Conv2d, self.scratch.output_conv2[0]).out_channels)
         self.unit = ResidualUnit(fine)
 
     def forward(self, features: list[Tensor], grid: tuple[int, int]) -> Tensor:

@@ -29,8 +29,10 @@ from .forward import TOTALS
 logger = logging.getLogger(__name__)
 
 # Added by a micro-batch besides `TOTALS`: its shares of the step's loss, and exact sums.
-SHARES = ("text_share", "depth_share", "text_nll", "text_tokens", "images", "tokens", "skipped")
-SHARES += ("camera_share", "camera_nll", "camera_error", "camera_images")
+SHARES = (
+    *("text_share", "depth_share", "text_nll", "text_tokens", "images", "tokens", "skipped"),
+    *("camera_share", "camera_nll", "camera_error", "camera_images"),
+)
 NAMES = (*SHARES, *TOTALS)
 
 MOST_ROWS = 4  # rows of a picture

@@ -246,9 +246,8 @@ def _line(job: Job, prediction: Prediction) -> str:
     camera = prediction.camera
     image, made = printable(job.image), prediction.calibration
     line = f"{image}  {depth} m (min / median / max)  focal length {camera.fx:.1f} px ({camera.source})"
-    spread = None if isinstance(camera, Lens) else camera.fov_spread
-    if spread is not None:
-        line += f"\n  field of view {camera.fov:.0f} degrees +- {spread:.0f}, predicted by the model"
+    if not isinstance(camera, Lens) and camera.fov_spread is not None:
+        line += f"\n  field of view {camera.fov:.0f} degrees +- {camera.fov_spread:.0f}, predicted by the model"
     if made is None:
         return line
     rejected = ", ".join(f"{x:g},{y:g},{metres:g}" for x, y, metres in made.rejected[:_MOST_NAMED])
