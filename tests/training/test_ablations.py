@@ -145,7 +145,7 @@ def test_options_that_cannot_be_are_refused_before_anything_is_written(tmp_path,
 @pytest.mark.slow
 def test_a_row_is_interrupted_resumed_and_scored(tmp_path):
     script = REPOSITORY / "scripts" / "nano" / "run_ablations.py"
-    size = ("--steps-scale", "0.004", "--held-out", "2", "--questions", "3", "--seeds", "1", "--only", "stage2_only")
+    size = ("--steps-scale", "0.02", "--held-out", "2", "--questions", "3", "--seeds", "1", "--only", "stage2_only")
     command = [sys.executable, script, tmp_path / "out", "--start", bundled_model_path(), *size]
     run = tmp_path / "out" / "runs" / "stage2_only_0"
     first = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
