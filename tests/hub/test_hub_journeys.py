@@ -265,3 +265,43 @@ def test_every_way_to_predict_from_the_hub(world, nano):
         "measure", "-m", "depthvlm", "measure", PHOTO, "the chair", *fov, "--model", "ada/nano", "--max-new-tokens", 8
     ):
         assert "No box in the reply: " in told  # nano cannot find objects by their names
+
+
+def test_a_sharp_head_and_a_camera_head(world):
+    """Trained on a plain Qwen3-VL of the Hub, pushed, used for a picture without a camera and without the package."""
+    heads = json.dumps({"depth_config": {"head_type": "dpt_sharp", "features": 16, "predict_fov": True}})
+    losses = ("--gradient_matching_weight", 0.5, "--normal_weight", 0.25, "--camera_withheld", 1.0)
+    told = world.sft(
+        "sharp", "ada/plain", "sharp", "--trainable", "head", "--model_init_kwargs", heads, *losses, "--max_steps", 1
+    )
+    assert all(f"'{name}'" in told for name in ("silog", "gradient_matching", "normal", "camera_loss", "camera_error"))
+    [stage] = world.recipe("sharp")
+    assert stage["loss"] == {
+        "depth_loss_weight": 1.0,
+        "silog_lambda": 0.5,
+        "gradient_matching_weight": 0.5,
+        "normal_weight": 0.25,
+        "camera_loss_weight": 1.0,
+    }
+    world.run("push_sharp", "-m", "depthvlm", "push", "sharp", "--repo", "ada/sharp", "--private")
+
+    Image.fromarray(np.asarray(Image.open(PHOTO))).save(world.folder / "bare.png")  # without EXIF data
+    online, _ = world.twice(
+        "bare",
+        *("-m", "depthvlm", "predict", "bare.png", "--formats", "npy,json", "--out", "OUT"),
+        "--model",
+        "ada/sharp",
+    )
+    assert "predicted by the model" in online
+    first, again = (world.folder / f"bare_{name}" for name in ("out", "offline"))
+    np.testing.assert_array_equal(np.load(first / "bare_depth.npy"), np.load(again / "bare_depth.npy"))
+    record = json.loads((first / "bare.json").read_text())
+    assert record["focal_source"] == "predicted"
+    expected = 2 * np.degrees(np.arctan(record["camera"]["width"] / (2 * record["camera"]["fx"])))
+    assert (record["fov"], record["fov_spread"] > 0) == (pytest.approx(expected), True)
+
+    remote, offline = world.twice("auto_sharp", "-c", USE, "ada/sharp", PHOTO)
+    with_package = world.run("auto_sharp", "-c", USE, "ada/sharp", PHOTO, "with", offline=True, token=None)
+    found = [re.findall("(?m)^found .*", told) for told in (remote, offline, with_package)]
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) == 1
