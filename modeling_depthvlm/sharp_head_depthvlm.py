@@ -12,8 +12,8 @@ from .depth_heads_depthvlm import DPTDepthHead, TokenProjection
 COLOURS = 3  # channels of the picture
 
 
-def spread_cells(cells: Tensor, grid: tuple[int, int], side: int) -> Tensor:
-    """Return patches in raster order, as a picture.
+def raster_order(cells: Tensor, grid: tuple[int, int], side: int) -> Tensor:
+    """Return patches row by row.
 
     Args:
         cells: `(N, h * w * side ** 2, C)`: the patches of a token lie together, as the vision tower sees them.
@@ -21,11 +21,9 @@ def spread_cells(cells: Tensor, grid: tuple[int, int], side: int) -> Tensor:
         side: Patches per token and axis.
 
     Returns:
-        `(N, C, h * side, w * side)`, channels last in memory.
+        `(N, h * side * w * side, C)`.
     """
-    height, width = grid
-    raster = cells.unflatten(1, (height, width, side, side)).transpose(2, 3)
-    return raster.reshape(len(cells), height * side, width * side, cells.shape[-1]).permute(0, 3, 1, 2)
+    return cells.unflatten(1, (*grid, side, side)).transpose(2, 3).flatten(1, 4)
 
 
 def picture_of(patches: Tensor, grid: tuple[int, int], side: int, patch_size: int) -> Tensor:
@@ -113,9 +111,9 @@ class SharpDepthHead(DPTDepthHead):
         height, width = grid
         picture = picture_of(pixels, grid, self.side, self.patch_size)
         half = self.stem2(picture)
-        pyramid = [self._level(level, states, grid) for level, states in enumerate(tokens)]
-        raster = spread_cells(self.patch_norm(patches), grid, self.side).permute(0, 2, 3, 1).flatten(1, 2)
-        pyramid[2] = pyramid[2] + self.patch_project(raster, (height * self.side, width * self.side))
+        pyramid = [self._level(level, one, grid) for level, one in enumerate(tokens)]
+        states = raster_order(self.patch_norm(patches), grid, self.side)
+        pyramid[2] = pyramid[2] + self.patch_project(states, (height * self.side, width * self.side))
         pyramid[0] = pyramid[0] + self.stem4(half)
         x = self.unit(self.scratch(pyramid) + half)
         convolution, *rest = self.scratch.output_conv2

@@ -313,7 +313,9 @@ def score_depth(
             losses = losses + dense.gradient_matching * parts[1]
         if dense.normal:
             assert targets.cameras is not None
-            parts[2] = normal_loss_per_image(stacked, truth, targets.cameras[[index for index, _ in pairs]])
+            # Views, because indexing by a list copies it to the GPU and synchronises.
+            cameras = torch.stack([targets.cameras[index] for index, _ in pairs])
+            parts[2] = normal_loss_per_image(stacked, truth, cameras)
             losses = losses + dense.normal * parts[2]
         loss = loss + losses.sum()
         totals = totals + _totals(stacked.detach(), truth, [part.detach() for part in parts], has_depth)

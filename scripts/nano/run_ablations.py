@@ -49,7 +49,7 @@ Job = tuple[str, int]  # a row's name and its seed
 FULL = full_settings()
 DONE = "trained.json"  # in a stage's folder, written when it has ended
 STEP = re.compile(rb"(\d+)/\d+ \[")  # in the trainer's progress bar
-# Seconds of one core, for the time that is left: rounded up from what docs/benchmarks/ablations.md says.
+# Seconds of one core, for the time that is left: about what the trainings of docs/benchmarks/ablations.md took.
 SECONDS_A_STEP = {1: 0.5, 2: 1.0}
 SECONDS_TO_START, SECONDS_A_SCENE, SECONDS_A_QUESTION = 20.0, 0.06, 0.06
 

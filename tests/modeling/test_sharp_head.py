@@ -7,7 +7,7 @@ from depthvlm.modeling_depthvlm import DepthHeadConfig, DepthVLMForConditionalGe
 from depthvlm.modeling_depthvlm.depth_heads_depthvlm import build_depth_head
 from depthvlm.modeling_depthvlm.glm4v_depthvlm import DepthVLMGlm4vConfig
 from depthvlm.modeling_depthvlm.qwen2_5_vl_depthvlm import DepthVLMQwen2_5_VLConfig
-from depthvlm.modeling_depthvlm.sharp_head_depthvlm import picture_of, spread_cells
+from depthvlm.modeling_depthvlm.sharp_head_depthvlm import picture_of, raster_order
 from depthvlm.processing import DepthVLMImageProcessor
 from PIL import Image
 from toy_models import last_layer, toy_config, toy_inputs, toy_model
@@ -51,7 +51,7 @@ def test_patches_in_raster_order():
     by_cell = [0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11]
     by_cell += [number + 12 for number in by_cell]
     cells = torch.tensor(by_cell, dtype=torch.float32)[None, :, None]
-    assert torch.equal(spread_cells(cells, (2, 3), 2)[0, 0], torch.arange(24.0).view(4, 6))
+    assert torch.equal(raster_order(cells, (2, 3), 2).flatten(), torch.arange(24.0))
 
 
 def test_states_before_the_merger_are_those_that_it_merges():
