@@ -192,7 +192,7 @@ def draw_scene(
     while own_grid != grid:
         fov, (width, height), own_grid = _camera(rng, focal_length, sizes, widths)
     scene = render_scene(seed, width=width, height=height, fov=fov)
-    return dataclasses.replace(scene, image=_jitter(scene.image, rng))
+    return dataclasses.replace(scene, image=change_light(scene.image, rng))
 
 
 def _rows(shards: list[tuple[int, int]], recipe: _Recipe) -> Iterator[dict[str, Any]]:
@@ -251,7 +251,7 @@ def _camera(
     return fov, (width, height), (round(height * scale), round(width * scale))
 
 
-def _jitter(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+def change_light(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
     """Change gamma and white balance mildly: no light must be a cue for distance."""
     tone = np.linspace(0, 1, 256)[:, None] ** rng.uniform(0.75, 1.3) * rng.uniform(0.9, 1.1, 3)
     table = (tone.clip(0, 1) * 255).astype(np.uint8)

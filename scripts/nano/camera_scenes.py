@@ -8,8 +8,7 @@ import math
 
 import numpy as np
 from depthvlm.benchmark.synthetic import render_scene
-from depthvlm.benchmark.synthetic.samples import ASPECTS
-from depthvlm.benchmark.synthetic.samples import _jitter as changed_light
+from depthvlm.benchmark.synthetic.samples import ASPECTS, change_light
 from depthvlm.benchmark.synthetic.scenes import SyntheticScene
 
 FIELDS_OF_VIEW = (45.0, 80.0)  # degrees across the width, uniform: those that nano was trained on
@@ -23,4 +22,4 @@ def camera_scene(seed: int) -> tuple[SyntheticScene, np.ndarray, float]:
     width = round(math.exp(rng.uniform(*map(math.log, WIDTHS))))
     height = round(width / ASPECTS[rng.integers(len(ASPECTS))])
     scene = render_scene(seed, width=width, height=height, fov=fov)
-    return scene, changed_light(scene.image, rng), fov
+    return scene, change_light(scene.image, rng), fov
