@@ -67,7 +67,7 @@ def calibration(predictions: Sequence[Prediction], scenes: Sequence[Any]) -> lis
 def main(
     model: Annotated[str, typer.Argument(help="Folder or Hub name of a checkpoint with a camera head.")],
     scenes: Annotated[int, typer.Option(help="Held-out scenes.")] = 600,
-    first: Annotated[int, typer.Option(help="The first scene of the held-out range.")] = 500_000,
+    first: Annotated[int, typer.Option(help="The first scene of the held-out range.")] = 600_000,
 ) -> None:
     """Print the tables, and write them into the page."""
     predictor = load(model, dtype="float32")

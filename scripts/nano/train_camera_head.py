@@ -86,7 +86,7 @@ def train(head: CameraHead, maps: Maps, epochs: int, learning_rate: float, weigh
 def main(
     out: Annotated[Path, typer.Argument(help="New folder of the checkpoint.")],
     cache: Annotated[Path, typer.Option(help="Folder of the maps, which are computed where they are missing.")],
-    epochs: Annotated[int, typer.Option()] = 8,
+    epochs: Annotated[int, typer.Option()] = 20,
     learning_rate: Annotated[float, typer.Option()] = 2e-3,
     weight_decay: Annotated[float, typer.Option()] = 0.1,
 ) -> None:
