@@ -43,11 +43,13 @@ class Row:
 
 
 LOSSES = ("--gradient_matching_weight", "0.5", "--normal_weight", "0.5")
+MORE_NORMALS = ("--gradient_matching_weight", "0.5", "--normal_weight", "1.0")
 ROWS = {
     "light": Row("`dpt_light`", {}),
     "light_losses": Row("`dpt_light`, dense losses", {}, LOSSES),
     "sharp": Row("`dpt_sharp`", {"head_type": "dpt_sharp"}),
     "sharp_losses": Row("`dpt_sharp`, dense losses", {"head_type": "dpt_sharp"}, LOSSES),
+    "sharp_normals": Row("`dpt_sharp`, dense losses, normals twice", {"head_type": "dpt_sharp"}, MORE_NORMALS),
 }
 # Metrics of `bench eval` with their titles and digits.
 METRICS = {
