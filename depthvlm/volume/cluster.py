@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_CPUS_OF_A_WORKER = 0.9
+_TASK_STAGES = 4  # without a model: list, prepare, encode, write
 
 
 def require_ray() -> Any:
@@ -75,7 +75,25 @@ def worker_resources(available: dict[str, float], device: str, workers: int | No
             raise ValueError(f"{workers or 1} worker(s) on GPUs are asked for, and the cluster has {gpus}: one a GPU.")
         return workers or gpus, {"num_gpus": 1}
     count = workers or max(1, int(cpus) // 2)
-    # One CPU at least is left for reading, preparing and writing, without which the workers would wait for ever. With
-    # a whole one, as tasks have, Ray Data would prepare and predict in turn in one process.
-    share = int(max(0.0, min(_CPUS_OF_A_WORKER, (cpus - 1) / count)) * 100) / 100
-    return count, {"num_cpus": share}
+    # One CPU at least is left for reading, preparing and writing, without which the workers would wait for ever.
+    return count, {"num_cpus": _share(0.0, (cpus - 1) / count)}
+
+
+def task_resources(available: dict[str, float], count: int, each: dict[str, float]) -> tuple[int, dict[str, float]]:
+    """Return the number of tasks that each of the other stages runs at once, and what each task takes of the cluster.
+
+    Ray Data serves the first stages first. Where CPUs are few, tasks of a whole CPU would run stage after stage: nothing
+    would be written before everything is predicted, and a run that is stopped would have nothing to go on from.
+
+    Args:
+        available: Resources of the cluster, as `ray.cluster_resources()` names them.
+        count: Number of workers with the model.
+        each: What each of them takes.
+    """
+    left = available.get("CPU", 1.0) - count * each.get("num_cpus", 1.0)  # Ray Data counts a CPU for a GPU's worker
+    return max(1, int(left)), {"num_cpus": _share(0.01, left / _TASK_STAGES)}
+
+
+def _share(least: float, cpus: float) -> float:
+    """Return a share of one CPU in hundredths, rounded down."""
+    return int(max(least, min(1.0, cpus)) * 100) / 100

@@ -14,7 +14,7 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ..checkpoint import resolve_model_path, split_revision, weights_identity
 from ..result_records import fingerprint
 from . import manifest
-from .cluster import connected, require_ray, worker_resources
+from .cluster import connected, require_ray, task_resources, worker_resources
 from .plan import PlanSummary, write_plan
 from .sources import Listing
 from .stages import CHUNK_BATCHES, Job, Predict, encode, prepare, write
@@ -185,22 +185,36 @@ class Run:
         context.execution_options.preserve_order = True  # so that consecutive images are those of one shard
         context.enable_progress_bars = False
         finished = frozenset(self.done.records)
+        tasks, task = task_resources(ray.cluster_resources(), count, each)
+        at_once = {"compute": ray.data.TaskPoolStrategy(size=tasks)}
+        # Without a function, Ray Data would run neighbours of equal shares in turn in one process.
+        apart = {"ray_remote_args_fn": dict}
         job = replace(self.job, device="cuda" if "num_gpus" in each else "cpu")
         return (
             ray.data.read_parquet(self.out.path(_PLAN), filesystem=PyFileSystem(FSSpecHandler(self.out.fs)))
             .map_batches(partial(_missing, finished=finished), batch_format="pyarrow", batch_size=None)
             .repartition(target_num_rows_per_block=1)  # a chunk a task
-            .map_batches(prepare, fn_kwargs={"job": job}, batch_size=1)
+            .map_batches(prepare, fn_kwargs={"job": job}, batch_size=1, **task, **at_once)
             .map_batches(
                 Predict,
                 fn_constructor_args=(job,),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(size=count),
                 **each,
+                **apart,
             )
-            .map_batches(encode, fn_kwargs={"job": job}, batch_size=1)
-            .repartition(target_num_rows_per_block=job.shard_rows, strict=True)
-            .map_batches(write, fn_kwargs={"job": job}, batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
+            .map_batches(encode, fn_kwargs={"job": job}, batch_size=1, **task, **at_once)
+            # Chunks, and so blocks, end where shards end: a task gets those of one shard.
+            .map_batches(
+                write,
+                fn_kwargs={"job": job},
+                batch_size=job.shard_rows,
+                batch_format="pyarrow",
+                zero_copy_batch=True,
+                **task,
+                **at_once,
+                **apart,
+            )
         )
 
 
