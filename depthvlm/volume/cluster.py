@@ -82,8 +82,8 @@ def worker_resources(available: dict[str, float], device: str, workers: int | No
 def task_resources(available: dict[str, float], count: int, each: dict[str, float]) -> tuple[int, dict[str, float]]:
     """Return the number of tasks that each of the other stages runs at once, and what each task takes of the cluster.
 
-    Ray Data serves the first stages first. Where CPUs are few, tasks of a whole CPU would run stage after stage: nothing
-    would be written before everything is predicted, and a run that is stopped would have nothing to go on from.
+    Ray Data serves the first stages first. Where CPUs are few, tasks of a whole CPU would run stage after stage:
+    nothing would be written before everything is predicted, and a stopped run would have nothing to go on from.
 
     Args:
         available: Resources of the cluster, as `ray.cluster_resources()` names them.
