@@ -73,14 +73,16 @@ def worker_resources(available: dict[str, float], device: str, workers: int | No
     if device == "cuda" or (device == "auto" and gpus):
         if (workers or 1) > gpus:
             raise ValueError(f"{workers or 1} worker(s) on GPUs are asked for, and the cluster has {gpus}: one a GPU.")
-        return workers or gpus, {"num_gpus": 1}
+        return workers or gpus, {"num_gpus": 1, "num_cpus": 0}  # else Ray Data takes a CPU, perhaps the last
     count = workers or max(1, int(cpus) // 2)
     # One CPU at least is left for reading, preparing and writing, without which the workers would wait for ever.
     return count, {"num_cpus": _share(0.0, (cpus - 1) / count)}
 
 
-def task_resources(available: dict[str, float], count: int, each: dict[str, float]) -> tuple[int, dict[str, float]]:
-    """Return the number of tasks that each of the other stages runs at once, and what each task takes of the cluster.
+def task_resources(
+    available: dict[str, float], count: int, each: dict[str, float]
+) -> tuple[int, dict[str, float], dict[str, float]]:
+    """Return the number of tasks that each of the other stages runs at once, and what a task and a writer take.
 
     Ray Data serves the first stages first. Where CPUs are few, tasks of a whole CPU would run stage after stage:
     nothing would be written before everything is predicted, and a stopped run would have nothing to go on from.
@@ -90,8 +92,12 @@ def task_resources(available: dict[str, float], count: int, each: dict[str, floa
         count: Number of workers with the model.
         each: What each of them takes.
     """
-    left = available.get("CPU", 1.0) - count * each.get("num_cpus", 1.0)  # Ray Data counts a CPU for a GPU's worker
-    return max(1, int(left)), {"num_cpus": _share(0.01, left / _TASK_STAGES)}
+    left = available.get("CPU", 1.0) - count * each["num_cpus"]
+    share = _share(0.02, left / _TASK_STAGES)
+    # Ray Data runs neighbours that take the same in turn in one process, and counts their rows in common.
+    if share == each["num_cpus"]:
+        share -= 0.01
+    return max(1, int(left)), {"num_cpus": share}, {"num_cpus": share / 2}
 
 
 def _share(least: float, cpus: float) -> float:

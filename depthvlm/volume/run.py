@@ -185,10 +185,8 @@ class Run:
         context.execution_options.preserve_order = True  # so that consecutive images are those of one shard
         context.enable_progress_bars = False
         finished = frozenset(self.done.records)
-        tasks, task = task_resources(ray.cluster_resources(), count, each)
+        tasks, task, writer = task_resources(ray.cluster_resources(), count, each)
         at_once = {"compute": ray.data.TaskPoolStrategy(size=tasks)}
-        # Without a function, Ray Data would run neighbours of equal shares in turn in one process.
-        apart = {"ray_remote_args_fn": dict}
         job = replace(self.job, device="cuda" if "num_gpus" in each else "cpu")
         return (
             ray.data.read_parquet(self.out.path(_PLAN), filesystem=PyFileSystem(FSSpecHandler(self.out.fs)))
@@ -201,7 +199,6 @@ class Run:
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(size=count),
                 **each,
-                **apart,
             )
             .map_batches(encode, fn_kwargs={"job": job}, batch_size=1, **task, **at_once)
             # Chunks, and so blocks, end where shards end: a task gets those of one shard.
@@ -211,9 +208,8 @@ class Run:
                 batch_size=job.shard_rows,
                 batch_format="pyarrow",
                 zero_copy_batch=True,
-                **task,
+                **writer,
                 **at_once,
-                **apart,
             )
         )
 

@@ -258,17 +258,25 @@ def test_the_workers_leave_a_cpu_for_the_rest():
     assert worker_resources({"CPU": 2.0}, "auto", 2) == (2, {"num_cpus": 0.5})
     assert worker_resources({"CPU": 16.0}, "auto", None) == (8, {"num_cpus": 1.0})
     assert worker_resources({"CPU": 1.0}, "cpu", None) == (1, {"num_cpus": 0.0})
-    assert worker_resources({"CPU": 64.0, "GPU": 8.0}, "auto", None) == (8, {"num_gpus": 1})
+    assert worker_resources({"CPU": 64.0, "GPU": 8.0}, "auto", None) == (8, {"num_gpus": 1, "num_cpus": 0})
     assert worker_resources({"CPU": 64.0, "GPU": 8.0}, "cpu", 4) == (4, {"num_cpus": 1.0})
     with pytest.raises(ValueError, match="the cluster has 0"):
         worker_resources({"CPU": 64.0}, "cuda", None)
 
 
-def test_every_stage_has_a_share_of_the_cpus():
-    assert task_resources({"CPU": 2.0}, 2, {"num_cpus": 0.5}) == (1, {"num_cpus": 0.25})
-    assert task_resources({"CPU": 2.0, "GPU": 1.0}, 1, {"num_gpus": 1}) == (1, {"num_cpus": 0.25})
-    assert task_resources({"CPU": 16.0}, 8, {"num_cpus": 1.0}) == (8, {"num_cpus": 1.0})
-    assert task_resources({"CPU": 4.0, "GPU": 4.0}, 4, {"num_gpus": 1}) == (1, {"num_cpus": 0.01})
+@pytest.mark.parametrize(
+    ("available", "count", "each", "tasks", "task"),
+    [
+        ({"CPU": 2.0}, 2, {"num_cpus": 0.5}, 1, 0.25),
+        ({"CPU": 2.0, "GPU": 1.0}, 1, {"num_gpus": 1, "num_cpus": 0}, 2, 0.5),
+        ({"CPU": 64.0, "GPU": 8.0}, 8, {"num_gpus": 1, "num_cpus": 0}, 64, 1.0),
+        ({"CPU": 16.0}, 8, {"num_cpus": 1.0}, 8, 0.99),  # not what its neighbour takes
+        ({"CPU": 2.0}, 4, {"num_cpus": 0.25}, 1, 0.24),
+    ],
+)
+def test_every_stage_has_a_share_of_the_cpus(available, count, each, tasks, task):
+    expected = (tasks, {"num_cpus": pytest.approx(task)}, {"num_cpus": pytest.approx(task / 2)})
+    assert task_resources(available, count, each) == expected
 
 
 def test_half_a_shard_is_never_written(tmp_path, pictures):
