@@ -28,7 +28,8 @@ from depthvlm.files import read_json, write_json, write_text
 
 HERE = Path(__file__).resolve().parent
 RECIPE = HERE / "head.yaml"
-STEPS = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["max_steps"]
+SETTINGS = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
+STEPS = SETTINGS["max_steps"]
 NANO = HERE.parents[1] / "depthvlm" / "nano"
 DONE = "trained.json"  # in a checkpoint's folder, written when its training has ended
 
@@ -136,6 +137,22 @@ def against_first(found: dict[str, dict[str, Interval]]) -> str:
     return "\n".join(lines)
 
 
+def conditions(page: Path | None, only: list[str], steps: int, images: int) -> str:
+    """Return the head of the page: the command, and what its numbers depend on."""
+    options = [f"--page {page}"] if page else []
+    options += [f"--steps {steps}"] if steps != STEPS else []
+    options += [f"--only {name}" for name in only]
+    passes = steps * SETTINGS["per_device_train_batch_size"] / SETTINGS["dataset_generator_kwargs"]["scenes"]
+    text = (HERE / "head_conditions.md").read_text(encoding="utf-8")
+    return text.format(
+        command=" ".join(["python scripts/nano/compare_heads.py outputs/heads", *options]),
+        steps=steps,
+        scenes="the same scenes in the same order" + (f", in {passes:g} passes" if passes > 1 else ""),
+        images=images,
+        torch=torch.__version__.partition("+")[0],
+    )
+
+
 def main(
     out: Annotated[Path, typer.Argument(help="Folder of all that is made.")],
     page: Annotated[Path | None, typer.Option(help="File of the report; by default heads.md in OUT.")] = None,
@@ -154,11 +171,9 @@ def main(
             raise typer.BadParameter(f"{folder} was trained for another number of steps: give another folder.")
         found[name] = numbers(score(out, name, images))
         heads[name] = sum(parameter.numel() for parameter in load(folder).model.depth_head.parameters())
-    conditions = (HERE / "head_conditions.md").read_text(encoding="utf-8")
-    conditions = conditions.format(steps=steps, images=images, torch=torch.__version__.partition("+")[0])
     left = ", ".join(row.title for name, row in ROWS.items() if name not in found)
     tables = f"{table(found, heads)}\n\n{against_first(found)}\n" + (f"\nNot trained: {left}.\n" if left else "")
-    write_text(page or out / "heads.md", f"{conditions}\n{tables}")
+    write_text(page or out / "heads.md", f"{conditions(page, only or [], steps, images)}\n{tables}")
 
 
 if __name__ == "__main__":
