@@ -70,8 +70,8 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen) -> obje
     raise AssertionError(f"The command has ended: {process.stdout.read()}")
 
 
-def models(command: subprocess.Popen) -> list[int]:
-    """The processes below the command that hold a model."""
+def at_work(command: subprocess.Popen) -> list[int]:
+    """The processes below the command that predict at this moment, as Ray names them."""
     parents, names = {}, {}
     for place in Path("/proc").glob("[0-9]*"):
         try:
@@ -84,7 +84,7 @@ def models(command: subprocess.Popen) -> list[int]:
         above = process
         while above not in (0, 1, command.pid):
             above = parents.get(above, 0)
-        if above == command.pid and name.startswith("ray::") and "Predict" in name:
+        if above == command.pid and name.startswith("ray::") and "(Predict)).submit" in name:
             found.append(process)
     return found
 
@@ -102,8 +102,7 @@ def check(out: Path, expected: dict[str, np.ndarray], pictures: list[Path]) -> N
 def test_a_killed_worker_changes_nothing(tmp_path, pictures, expected):
     out = tmp_path / "out"
     command = begin(pictures, out)
-    wait_for(lambda: recorded(out), command)
-    victim = wait_for(lambda: models(command), command)[0]
+    victim = wait_for(lambda: at_work(command), command)[0]
     os.kill(victim, signal.SIGKILL)
     assert len(recorded(out)) < SHARDS
     said, _ = command.communicate(timeout=500)
@@ -123,7 +122,7 @@ def test_a_killed_run_goes_on(tmp_path, pictures, expected):
     before = recorded(out)
     assert 0 < len(before) < SHARDS
     again = begin(pictures, out)
-    wait_for(lambda: len(recorded(out)) > len(before), again)
+    wait_for(lambda: at_work(again), again)
     again.send_signal(signal.SIGINT)
     said, _ = again.communicate(timeout=500)
     assert again.returncode == 130, said
