@@ -277,6 +277,8 @@ def test_the_workers_leave_a_cpu_for_the_rest():
 def test_every_stage_has_a_share_of_the_cpus(available, count, each, tasks, task):
     expected = (tasks, {"num_cpus": pytest.approx(task)}, {"num_cpus": pytest.approx(task / 2)})
     assert task_resources(available, count, each) == expected
+    # With tasks of a whole CPU it would not: nothing would be encoded or written while pictures wait.
+    assert count * each["num_cpus"] + task + task + task / 2 <= available["CPU"]
 
 
 def test_half_a_shard_is_never_written(tmp_path, pictures):
